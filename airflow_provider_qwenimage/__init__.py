@@ -1,0 +1,41 @@
+"""Apache Airflow provider for the Qwen-Image-2512 text-to-image API. Public names load when first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
+    from airflow_provider_qwenimage.operators import QwenImageGenerateOperator
+    from airflow_provider_qwenimage.sensors import QwenImageStatusSensor
+    from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "QwenImageAsyncHook",
+    "QwenImageGenerateOperator",
+    "QwenImageHook",
+    "QwenImageStatusSensor",
+    "QwenImageStatusTrigger",
+    "__version__",
+]
+
+_MODULES = {
+    "QwenImageAsyncHook": "hooks",
+    "QwenImageGenerateOperator": "operators",
+    "QwenImageHook": "hooks",
+    "QwenImageStatusSensor": "sensors",
+    "QwenImageStatusTrigger": "triggers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -1,0 +1,486 @@
+"""The wire contract of the Qwen-Image-2512 API: requests, answers, limits and error mapping. No I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import Any
+from urllib.parse import urlsplit
+
+import pendulum
+
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageAuthError,
+    QwenImageBadRequestError,
+    QwenImageContentPolicyError,
+    QwenImageContractError,
+    QwenImageCreditsError,
+    QwenImageNotFoundError,
+    QwenImageRateLimitError,
+    QwenImageRequestError,
+    QwenImageServerError,
+    QwenImageTaskFailedError,
+)
+
+DEFAULT_BASE_URL = "https://qwen-image-2512.org"
+GENERATE_PATH = "/api/generate"
+STATUS_PATH = "/api/status"
+
+MAX_PROMPT_CHARACTERS = 2000
+CREDITS_PER_IMAGE = 5
+RANDOM_SEED = -1
+DEFAULT_SIZE = "1024*1024"
+SIZES = ("1024*1024", "1024*1536", "1536*1024", "768*1024", "1024*768")
+DEFAULT_OUTPUT_FORMAT = "jpeg"
+OUTPUT_FORMATS = ("jpeg", "png", "webp")
+
+# Far above any documented answer (a prompt of 2000 characters and a few URLs).
+MAX_ANSWER_BYTES = 1024 * 1024
+
+_HTTP_OK = 200
+_EXCERPT_CHARACTERS = 200
+
+
+class TaskStatus(StrEnum):
+    """The four documented statuses of an image task."""
+
+    PENDING = "PENDING"
+    IN_PROGRESS = "IN_PROGRESS"
+    SUCCESS = "SUCCESS"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """One request for an image, valid by construction.
+
+    Args:
+        prompt: What to draw: 1 to 2000 characters, not only white space.
+        size: Width times height in pixels, one of `SIZES`.
+        seed: An integer of at least 0 for a reproducible result, or -1 for a random one.
+        output_format: One of `OUTPUT_FORMATS`.
+        callback_url: An http(s) URL that the API calls when the task completes.
+
+    Raises:
+        ValueError: If a field is not what the API documents; the message names the field, its value
+            and what is allowed.
+    """
+
+    prompt: str
+    size: str = DEFAULT_SIZE
+    seed: int = RANDOM_SEED
+    output_format: str = DEFAULT_OUTPUT_FORMAT
+    callback_url: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        _check_choice("size", self.size, SIZES)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < RANDOM_SEED:
+            raise ValueError(
+                f"seed is {self.seed!r}; allowed are -1 (random) and the integers from 0 upwards."
+            )
+        _check_choice("output_format", self.output_format, OUTPUT_FORMATS)
+        if self.callback_url is not None and not is_http_url(self.callback_url):
+            raise ValueError(
+                f"callback_url is {self.callback_url!r}; allowed is an absolute http:// or https:// URL, or None."
+            )
+
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        width, height = self.size.split("*")
+        return int(width), int(height)
+
+    def payload(self) -> dict[str, Any]:
+        """Return the JSON body for ``POST /api/generate``."""
+        body: dict[str, Any] = {
+            "prompt": self.prompt,
+            "size": self.size,
+            "seed": self.seed,
+            "output_format": self.output_format,
+        }
+        if self.callback_url is not None:
+            body["callback_url"] = self.callback_url
+        return body
+
+    def fingerprint(self, place: int = 0) -> str:
+        """Return a stable name for the image that this request asks for.
+
+        Args:
+            place: The request's place among its like (a map index, a row of a batch). It counts only
+                with a random seed, where equal requests ask for different images.
+
+        Returns:
+            64 hexadecimal digits. The callback URL does not count: it does not change the image.
+        """
+        identity: list[Any] = [self.prompt, self.size, self.seed, self.output_format]
+        if self.seed == RANDOM_SEED:
+            identity.append(place)
+        canonical = json.dumps(identity, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def _check_prompt(prompt: object) -> None:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"prompt is {prompt!r}; allowed is a text that is not empty.")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(
+            f"prompt has {len(prompt)} characters ({prompt[:40]!r}…); "
+            f"allowed are at most {MAX_PROMPT_CHARACTERS}, the API's limit."
+        )
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
+
+
+def seed_from_text(seed: int | str) -> int:
+    """Return a seed as an integer, also when a template or a CSV file made a string of it.
+
+    Args:
+        seed: An integer, or the decimal text of one.
+
+    Raises:
+        ValueError: If the text is not an integer.
+    """
+    if not isinstance(seed, str):
+        return seed
+    try:
+        return int(seed.strip())
+    except ValueError:
+        raise ValueError(
+            f"seed is {seed!r}; allowed are -1 (random) and the integers from 0 upwards."
+        ) from None
+
+
+def is_http_url(value: object) -> bool:
+    """Whether `value` is the text of an absolute http(s) URL with a host and no white space."""
+    if not isinstance(value, str) or any(character.isspace() for character in value):
+        return False
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSnapshot:
+    """What the API said about an image task at one moment.
+
+    Attributes:
+        task_id: The API's id of the task.
+        status: A `TaskStatus`, or the raw text of a status that is not documented.
+        consumed_credits: Credits charged for the task so far, or None where the API did not say.
+        error_message: The API's reason for a failure.
+        created_at: When the task was created, or None where the API did not say or not in ISO 8601.
+        request: The request as the API echoes it.
+        image_urls: Where the images are; empty before ``SUCCESS``.
+        extra: Every field that is not documented (or, for ``created_at``, not readable), as it came.
+    """
+
+    task_id: str
+    status: str
+    consumed_credits: float | None = None
+    error_message: str | None = None
+    created_at: pendulum.DateTime | None = None
+    request: Mapping[str, Any] = field(default_factory=dict)
+    image_urls: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_documented(self) -> bool:
+        """Whether the status is one of the documented four."""
+        return isinstance(self.status, TaskStatus)
+
+    @classmethod
+    def from_data(cls, data: object) -> TaskSnapshot:
+        """Read the ``data`` object of a status answer.
+
+        Args:
+            data: The decoded JSON value.
+
+        Raises:
+            QwenImageContractError: If it is not of the documented shape.
+        """
+        if not isinstance(data, Mapping):
+            raise _wrong("data", data, "an object")
+        task_id = data.get("task_id")
+        if not isinstance(task_id, str) or not task_id:
+            raise _wrong("data.task_id", task_id, "a non-empty string")
+        status = data.get("status")
+        if not isinstance(status, str) or not status:
+            raise _wrong("data.status", status, "a non-empty string")
+        if status in TaskStatus.__members__:
+            status = TaskStatus(status)
+        error_message = data.get("error_message")
+        if error_message is not None and not isinstance(error_message, str):
+            raise _wrong("data.error_message", error_message, "a string or null")
+        request = data.get("request")
+        if request is not None and not isinstance(request, Mapping):
+            raise _wrong("data.request", request, "an object")
+        extra = {name: value for name, value in data.items() if name not in _SNAPSHOT_FIELDS}
+        created_at = _read_time(data.get("created_at"))
+        if created_at is None and data.get("created_at") is not None:
+            extra["created_at"] = data["created_at"]
+        return cls(
+            task_id=task_id,
+            status=status,
+            consumed_credits=_read_credits(data.get("consumed_credits")),
+            error_message=error_message,
+            created_at=created_at,
+            request=dict(request or {}),
+            image_urls=_read_image_urls(data.get("response"), status),
+            extra=extra,
+        )
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the ``data`` object that `from_data` reads back as an equal snapshot."""
+        data: dict[str, Any] = {
+            "task_id": self.task_id,
+            "status": str(self.status),
+            "consumed_credits": self.consumed_credits,
+            "error_message": self.error_message,
+            "created_at": self.created_at.isoformat() if self.created_at else None,
+            "request": dict(self.request),
+            "response": list(self.image_urls) or None,
+        }
+        return data | dict(self.extra)
+
+
+_SNAPSHOT_FIELDS = frozenset(
+    {"task_id", "status", "consumed_credits", "error_message", "created_at", "request", "response"}
+)
+
+
+@dataclass(frozen=True)
+class HttpAnswer:
+    """An HTTP answer as either client received it.
+
+    Args:
+        status: The HTTP status.
+        headers: The headers, with lower-case names.
+        body: The whole body, at most `MAX_ANSWER_BYTES`.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def parse_submission(answer: HttpAnswer) -> str:
+    """Read the answer to ``POST /api/generate``.
+
+    Returns:
+        The API's id of the new image task.
+
+    Raises:
+        QwenImageRequestError: If the API said no.
+        QwenImageContractError: If the answer is not of the documented shape.
+    """
+    data = _parse_envelope(answer)
+    task_id = data.get("task_id") if isinstance(data, Mapping) else None
+    if not isinstance(task_id, str) or not task_id:
+        raise _wrong("data.task_id", task_id, "a non-empty string")
+    return task_id
+
+
+def parse_status(answer: HttpAnswer, image_task_id: str) -> TaskSnapshot:
+    """Read the answer to ``GET /api/status``.
+
+    Args:
+        answer: The answer.
+        image_task_id: The id that was asked for.
+
+    Raises:
+        QwenImageRequestError: If the API said no.
+        QwenImageContractError: If the answer is not of the documented shape, or about another task.
+    """
+    snapshot = TaskSnapshot.from_data(_parse_envelope(answer))
+    if snapshot.task_id != image_task_id:
+        raise _wrong("data.task_id", snapshot.task_id, f"the id that was asked for, {image_task_id!r}")
+    return snapshot
+
+
+def task_failure(snapshot: TaskSnapshot) -> QwenImageTaskFailedError:
+    """Return the error that a FAILED snapshot stands for, with the API's reason and what it cost."""
+    reason = snapshot.error_message or "the API gave no reason"
+    cost = "an unknown number of" if snapshot.consumed_credits is None else f"{snapshot.consumed_credits:g}"
+    story = f"Image task {snapshot.task_id} failed: {printable(reason)}. It cost {cost} credits."
+    # The documented text is "Content policy violation detected".
+    if "policy" in reason.lower():
+        return QwenImageContentPolicyError(
+            f"{story} Change the prompt: the same one will be refused again.", snapshot=snapshot
+        )
+    return QwenImageTaskFailedError(f"{story} Submit the prompt again for a new image.", snapshot=snapshot)
+
+
+def printable(text: str) -> str:
+    """Return text from outside as one line that every log and database can hold."""
+    text = " ".join(text.split())
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def _parse_envelope(answer: HttpAnswer) -> object:
+    """Return ``data`` of a success; raise what the answer stands for otherwise."""
+    envelope = _read_envelope(answer.body)
+    code = envelope["code"] if envelope is not None else answer.status
+    # A status and a code that disagree are both believed as far as they say no.
+    if code == _HTTP_OK and answer.status != _HTTP_OK:
+        code = answer.status
+    if code == _HTTP_OK and envelope is not None:
+        return envelope.get("data")
+    retry_after = _read_retry_after(answer.headers)
+    if envelope is not None and code >= 400:  # noqa: PLR2004  the HTTP boundary of errors
+        message = envelope.get("message")
+        said = printable(message) if isinstance(message, str) and message else "no message"
+        raise _error_for_code(code, said, from_api=answer.status in (_HTTP_OK, code), retry_after=retry_after)
+    if answer.status >= 400:  # noqa: PLR2004  the HTTP boundary of errors
+        said = f"not the API's JSON but {_excerpt(answer.body)}"
+        raise _error_for_code(answer.status, said, from_api=False, retry_after=retry_after)
+    if 300 <= answer.status < 400:  # noqa: PLR2004  the HTTP range of redirects
+        target = printable(answer.headers.get("location", "nowhere"))
+        raise QwenImageContractError(
+            f"The API answered with a redirect (HTTP {answer.status}) to {target}, which is not followed "
+            "because it could carry the key elsewhere. Set the connection's host to the final base URL."
+        )
+    raise QwenImageContractError(
+        f"The API answered HTTP {answer.status} with {_excerpt(answer.body)} instead of its documented JSON "
+        "envelope. Check that the connection's host is the API's base URL."
+    )
+
+
+def _error_for_code(
+    code: int, said: str, *, from_api: bool, retry_after: float | None
+) -> QwenImageRequestError:
+    if code in _ERRORS:
+        error_class, advice = _ERRORS[code]
+    elif code >= 500:  # noqa: PLR2004  the HTTP boundary of server errors
+        error_class, advice = QwenImageServerError, "Try again later, or contact the service's support."
+    else:
+        error_class, advice = QwenImageBadRequestError, "Correct the request; sending it again changes nothing."
+    return error_class(
+        f"The API answered with code {code}: {said.rstrip('.')}. {advice}",
+        code=code,
+        from_api=from_api,
+        retry_after=retry_after,
+    )
+
+
+_ERRORS: Mapping[int, tuple[type[QwenImageRequestError], str]] = {
+    400: (QwenImageBadRequestError, "Correct the request; sending it again changes nothing."),
+    401: (QwenImageAuthError, "Check the API key in the connection's password."),
+    402: (QwenImageCreditsError, "Buy credits for the account of this API key."),
+    403: (QwenImageAuthError, "Check that the API key in the connection's password may do this."),
+    404: (
+        QwenImageNotFoundError,
+        "Check the task id, that the key is of the account that submitted it, and the connection's host.",
+    ),
+    429: (QwenImageRateLimitError, "Send fewer requests: set max_requests_per_second in the connection's extra."),
+}
+
+
+def _read_envelope(body: bytes) -> dict[str, Any] | None:
+    try:
+        envelope = json.loads(body)
+    # RecursionError: deeply nested JSON is somebody's junk, not an envelope.
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(envelope, dict):
+        return None
+    code = envelope.get("code")
+    if isinstance(code, bool) or not isinstance(code, int) or not 100 <= code <= 599:  # noqa: PLR2004  HTTP's codes
+        return None
+    return envelope
+
+
+def _read_credits(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong("data.consumed_credits", value, "a number")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:
+        finite = False
+    if not finite or value < 0:
+        raise _wrong("data.consumed_credits", value, "a number of at least 0")
+    return value
+
+
+def _read_time(value: object) -> pendulum.DateTime | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise _wrong("data.created_at", value, "an ISO 8601 time")
+    try:
+        parsed = pendulum.parse(value)
+    except Exception:  # noqa: BLE001  pendulum documents no closed set, and no date is worth losing a paid image
+        return None
+    return parsed if isinstance(parsed, pendulum.DateTime) else None
+
+
+def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
+    if value is None:
+        urls: Sequence[object] = ()
+    elif isinstance(value, list):
+        urls = value
+    else:
+        raise _wrong("data.response", value, "a list of URLs or null")
+    if status == TaskStatus.SUCCESS and not urls:
+        raise _wrong("data.response", value, "a list of at least one URL, because the status is SUCCESS")
+    found = []
+    for url in urls:
+        if not isinstance(url, str) or not is_http_url(url):
+            raise _wrong("data.response", url, "http(s) URLs")
+        found.append(url)
+    return tuple(found)
+
+
+def _read_retry_after(headers: Mapping[str, str]) -> float | None:
+    value = headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    if value.isascii() and value.isdigit():
+        # More digits than a day of seconds needs are nonsense or an attack, and int() refuses very long ones.
+        return float(min(int(value[:9]), _MAX_RETRY_AFTER_SECONDS))
+    try:
+        moment = parsedate_to_datetime(value)
+        seconds = moment.timestamp() - pendulum.now("UTC").timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return min(max(0.0, seconds), float(_MAX_RETRY_AFTER_SECONDS))
+
+
+_MAX_RETRY_AFTER_SECONDS = 86_400
+
+
+def _wrong(name: str, value: object, allowed: str) -> QwenImageContractError:
+    shown = _shorten(_safe_repr(value))
+    return QwenImageContractError(
+        f"The API's answer is not of the documented shape: {name} is {shown}, not {allowed}. "
+        "If this persists, the API has changed: report it to the maintainers of this package."
+    )
+
+
+def _safe_repr(value: object) -> str:
+    try:
+        return ascii(value)
+    # ValueError: an integer of more digits than Python prints; RecursionError: deep nesting.
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to show"
+
+
+def _excerpt(body: bytes) -> str:
+    text = " ".join(body[: 4 * _EXCERPT_CHARACTERS].decode("utf-8", "replace").split())
+    return repr(_shorten(printable(text))) if text else "an empty body"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _EXCERPT_CHARACTERS else f"{text[:_EXCERPT_CHARACTERS]}…"

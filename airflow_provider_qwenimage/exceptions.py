@@ -1,0 +1,149 @@
+"""Everything this package raises on purpose.
+
+::
+
+    QwenImageError
+    ├── QwenImageRequestError                 the API said no (.code, .from_api)
+    │   ├── QwenImageBadRequestError          400
+    │   ├── QwenImageAuthError                401, 403
+    │   ├── QwenImageCreditsError             402
+    │   ├── QwenImageNotFoundError            404
+    │   ├── QwenImageRateLimitError           429 (.retry_after)
+    │   └── QwenImageServerError              5xx (.retry_after)
+    ├── QwenImageConnectionError              no answer from the API: safe to send again
+    ├── QwenImageSubmissionUnknownError       a submission without an answer: it may be paid
+    ├── QwenImageContractError                an answer that is not the documented shape
+    ├── QwenImageTaskFailedError              the image task ended as FAILED (.snapshot)
+    │   └── QwenImageContentPolicyError       FAILED because the prompt was refused
+    ├── QwenImageTimeoutError                 our own deadline passed
+    └── QwenImageImageError                   the bytes are not the image that was asked for
+
+A bad argument is a plain ``ValueError`` that names the argument, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_provider_qwenimage.contract import TaskSnapshot
+
+
+class QwenImageError(Exception):
+    """Root of every error that this package raises on purpose.
+
+    Attributes:
+        permanent: Whether the same call would fail again, so that a retry is a waste.
+    """
+
+    permanent: bool = False
+
+
+class QwenImageRequestError(QwenImageError):
+    """The API answered, and the answer is an error.
+
+    Args:
+        message: What happened and what to do about it.
+        code: The error code: the envelope's where there is one, otherwise the HTTP status.
+        from_api: Whether the answer was the API's documented JSON envelope. False for, say,
+            a proxy's HTML page.
+        retry_after: How long the server asked to wait, in seconds, if it did.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: int = 0,
+        from_api: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.from_api = from_api
+        self.retry_after = retry_after
+
+
+class QwenImageBadRequestError(QwenImageRequestError):
+    """Code 400 (or another 4xx without a class of its own): the request itself is wrong."""
+
+    permanent = True
+
+
+class QwenImageAuthError(QwenImageRequestError):
+    """Code 401 or 403: the API key is missing, wrong or not allowed to do this."""
+
+    permanent = True
+
+
+class QwenImageCreditsError(QwenImageRequestError):
+    """Code 402: the account has no credits left."""
+
+    permanent = True
+
+
+class QwenImageNotFoundError(QwenImageRequestError):
+    """Code 404: the API knows no such task id (or the base URL is not the API's)."""
+
+    permanent = True
+
+
+class QwenImageRateLimitError(QwenImageRequestError):
+    """Code 429: too many requests; `retry_after` says how long to wait, if the API said so."""
+
+
+class QwenImageServerError(QwenImageRequestError):
+    """Code 5xx: the API, or a proxy before it, is in trouble."""
+
+
+class QwenImageConnectionError(QwenImageError):
+    """No answer from the API, and nothing that could cost credits was lost with it."""
+
+
+class QwenImageSubmissionUnknownError(QwenImageError):
+    """A submission was sent and its answer never came: it may have been accepted and paid.
+
+    Never sent again by itself, because the API offers no way to find such a task.
+    """
+
+    permanent = True
+
+
+class QwenImageContractError(QwenImageError):
+    """An answer that is not of the documented shape."""
+
+
+class QwenImageTaskFailedError(QwenImageError):
+    """The image task ended with status FAILED.
+
+    Args:
+        message: What happened and what it cost.
+        snapshot: The last answer about the task, where it is at hand.
+    """
+
+    def __init__(self, message: str, *, snapshot: TaskSnapshot | None = None) -> None:
+        super().__init__(message)
+        self.snapshot = snapshot
+
+
+class QwenImageContentPolicyError(QwenImageTaskFailedError):
+    """The image task FAILED because the prompt breaks the content policy."""
+
+    permanent = True
+
+
+class QwenImageTimeoutError(QwenImageError):
+    """The deadline of this package passed before the image task ended."""
+
+
+class QwenImageImageError(QwenImageError):
+    """The downloaded bytes are not the image that was asked for, or never came.
+
+    Args:
+        message: What is wrong with the bytes and what to do about it.
+        permanent: Whether a further download would bring the same bytes.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
