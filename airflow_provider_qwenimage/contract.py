@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import pendulum
@@ -41,6 +41,8 @@ OUTPUT_FORMATS = ("jpeg", "png", "webp")
 
 # Far above any documented answer (a prompt of 2000 characters and a few URLs).
 MAX_ANSWER_BYTES = 1024 * 1024
+
+Result = TypeVar("Result")
 
 _HTTP_OK = 200
 _EXCERPT_CHARACTERS = 200
@@ -81,9 +83,7 @@ class GenerateRequest:
         _check_prompt(self.prompt)
         _check_choice("size", self.size, SIZES)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < RANDOM_SEED:
-            raise ValueError(
-                f"seed is {self.seed!r}; allowed are -1 (random) and the integers from 0 upwards."
-            )
+            raise ValueError(f"seed is {self.seed!r}; allowed are -1 (random) and the integers from 0 upwards.")
         _check_choice("output_format", self.output_format, OUTPUT_FORMATS)
         if self.callback_url is not None and not is_http_url(self.callback_url):
             raise ValueError(
@@ -154,9 +154,7 @@ def seed_from_text(seed: int | str) -> int:
     try:
         return int(seed.strip())
     except ValueError:
-        raise ValueError(
-            f"seed is {seed!r}; allowed are -1 (random) and the integers from 0 upwards."
-        ) from None
+        raise ValueError(f"seed is {seed!r}; allowed are -1 (random) and the integers from 0 upwards.") from None
 
 
 def is_http_url(value: object) -> bool:
@@ -266,12 +264,59 @@ class HttpAnswer:
     Args:
         status: The HTTP status.
         headers: The headers, with lower-case names.
-        body: The whole body, at most `MAX_ANSWER_BYTES`.
+        body: The body, cut shortly after `MAX_ANSWER_BYTES`, which makes it unreadable.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+@dataclass(frozen=True)
+class ApiCall(Generic[Result]):
+    """One call of the API, for either client to send.
+
+    Args:
+        method: ``GET`` or ``POST``.
+        path: Where, below the base URL.
+        read: What the answer means; raises a `QwenImageError` where it is not a success.
+        params: The query.
+        body: The encoded JSON body.
+        submission: Whether the call costs credits, so that a lost answer is no reason to send it again.
+    """
+
+    method: str
+    path: str
+    read: Callable[[HttpAnswer], Result]
+    params: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    submission: bool = False
+
+
+def submission_call(request: GenerateRequest) -> ApiCall[str]:
+    """Return the call that submits `request`; its result is the API's id of the new image task."""
+    body = json.dumps(request.payload()).encode("ascii")
+    return ApiCall("POST", GENERATE_PATH, parse_submission, body=body, submission=True)
+
+
+def status_call(image_task_id: str) -> ApiCall[TaskSnapshot]:
+    """Return the call that asks after an image task.
+
+    Args:
+        image_task_id: The API's id of the task.
+
+    Raises:
+        ValueError: If the id is not a text, or empty.
+    """
+    if not isinstance(image_task_id, str) or not image_task_id.strip():
+        raise ValueError(
+            f"image_task_id is {image_task_id!r}; allowed is the task id that a submission returned. "
+            "Check that the upstream task ran and pushed it."
+        )
+    image_task_id = image_task_id.strip()
+    return ApiCall(
+        "GET", STATUS_PATH, lambda answer: parse_status(answer, image_task_id), params={"task_id": image_task_id}
+    )
 
 
 def parse_submission(answer: HttpAnswer) -> str:
@@ -356,9 +401,7 @@ def _parse_envelope(answer: HttpAnswer) -> object:
     )
 
 
-def _error_for_code(
-    code: int, said: str, *, from_api: bool, retry_after: float | None
-) -> QwenImageRequestError:
+def _error_for_code(code: int, said: str, *, from_api: bool, retry_after: float | None) -> QwenImageRequestError:
     if code in _ERRORS:
         error_class, advice = _ERRORS[code]
     elif code >= 500:  # noqa: PLR2004  the HTTP boundary of server errors
@@ -382,6 +425,7 @@ _ERRORS: Mapping[int, tuple[type[QwenImageRequestError], str]] = {
         QwenImageNotFoundError,
         "Check the task id, that the key is of the account that submitted it, and the connection's host.",
     ),
+    408: (QwenImageServerError, "Try again."),
     429: (QwenImageRateLimitError, "Send fewer requests: set max_requests_per_second in the connection's extra."),
 }
 

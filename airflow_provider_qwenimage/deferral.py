@@ -1,0 +1,77 @@
+"""The wait that the sensor and the operator share: one check in the worker, then the triggerer takes over."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from airflow_provider_qwenimage import polling
+from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator
+
+    from airflow_provider_qwenimage.contract import TaskSnapshot
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+
+# The trigger fires its own event at the deadline; Airflow's timeout would skip the resume method. This
+# is how much later Airflow's comes: enough for a last read that hangs.
+_FRAMEWORK_GRACE_SECONDS = 120.0
+
+
+def end_time_of(task: BaseOperator, timeout: float) -> float:
+    """Return a wait's deadline in epoch seconds: its own timeout, or `execution_timeout` where that is sooner.
+
+    Args:
+        task: The task that waits. Airflow does not enforce its `execution_timeout` while it is deferred.
+        timeout: The wait's own timeout in seconds.
+    """
+    limit = task.execution_timeout
+    return time.time() + (timeout if limit is None else min(timeout, limit.total_seconds()))
+
+
+def wait_deferred(
+    task: BaseOperator, hook: QwenImageHook, image_task_id: str, policy: polling.PollPolicy
+) -> TaskSnapshot:
+    """Check once, and defer to the triggerer where the image task has not ended yet.
+
+    A trigger that fires within a second or two of the deferral can fail its own task, so a task that has
+    already ended must not get as far as a trigger.
+
+    Args:
+        task: The task that waits; its ``execute_complete(context, event)`` is resumed.
+        hook: The client for the check.
+        image_task_id: The API's id of the image task.
+        policy: The wait's pace and bounds.
+
+    Returns:
+        The snapshot with status ``SUCCESS``, where the first check already finds it.
+
+    Raises:
+        TaskDeferred: Where it has not ended.
+        QwenImageError: Where it ended otherwise, or cannot be waited for.
+    """
+    outcome = hook.check(image_task_id)
+    now = time.time()
+    decision = polling.decide(policy, polling.PollState(), outcome, image_task_id=image_task_id, now=now)
+    if isinstance(decision, polling.Done):
+        return decision.snapshot
+    if isinstance(decision, polling.GiveUp):
+        raise decision.error
+    if decision.notice:
+        task.log.info("%s", decision.notice)
+    task.log.info("Waiting for image task %s in the triggerer.", image_task_id)
+    task.defer(
+        trigger=QwenImageStatusTrigger(
+            image_task_id=image_task_id,
+            qwenimage_conn_id=hook.qwenimage_conn_id,
+            poll_interval=policy.poll_interval,
+            end_time=policy.end_time,
+            max_consecutive_failures=policy.max_consecutive_failures,
+        ),
+        method_name="execute_complete",
+        timeout=None
+        if policy.end_time is None
+        else timedelta(seconds=policy.end_time - now + _FRAMEWORK_GRACE_SECONDS),
+    )

@@ -1,0 +1,222 @@
+"""Decides what a wait for an image task does next: wait on, done, or give up. No I/O.
+
+Every wait of this package (worker, triggerer, sensor, hook) asks `decide`, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import pendulum
+
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, printable, task_failure
+from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenImageError, QwenImageTimeoutError
+
+# The API recommends to poll every 5 to 10 seconds.
+DEFAULT_POLL_INTERVAL = 5.0
+SLOWEST_RECOMMENDED_INTERVAL = 10.0
+DEFAULT_TIMEOUT = 1800.0
+DEFAULT_MAX_CONSECUTIVE_FAILURES = 10
+
+_GROWTH = 1.2
+_JITTER = 0.2
+
+
+@dataclass(frozen=True)
+class PollPolicy:
+    """How a wait is paced and bounded.
+
+    Args:
+        poll_interval: Seconds between the first polls. It grows by a fifth each time, up to twice itself
+            but not past 10 s (one that starts at 10 s or more stays as it is), with ±20 % jitter.
+        end_time: The deadline in epoch seconds, or None to wait without one.
+        max_consecutive_failures: How many failed reads (or undocumented statuses) in a row end the wait.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    poll_interval: float = DEFAULT_POLL_INTERVAL
+    end_time: float | None = None
+    max_consecutive_failures: int = DEFAULT_MAX_CONSECUTIVE_FAILURES
+
+    def __post_init__(self) -> None:
+        if not self.poll_interval > 0:
+            raise ValueError(f"poll_interval is {self.poll_interval!r}; allowed are seconds above 0.")
+        if not self.max_consecutive_failures >= 1:
+            raise ValueError(
+                f"max_consecutive_failures is {self.max_consecutive_failures!r}; allowed are integers from 1 upwards."
+            )
+
+    @classmethod
+    def for_timeout(
+        cls, timeout: float | None, poll_interval: float, max_consecutive_failures: int, *, now: float
+    ) -> PollPolicy:
+        """Return the policy of a wait that starts now.
+
+        Args:
+            timeout: Seconds to wait at most, or None for no limit.
+            poll_interval: As for the class.
+            max_consecutive_failures: As for the class.
+            now: The time in epoch seconds.
+        """
+        end_time = None if timeout is None else now + timeout
+        return cls(poll_interval=poll_interval, end_time=end_time, max_consecutive_failures=max_consecutive_failures)
+
+    def interval(self, polls: int, draw: Callable[[], float] = random.random) -> float:
+        """Return the seconds to wait after that many polls, with jitter.
+
+        Args:
+            polls: How many polls were made before.
+            draw: Returns a random number from 0 to 1.
+        """
+        slowest = max(self.poll_interval, min(2 * self.poll_interval, SLOWEST_RECOMMENDED_INTERVAL))
+        plain = min(slowest, self.poll_interval * _GROWTH ** min(polls, 16))
+        return plain * (1 - _JITTER + 2 * _JITTER * draw())
+
+
+@dataclass(frozen=True)
+class PollState:
+    """What a wait remembers between two polls.
+
+    Attributes:
+        polls: How many polls were made.
+        failures: How many of the last ones failed in a row.
+        status: The last status seen.
+    """
+
+    polls: int = 0
+    failures: int = 0
+    status: str | None = None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Ask again after `delay` seconds, with `state`; `notice` is worth a log line, if there is one."""
+
+    delay: float
+    state: PollState
+    notice: str | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The image task succeeded."""
+
+    snapshot: TaskSnapshot
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The wait is over without an image."""
+
+    error: QwenImageError
+
+
+Decision: TypeAlias = Wait | Done | GiveUp
+
+
+def decide(
+    policy: PollPolicy,
+    state: PollState,
+    outcome: TaskSnapshot | QwenImageError,
+    *,
+    image_task_id: str,
+    now: float,
+    draw: Callable[[], float] = random.random,
+) -> Decision:
+    """Return what follows from the outcome of one poll.
+
+    Args:
+        policy: The wait's pace and bounds.
+        state: What the wait remembers.
+        outcome: The API's answer, or the error that the read ended with.
+        image_task_id: The API's id of the task, for messages.
+        now: The time in epoch seconds.
+        draw: Returns a random number from 0 to 1.
+    """
+    if isinstance(outcome, TaskSnapshot):
+        if outcome.status == TaskStatus.SUCCESS:
+            return Done(outcome)
+        if outcome.status == TaskStatus.FAILED:
+            return GiveUp(task_failure(outcome))
+        if outcome.is_documented:
+            return _wait_on(policy, state, outcome, image_task_id=image_task_id, now=now, draw=draw)
+        error: QwenImageError = QwenImageContractError(
+            f"The API reports the undocumented status {printable(outcome.status)!r} for image task {image_task_id}."
+        )
+    else:
+        error = outcome
+    return _after_failure(policy, state, error, image_task_id=image_task_id, now=now, draw=draw)
+
+
+def _wait_on(
+    policy: PollPolicy,
+    state: PollState,
+    snapshot: TaskSnapshot,
+    *,
+    image_task_id: str,
+    now: float,
+    draw: Callable[[], float],
+) -> Decision:
+    if _is_over(policy, now):
+        return GiveUp(_timeout(policy, image_task_id, f"its last status was {snapshot.status}"))
+    notice = None if snapshot.status == state.status else f"Image task {image_task_id} is {snapshot.status}."
+    delay = policy.interval(state.polls, draw)
+    return Wait(
+        _until_deadline(policy, now, delay), PollState(polls=state.polls + 1, status=str(snapshot.status)), notice
+    )
+
+
+def _after_failure(
+    policy: PollPolicy,
+    state: PollState,
+    error: QwenImageError,
+    *,
+    image_task_id: str,
+    now: float,
+    draw: Callable[[], float],
+) -> Decision:
+    if error.permanent:
+        return GiveUp(error)
+    failures = state.failures + 1
+    if failures >= policy.max_consecutive_failures:
+        return GiveUp(
+            _told_again(error, f"Gave up on image task {image_task_id} after {failures} failed reads in a row: ")
+        )
+    if _is_over(policy, now):
+        return GiveUp(_timeout(policy, image_task_id, f"the last read failed: {error}"))
+    delay = max(policy.interval(state.polls, draw), getattr(error, "retry_after", None) or 0.0)
+    delay = _until_deadline(policy, now, delay)
+    notice = (
+        f"Reading the status of image task {image_task_id} failed "
+        f"({failures} of at most {policy.max_consecutive_failures} in a row); asking again in {delay:.1f} s: {error}"
+    )
+    return Wait(delay, replace(state, polls=state.polls + 1, failures=failures), notice)
+
+
+def _is_over(policy: PollPolicy, now: float) -> bool:
+    return policy.end_time is not None and now >= policy.end_time
+
+
+def _until_deadline(policy: PollPolicy, now: float, delay: float) -> float:
+    return delay if policy.end_time is None else max(0.0, min(delay, policy.end_time - now))
+
+
+def _timeout(policy: PollPolicy, image_task_id: str, story: str) -> QwenImageTimeoutError:
+    deadline = pendulum.from_timestamp(policy.end_time or 0.0).to_iso8601_string()
+    return QwenImageTimeoutError(
+        f"Image task {image_task_id} did not end before the deadline {deadline}; {story}. It may still end, and is "
+        "paid for: wait for it with a QwenImageStatusSensor with this task id, and raise the timeout."
+    )
+
+
+def _told_again(error: QwenImageError, prefix: str) -> QwenImageError:
+    """Return a copy of `error`, of the same class and fields, with more in its message."""
+    told = copy.copy(error)
+    told.args = (f"{prefix}{error}", *error.args[1:])
+    return told

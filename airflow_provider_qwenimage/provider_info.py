@@ -1,0 +1,84 @@
+"""What Airflow is told about this package. Plain data: Airflow reads it in every process, so nothing heavy loads.
+
+The connection form is described once, here. Airflow 3.2 and later draw it from `get_provider_info`; older
+versions ask the hook, which hands on the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow_provider_qwenimage import __version__
+
+HOOK_NAME = "Qwen-Image"
+INTEGRATION_NAME = "Qwen-Image"
+
+HIDDEN_FIELDS: Sequence[str] = ("login",)
+RELABELING: Mapping[str, str] = {
+    "host": "Base URL",
+    "password": "API key",
+}
+PLACEHOLDERS: Mapping[str, str] = {
+    "host": "https://qwen-image-2512.org",
+    "password": "sk-…",
+    "schema": "https (only needed when the base URL is a bare host name)",
+    "port": "only needed when the base URL has none and it is not the usual one",
+}
+# Each is also the name of a key in the connection's extra.
+CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "timeout_seconds": {
+        "label": "Timeout in seconds",
+        "description": "How long to wait for a connection and for each part of an answer. Default: 30.",
+        "schema": {"type": ["number", "null"], "default": 30, "exclusiveMinimum": 0},
+    },
+    "max_requests_per_second": {
+        "label": "Most requests per second",
+        "description": "The rate that one process does not exceed with this connection. Empty: no limit.",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
+    # A string, because it is either a switch or a path, and the form has no field for both.
+    "verify": {
+        "label": "Verify TLS certificates",
+        "description": "true (default), false, or the path of a file of certificate authorities to trust.",
+        "schema": {"type": ["string", "null"]},
+    },
+}
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's metadata, as Airflow's provider_info.schema.json wants it."""
+    return {
+        "package-name": "airflow-provider-qwenimage",
+        "name": "Qwen-Image",
+        "description": "`Qwen-Image-2512 <https://qwen-image-2512.org>`__ text-to-image API.\n",
+        "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": INTEGRATION_NAME,
+                "external-doc-url": "https://qwen-image-2512.org",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": _modules("hooks"),
+        "operators": _modules("operators"),
+        "sensors": _modules("sensors"),
+        "triggers": _modules("triggers"),
+        "connection-types": [
+            {
+                "connection-type": "qwenimage",
+                "hook-class-name": "airflow_provider_qwenimage.hooks.QwenImageHook",
+                "hook-name": HOOK_NAME,
+                "conn-fields": {name: dict(field) for name, field in CONN_FIELDS.items()},
+                "ui-field-behaviour": {
+                    "hidden-fields": list(HIDDEN_FIELDS),
+                    "relabeling": dict(RELABELING),
+                    "placeholders": dict(PLACEHOLDERS),
+                },
+            }
+        ],
+    }
+
+
+def _modules(name: str) -> list[dict[str, Any]]:
+    return [{"integration-name": INTEGRATION_NAME, "python-modules": [f"airflow_provider_qwenimage.{name}"]}]

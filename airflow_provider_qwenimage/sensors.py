@@ -1,0 +1,166 @@
+"""The sensor that waits until an image task ends. It never spends a credit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+)
+
+from airflow_provider_qwenimage import polling
+from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
+from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
+from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
+from airflow_provider_qwenimage.failures import failing_for_good
+from airflow_provider_qwenimage.hooks import QwenImageHook
+from airflow_provider_qwenimage.triggers import snapshot_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_qwenimage.contract import TaskSnapshot
+
+
+class QwenImageStatusSensor(BaseSensorOperator):
+    """Waits until an image task is ``SUCCESS`` or ``FAILED``.
+
+    On ``SUCCESS`` it returns the list of image URLs and pushes the XCom `consumed_credits`. On ``FAILED`` it
+    fails at once, without a retry, with the API's message. It never spends a credit.
+
+    Args:
+        image_task_id: The API's id of the image task, for example the output of a submit-only
+            `QwenImageGenerateOperator`. Templated.
+        qwenimage_conn_id: The Airflow connection that holds the API key and the base URL. Templated.
+        deferrable: Whether to wait in the triggerer, without a worker slot. With False, `mode` ("poke" or
+            "reschedule") counts, as for any sensor.
+        poke_interval: Seconds between the first polls; it grows up to 10 s (the API's documented range).
+        timeout: Seconds to wait at most. Then the sensor fails without a retry, as sensors do.
+        max_consecutive_failures: How many failed reads in a row end the wait (in "reschedule" mode, where
+            every poke is a new process, only `timeout` bounds them).
+        **kwargs: What every sensor takes: `soft_fail`, `mode`, `retries`, …
+
+    Raises:
+        ValueError: If `poke_interval` or `max_consecutive_failures` is out of its range.
+    """
+
+    template_fields: Sequence[str] = ("image_task_id", "qwenimage_conn_id")
+    ui_color = "#e8e4fb"
+
+    def __init__(
+        self,
+        *,
+        image_task_id: str,
+        qwenimage_conn_id: str = DEFAULT_CONN_ID,
+        deferrable: bool = True,
+        poke_interval: timedelta | float = polling.DEFAULT_POLL_INTERVAL,
+        timeout: timedelta | float = polling.DEFAULT_TIMEOUT,
+        max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
+        self.image_task_id = image_task_id
+        self.qwenimage_conn_id = qwenimage_conn_id
+        self.deferrable = deferrable
+        self.max_consecutive_failures = max_consecutive_failures
+        self._policy()
+        self._state = polling.PollState()
+        self._delay = self.poke_interval
+
+    def execute(self, context: Context) -> Any:
+        """Wait, in the way that `deferrable` and `mode` say.
+
+        Returns:
+            The list of image URLs.
+        """
+        if not self.deferrable:
+            return super().execute(context)
+        with self._skipping_softly(), self._failing_as_sensors_do(), self._hook() as hook:
+            policy = self._policy(end_time_of(self, self.timeout))
+            snapshot = wait_deferred(self, hook, self.image_task_id, policy)
+            return self._finish(context, snapshot)
+
+    def execute_complete(self, context: Context, event: Any = None) -> list[str]:
+        """Go on when the trigger has fired.
+
+        Args:
+            context: The task's context.
+            event: What the trigger fired.
+        """
+        with self._failing_as_sensors_do():
+            return self._finish(context, snapshot_of(event))
+
+    def poke(self, context: Context) -> bool | PokeReturnValue:
+        """Ask once after the image task; Airflow calls this in "poke" and "reschedule" mode."""
+        with self._failing_as_sensors_do(), self._hook() as hook:
+            outcome = hook.check(self.image_task_id)
+            decision = polling.decide(
+                self._policy(), self._state, outcome, image_task_id=self.image_task_id, now=time.time()
+            )
+            if isinstance(decision, polling.Done):
+                return PokeReturnValue(is_done=True, xcom_value=self._finish(context, decision.snapshot))
+            if isinstance(decision, polling.GiveUp):
+                raise decision.error
+            if decision.notice:
+                self.log.info("%s", decision.notice)
+            self._state, self._delay = decision.state, decision.delay
+            return False
+
+    def _get_next_poke_interval(
+        self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
+    ) -> float:
+        """Pace the pokes as every other wait of this package, and not past the timeout."""
+        if self.exponential_backoff:
+            return float(super()._get_next_poke_interval(started_at, run_duration, poke_count))
+        return max(0.0, min(self._delay, self.timeout - run_duration()))
+
+    def _hook(self) -> QwenImageHook:
+        return QwenImageHook(self.qwenimage_conn_id)
+
+    def _policy(self, end_time: float | None = None) -> polling.PollPolicy:
+        return polling.PollPolicy(
+            poll_interval=self.poke_interval,
+            end_time=end_time,
+            max_consecutive_failures=self.max_consecutive_failures,
+        )
+
+    def _finish(self, context: Context, snapshot: TaskSnapshot) -> list[str]:
+        context["ti"].xcom_push(key="consumed_credits", value=snapshot.consumed_credits)
+        self.log.info(
+            "Image task %s is done: %d image(s), %s credits.",
+            snapshot.task_id,
+            len(snapshot.image_urls),
+            snapshot.consumed_credits,
+        )
+        return list(snapshot.image_urls)
+
+    @contextmanager
+    def _failing_as_sensors_do(self) -> Iterator[None]:
+        with failing_for_good():
+            try:
+                yield
+            except QwenImageTimeoutError as error:
+                raise AirflowSensorTimeout(str(error)) from error
+            except QwenImageTaskFailedError as error:
+                # The task has ended: asking again would bring the same answer.
+                raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def _skipping_softly(self) -> Iterator[None]:
+        """Treat `soft_fail` and `never_fail` in `execute` as Airflow does while poking and when resuming."""
+        try:
+            yield
+        except (AirflowFailException, AirflowSensorTimeout) as error:
+            if self.soft_fail or getattr(self, "never_fail", False):
+                raise AirflowSkipException(f"Skipped because of soft_fail or never_fail: {error}") from error
+            raise

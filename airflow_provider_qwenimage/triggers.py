@@ -1,0 +1,152 @@
+"""The trigger that waits for an image task in the triggerer. It only reads, so running it twice costs nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_qwenimage import exceptions, polling
+from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, task_failure
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageContractError,
+    QwenImageError,
+    QwenImageTaskFailedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
+
+_SUCCESS, _ERROR = "success", "error"
+
+
+class QwenImageStatusTrigger(BaseTrigger):
+    """Fires once, when an image task ended or the wait for it is over.
+
+    Its event is what `event_of` makes of the end, for `snapshot_of` to read in the resumed task.
+
+    Args:
+        image_task_id: The API's id of the image task.
+        qwenimage_conn_id: The Airflow connection that holds the API key and the base URL.
+        poll_interval: Seconds between the first polls; it grows up to 10 s (see `polling.PollPolicy`).
+            The first poll is made one interval after the start.
+        end_time: The deadline in epoch seconds, or None for none. A restarted triggerer keeps it.
+        max_consecutive_failures: How many failed reads in a row end the wait.
+    """
+
+    def __init__(
+        self,
+        image_task_id: str,
+        qwenimage_conn_id: str = DEFAULT_CONN_ID,
+        poll_interval: float = polling.DEFAULT_POLL_INTERVAL,
+        end_time: float | None = None,
+        max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's own has no annotations
+        self.image_task_id = image_task_id
+        self.qwenimage_conn_id = qwenimage_conn_id
+        self.policy = polling.PollPolicy(
+            poll_interval=poll_interval, end_time=end_time, max_consecutive_failures=max_consecutive_failures
+        )
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and arguments that Airflow stores: ids and numbers, never the key."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "image_task_id": self.image_task_id,
+                "qwenimage_conn_id": self.qwenimage_conn_id,
+                "poll_interval": self.policy.poll_interval,
+                "end_time": self.policy.end_time,
+                "max_consecutive_failures": self.policy.max_consecutive_failures,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Poll until the end, and fire."""
+        from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
+
+        async with QwenImageAsyncHook(self.qwenimage_conn_id) as hook:
+            end = await self._wait(hook)
+        yield TriggerEvent(event_of(end, self.image_task_id))
+
+    async def _wait(self, hook: QwenImageAsyncHook) -> polling.Done | polling.GiveUp:
+        delay = self.policy.interval(0)
+        if self.policy.end_time is not None:
+            delay = max(0.0, min(delay, self.policy.end_time - time.time()))
+        try:
+            return await hook.follow(self.image_task_id, self.policy, first_delay=delay)
+        except (ValueError, AirflowNotFoundException) as error:
+            unusable = QwenImageError(str(error))
+            unusable.permanent = True
+            return polling.GiveUp(unusable)
+
+
+def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str, Any]:
+    """Return the end of a wait as plain JSON.
+
+    Args:
+        end: How the wait ended.
+        image_task_id: The API's id of the image task.
+
+    Returns:
+        ``status`` ("success" or "error"), ``message``, ``image_task_id``; on success and after a FAILED
+        ``snapshot``; on an error also ``error``, the name of its class.
+    """
+    if isinstance(end, polling.Done):
+        message = f"Image task {image_task_id} is {TaskStatus.SUCCESS}."
+        return {
+            "status": _SUCCESS,
+            "message": message,
+            "image_task_id": image_task_id,
+            "snapshot": end.snapshot.to_data(),
+        }
+    event: dict[str, Any] = {
+        "status": _ERROR,
+        "message": str(end.error),
+        "image_task_id": image_task_id,
+        "error": type(end.error).__name__,
+        "permanent": end.error.permanent,
+    }
+    snapshot = getattr(end.error, "snapshot", None)
+    if snapshot is not None:
+        event["snapshot"] = snapshot.to_data()
+    return event
+
+
+def snapshot_of(event: object) -> TaskSnapshot:
+    """Return the successful end that an event stands for.
+
+    Args:
+        event: What the trigger fired, as the resumed task received it.
+
+    Raises:
+        QwenImageError: The error that the wait ended with; a `QwenImageContractError` if the event is
+            not one of `event_of`'s. Nothing but a whole success counts as one.
+    """
+    if isinstance(event, dict) and event.get("status") == _SUCCESS:
+        snapshot = TaskSnapshot.from_data(event.get("snapshot"))
+        if snapshot.status == TaskStatus.SUCCESS:
+            return snapshot
+    if isinstance(event, dict) and event.get("status") == _ERROR and isinstance(event.get("message"), str):
+        raise _error_of(event)
+    raise QwenImageContractError(
+        f"The task was resumed with an event that this package did not make: {event!r}. Was the triggerer running "
+        "another version of it? Install the same version on workers and triggerers, then clear the task."
+    )
+
+
+def _error_of(event: dict[str, Any]) -> QwenImageError:
+    error_class = getattr(exceptions, str(event.get("error")), QwenImageError)
+    if not (isinstance(error_class, type) and issubclass(error_class, QwenImageError)):
+        error_class = QwenImageError
+    if issubclass(error_class, QwenImageTaskFailedError) and event.get("snapshot") is not None:
+        return task_failure(TaskSnapshot.from_data(event["snapshot"]))
+    error: QwenImageError = error_class(event["message"])
+    error.permanent = bool(event.get("permanent"))
+    return error
