@@ -125,7 +125,7 @@ def _read_key(where: str, password: str | None) -> str:
 
 
 def _read_base_url(where: str, connection: AirflowConnection) -> str:
-    host = (connection.host or "").strip().rstrip("/")
+    host = (connection.host or "").strip()
     if not host and not connection.port:
         return DEFAULT_BASE_URL
     if "://" not in host:

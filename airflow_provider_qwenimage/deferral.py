@@ -57,21 +57,21 @@ def wait_deferred(
     decision = polling.decide(policy, polling.PollState(), outcome, image_task_id=image_task_id, now=now)
     if isinstance(decision, polling.Done):
         return decision.snapshot
-    if isinstance(decision, polling.GiveUp):
-        raise decision.error
-    if decision.notice:
-        task.log.info("%s", decision.notice)
-    task.log.info("Waiting for image task %s in the triggerer.", image_task_id)
-    task.defer(
-        trigger=QwenImageStatusTrigger(
-            image_task_id=image_task_id,
-            qwenimage_conn_id=hook.qwenimage_conn_id,
-            poll_interval=policy.poll_interval,
-            end_time=policy.end_time,
-            max_consecutive_failures=policy.max_consecutive_failures,
-        ),
-        method_name="execute_complete",
-        timeout=None
-        if policy.end_time is None
-        else timedelta(seconds=policy.end_time - now + _FRAMEWORK_GRACE_SECONDS),
-    )
+    if isinstance(decision, polling.Wait):
+        if decision.notice:
+            task.log.info("%s", decision.notice)
+        task.log.info("Waiting for image task %s in the triggerer.", image_task_id)
+        task.defer(
+            trigger=QwenImageStatusTrigger(
+                image_task_id=image_task_id,
+                qwenimage_conn_id=hook.qwenimage_conn_id,
+                poll_interval=policy.poll_interval,
+                end_time=policy.end_time,
+                max_consecutive_failures=policy.max_consecutive_failures,
+            ),
+            method_name="execute_complete",
+            timeout=None
+            if policy.end_time is None
+            else timedelta(seconds=policy.end_time - now + _FRAMEWORK_GRACE_SECONDS),
+        )
+    raise decision.error

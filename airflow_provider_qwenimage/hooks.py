@@ -306,7 +306,8 @@ class QwenImageHook(_Hook):
                 answer = _answer(settings, response.status_code, response.headers, content)
         except requests.RequestException as error:
             detail = settings.without_key(_describe(error))
-            raise retries.lost(call, detail, sent=body is None or body.was_read) from error
+            sent = body.was_read if body is not None else not _never_connected(error)
+            raise retries.lost(call, detail, sent=sent) from error
         return retries.read_answer(call, answer)
 
 
@@ -504,6 +505,14 @@ class _WatchedBody:
     def __iter__(self) -> Iterator[bytes]:
         self.was_read = True
         yield self._content
+
+
+def _never_connected(error: requests.RequestException) -> bool:
+    """Whether requests says that there was no connection; not known to be complete, so nothing paid hangs on it."""
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError, SSLError
+
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(reason, ConnectTimeoutError | NewConnectionError | ProxyError | SSLError)
 
 
 async def _find_connection(conn_id: str) -> Any:

@@ -80,8 +80,8 @@ def open_output_path(output_path: str) -> ObjectStoragePath:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     check_output_path(output_path)
-    folder = ObjectStoragePath(output_path)
     try:
+        folder = ObjectStoragePath(output_path)
         _ = folder.fs
     except (ValueError, ImportError) as error:
         raise ValueError(

@@ -1,0 +1,378 @@
+"""The wire contract: what may be asked, and what every possible answer means."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pendulum
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_qwenimage import contract
+from airflow_provider_qwenimage.contract import (
+    GenerateRequest,
+    HttpAnswer,
+    TaskSnapshot,
+    TaskStatus,
+    parse_status,
+    parse_submission,
+)
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageAuthError,
+    QwenImageBadRequestError,
+    QwenImageContentPolicyError,
+    QwenImageContractError,
+    QwenImageCreditsError,
+    QwenImageError,
+    QwenImageNotFoundError,
+    QwenImageRateLimitError,
+    QwenImageRequestError,
+    QwenImageServerError,
+    QwenImageTaskFailedError,
+)
+
+DOCUMENTED: dict[str, Any] = {
+    "task_id": "n43abc",
+    "status": "SUCCESS",
+    "consumed_credits": 5,
+    "error_message": None,
+    "created_at": "2024-12-19T10:00:00Z",
+    "request": {"prompt": "a fox"},
+    "response": ["https://cdn.example.com/image.png"],
+}
+
+
+def envelope(data: object, code: object = 200, message: object = "success") -> bytes:
+    return json.dumps({"code": code, "message": message, "data": data}).encode()
+
+
+def answer(body: bytes, status: int = 200, **headers: str) -> HttpAnswer:
+    return HttpAnswer(status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+class TestRequest:
+    def test_a_prompt_is_enough(self) -> None:
+        assert GenerateRequest(prompt="a fox").payload() == {
+            "prompt": "a fox",
+            "size": "1024*1024",
+            "seed": -1,
+            "output_format": "jpeg",
+        }
+
+    def test_every_field_reaches_the_wire(self) -> None:
+        fields = {
+            "prompt": "a fox",
+            "size": "1536*1024",
+            "seed": 7,
+            "output_format": "webp",
+            "callback_url": "https://example.com/hook?x=1",
+        }
+        assert GenerateRequest(**fields).payload() == fields
+
+    def test_the_longest_prompt_is_allowed_and_one_more_is_not(self) -> None:
+        GenerateRequest(prompt="é" * 2000)
+        with pytest.raises(ValueError, match=r"prompt has 2001 characters.*at most 2000"):
+            GenerateRequest(prompt="é" * 2001)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("prompt", ""),
+            ("prompt", " \n\t"),
+            ("prompt", None),
+            ("prompt", 5),
+            ("size", "1024x1024"),
+            ("size", "512*512"),
+            ("size", None),
+            ("size", ["1024*1024"]),
+            ("output_format", "gif"),
+            ("output_format", "JPEG"),
+            ("seed", -2),
+            ("seed", 1.5),
+            ("seed", "7"),
+            ("seed", None),
+            ("seed", True),
+            ("callback_url", "ftp://example.com"),
+            ("callback_url", "example.com/hook"),
+            ("callback_url", "https://"),
+            ("callback_url", "https://exa mple.com"),
+            ("callback_url", "http://example.com:99999/"),
+            ("callback_url", ""),
+            ("callback_url", 5),
+        ],
+    )
+    def test_a_bad_field_is_named_with_its_value_and_what_is_allowed(self, field: str, value: object) -> None:
+        with pytest.raises(ValueError, match=rf"^{field} is .*allowed (is|are) ") as caught:
+            GenerateRequest(**{"prompt": "a fox"} | {field: value})
+        assert repr(value) in str(caught.value)
+
+    @pytest.mark.parametrize(("text", "seed"), [("7", 7), (" -1\n", -1), (7, 7)])
+    def test_a_seed_may_come_as_text(self, text: str | int, seed: int) -> None:
+        assert contract.seed_from_text(text) == seed
+
+    @pytest.mark.parametrize("text", ["", "1.5", "seven", "None"])
+    def test_a_seed_of_other_text_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match="seed is .*allowed are"):
+            contract.seed_from_text(text)
+
+    def test_the_place_tells_random_images_apart_and_seeded_ones_not(self) -> None:
+        random, seeded = GenerateRequest(prompt="a fox"), GenerateRequest(prompt="a fox", seed=1)
+        assert random.fingerprint(0) != random.fingerprint(1)
+        assert seeded.fingerprint(0) == seeded.fingerprint(1)
+
+    def test_the_fingerprint_is_of_the_image_not_of_the_callback(self) -> None:
+        plain = GenerateRequest(prompt="a fox")
+        assert plain.fingerprint() == GenerateRequest(prompt="a fox", callback_url="https://a.example").fingerprint()
+        others = [
+            GenerateRequest(prompt="a cat"),
+            GenerateRequest(prompt="a fox", size="768*1024"),
+            GenerateRequest(prompt="a fox", seed=0),
+            GenerateRequest(prompt="a fox", output_format="png"),
+        ]
+        assert len({request.fingerprint() for request in [plain, *others]}) == len(others) + 1
+
+    def test_the_fingerprint_stays_the_same_in_every_release(self) -> None:
+        # Stored file names are made of it: another value would make every user pay again.
+        assert GenerateRequest(prompt="a").fingerprint().startswith("ee53502dedf926aa")
+
+    def test_every_documented_size_has_its_pixels(self) -> None:
+        assert [GenerateRequest(prompt="a", size=size).pixel_size for size in contract.SIZES] == [
+            (1024, 1024),
+            (1024, 1536),
+            (1536, 1024),
+            (768, 1024),
+            (1024, 768),
+        ]
+
+
+class TestSubmissionAnswer:
+    def test_the_documented_answer_gives_the_task_id(self) -> None:
+        body = envelope({"task_id": "n43abc123def456qwenimg", "status": "IN_PROGRESS"})
+        assert parse_submission(answer(body)) == "n43abc123def456qwenimg"
+
+    @pytest.mark.parametrize("data", [None, [], "n43", {}, {"task_id": None}, {"task_id": 5}, {"task_id": ""}])
+    def test_an_answer_without_a_task_id_breaks_the_contract(self, data: object) -> None:
+        with pytest.raises(QwenImageContractError, match=r"data\.task_id"):
+            parse_submission(answer(envelope(data)))
+
+
+class TestStatusAnswer:
+    def test_every_documented_field_is_read(self) -> None:
+        snapshot = parse_status(answer(envelope(DOCUMENTED)), "n43abc")
+        assert snapshot == TaskSnapshot(
+            task_id="n43abc",
+            status=TaskStatus.SUCCESS,
+            consumed_credits=5,
+            created_at=pendulum.datetime(2024, 12, 19, 10, tz="UTC"),
+            request={"prompt": "a fox"},
+            image_urls=("https://cdn.example.com/image.png",),
+        )
+        assert isinstance(snapshot.created_at, pendulum.DateTime)
+
+    @pytest.mark.parametrize("status", list(TaskStatus))
+    def test_the_four_statuses_are_documented(self, status: TaskStatus) -> None:
+        assert parse_status(answer(envelope(DOCUMENTED | {"status": status})), "n43abc").is_documented
+
+    def test_an_unknown_status_is_kept_as_it_came(self) -> None:
+        snapshot = parse_status(answer(envelope(DOCUMENTED | {"status": "QUEUED_UP"})), "n43abc")
+        assert (snapshot.status, snapshot.is_documented) == ("QUEUED_UP", False)
+
+    def test_unknown_fields_are_kept(self) -> None:
+        snapshot = parse_status(answer(envelope(DOCUMENTED | {"queue": {"place": 3}})), "n43abc")
+        assert snapshot.extra == {"queue": {"place": 3}}
+
+    def test_fields_that_are_missing_or_null_are_no_reason_to_lose_an_image(self) -> None:
+        data = {"task_id": "n43abc", "status": "SUCCESS", "response": ["https://cdn.example.com/1.png"]}
+        expected = TaskSnapshot(
+            task_id="n43abc", status=TaskStatus.SUCCESS, image_urls=("https://cdn.example.com/1.png",)
+        )
+        nulls = dict.fromkeys(("consumed_credits", "error_message", "created_at", "request"))
+        assert parse_status(answer(envelope(data)), "n43abc") == expected
+        assert parse_status(answer(envelope(data | nulls)), "n43abc") == expected
+
+    def test_a_time_that_does_not_parse_is_kept_as_it_came(self) -> None:
+        snapshot = parse_status(answer(envelope(DOCUMENTED | {"created_at": "yesterday"})), "n43abc")
+        assert (snapshot.created_at, snapshot.extra) == (None, {"created_at": "yesterday"})
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("task_id", 5),
+            ("task_id", ""),
+            ("task_id", "another"),
+            ("status", None),
+            ("status", 1),
+            ("status", ""),
+            ("consumed_credits", "5"),
+            ("consumed_credits", True),
+            ("consumed_credits", -1),
+            ("consumed_credits", [5]),
+            ("consumed_credits", 10**400),
+            ("consumed_credits", float("nan")),
+            ("consumed_credits", float("inf")),
+            ("error_message", {"text": "no"}),
+            ("created_at", 1734602400),
+            ("request", "a fox"),
+            ("response", "https://cdn.example.com/image.png"),
+            ("response", {}),
+            ("response", []),
+            ("response", None),
+            ("response", [5]),
+            ("response", ["image.png"]),
+            ("response", ["file:///etc/passwd"]),
+        ],
+    )
+    def test_a_wrong_type_breaks_the_contract_by_name(self, field: str, value: object) -> None:
+        with pytest.raises(QwenImageContractError, match=rf"data\.{field}"):
+            parse_status(answer(envelope(DOCUMENTED | {field: value})), "n43abc")
+
+    def test_no_images_are_fine_before_success(self) -> None:
+        data = DOCUMENTED | {"status": "PENDING", "response": None}
+        assert parse_status(answer(envelope(data)), "n43abc").image_urls == ()
+
+
+ERROR_CODES = [
+    (400, QwenImageBadRequestError),
+    (401, QwenImageAuthError),
+    (402, QwenImageCreditsError),
+    (403, QwenImageAuthError),
+    (404, QwenImageNotFoundError),
+    (408, QwenImageServerError),
+    (422, QwenImageBadRequestError),
+    (429, QwenImageRateLimitError),
+    (500, QwenImageServerError),
+    (502, QwenImageServerError),
+    (503, QwenImageServerError),
+]
+
+
+class TestErrorAnswer:
+    @pytest.mark.parametrize(("code", "error_class"), ERROR_CODES)
+    @pytest.mark.parametrize("style", ["http", "envelope"])
+    def test_a_code_means_the_same_in_both_wire_styles(
+        self, code: int, error_class: type[QwenImageRequestError], style: str
+    ) -> None:
+        status = code if style == "http" else 200
+        with pytest.raises(QwenImageRequestError, match=f"code {code}: No, because") as caught:
+            parse_status(answer(envelope(None, code, "No, because."), status), "n43abc")
+        assert type(caught.value) is error_class
+        assert (caught.value.code, caught.value.from_api) == (code, True)
+
+    @pytest.mark.parametrize(("code", "error_class"), ERROR_CODES)
+    @pytest.mark.parametrize("body", [b"", b"<html>\n<h1>Bad</h1>", b"[]", b"null", b"{}", b"\xff\xfe", b"[" * 100_000])
+    def test_an_error_without_an_envelope_goes_by_its_http_status(
+        self, code: int, error_class: type[QwenImageRequestError], body: bytes
+    ) -> None:
+        with pytest.raises(QwenImageRequestError) as caught:
+            parse_status(answer(body, code), "n43abc")
+        assert type(caught.value) is error_class
+        assert (caught.value.code, caught.value.from_api) == (code, False)
+
+    @pytest.mark.parametrize("body", [b"", b"<html>sign in</html>", b"[]", b'{"code": "200"}', b'{"data": {}}', b"{"])
+    def test_a_success_without_an_envelope_breaks_the_contract(self, body: bytes) -> None:
+        with pytest.raises(QwenImageContractError, match="instead of its documented JSON"):
+            parse_status(answer(body), "n43abc")
+
+    def test_a_proxy_that_puts_its_status_over_the_apis_envelope_is_not_believed_to_be_the_api(self) -> None:
+        with pytest.raises(QwenImageServerError) as caught:
+            parse_submission(answer(envelope(None, 500, "oops"), 502))
+        assert not caught.value.from_api
+
+    def test_a_success_code_under_an_error_status_is_an_error(self) -> None:
+        with pytest.raises(QwenImageServerError) as caught:
+            parse_status(answer(envelope(DOCUMENTED, 200), 500), "n43abc")
+        assert caught.value.code == 500
+
+    def test_a_redirect_is_not_followed_but_named(self) -> None:
+        with pytest.raises(QwenImageContractError, match=r"redirect .* to https://other\.example/.*host"):
+            parse_status(answer(b"", 301, location="https://other.example/"), "n43abc")
+
+    @pytest.mark.parametrize("code", [429, 503])
+    @pytest.mark.parametrize(
+        ("header", "seconds"),
+        [("20", 20.0), ("0", 0.0), ("soon", None), ("-5", None), ("9" * 5000, 86_400.0), ("²", None)],
+    )
+    def test_retry_after_in_seconds_is_read(self, code: int, header: str, seconds: float | None) -> None:
+        with pytest.raises(QwenImageRequestError) as caught:
+            parse_status(answer(b"", code, retry_after=header), "n43abc")
+        assert caught.value.retry_after == seconds
+
+    def test_retry_after_as_a_date_is_read(self) -> None:
+        header = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+        with pytest.raises(QwenImageRateLimitError) as caught:
+            parse_status(answer(b"", 429, retry_after=header), "n43abc")
+        assert caught.value.retry_after is not None
+        assert 25 < caught.value.retry_after <= 30
+
+    def test_an_html_page_is_quoted_shortly_and_in_one_line(self) -> None:
+        page = b"<html>\n" + b"<p>long</p>\n" * 1000 + b"\x1b[31m"
+        with pytest.raises(QwenImageServerError) as caught:
+            parse_status(answer(page, 502), "n43abc")
+        assert len(str(caught.value)) < 500
+        assert str(caught.value).isprintable()
+
+
+class TestFailure:
+    def test_a_failure_names_the_reason_and_the_cost(self) -> None:
+        snapshot = TaskSnapshot(
+            task_id="n43", status=TaskStatus.FAILED, consumed_credits=0, error_message="GPU on fire"
+        )
+        error = contract.task_failure(snapshot)
+        assert type(error) is QwenImageTaskFailedError
+        assert error.snapshot is snapshot
+        assert "GPU on fire" in str(error)
+        assert "It cost 0 credits" in str(error)
+
+    def test_a_policy_refusal_is_permanent(self) -> None:
+        snapshot = TaskSnapshot(
+            task_id="n43", status=TaskStatus.FAILED, error_message="Content policy violation detected"
+        )
+        error = contract.task_failure(snapshot)
+        assert type(error) is QwenImageContentPolicyError
+        assert error.permanent
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=10), children, max_size=4),
+    max_leaves=12,
+)
+SNAPSHOT_DATA = st.fixed_dictionaries({}, optional=dict.fromkeys(DOCUMENTED, JSON_VALUES) | {"other": JSON_VALUES})
+ENVELOPES = st.fixed_dictionaries(
+    {"code": st.sampled_from([200, 400, 401, 404, 429, 500]) | JSON_VALUES},
+    optional={"message": JSON_VALUES, "data": SNAPSHOT_DATA | JSON_VALUES},
+)
+HEADERS = st.dictionaries(st.sampled_from(["retry-after", "location", "content-type"]), st.text(max_size=30))
+BODIES = st.binary(max_size=200) | (ENVELOPES | JSON_VALUES).map(lambda value: json.dumps(value).encode())
+
+
+@given(status=st.integers(100, 599), headers=HEADERS, body=BODIES)
+def test_no_answer_makes_the_parser_raise_anything_else(status: int, headers: dict[str, str], body: bytes) -> None:
+    received = HttpAnswer(status, headers, body)
+    for parse in (parse_submission, lambda it: parse_status(it, "n43abc")):
+        try:
+            parse(received)
+        except QwenImageError as error:
+            str(error).encode()
+
+
+SNAPSHOTS = st.builds(
+    TaskSnapshot,
+    task_id=st.text(min_size=1),
+    status=st.sampled_from([TaskStatus.PENDING, TaskStatus.IN_PROGRESS, TaskStatus.FAILED, "SOMETHING_NEW"]),
+    consumed_credits=st.none() | st.integers(0, 10**6) | st.floats(0, 1e6),
+    error_message=st.none() | st.text(),
+    created_at=st.none() | st.datetimes(timezones=st.just(UTC)).map(pendulum.instance),
+    request=st.dictionaries(st.text(), st.text() | st.integers()),
+    image_urls=st.lists(st.sampled_from(["https://cdn.example.com/1.png", "http://a.b/c?d=e"])).map(tuple),
+    extra=st.dictionaries(st.text(min_size=1).filter(lambda name: name not in DOCUMENTED), st.integers()),
+)
+
+
+@given(snapshot=SNAPSHOTS)
+def test_a_snapshot_survives_a_round_trip(snapshot: TaskSnapshot) -> None:
+    assert TaskSnapshot.from_data(json.loads(json.dumps(snapshot.to_data()))) == snapshot

@@ -1,0 +1,182 @@
+"""The polling decision: pace, bounds and what ends a wait."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageAuthError,
+    QwenImageConnectionError,
+    QwenImageContentPolicyError,
+    QwenImageContractError,
+    QwenImageError,
+    QwenImageNotFoundError,
+    QwenImageRateLimitError,
+    QwenImageServerError,
+    QwenImageTimeoutError,
+)
+from airflow_provider_qwenimage.polling import Decision, Done, GiveUp, PollPolicy, PollState, Wait, decide
+
+NOW = 1_000_000.0
+PENDING = TaskSnapshot(task_id="n43", status=TaskStatus.PENDING)
+DRAWING = TaskSnapshot(task_id="n43", status=TaskStatus.IN_PROGRESS)
+DONE = TaskSnapshot(task_id="n43", status=TaskStatus.SUCCESS, image_urls=("https://cdn.example.com/1.png",))
+BLIP = QwenImageServerError("The API is in trouble.", code=503)
+
+
+def middle() -> float:
+    return 0.5
+
+
+def after(
+    outcome: TaskSnapshot | QwenImageError,
+    policy: PollPolicy | None = None,
+    state: PollState | None = None,
+    now: float = NOW,
+) -> Decision:
+    return decide(policy or PollPolicy(), state or PollState(), outcome, image_task_id="n43", now=now, draw=middle)
+
+
+def waits(*outcomes: TaskSnapshot | QwenImageError, policy: PollPolicy | None = None) -> list[Decision]:
+    state, decisions = PollState(), []
+    for outcome in outcomes:
+        decision = after(outcome, policy, state)
+        decisions.append(decision)
+        if isinstance(decision, Wait):
+            state = decision.state
+    return decisions
+
+
+def delays(decisions: list[Decision]) -> list[float]:
+    return [round(decision.delay, 2) for decision in decisions if isinstance(decision, Wait)]
+
+
+def test_the_interval_grows_from_five_to_ten_seconds() -> None:
+    assert delays(waits(*[DRAWING] * 7)) == [5.0, 6.0, 7.2, 8.64, 10.0, 10.0, 10.0]
+
+
+@pytest.mark.parametrize(("start", "slowest"), [(0.5, 1.0), (2.0, 4.0), (8.0, 10.0), (10.0, 10.0), (30.0, 30.0)])
+def test_the_interval_never_grows_past_twice_itself_or_ten_seconds(start: float, slowest: float) -> None:
+    assert delays(waits(*[DRAWING] * 40, policy=PollPolicy(poll_interval=start)))[-1] == slowest
+
+
+@given(polls=st.integers(0, 10**9), draw=st.floats(0, 1))
+def test_jitter_stays_within_a_fifth(polls: int, draw: float) -> None:
+    policy = PollPolicy()
+    plain = policy.interval(polls, middle)
+    assert 0.8 * plain - 1e-9 <= policy.interval(polls, lambda: draw) <= 1.2 * plain + 1e-9
+    assert 4.0 - 1e-9 <= policy.interval(polls, lambda: draw) <= 12.0 + 1e-9
+
+
+def test_success_ends_the_wait_even_after_the_deadline() -> None:
+    assert after(DONE, PollPolicy(end_time=NOW - 5)) == Done(DONE)
+
+
+def test_failed_ends_the_wait_with_the_apis_reason() -> None:
+    failed = TaskSnapshot(task_id="n43", status=TaskStatus.FAILED, error_message="Content policy violation detected")
+    decision = after(failed)
+    assert isinstance(decision, GiveUp)
+    assert isinstance(decision.error, QwenImageContentPolicyError)
+    assert decision.error.snapshot is failed
+
+
+@pytest.mark.parametrize("error", [QwenImageAuthError("no", code=401), QwenImageNotFoundError("no", code=404)])
+def test_a_permanent_error_ends_the_wait_at_once(error: QwenImageError) -> None:
+    assert after(error) == GiveUp(error)
+
+
+@pytest.mark.parametrize(
+    "blip", [BLIP, QwenImageConnectionError("reset"), QwenImageContractError("HTML"), QwenImageRateLimitError("slow")]
+)
+def test_a_blip_does_not_end_the_wait(blip: QwenImageError) -> None:
+    decisions = waits(*[blip] * 9, DRAWING, *[blip] * 9, DONE)
+    assert [type(decision) for decision in decisions] == [Wait] * 19 + [Done]
+
+
+def test_ten_failures_in_a_row_end_the_wait_with_the_last_error() -> None:
+    last = waits(*[BLIP] * 10)[-1]
+    assert isinstance(last, GiveUp)
+    assert type(last.error) is QwenImageServerError
+    assert last.error.code == 503
+    assert "after 10 failed reads in a row: The API is in trouble." in str(last.error)
+    assert str(BLIP) == "The API is in trouble."
+
+
+def test_the_bound_on_failures_can_be_set() -> None:
+    assert isinstance(waits(BLIP, policy=PollPolicy(max_consecutive_failures=1))[0], GiveUp)
+
+
+def test_an_unknown_status_is_told_and_waited_on_within_the_same_bound() -> None:
+    odd = TaskSnapshot(task_id="n43", status="ON_HOLD\n")
+    decisions = waits(*[odd] * 10)
+    assert isinstance(decisions[0], Wait)
+    assert decisions[0].notice is not None
+    assert "'ON_HOLD'" in decisions[0].notice
+    assert isinstance(decisions[8], Wait)
+    assert isinstance(decisions[9], GiveUp)
+    assert isinstance(decisions[9].error, QwenImageContractError)
+
+
+def test_retry_after_holds_the_next_poll_back() -> None:
+    assert delays(waits(QwenImageRateLimitError("slow", retry_after=42.0))) == [42.0]
+    assert delays(waits(QwenImageRateLimitError("slow", retry_after=1.0))) == [5.0]
+
+
+def test_the_deadline_ends_the_wait() -> None:
+    policy = PollPolicy(end_time=NOW)
+    for outcome in (DRAWING, BLIP):
+        decision = after(outcome, policy)
+        assert isinstance(decision, GiveUp)
+        assert isinstance(decision.error, QwenImageTimeoutError)
+        assert "n43 did not end before the deadline 1970-01-12T13:46:40Z" in str(decision.error)
+
+
+def test_the_last_poll_is_at_the_deadline_not_after_it() -> None:
+    policy = PollPolicy(end_time=NOW + 3)
+    assert delays([after(DRAWING, policy)]) == [3.0]
+    assert delays([after(QwenImageRateLimitError("slow", retry_after=60.0), policy)]) == [3.0]
+
+
+def test_a_status_is_told_once_and_a_failure_each_time() -> None:
+    notices = [
+        decision.notice
+        for decision in waits(PENDING, PENDING, DRAWING, DRAWING, BLIP, BLIP)
+        if isinstance(decision, Wait)
+    ]
+    assert notices[:4] == ["Image task n43 is PENDING.", None, "Image task n43 is IN_PROGRESS.", None]
+    assert all(notice and "of at most 10 in a row" in notice for notice in notices[4:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"poll_interval": 0}, "poll_interval"),
+        ({"poll_interval": -1.0}, "poll_interval"),
+        ({"poll_interval": float("nan")}, "poll_interval"),
+        ({"max_consecutive_failures": 0}, "max_consecutive_failures"),
+    ],
+)
+def test_a_bad_bound_is_refused_by_name(arguments: dict[str, float], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} is .*allowed are"):
+        PollPolicy(**arguments)
+
+
+@given(
+    outcomes=st.lists(st.sampled_from([PENDING, DRAWING, BLIP, QwenImageRateLimitError("slow", retry_after=9.0)])),
+    timeout=st.floats(0.1, 100.0),
+    draw=st.floats(0, 1),
+)
+def test_no_wait_outlives_its_deadline(
+    outcomes: list[TaskSnapshot | QwenImageError], timeout: float, draw: float
+) -> None:
+    policy = PollPolicy(end_time=NOW + timeout)
+    state, now = PollState(), NOW
+    for outcome in outcomes:
+        decision = decide(policy, state, outcome, image_task_id="n43", now=now, draw=lambda: draw)
+        if not isinstance(decision, Wait):
+            break
+        state, now = decision.state, now + decision.delay
+        assert now <= NOW + timeout + 1e-6

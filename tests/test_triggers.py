@@ -1,0 +1,216 @@
+"""The trigger: what Airflow stores of it, what it fires, and how the resumed task reads that."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, task_failure
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageAuthError,
+    QwenImageContentPolicyError,
+    QwenImageContractError,
+    QwenImageError,
+    QwenImageNotFoundError,
+    QwenImageServerError,
+    QwenImageTaskFailedError,
+    QwenImageTimeoutError,
+)
+from airflow_provider_qwenimage.polling import Done, GiveUp
+from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger, event_of, snapshot_of
+
+DONE = TaskSnapshot(
+    task_id="n43", status=TaskStatus.SUCCESS, consumed_credits=5, image_urls=("https://cdn.example.com/1.png",)
+)
+FAILED = TaskSnapshot(
+    task_id="n43", status=TaskStatus.FAILED, consumed_credits=0, error_message="Content policy violation detected"
+)
+
+
+def fired(trigger: QwenImageStatusTrigger) -> dict[str, Any]:
+    async def run() -> list[Any]:
+        return [event.payload async for event in trigger.run()]
+
+    (payload,) = asyncio.run(run())
+    assert json.loads(json.dumps(payload)) == payload
+    return payload
+
+
+@pytest.fixture
+def sandbox(qwenimage_sandbox: Sandbox) -> Sandbox:
+    return qwenimage_sandbox
+
+
+def submitted(prompt: str = "a fox") -> str:
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+
+    with QwenImageHook() as hook:
+        return hook.generate(prompt)
+
+
+def test_what_airflow_stores_makes_an_equal_trigger_and_holds_only_ids_and_numbers() -> None:
+    trigger = QwenImageStatusTrigger(
+        image_task_id="n43", qwenimage_conn_id="c", poll_interval=2.5, end_time=123.5, max_consecutive_failures=3
+    )
+    path, kwargs = trigger.serialize()
+    assert path == "airflow_provider_qwenimage.triggers.QwenImageStatusTrigger"
+    assert kwargs == {
+        "image_task_id": "n43",
+        "qwenimage_conn_id": "c",
+        "poll_interval": 2.5,
+        "end_time": 123.5,
+        "max_consecutive_failures": 3,
+    }
+    assert QwenImageStatusTrigger(**json.loads(json.dumps(kwargs))).serialize() == (path, kwargs)
+
+
+def test_a_success_is_fired_once_with_all_of_its_snapshot(sandbox: Sandbox) -> None:
+    task_id = submitted()
+    event = fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.05))
+    assert (event["status"], event["image_task_id"]) == ("success", task_id)
+    assert snapshot_of(event).image_urls[0].startswith("http")
+
+
+def test_the_first_poll_comes_one_interval_after_the_start(sandbox: Sandbox) -> None:
+    task_id = submitted()
+    started = time.time()
+    fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.5))
+    (poll,) = [record for record in sandbox.requests if record.route == "status"]
+    assert poll.time - started >= 0.4
+
+
+@pytest.mark.parametrize(
+    ("word", "error_class"), [("[policy]", QwenImageContentPolicyError), ("[fail]", QwenImageTaskFailedError)]
+)
+def test_a_failed_task_is_fired_with_the_apis_reason(
+    sandbox: Sandbox, word: str, error_class: type[QwenImageError]
+) -> None:
+    event = fired(QwenImageStatusTrigger(image_task_id=submitted(word), poll_interval=0.05))
+    with pytest.raises(QwenImageTaskFailedError) as caught:
+        snapshot_of(event)
+    assert type(caught.value) is error_class
+    assert caught.value.snapshot is not None
+
+
+def test_a_deadline_is_kept_by_a_trigger_that_starts_late(sandbox: Sandbox) -> None:
+    sandbox.configure(seconds_per_image=60)
+    event = fired(QwenImageStatusTrigger(image_task_id=submitted(), poll_interval=30.0, end_time=time.time() - 5))
+    with pytest.raises(QwenImageTimeoutError, match="did not end before the deadline"):
+        snapshot_of(event)
+
+
+@pytest.mark.parametrize("password", ["sk-wrong", ""])
+def test_a_key_that_does_not_work_is_fired_as_a_permanent_error(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    task_id = submitted()
+    connection = json.loads(sandbox.connection_json) | {"password": password}
+    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps(connection))
+    event = fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.05))
+    with pytest.raises(QwenImageError, match="API key") as caught:
+        snapshot_of(event)
+    assert caught.value.permanent
+
+
+def test_an_unknown_task_is_fired_as_a_permanent_error(sandbox: Sandbox) -> None:
+    event = fired(QwenImageStatusTrigger(image_task_id="no-such-task", poll_interval=0.05))
+    with pytest.raises(QwenImageNotFoundError):
+        snapshot_of(event)
+
+
+def test_a_blip_is_outlived(sandbox: Sandbox) -> None:
+    task_id = submitted()
+    sandbox.script("status", *["server_error"] * 5)
+    assert fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02))["status"] == "success"
+
+
+def test_too_many_failures_in_a_row_are_fired(sandbox: Sandbox) -> None:
+    task_id = submitted()
+    sandbox.script("status", *["server_error"] * 5)
+    event = fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02, max_consecutive_failures=3))
+    with pytest.raises(QwenImageServerError, match="after 3 failed reads in a row"):
+        snapshot_of(event)
+
+
+def test_a_trigger_only_reads(sandbox: Sandbox) -> None:
+    task_id = submitted()
+    for _ in range(2):
+        fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02))
+    assert {record.method for record in sandbox.requests[1:]} == {"GET"}
+    assert len(sandbox.submissions) == 1
+
+
+def test_a_cancelled_trigger_leaves_no_connection_open(sandbox: Sandbox) -> None:
+    sandbox.configure(seconds_per_image=60)
+    task_id = submitted()
+
+    async def cancel() -> None:
+        import gc
+
+        import aiohttp
+
+        async def consume() -> None:
+            async for _ in QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02).run():
+                pass
+
+        running = asyncio.create_task(consume())
+        await asyncio.sleep(0.3)
+        sessions = [found for found in gc.get_objects() if isinstance(found, aiohttp.ClientSession)]
+        assert any(not session.closed for session in sessions)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert all(session.closed for session in sessions)
+
+    asyncio.run(cancel())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        QwenImageAuthError("no", code=401),
+        QwenImageServerError("no", code=500),
+        QwenImageTimeoutError("late"),
+        QwenImageContractError("odd"),
+        task_failure(FAILED),
+    ],
+)
+def test_an_error_crosses_over_as_itself(error: QwenImageError) -> None:
+    with pytest.raises(QwenImageError) as caught:
+        snapshot_of(json.loads(json.dumps(event_of(GiveUp(error), "n43"))))
+    assert type(caught.value) is type(error)
+    assert (str(caught.value), caught.value.permanent) == (str(error), error.permanent)
+
+
+def test_a_snapshot_crosses_over_as_itself() -> None:
+    assert snapshot_of(json.loads(json.dumps(event_of(Done(DONE), "n43")))) == DONE
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        None,
+        {},
+        [],
+        "success",
+        {"status": "success"},
+        {"status": "success", "snapshot": None},
+        {"status": "success", "snapshot": {"task_id": "n43", "status": "SUCCESS"}},
+        {"status": "success", "snapshot": FAILED.to_data()},
+        {"status": "SUCCESS", "snapshot": DONE.to_data()},
+        {"status": "done", "snapshot": DONE.to_data()},
+        {"status": "error"},
+        {"status": "error", "message": 5},
+        {"status": "error", "message": "no", "error": "SystemExit"},
+        {"status": "error", "message": "no", "error": "TaskSnapshot"},
+        {"status": "error", "message": "no", "error": "QwenImageTaskFailedError", "snapshot": 5},
+    ],
+)
+def test_an_event_that_is_not_a_whole_success_is_an_error(event: object) -> None:
+    with pytest.raises(QwenImageError):
+        snapshot_of(event)
