@@ -1,29 +1,21 @@
-"""The wire contract of the Qwen-Image-2512 API: requests, answers, limits and error mapping. No I/O."""
+"""The wire contract of the Qwen-Image-2512 API: requests, task snapshots and their limits. No I/O."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import pendulum
 
 from airflow_provider_qwenimage.exceptions import (
-    QwenImageAuthError,
-    QwenImageBadRequestError,
     QwenImageContentPolicyError,
     QwenImageContractError,
-    QwenImageCreditsError,
-    QwenImageNotFoundError,
-    QwenImageRateLimitError,
-    QwenImageRequestError,
-    QwenImageServerError,
     QwenImageTaskFailedError,
 )
 
@@ -39,12 +31,6 @@ SIZES = ("1024*1024", "1024*1536", "1536*1024", "768*1024", "1024*768")
 DEFAULT_OUTPUT_FORMAT = "jpeg"
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
 
-# Far above any documented answer (a prompt of 2000 characters and a few URLs).
-MAX_ANSWER_BYTES = 1024 * 1024
-
-Result = TypeVar("Result")
-
-_HTTP_OK = 200
 _EXCERPT_CHARACTERS = 200
 
 
@@ -208,21 +194,21 @@ class TaskSnapshot:
             QwenImageContractError: If it is not of the documented shape.
         """
         if not isinstance(data, Mapping):
-            raise _wrong("data", data, "an object")
+            raise not_documented("data", data, "an object")
         task_id = data.get("task_id")
         if not isinstance(task_id, str) or not task_id:
-            raise _wrong("data.task_id", task_id, "a non-empty string")
+            raise not_documented("data.task_id", task_id, "a non-empty string")
         status = data.get("status")
         if not isinstance(status, str) or not status:
-            raise _wrong("data.status", status, "a non-empty string")
+            raise not_documented("data.status", status, "a non-empty string")
         if status in TaskStatus.__members__:
             status = TaskStatus(status)
         error_message = data.get("error_message")
         if error_message is not None and not isinstance(error_message, str):
-            raise _wrong("data.error_message", error_message, "a string or null")
+            raise not_documented("data.error_message", error_message, "a string or null")
         request = data.get("request")
         if request is not None and not isinstance(request, Mapping):
-            raise _wrong("data.request", request, "an object")
+            raise not_documented("data.request", request, "an object")
         extra = {name: value for name, value in data.items() if name not in _SNAPSHOT_FIELDS}
         created_at = _read_time(data.get("created_at"))
         if created_at is None and data.get("created_at") is not None:
@@ -257,102 +243,6 @@ _SNAPSHOT_FIELDS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class HttpAnswer:
-    """An HTTP answer as either client received it.
-
-    Args:
-        status: The HTTP status.
-        headers: The headers, with lower-case names.
-        body: The body, cut shortly after `MAX_ANSWER_BYTES`, which makes it unreadable.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True)
-class ApiCall(Generic[Result]):
-    """One call of the API, for either client to send.
-
-    Args:
-        method: ``GET`` or ``POST``.
-        path: Where, below the base URL.
-        read: What the answer means; raises a `QwenImageError` where it is not a success.
-        params: The query.
-        body: The encoded JSON body.
-        submission: Whether the call costs credits, so that a lost answer is no reason to send it again.
-    """
-
-    method: str
-    path: str
-    read: Callable[[HttpAnswer], Result]
-    params: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None
-    submission: bool = False
-
-
-def submission_call(request: GenerateRequest) -> ApiCall[str]:
-    """Return the call that submits `request`; its result is the API's id of the new image task."""
-    body = json.dumps(request.payload()).encode("ascii")
-    return ApiCall("POST", GENERATE_PATH, parse_submission, body=body, submission=True)
-
-
-def status_call(image_task_id: str) -> ApiCall[TaskSnapshot]:
-    """Return the call that asks after an image task.
-
-    Args:
-        image_task_id: The API's id of the task.
-
-    Raises:
-        ValueError: If the id is not a text, or empty.
-    """
-    if not isinstance(image_task_id, str) or not image_task_id.strip():
-        raise ValueError(
-            f"image_task_id is {image_task_id!r}; allowed is the task id that a submission returned. "
-            "Check that the upstream task ran and pushed it."
-        )
-    image_task_id = image_task_id.strip()
-    return ApiCall(
-        "GET", STATUS_PATH, lambda answer: parse_status(answer, image_task_id), params={"task_id": image_task_id}
-    )
-
-
-def parse_submission(answer: HttpAnswer) -> str:
-    """Read the answer to ``POST /api/generate``.
-
-    Returns:
-        The API's id of the new image task.
-
-    Raises:
-        QwenImageRequestError: If the API said no.
-        QwenImageContractError: If the answer is not of the documented shape.
-    """
-    data = _parse_envelope(answer)
-    task_id = data.get("task_id") if isinstance(data, Mapping) else None
-    if not isinstance(task_id, str) or not task_id:
-        raise _wrong("data.task_id", task_id, "a non-empty string")
-    return task_id
-
-
-def parse_status(answer: HttpAnswer, image_task_id: str) -> TaskSnapshot:
-    """Read the answer to ``GET /api/status``.
-
-    Args:
-        answer: The answer.
-        image_task_id: The id that was asked for.
-
-    Raises:
-        QwenImageRequestError: If the API said no.
-        QwenImageContractError: If the answer is not of the documented shape, or about another task.
-    """
-    snapshot = TaskSnapshot.from_data(_parse_envelope(answer))
-    if snapshot.task_id != image_task_id:
-        raise _wrong("data.task_id", snapshot.task_id, f"the id that was asked for, {image_task_id!r}")
-    return snapshot
-
-
 def task_failure(snapshot: TaskSnapshot) -> QwenImageTaskFailedError:
     """Return the error that a FAILED snapshot stands for, with the API's reason and what it cost."""
     reason = snapshot.error_message or "the API gave no reason"
@@ -372,89 +262,17 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-def _parse_envelope(answer: HttpAnswer) -> object:
-    """Return ``data`` of a success; raise what the answer stands for otherwise."""
-    envelope = _read_envelope(answer.body)
-    code = envelope["code"] if envelope is not None else answer.status
-    # A status and a code that disagree are both believed as far as they say no.
-    if code == _HTTP_OK and answer.status != _HTTP_OK:
-        code = answer.status
-    if code == _HTTP_OK and envelope is not None:
-        return envelope.get("data")
-    retry_after = _read_retry_after(answer.headers)
-    if envelope is not None and code >= 400:  # noqa: PLR2004  the HTTP boundary of errors
-        message = envelope.get("message")
-        said = printable(message) if isinstance(message, str) and message else "no message"
-        raise _error_for_code(code, said, from_api=answer.status in (_HTTP_OK, code), retry_after=retry_after)
-    if answer.status >= 400:  # noqa: PLR2004  the HTTP boundary of errors
-        said = f"not the API's JSON but {_excerpt(answer.body)}"
-        raise _error_for_code(answer.status, said, from_api=False, retry_after=retry_after)
-    if 300 <= answer.status < 400:  # noqa: PLR2004  the HTTP range of redirects
-        target = printable(answer.headers.get("location", "nowhere"))
-        raise QwenImageContractError(
-            f"The API answered with a redirect (HTTP {answer.status}) to {target}, which is not followed "
-            "because it could carry the key elsewhere. Set the connection's host to the final base URL."
-        )
-    raise QwenImageContractError(
-        f"The API answered HTTP {answer.status} with {_excerpt(answer.body)} instead of its documented JSON "
-        "envelope. Check that the connection's host is the API's base URL."
-    )
-
-
-def _error_for_code(code: int, said: str, *, from_api: bool, retry_after: float | None) -> QwenImageRequestError:
-    if code in _ERRORS:
-        error_class, advice = _ERRORS[code]
-    elif code >= 500:  # noqa: PLR2004  the HTTP boundary of server errors
-        error_class, advice = QwenImageServerError, "Try again later, or contact the service's support."
-    else:
-        error_class, advice = QwenImageBadRequestError, "Correct the request; sending it again changes nothing."
-    return error_class(
-        f"The API answered with code {code}: {said.rstrip('.')}. {advice}",
-        code=code,
-        from_api=from_api,
-        retry_after=retry_after,
-    )
-
-
-_ERRORS: Mapping[int, tuple[type[QwenImageRequestError], str]] = {
-    400: (QwenImageBadRequestError, "Correct the request; sending it again changes nothing."),
-    401: (QwenImageAuthError, "Check the API key in the connection's password."),
-    402: (QwenImageCreditsError, "Buy credits for the account of this API key."),
-    403: (QwenImageAuthError, "Check that the API key in the connection's password may do this."),
-    404: (
-        QwenImageNotFoundError,
-        "Check the task id, that the key is of the account that submitted it, and the connection's host.",
-    ),
-    408: (QwenImageServerError, "Try again."),
-    429: (QwenImageRateLimitError, "Send fewer requests: set max_requests_per_second in the connection's extra."),
-}
-
-
-def _read_envelope(body: bytes) -> dict[str, Any] | None:
-    try:
-        envelope = json.loads(body)
-    # RecursionError: deeply nested JSON is somebody's junk, not an envelope.
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(envelope, dict):
-        return None
-    code = envelope.get("code")
-    if isinstance(code, bool) or not isinstance(code, int) or not 100 <= code <= 599:  # noqa: PLR2004  HTTP's codes
-        return None
-    return envelope
-
-
 def _read_credits(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong("data.consumed_credits", value, "a number")
+        raise not_documented("data.consumed_credits", value, "a number")
     try:
         finite = math.isfinite(value)
     except OverflowError:
         finite = False
     if not finite or value < 0:
-        raise _wrong("data.consumed_credits", value, "a number of at least 0")
+        raise not_documented("data.consumed_credits", value, "a number of at least 0")
     return value
 
 
@@ -462,7 +280,7 @@ def _read_time(value: object) -> pendulum.DateTime | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise _wrong("data.created_at", value, "an ISO 8601 time")
+        raise not_documented("data.created_at", value, "an ISO 8601 time")
     try:
         parsed = pendulum.parse(value)
     except Exception:  # noqa: BLE001  pendulum documents no closed set, and no date is worth losing a paid image
@@ -476,37 +294,26 @@ def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
     elif isinstance(value, list):
         urls = value
     else:
-        raise _wrong("data.response", value, "a list of URLs or null")
+        raise not_documented("data.response", value, "a list of URLs or null")
     if status == TaskStatus.SUCCESS and not urls:
-        raise _wrong("data.response", value, "a list of at least one URL, because the status is SUCCESS")
+        raise not_documented("data.response", value, "a list of at least one URL, because the status is SUCCESS")
     found = []
     for url in urls:
         if not isinstance(url, str) or not is_http_url(url):
-            raise _wrong("data.response", url, "http(s) URLs")
+            raise not_documented("data.response", url, "http(s) URLs")
         found.append(url)
     return tuple(found)
 
 
-def _read_retry_after(headers: Mapping[str, str]) -> float | None:
-    value = headers.get("retry-after", "").strip()
-    if not value:
-        return None
-    if value.isascii() and value.isdigit():
-        # More digits than a day of seconds needs are nonsense or an attack, and int() refuses very long ones.
-        return float(min(int(value[:9]), _MAX_RETRY_AFTER_SECONDS))
-    try:
-        moment = parsedate_to_datetime(value)
-        seconds = moment.timestamp() - pendulum.now("UTC").timestamp()
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    return min(max(0.0, seconds), float(_MAX_RETRY_AFTER_SECONDS))
+def not_documented(name: str, value: object, allowed: str) -> QwenImageContractError:
+    """Return the error for a field of an answer that is not what the API documents.
 
-
-_MAX_RETRY_AFTER_SECONDS = 86_400
-
-
-def _wrong(name: str, value: object, allowed: str) -> QwenImageContractError:
-    shown = _shorten(_safe_repr(value))
+    Args:
+        name: The field.
+        value: What it is.
+        allowed: What it should be.
+    """
+    shown = shorten(_safe_repr(value))
     return QwenImageContractError(
         f"The API's answer is not of the documented shape: {name} is {shown}, not {allowed}. "
         "If this persists, the API has changed: report it to the maintainers of this package."
@@ -521,10 +328,6 @@ def _safe_repr(value: object) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
-def _excerpt(body: bytes) -> str:
-    text = " ".join(body[: 4 * _EXCERPT_CHARACTERS].decode("utf-8", "replace").split())
-    return repr(_shorten(printable(text))) if text else "an empty body"
-
-
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """Return text from outside short enough for a message."""
     return text if len(text) <= _EXCERPT_CHARACTERS else f"{text[:_EXCERPT_CHARACTERS]}…"

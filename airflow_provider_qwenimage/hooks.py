@@ -1,7 +1,7 @@
 """The two clients of the API: `QwenImageHook` over requests and `QwenImageAsyncHook` over aiohttp.
 
 They only send and receive. What a request is, what an answer means, whether it is sent again and how a
-wait goes on is decided in `contract`, `retries` and `polling`, for both alike.
+wait goes on is decided in `contract`, `answers`, `retries` and `polling`, for both alike.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import asyncio
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_provider_qwenimage import __version__, contract, polling, provider_info, retries
+from airflow_provider_qwenimage import answers, contract, polling, provider_info, retries
 from airflow_provider_qwenimage.connection import (
     CONN_TYPE,
     DEFAULT_CONN_ID,
@@ -26,20 +25,17 @@ from airflow_provider_qwenimage.connection import (
     read_connection,
 )
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageError
-from airflow_provider_qwenimage.rate_limit import RateLimit
+from airflow_provider_qwenimage.transport import AiohttpTransport, RequestsTransport, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
     import aiohttp
     import requests
 
-    from airflow_provider_qwenimage.contract import ApiCall, HttpAnswer, Result, TaskSnapshot
-
-_HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-qwenimage/{__version__}"}
-_CHUNK_BYTES = 65_536
+    from airflow_provider_qwenimage.answers import ApiCall, Result
+    from airflow_provider_qwenimage.contract import TaskSnapshot
 
 
 class _Hook(BaseHook):
@@ -125,25 +121,8 @@ class QwenImageHook(_Hook):
         return read_connection(self.get_connection(self.qwenimage_conn_id), timeout_seconds=self.timeout_seconds)
 
     @cached_property
-    def _rate_limit(self) -> RateLimit:
-        return RateLimit(self.settings.max_requests_per_second)
-
-    @cached_property
-    def _session(self) -> requests.Session:
-        import requests
-
-        session = requests.Session()
-        session.headers.update(_HEADERS)
-        origin, key = _origin(self.settings.base_url), self.settings.api_key
-
-        def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            # Whatever else is fetched with this session, the key goes to the API's own origin only.
-            if request.url and _origin(request.url) == origin:
-                request.headers["Authorization"] = f"Bearer {key}"
-            return request
-
-        session.auth = authorize
-        return session
+    def _transport(self) -> RequestsTransport:
+        return RequestsTransport(self.settings)
 
     def get_conn(self) -> requests.Session:
         """Return the session that carries the key, to the API's own host only.
@@ -151,13 +130,13 @@ class QwenImageHook(_Hook):
         Raises:
             ValueError: If a field of the connection is not usable.
         """
-        return self._session
+        return self._transport.session
 
     def close(self) -> None:
         """Close the session's connections. The hook opens them again when it is used again."""
-        session = self.__dict__.pop("_session", None)
-        if session is not None:
-            session.close()
+        transport = self.__dict__.pop("_transport", None)
+        if transport is not None:
+            transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -201,7 +180,7 @@ class QwenImageHook(_Hook):
 
     def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
-        return self._call(contract.submission_call(request))
+        return self._call(answers.submission_call(request))
 
     def get_status(self, image_task_id: str) -> TaskSnapshot:
         """Ask after an image task. Costs nothing.
@@ -215,12 +194,12 @@ class QwenImageHook(_Hook):
             QwenImageConnectionError: If no answer came.
             QwenImageContractError: If the answer is not of the documented shape.
         """
-        return self._call(contract.status_call(image_task_id))
+        return self._call(answers.status_call(image_task_id))
 
     def check(self, image_task_id: str) -> TaskSnapshot | QwenImageError:
         """Ask after an image task once, and return an error instead of raising it: one poll of a wait."""
         try:
-            return self._send(contract.status_call(image_task_id))
+            return self._transport.send(answers.status_call(image_task_id))
         except QwenImageError as error:
             return error
 
@@ -272,43 +251,13 @@ class QwenImageHook(_Hook):
         sent_again = 0
         while True:
             try:
-                return self._send(call)
+                return self._transport.send(call)
             except QwenImageError as error:
                 pause = self._pause_before_resend(error, call, sent_again)
                 if pause is None:
                     raise
             time.sleep(pause)
             sent_again += 1
-
-    def _send(self, call: ApiCall[Result]) -> Result:
-        import requests
-
-        session, settings = self.get_conn(), self.settings
-        time.sleep(self._rate_limit.reserve(time.monotonic()))
-        body = None if call.body is None else _WatchedBody(call.body)
-        try:
-            with session.request(
-                call.method,
-                settings.base_url + call.path,
-                params=dict(call.params),
-                data=body,
-                headers={} if body is None else {"Content-Type": "application/json"},
-                timeout=settings.timeout_seconds,
-                verify=settings.verify,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                content = bytearray()
-                for chunk in response.iter_content(_CHUNK_BYTES):
-                    content += chunk
-                    if len(content) > contract.MAX_ANSWER_BYTES:
-                        break
-                answer = _answer(settings, response.status_code, response.headers, content)
-        except requests.RequestException as error:
-            detail = settings.without_key(_describe(error))
-            sent = body.was_read if body is not None else not _never_connected(error)
-            raise retries.lost(call, detail, sent=sent) from error
-        return retries.read_answer(call, answer)
 
 
 class QwenImageAsyncHook(_Hook):
@@ -335,8 +284,7 @@ class QwenImageAsyncHook(_Hook):
             qwenimage_conn_id, timeout_seconds=timeout_seconds, retry_limit=retry_limit, retry_delay=retry_delay
         )
         self._settings: ConnectionSettings | None = None
-        self._rate_limit = RateLimit(None)
-        self._session: aiohttp.ClientSession | None = None
+        self._transport: AiohttpTransport | None = None
         self._opening = asyncio.Lock()
 
     async def get_settings(self) -> ConnectionSettings:
@@ -348,7 +296,6 @@ class QwenImageAsyncHook(_Hook):
         if self._settings is None:
             connection = await _find_connection(self.qwenimage_conn_id)
             self._settings = read_connection(connection, timeout_seconds=self.timeout_seconds)
-            self._rate_limit = RateLimit(self._settings.max_requests_per_second)
         return self._settings
 
     async def get_conn(self) -> aiohttp.ClientSession:
@@ -357,17 +304,13 @@ class QwenImageAsyncHook(_Hook):
         Raises:
             ValueError: If a field of the connection is not usable.
         """
-        async with self._opening:
-            settings = await self.get_settings()
-            if self._session is None or self._session.closed:
-                self._session = await _open_session(settings)
-            return self._session
+        return (await self._get_transport()).session
 
     async def close(self) -> None:
         """Close the session's connections. The hook opens them again when it is used again."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -394,16 +337,17 @@ class QwenImageAsyncHook(_Hook):
 
     async def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
-        return await self._call(contract.submission_call(request))
+        return await self._call(answers.submission_call(request))
 
     async def get_status(self, image_task_id: str) -> TaskSnapshot:
         """Ask after an image task; see `QwenImageHook.get_status`."""
-        return await self._call(contract.status_call(image_task_id))
+        return await self._call(answers.status_call(image_task_id))
 
     async def check(self, image_task_id: str) -> TaskSnapshot | QwenImageError:
         """Ask after an image task once, and return an error instead of raising it: one poll of a wait."""
         try:
-            return await self._send(contract.status_call(image_task_id))
+            transport = await self._get_transport()
+            return await transport.send(answers.status_call(image_task_id))
         except QwenImageError as error:
             return error
 
@@ -450,69 +394,24 @@ class QwenImageAsyncHook(_Hook):
         except ValueError as error:
             return judge_connection(error)
 
+    async def _get_transport(self) -> AiohttpTransport:
+        async with self._opening:
+            if self._transport is None:
+                self._transport = await AiohttpTransport.open(await self.get_settings())
+            return self._transport
+
     async def _call(self, call: ApiCall[Result]) -> Result:
+        transport = await self._get_transport()
         sent_again = 0
         while True:
             try:
-                return await self._send(call)
+                return await transport.send(call)
             except QwenImageError as error:
                 pause = self._pause_before_resend(error, call, sent_again)
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
             sent_again += 1
-
-    async def _send(self, call: ApiCall[Result]) -> Result:
-        import aiohttp
-
-        session, settings = await self.get_conn(), await self.get_settings()
-        await asyncio.sleep(self._rate_limit.reserve(time.monotonic()))
-        try:
-            async with session.request(
-                call.method,
-                settings.base_url + call.path,
-                params=dict(call.params),
-                data=call.body,
-                headers={} if call.body is None else {"Content-Type": "application/json"},
-                allow_redirects=False,
-            ) as response:
-                content = bytearray()
-                async for chunk in response.content.iter_any():
-                    content += chunk
-                    if len(content) > contract.MAX_ANSWER_BYTES:
-                        break
-                answer = _answer(settings, response.status, response.headers, content)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            never_sent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-            raise retries.lost(call, settings.without_key(_describe(error)), sent=not never_sent) from error
-        return retries.read_answer(call, answer)
-
-
-class _WatchedBody:
-    """A request body that remembers whether any of it was handed to the network.
-
-    The exceptions of requests do not tell a refused connection from a lost answer in every case, but a
-    submission whose body never left surely was not accepted.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self.was_read = False
-
-    def __len__(self) -> int:
-        return len(self._content)
-
-    def __iter__(self) -> Iterator[bytes]:
-        self.was_read = True
-        yield self._content
-
-
-def _never_connected(error: requests.RequestException) -> bool:
-    """Whether requests says that there was no connection; not known to be complete, so nothing paid hangs on it."""
-    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError, SSLError
-
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    return isinstance(reason, ConnectTimeoutError | NewConnectionError | ProxyError | SSLError)
 
 
 async def _find_connection(conn_id: str) -> Any:
@@ -527,54 +426,5 @@ async def _find_connection(conn_id: str) -> Any:
     except Exception as error:
         # Airflow's own API or database may be away for a moment: no reason to lose the wait for a paid image.
         raise QwenImageConnectionError(
-            f"Airflow could not look up connection {conn_id!r}: {_describe(error)} Check Airflow's own health."
+            f"Airflow could not look up connection {conn_id!r}: {describe(error)} Check Airflow's own health."
         ) from error
-
-
-async def _open_session(settings: ConnectionSettings) -> aiohttp.ClientSession:
-    import ssl
-    from urllib.request import getproxies
-
-    import aiohttp
-
-    verify: bool | ssl.SSLContext
-    if isinstance(settings.verify, str):
-        verify = await asyncio.to_thread(ssl.create_default_context, cafile=settings.verify)
-    else:
-        verify = settings.verify
-    origin, key = _origin(settings.base_url), settings.api_key
-
-    async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        if _origin(str(request.url)) == origin:
-            request.headers["Authorization"] = f"Bearer {key}"
-        return await handler(request)
-
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=verify),
-        headers=_HEADERS,
-        # Per connection and per read, as requests counts them.
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=settings.timeout_seconds, sock_read=settings.timeout_seconds
-        ),
-        # Off without a proxy to find: aiohttp would look for a netrc file at every request.
-        trust_env=bool(getproxies()),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        middlewares=(authorize,),
-    )
-
-
-def _answer(settings: ConnectionSettings, status: int, headers: Mapping[str, str], content: bytearray) -> HttpAnswer:
-    # Should the API quote the key in an answer, it ends here: not in an error, a log or an XCom.
-    body = bytes(content).replace(settings.api_key.encode("ascii"), b"***")
-    return contract.HttpAnswer(
-        status, {name.lower(): settings.without_key(value) for name, value in headers.items()}, body
-    )
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _describe(error: BaseException) -> str:
-    return contract.printable(f"{type(error).__name__}: {error}".rstrip(": ")).rstrip(".") + "."

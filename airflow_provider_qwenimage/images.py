@@ -6,7 +6,6 @@ size that were asked for, is moved to its final name, and its ``.json`` sidecar 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -14,7 +13,6 @@ import tempfile
 import time
 import unicodedata
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,6 +23,7 @@ from airflow_provider_qwenimage import __version__
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, printable
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.retries import RequestRetries
+from airflow_provider_qwenimage.verification import ImageFacts, verify_image
 
 if TYPE_CHECKING:
     import requests
@@ -42,26 +41,6 @@ _SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 _IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif)/?$", re.IGNORECASE)
 # An object appears in these stores only once its upload is complete; elsewhere a rename does that.
 _STORES_THAT_PUT_WHOLE_OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "adl", "az", "wasb", "wasbs"})
-_END_MARKS = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What was verified of an image file.
-
-    Attributes:
-        width: In pixels.
-        height: In pixels.
-        output_format: ``jpeg``, ``png`` or ``webp``, as decoded.
-        size_bytes: The length of the file.
-        sha256: The file's digest in hexadecimal.
-    """
-
-    width: int
-    height: int
-    output_format: str
-    size_bytes: int
-    sha256: str
 
 
 def open_output_path(output_path: str) -> ObjectStoragePath:
@@ -174,69 +153,6 @@ def save_images(
             )
             paths.append(str(image))
     return paths
-
-
-def verify_image(file: Path, request: GenerateRequest) -> ImageFacts:
-    """Check that a file is the image that was asked for, by decoding all of it.
-
-    Args:
-        file: The file.
-        request: What was asked for.
-
-    Raises:
-        QwenImageImageError: If it is no image, not whole, or of another format or size.
-    """
-    from PIL import Image
-
-    try:
-        # verify() reads to the end of the file, but only a second opening can decode.
-        with Image.open(file, formats=("JPEG", "PNG", "WEBP")) as image:
-            found_format, found_size = (image.format or "").lower(), image.size
-            # The size is compared before any pixel is decoded: a bomb of another size stays unexploded.
-            _check_kind(found_format, found_size, request)
-            image.verify()
-        with Image.open(file) as image:
-            image.load()
-    except QwenImageImageError:
-        raise
-    except Exception as error:  # Pillow's decoders raise a dozen classes on broken files
-        with file.open("rb") as stream:
-            head = stream.read(16)
-        raise QwenImageImageError(
-            f"The downloaded bytes do not decode as a whole image ({printable(str(error))}); they begin with {head!r}. "
-            "Try again; if it persists, the service delivers broken images."
-        ) from error
-    content = file.read_bytes()
-    _check_end(content, found_format)
-    return ImageFacts(
-        width=found_size[0],
-        height=found_size[1],
-        output_format=found_format,
-        size_bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
-
-
-def _check_kind(found_format: str, found_size: tuple[int, int], request: GenerateRequest) -> None:
-    if found_format != request.output_format:
-        raise QwenImageImageError(
-            f"The image is {found_format}, but {request.output_format} was asked for. It is not stored; the service "
-            "delivers another format than it documents.",
-            permanent=True,
-        )
-    if found_size != request.pixel_size:
-        raise QwenImageImageError(
-            f"The image has {found_size[0]}*{found_size[1]} pixels, but {request.size} was asked for. It is not "
-            "stored; the service delivers another size than it documents.",
-            permanent=True,
-        )
-
-
-def _check_end(content: bytes, found_format: str) -> None:
-    """Refuse a file that decodes but lacks its last bytes, which decoders let pass."""
-    mark = _END_MARKS.get(found_format)
-    if mark is not None and mark not in content[-4096:]:
-        raise QwenImageImageError(f"The {found_format} file has no end: its last bytes are missing. Try again.")
 
 
 def _open_session() -> requests.Session:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from airflow_provider_qwenimage.contract import ApiCall, HttpAnswer, Result
+from airflow_provider_qwenimage.answers import ApiCall, HttpAnswer, Result
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
     QwenImageContractError,

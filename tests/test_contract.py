@@ -13,13 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_qwenimage import contract
+from airflow_provider_qwenimage.answers import HttpAnswer, parse_status, parse_submission
 from airflow_provider_qwenimage.contract import (
     GenerateRequest,
-    HttpAnswer,
     TaskSnapshot,
     TaskStatus,
-    parse_status,
-    parse_submission,
 )
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,

@@ -24,6 +24,7 @@ from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, T
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.retries import RequestRetries
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.verification import verify_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,7 +262,7 @@ def test_no_cut_of_an_image_passes_for_whole(
     file = tmp_path_factory.getbasetemp() / f"cut-{output_format}"
     file.write_bytes(content[:cut])
     with pytest.raises(QwenImageImageError):
-        images.verify_image(file, GenerateRequest(prompt="a", size="768*1024", output_format=output_format))
+        verify_image(file, GenerateRequest(prompt="a", size="768*1024", output_format=output_format))
 
 
 WHOLE = {output_format: encoded(output_format) for output_format in ("jpeg", "png", "webp")}
@@ -271,7 +272,7 @@ WHOLE = {output_format: encoded(output_format) for output_format in ("jpeg", "pn
 def test_the_whole_image_passes(output_format: str, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(WHOLE[output_format])
     request = GenerateRequest(prompt="a", size="768*1024", output_format=output_format)
-    facts = images.verify_image(tmp_path / "image", request)
+    facts = verify_image(tmp_path / "image", request)
     assert (facts.width, facts.height, facts.output_format) == (768, 1024, output_format)
 
 

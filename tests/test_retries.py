@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_qwenimage import retries
-from airflow_provider_qwenimage.contract import GenerateRequest, HttpAnswer, status_call, submission_call
+from airflow_provider_qwenimage.answers import HttpAnswer, status_call, submission_call
+from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBadRequestError,

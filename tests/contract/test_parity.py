@@ -458,8 +458,8 @@ def test_both_clients_have_the_same_verbs_and_arguments() -> None:
 def test_neither_client_decides_what_is_sent_again() -> None:
     import inspect
 
-    from airflow_provider_qwenimage import hooks
+    from airflow_provider_qwenimage import hooks, transport
 
-    source = inspect.getsource(hooks)
+    source = inspect.getsource(hooks) + inspect.getsource(transport)
     for rule in ("429", "502", "retry_after", "raise QwenImageSubmissionUnknown"):
         assert rule not in source, f"a rule about {rule} belongs into {retries.__name__} or polling"
