@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,7 +65,7 @@ def files(path: Path) -> list[str]:
 
 def encoded(output_format: str, size: tuple[int, int] = (768, 1024)) -> bytes:
     stream = BytesIO()
-    Image.radial_gradient("L").resize(size).convert("RGB").save(stream, output_format)
+    Image.effect_noise(size, 60).convert("RGB").save(stream, output_format)
     return stream.getvalue()
 
 
@@ -266,6 +267,14 @@ def test_no_cut_of_an_image_passes_for_whole(
 
 
 WHOLE = {output_format: encoded(output_format) for output_format in ("jpeg", "png", "webp")}
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "png"])
+def test_garbage_inside_an_image_does_not_pass(output_format: str, tmp_path: Path) -> None:
+    content, half = WHOLE[output_format], len(WHOLE[output_format]) // 2
+    (tmp_path / "image").write_bytes(content[:half] + Random(1).randbytes(2000) + content[half + 2000 :])
+    with pytest.raises(QwenImageImageError, match="do not decode"):
+        verify_image(tmp_path / "image", GenerateRequest(prompt="a", size="768*1024", output_format=output_format))
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "png", "webp"])

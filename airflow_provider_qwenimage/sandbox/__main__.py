@@ -1,0 +1,185 @@
+"""The command line of the sandbox: ``python -m airflow_provider_qwenimage.sandbox``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.sandbox.faults import BEHAVIOURS, ScriptItem
+from airflow_provider_qwenimage.sandbox.settings import Kind, SandboxSettings
+
+DEFAULT_PORT = 8512
+EXIT_STOPPED = 0
+EXIT_REFUSED = 2
+
+_BEHAVIOURS = "\n".join(
+    textwrap.fill(f"{route}: {', '.join(names)}", 100, initial_indent="  ", subsequent_indent="    ")
+    for route, names in BEHAVIOURS.items()
+)
+_EPILOG = f"""\
+magic words in a prompt:
+  [policy]  the content policy refuses it: FAILED, no credits
+  [fail]    ends FAILED with a general message, no credits
+  [slow]    takes ten times as long
+
+behaviours for --script and POST /sandbox/script:
+{_BEHAVIOURS}
+
+Everything can be changed while it runs: GET http://127.0.0.1:{DEFAULT_PORT}/sandbox says how.
+Ctrl-C or SIGTERM stops it with exit code {EXIT_STOPPED}; what it cannot start with ends it with {EXIT_REFUSED}.
+"""
+
+_BANNER = """\
+Sandbox of the Qwen-Image-2512 API
+  URL      {url}
+  API key  {api_key}
+
+Point Airflow at it:
+  export AIRFLOW_CONN_QWENIMAGE_DEFAULT='{connection}'
+
+Make it misbehave while it runs (GET {url}/sandbox lists everything):
+  curl {insecure}-X PATCH {url}/sandbox/settings -d '{{"server_error_share": 0.2}}'
+  curl {insecure}-X POST {url}/sandbox/script -d '{{"route": "status", "behaviours": [["rate_limit", 2], "ok"]}}'
+  curl {insecure}{url}/sandbox/books
+
+Ctrl-C stops it.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sandbox until SIGINT or SIGTERM.
+
+    Args:
+        arguments: The command line; None takes that of the process.
+
+    Returns:
+        The exit code: 0 after being stopped, 2 if it could not start.
+    """
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    scripts: list[tuple[str, list[ScriptItem]]] = options.pop("script")
+    stopped = threading.Event()
+    try:
+        sandbox = Sandbox(**options)
+        for route, items in scripts:
+            sandbox.script(route, *items)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.set())
+        sandbox.start()
+    except (ValueError, OSError, ImportError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        sys.stderr.write(f"{parser.prog}: error: {reason}\n")
+        return EXIT_REFUSED
+    try:
+        _say(
+            _BANNER.format(
+                url=sandbox.url,
+                api_key=sandbox.api_key,
+                connection=sandbox.connection_json,
+                insecure="--insecure " if options["ssl_certfile"] else "",
+            )
+        )
+        stopped.wait()
+    finally:
+        sandbox.stop()
+    _say("Stopped.")
+    return EXIT_STOPPED
+
+
+def _say(text: str) -> None:
+    # Whoever started this may have closed its end already; that is no reason to fail.
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_qwenimage.sandbox",
+        usage="%(prog)s [options]",
+        description="A stand-in of the Qwen-Image-2512 API, to test DAGs offline and for free.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    server = parser.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    server.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help=f"the API's port; 0 picks a free one (default: {DEFAULT_PORT})"
+    )
+    server.add_argument(
+        "--cdn-port",
+        type=int,
+        default=0,
+        metavar="PORT",
+        help="the port of the image URLs, an origin of their own as with a real CDN; 0 picks a free one, "
+        "the same as --port serves them from the API's (default: 0)",
+    )
+    server.add_argument(
+        "--cdn-url", metavar="URL", help="the base of the image URLs, if clients reach them by another way"
+    )
+    server.add_argument("--ssl-certfile", metavar="FILE", help="a PEM certificate; serves https")
+    server.add_argument("--ssl-keyfile", metavar="FILE", help="the certificate's PEM key, if in another file")
+    server.add_argument(
+        "--script",
+        action="append",
+        default=[],
+        type=_read_script,
+        metavar="SCRIPT",
+        help="how the next requests of a route behave: ROUTE=BEHAVIOUR[*TIMES][,…], such as "
+        "status=server_error*2,rate_limit; can be repeated",
+    )
+    behaviour = parser.add_argument_group("behaviour", "All of these can be changed while it runs.")
+    for setting in fields(SandboxSettings):
+        kind: Kind = setting.metadata["kind"]
+        behaviour.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            type=_reader(setting.name, kind),
+            default=setting.default,
+            metavar=kind.metavar,
+            help=f"{setting.metadata['help']}; {kind.allowed} (default: {_shown(setting.default)})",
+        )
+    return parser
+
+
+def _reader(name: str, kind: Kind) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            value = kind.from_text(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{name} is {text!r}; allowed is {kind.allowed}.") from None
+        if not kind.accepts(value):
+            raise argparse.ArgumentTypeError(f"{name} is {text!r}; allowed is {kind.allowed}.")
+        return value
+
+    return read
+
+
+def _read_script(text: str) -> tuple[str, list[ScriptItem]]:
+    route, _, behaviours = text.partition("=")
+    items: list[ScriptItem] = []
+    for behaviour in behaviours.split(","):
+        name, star, times = behaviour.strip().partition("*")
+        if star and not (times.isascii() and times.isdigit()):
+            raise argparse.ArgumentTypeError(
+                f"the number of times is {times!r}; allowed is ROUTE=BEHAVIOUR[*TIMES][,…], such as status=hang*2."
+            )
+        items.append((name, int(times)) if star else name)
+    return route, items
+
+
+def _shown(default: object) -> str:
+    if default is None or default is MISSING:
+        return "none"
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""The sandbox's books: tasks, charges and requests, as plain state that is given a clock. No I/O."""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, RANDOM_SEED, GenerateRequest, TaskStatus
+
+POLICY_MESSAGE = "Content policy violation detected"
+FAILURE_MESSAGE = "The image could not be drawn"
+
+_ERROR_MESSAGES = {"policy": POLICY_MESSAGE, "failure": FAILURE_MESSAGE}
+_SEEDS = 2**31
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """An accepted submission as it stands at the moment of looking.
+
+    Attributes:
+        task_id: The id that was answered.
+        request: What was asked for, with the defaults filled in.
+        accepted_at: When it was accepted, in epoch seconds.
+        charged: Credits charged for it: 5, or 0 once it has failed.
+        status: Its status.
+        seed: The seed that its image is drawn from: the asked one, or the one drawn for -1.
+    """
+
+    task_id: str
+    request: dict[str, Any]
+    accepted_at: float
+    charged: float
+    status: TaskStatus
+    seed: int
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """A request that reached the sandbox.
+
+    Attributes:
+        method: The HTTP method.
+        path: The path with its query.
+        route: ``generate``, ``status``, ``image``, ``redirected`` (where a redirect points) or ``other``.
+        authorized_header: Whether it carried an Authorization header.
+        time: When it came, in epoch seconds.
+        task_id: The task that it is about, if any; for a submission the new one.
+        behaviour: The fault that was decided for it, or ``ok``.
+        status: The HTTP status of the answer, or None while (or if) there is none.
+        code: The code in the answer's envelope, if there is one.
+    """
+
+    method: str
+    path: str
+    route: str
+    authorized_header: bool
+    time: float
+    task_id: str | None = None
+    behaviour: str = "ok"
+    status: int | None = None
+    code: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallbackRecord:
+    """One try to call a ``callback_url``.
+
+    Attributes:
+        task_id: The task that completed.
+        url: The URL that was called.
+        time: When, in epoch seconds.
+        status: The HTTP status of the answer, or None if there was none.
+    """
+
+    task_id: str
+    url: str
+    time: float
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """An image task. Its whole future is fixed when it is accepted; the clock tells how much has come to pass."""
+
+    task_id: str
+    request: GenerateRequest
+    seed: int
+    accepted_at: float
+    seconds: float
+    pending_seconds: float
+    outcome: str
+    created_at: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        moment = datetime.fromtimestamp(self.accepted_at, UTC)
+        object.__setattr__(self, "created_at", moment.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+    @property
+    def ends_at(self) -> float:
+        """When the task ends, in epoch seconds."""
+        return self.accepted_at + self.seconds
+
+    def status_at(self, now: float) -> TaskStatus:
+        """Return the task's status at a moment, in epoch seconds."""
+        if now >= self.ends_at:
+            return TaskStatus.SUCCESS if self.outcome == "ok" else TaskStatus.FAILED
+        if now < self.accepted_at + self.pending_seconds:
+            return TaskStatus.PENDING
+        return TaskStatus.IN_PROGRESS
+
+    def charged_at(self, now: float) -> float:
+        """Return the credits charged for the task at a moment: failed tasks are refunded."""
+        return 0 if self.status_at(now) is TaskStatus.FAILED else CREDITS_PER_IMAGE
+
+    def data_at(self, now: float, image_url: str) -> dict[str, Any]:
+        """Return the ``data`` object of a status answer at a moment."""
+        status = self.status_at(now)
+        return {
+            "task_id": self.task_id,
+            "status": str(status),
+            "consumed_credits": self.charged_at(now),
+            "error_message": _ERROR_MESSAGES[self.outcome] if status is TaskStatus.FAILED else None,
+            "created_at": self.created_at,
+            "request": self.request.payload(),
+            "response": [image_url] if status is TaskStatus.SUCCESS else None,
+        }
+
+
+class Books:
+    """Every task, charge, request and callback. Safe to use from several threads.
+
+    Args:
+        request_log_size: How many requests are remembered; the oldest are forgotten first.
+        clock: Returns the time in epoch seconds.
+    """
+
+    def __init__(self, request_log_size: int, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._tasks: dict[str, Task] = {}
+        self._charged = 0.0
+        self._refunds: list[tuple[float, str]] = []
+        self._requests: deque[RequestRecord] = deque(maxlen=request_log_size)
+        self._callbacks: deque[CallbackRecord] = deque(maxlen=request_log_size)
+
+    def clear(self) -> None:
+        """Forget everything, as if nothing had ever been asked."""
+        with self._lock:
+            self._tasks.clear()
+            self._charged = 0.0
+            self._refunds.clear()
+            self._requests.clear()
+            self._callbacks.clear()
+
+    def resize(self, request_log_size: int) -> None:
+        """Remember another number of requests."""
+        with self._lock:
+            self._requests = deque(self._requests, maxlen=request_log_size)
+            self._callbacks = deque(self._callbacks, maxlen=request_log_size)
+
+    def accept(
+        self,
+        request: GenerateRequest,
+        *,
+        seconds: float,
+        pending_share: float,
+        outcome: str,
+        credit_limit: float | None,
+    ) -> Task | None:
+        """Open a task and charge for it.
+
+        Args:
+            request: What is asked for.
+            seconds: How long it takes.
+            pending_share: The first part of that time in which it is PENDING.
+            outcome: How it ends: ``ok``, ``failure`` or ``policy``.
+            credit_limit: The account's credits, or None for no limit.
+
+        Returns:
+            The task, or None if the credits do not suffice.
+        """
+        now = self.clock()
+        with self._lock:
+            if credit_limit is not None and self._settle(now) + CREDITS_PER_IMAGE > credit_limit:
+                return None
+            task = Task(
+                task_id=f"n43{secrets.token_hex(6)}qwenimg",
+                request=request,
+                seed=secrets.randbelow(_SEEDS) if request.seed == RANDOM_SEED else request.seed,
+                accepted_at=now,
+                seconds=seconds,
+                pending_seconds=seconds * pending_share,
+                outcome=outcome,
+            )
+            self._tasks[task.task_id] = task
+            self._charged += CREDITS_PER_IMAGE
+            if outcome != "ok":
+                heapq.heappush(self._refunds, (task.ends_at, task.task_id))
+            return task
+
+    def find(self, task_id: str) -> Task | None:
+        """Return a task by its id, or None."""
+        return self._tasks.get(task_id)
+
+    def note_request(self, record: RequestRecord) -> None:
+        """Remember a request; its answer is filled in later."""
+        with self._lock:
+            self._requests.append(record)
+
+    def note_callback(self, record: CallbackRecord) -> None:
+        """Remember a try to call a ``callback_url``."""
+        with self._lock:
+            self._callbacks.append(record)
+
+    def submissions(self) -> list[Submission]:
+        """Return every accepted submission, oldest first, as it stands now."""
+        now = self.clock()
+        with self._lock:
+            tasks = list(self._tasks.values())
+        return [
+            Submission(
+                task_id=task.task_id,
+                request=task.request.payload(),
+                accepted_at=task.accepted_at,
+                charged=task.charged_at(now),
+                status=task.status_at(now),
+                seed=task.seed,
+            )
+            for task in tasks
+        ]
+
+    def requests(self) -> list[RequestRecord]:
+        """Return the remembered requests, oldest first."""
+        with self._lock:
+            return list(self._requests)
+
+    def callbacks(self) -> list[CallbackRecord]:
+        """Return the remembered tries to call a ``callback_url``, oldest first."""
+        with self._lock:
+            return list(self._callbacks)
+
+    def credits_charged(self) -> float:
+        """Return the credits charged now, after the refunds of failed tasks."""
+        with self._lock:
+            return self._settle(self.clock())
+
+    def _settle(self, now: float) -> float:
+        while self._refunds and self._refunds[0][0] <= now:
+            heapq.heappop(self._refunds)
+            self._charged -= CREDITS_PER_IMAGE
+        return self._charged

@@ -1,0 +1,115 @@
+"""The sandbox's control path ``/sandbox``: settings, books, scripts and reset over HTTP, in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+from aiohttp import web
+
+from airflow_provider_qwenimage.sandbox.faults import BEHAVIOURS
+from airflow_provider_qwenimage.sandbox.state import SandboxState
+
+_SHOWN_REQUESTS = 1000
+_SCRIPT_ALLOWED = 'allowed is {"route": "status", "behaviours": ["server_error", ["rate_limit", 3], "ok"]}'
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def add_control_routes(app: web.Application, state: SandboxState) -> None:
+    """Add the control path to an application. It asks for no key, because it is no part of the API."""
+    control = _Control(state)
+    routes: tuple[tuple[str, str, _Handler], ...] = (
+        ("GET", "/sandbox", control.guide),
+        ("GET", "/sandbox/settings", control.show_settings),
+        ("PATCH", "/sandbox/settings", control.change_settings),
+        ("GET", "/sandbox/books", control.show_books),
+        ("POST", "/sandbox/reset", control.reset),
+        ("GET", "/sandbox/script", control.show_script),
+        ("POST", "/sandbox/script", control.add_script),
+    )
+    for method, path, handler in routes:
+        app.router.add_route(method, path, _answering_errors(handler))
+
+
+class _Control:
+    def __init__(self, state: SandboxState) -> None:
+        self._state = state
+
+    async def guide(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response(
+            {
+                "GET /sandbox/settings": "the settings",
+                "PATCH /sandbox/settings": 'change some of them, such as {"server_error_share": 0.2}',
+                "GET /sandbox/books": f"submissions, charges and the last requests (?last={_SHOWN_REQUESTS})",
+                "POST /sandbox/reset": "empty books and scripts, and return to the settings of the start",
+                "GET /sandbox/script": "the scripted behaviours that have not happened yet",
+                "POST /sandbox/script": f"script the next requests of a route: {_SCRIPT_ALLOWED}",
+                "behaviours": BEHAVIOURS,
+            }
+        )
+
+    async def show_settings(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response(asdict(self._state.settings))
+
+    async def change_settings(self, request: web.Request) -> web.StreamResponse:
+        changes = await _read_object(request, 'allowed is a JSON object such as {"server_error_share": 0.2}')
+        self._state.configure(changes)
+        return web.json_response(asdict(self._state.settings))
+
+    async def show_books(self, request: web.Request) -> web.StreamResponse:
+        last = request.query.get("last", str(_SHOWN_REQUESTS))
+        if not (last.isascii() and last.isdigit() and len(last) < 10):  # noqa: PLR2004  digits that int() takes
+            raise ValueError(f"last is {last!r}; allowed is how many requests to show, an integer of at least 0.")
+        books, settings = self._state.books, self._state.settings
+        charged, requests = books.credits_charged(), books.requests()
+        shown = requests[-int(last) :] if int(last) else []
+        return web.json_response(
+            {
+                "credits_charged": charged,
+                "credits_left": None if settings.credits is None else settings.credits - charged,
+                "submissions": [asdict(submission) for submission in books.submissions()],
+                "callbacks": [asdict(callback) for callback in books.callbacks()],
+                "requests_remembered": len(requests),
+                "requests": [asdict(record) for record in shown],
+            }
+        )
+
+    async def reset(self, _: web.Request) -> web.StreamResponse:
+        self._state.reset()
+        return web.json_response(asdict(self._state.settings))
+
+    async def show_script(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response(self._state.faults.waiting())
+
+    async def add_script(self, request: web.Request) -> web.StreamResponse:
+        script = await _read_object(request, _SCRIPT_ALLOWED)
+        behaviours = script.get("behaviours")
+        if set(script) != {"route", "behaviours"} or not isinstance(behaviours, list):
+            raise ValueError(f"The script is {script!r}; {_SCRIPT_ALLOWED}.")
+        if not isinstance(script["route"], str):
+            raise ValueError(f"route is {script['route']!r}; allowed are {', '.join(BEHAVIOURS)}.")
+        self._state.script(script["route"], behaviours)
+        return web.json_response(self._state.faults.waiting())
+
+
+def _answering_errors(handler: _Handler) -> _Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    return answer
+
+
+async def _read_object(request: web.Request, allowed: str) -> dict[str, Any]:
+    try:
+        value = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        raise ValueError(f"The body is not JSON; {allowed}.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"The body is {value!r}; {allowed}.")
+    return value

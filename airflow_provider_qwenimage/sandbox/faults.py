@@ -1,0 +1,155 @@
+"""Decides how the sandbox misbehaves: scripts first, then the random shares. No I/O."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from airflow_provider_qwenimage.sandbox.settings import (
+    FAULT_PATHS,
+    REQUEST_SHARES,
+    TASK_SHARES,
+    SandboxSettings,
+)
+
+OK = "ok"
+
+_ANYWHERE = (
+    OK,
+    "rate_limit",
+    "server_error",
+    "unauthorized",
+    "payment",
+    "forbidden",
+    "not_found",
+    "redirect",
+    "html",
+    "empty",
+    "drop",
+    "drop_after",
+    "hang",
+    "hang_after",
+)
+_API = ("html_after", "malformed", "wrong_shape", "unknown_status")
+_IMAGE = ("truncate", "truncate_with_length", "wrong_format", "wrong_size", "oversized", "garbage")
+
+# What becomes of the new task, not how the request is answered.
+_OUTCOMES = ("failure", "policy")
+_TASK = (*_OUTCOMES, "slow")
+
+BEHAVIOURS: Mapping[str, tuple[str, ...]] = {
+    "generate": (*_ANYWHERE, *_API, *_TASK),
+    "status": (*_ANYWHERE, *_API),
+    "image": (*_ANYWHERE, *_IMAGE),
+}
+"""What can be scripted, for each route."""
+
+ScriptItem = str | tuple[str, int]
+
+_SLOW_FACTOR = 10
+_MAGIC_WORDS = {"[policy]": "policy", "[fail]": "failure"}
+_MOST_TIMES = 1_000_000
+
+
+class FaultPlan:
+    """What goes wrong next: a queue of scripted behaviours for each route, and a random source.
+
+    Args:
+        settings: The shares at the start; only their `fault_seed` is kept.
+    """
+
+    def __init__(self, settings: SandboxSettings) -> None:
+        self._scripts: dict[str, deque[str]] = {route: deque() for route in FAULT_PATHS}
+        self._random = random.Random(settings.fault_seed)  # noqa: S311  faults, not secrets
+
+    def reseed(self, fault_seed: int | None) -> None:
+        """Begin the random faults again from a seed; None is a new random one."""
+        self._random = random.Random(fault_seed)  # noqa: S311  faults, not secrets
+
+    def script(self, route: str, items: Iterable[ScriptItem]) -> None:
+        """Append behaviours for the next requests of a route.
+
+        Args:
+            route: ``generate``, ``status`` or ``image``.
+            items: Names of behaviours, or pairs of a name and how many times.
+
+        Raises:
+            ValueError: If the route, a behaviour or a number is not allowed. Nothing is appended then.
+        """
+        if route not in BEHAVIOURS:
+            raise ValueError(f"route is {route!r}; allowed are {', '.join(BEHAVIOURS)}.")
+        behaviours: list[str] = []
+        for item in items:
+            name, times = _read_item(item)
+            if name not in BEHAVIOURS[route]:
+                raise ValueError(f"behaviour is {name!r}; allowed for {route} are {', '.join(BEHAVIOURS[route])}.")
+            behaviours += [name] * times
+        self._scripts[route].extend(behaviours)
+
+    def clear(self) -> None:
+        """Forget every scripted behaviour that has not happened yet."""
+        for queue in self._scripts.values():
+            queue.clear()
+
+    def waiting(self) -> dict[str, list[str]]:
+        """Return the scripted behaviours that have not happened yet, for each route."""
+        return {route: list(queue) for route, queue in self._scripts.items()}
+
+    def next_behaviour(self, route: str, settings: SandboxSettings) -> str:
+        """Return the behaviour of the next request of a route: the script's, else a random one."""
+        try:
+            return self._scripts[route].popleft()
+        except IndexError:
+            pass
+        if route not in settings.fault_paths:
+            return OK
+        behaviour = self._draw(REQUEST_SHARES, settings)
+        return behaviour if behaviour in BEHAVIOURS[route] else OK
+
+    def next_outcome(self, prompt: str, behaviour: str, settings: SandboxSettings) -> str:
+        """Return how a new task ends: ``ok``, ``failure`` or ``policy``.
+
+        Args:
+            prompt: Its prompt, whose magic words count before the shares.
+            behaviour: The behaviour of its request, which counts before both.
+            settings: The shares.
+        """
+        if behaviour in _OUTCOMES:
+            return behaviour
+        lowered = prompt.lower()
+        for word, outcome in _MAGIC_WORDS.items():
+            if word in lowered:
+                return outcome
+        return self._draw(TASK_SHARES, settings)
+
+    def _draw(self, shares: Mapping[str, str], settings: SandboxSettings) -> str:
+        weights = [(getattr(settings, name), behaviour) for name, behaviour in shares.items()]
+        if not any(share for share, _ in weights):
+            return OK
+        drawn = self._random.random()
+        for share, behaviour in weights:
+            drawn -= share
+            if drawn < 0:
+                return behaviour
+        return OK
+
+
+def task_seconds(prompt: str, behaviour: str, settings: SandboxSettings) -> float:
+    """Return how long a new task takes, in seconds: ten times as long with ``[slow]`` in its prompt."""
+    slow = behaviour == "slow" or "[slow]" in prompt.lower()
+    return settings.seconds_per_image * (_SLOW_FACTOR if slow else 1)
+
+
+def _read_item(item: object) -> tuple[str, int]:
+    if isinstance(item, str):
+        return item, 1
+    if isinstance(item, list | tuple) and len(item) == 2:  # noqa: PLR2004  a pair
+        name, times = item
+        whole = isinstance(times, int) and not isinstance(times, bool)
+        if isinstance(name, str) and whole and 1 <= times <= _MOST_TIMES:
+            return name, times
+    raise ValueError(
+        f"A scripted item is {item!r}; allowed is the name of a behaviour, or a pair of it and how many times "
+        f"(1 to {_MOST_TIMES})."
+    )

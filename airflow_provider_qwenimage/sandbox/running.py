@@ -1,0 +1,278 @@
+"""A running sandbox: a server in a daemon thread with an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import threading
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
+
+from airflow_provider_qwenimage.contract import is_http_url
+from airflow_provider_qwenimage.sandbox.books import CallbackRecord, RequestRecord, Submission
+from airflow_provider_qwenimage.sandbox.faults import ScriptItem
+from airflow_provider_qwenimage.sandbox.settings import SandboxSettings
+from airflow_provider_qwenimage.sandbox.state import SandboxState
+
+if TYPE_CHECKING:
+    from airflow_provider_qwenimage.sandbox.server import SandboxServer
+
+CONNECTION_TYPE = "qwenimage"
+
+_MAX_PORT = 65535
+_STOP_SECONDS = 10.0
+
+
+class Sandbox:
+    """A stand-in of the API on a port of this machine; a context manager, or `start` and `stop` by hand.
+
+    Args:
+        host: The address to listen on.
+        port: The API's port; 0 picks a free one.
+        cdn_port: The port of the image URLs, so that they have an origin of their own as a real CDN has;
+            0 picks a free one, None (or the API's port) serves them from the API's origin.
+        cdn_url: The base of the image URLs, if clients reach them by another way than the API's host name.
+        ssl_certfile: A PEM file with the certificate; serves https then.
+        ssl_keyfile: A PEM file with the certificate's key, if it is not in `ssl_certfile`.
+        **settings: The fields of `SandboxSettings`.
+
+    Raises:
+        ValueError: If an argument is not allowed; the message names it, its value and what is allowed.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        cdn_port: int | None = 0,
+        cdn_url: str | None = None,
+        ssl_certfile: str | None = None,
+        ssl_keyfile: str | None = None,
+        **settings: Any,
+    ) -> None:
+        _check_port("port", port)
+        if cdn_port is not None:
+            _check_port("cdn_port", cdn_port)
+        if cdn_url is not None and not is_http_url(cdn_url):
+            raise ValueError(f"cdn_url is {cdn_url!r}; allowed is an absolute http:// or https:// URL, or None.")
+        self._host = host
+        self._asked_port = port
+        self._cdn_port = None if cdn_port == port and port else cdn_port
+        self._cdn_url = cdn_url
+        self._ssl_context = _load_certificate(ssl_certfile, ssl_keyfile)
+        self._state = SandboxState(SandboxSettings().changed(settings))
+        self._lock = threading.Lock()
+        self._port: int | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_asked: asyncio.Event | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Bind the ports and serve, until `stop`.
+
+        Raises:
+            ImportError: If aiohttp or Pillow is not installed.
+            OSError: If a port cannot be listened on.
+            RuntimeError: If it runs already.
+        """
+        with self._lock:
+            if self._thread is not None:
+                raise RuntimeError("The sandbox runs already. Stop it first, or make another Sandbox.")
+            # In this thread: the import takes its time, and is better not done on the event loop.
+            server_class = _import_server()
+            sockets = [_listen(self._host, self._asked_port)]
+            try:
+                if self._cdn_port is not None:
+                    sockets.append(_listen(self._host, self._cdn_port))
+                started: Future[None] = Future()
+                thread = threading.Thread(
+                    target=lambda: asyncio.run(self._serve(server_class, sockets, started)),
+                    name="qwenimage-sandbox",
+                    daemon=True,
+                )
+                thread.start()
+                started.result()
+            except BaseException:
+                for bound in sockets:
+                    bound.close()
+                raise
+            self._port = sockets[0].getsockname()[1]
+            self._thread = thread
+
+    def stop(self) -> None:
+        """Drop every connection, end the thread and free the ports. Does nothing if it does not run."""
+        with self._lock:
+            thread, loop, stop_asked = self._thread, self._loop, self._stop_asked
+            if thread is None or loop is None or stop_asked is None:
+                return
+            loop.call_soon_threadsafe(stop_asked.set)
+            thread.join(_STOP_SECONDS)
+            self._thread = self._loop = self._stop_asked = self._port = None
+
+    async def _serve(
+        self, server_class: type[SandboxServer], sockets: list[socket.socket], started: Future[None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop_asked = asyncio.Event()
+        try:
+            server = server_class(
+                self._state,
+                sockets[0],
+                sockets[1] if len(sockets) > 1 else None,
+                cdn_url=self._cdn_url,
+                ssl_context=self._ssl_context,
+            )
+            await server.start()
+        except BaseException as error:  # noqa: BLE001  it is raised in the thread that waits for the start
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        await self._stop_asked.wait()
+        await server.stop()
+
+    @property
+    def url(self) -> str:
+        """The API's base URL.
+
+        Raises:
+            RuntimeError: If the sandbox does not run.
+        """
+        return f"{self._scheme}://{self._address}"
+
+    @property
+    def api_key(self) -> str:
+        """The first of the accepted API keys."""
+        return self._state.settings.api_keys[0]
+
+    @property
+    def connection_json(self) -> str:
+        """The value of ``AIRFLOW_CONN_QWENIMAGE_DEFAULT`` in Airflow's JSON form."""
+        return json.dumps({"conn_type": CONNECTION_TYPE, "host": self.url, "password": self.api_key})
+
+    @property
+    def connection_uri(self) -> str:
+        """The value of ``AIRFLOW_CONN_QWENIMAGE_DEFAULT`` in Airflow's URI form."""
+        return f"{CONNECTION_TYPE}://:{quote(self.api_key, safe='')}@{self._address}/{self._scheme}"
+
+    @property
+    def settings(self) -> SandboxSettings:
+        """The settings as they are now."""
+        return self._state.settings
+
+    def configure(self, **settings: Any) -> None:
+        """Change settings while it runs.
+
+        Args:
+            **settings: The fields of `SandboxSettings`.
+
+        Raises:
+            ValueError: If a name is unknown or a value is not allowed. Nothing is changed then.
+        """
+        self._state.configure(settings)
+
+    def script(self, route: str, *behaviours: ScriptItem) -> None:
+        """Decide how the next requests of a route behave, in this order and before any random fault.
+
+        Args:
+            route: ``generate``, ``status`` or ``image``.
+            *behaviours: Names, or pairs of a name and a number of times, such as ``("server_error", 3)``.
+
+        Raises:
+            ValueError: If the route or a behaviour is not allowed; the message lists what is.
+        """
+        self._state.script(route, behaviours)
+
+    def reset(self) -> None:
+        """Empty the books and the scripts, and return to the settings of the start."""
+        self._state.reset()
+
+    @property
+    def submissions(self) -> list[Submission]:
+        """Every accepted submission, oldest first, as it stands now."""
+        return self._state.books.submissions()
+
+    @property
+    def requests(self) -> list[RequestRecord]:
+        """The requests to API and CDN, oldest first, without those to the control path."""
+        return self._state.books.requests()
+
+    @property
+    def callbacks(self) -> list[CallbackRecord]:
+        """Every try to call a ``callback_url``, oldest first."""
+        return self._state.books.callbacks()
+
+    @property
+    def credits_charged(self) -> float:
+        """Credits charged at the moment: 5 for each task that has not failed."""
+        return self._state.books.credits_charged()
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self._ssl_context else "http"
+
+    @property
+    def _address(self) -> str:
+        if self._port is None:
+            raise RuntimeError("The sandbox does not run, so it has no URL yet. Start it first.")
+        # Listening everywhere is no address to connect to.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self._host, self._host)  # noqa: S104
+        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+
+
+def _check_port(name: str, port: object) -> None:
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= _MAX_PORT:
+        raise ValueError(f"{name} is {port!r}; allowed is an integer from 0 (any free port) to {_MAX_PORT}.")
+
+
+def _load_certificate(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None:
+    if certfile is None:
+        if keyfile is not None:
+            raise ValueError(f"ssl_keyfile is {keyfile!r} without an ssl_certfile; give both, or none for plain http.")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certfile, keyfile)
+    except OSError as error:
+        raise ValueError(
+            f"ssl_certfile is {certfile!r} and ssl_keyfile is {keyfile!r}, which cannot be loaded ({error}); "
+            "allowed are PEM files of a certificate and its key."
+        ) from error
+    return context
+
+
+def _import_server() -> type[SandboxServer]:
+    try:
+        import PIL  # noqa: F401  loaded with the first image, but better missed now
+
+        from airflow_provider_qwenimage.sandbox.server import SandboxServer
+    except ImportError as error:
+        raise ImportError(
+            f"The sandbox needs aiohttp and Pillow, and one cannot be imported ({error}). "
+            "Install them: pip install aiohttp pillow"
+        ) from error
+    return SandboxServer
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while ")[0]
+        raise OSError(
+            error.errno,
+            f"Cannot listen on {host} port {port}: {reason}. Choose another host or port; port 0 picks a free one.",
+        ) from error

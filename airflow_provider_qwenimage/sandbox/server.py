@@ -1,0 +1,281 @@
+"""The sandbox's HTTP server: the API's two routes, the CDN's one and what a redirect points to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from urllib.parse import quote
+
+from aiohttp import web
+
+from airflow_provider_qwenimage.contract import GENERATE_PATH, OUTPUT_FORMATS, STATUS_PATH
+from airflow_provider_qwenimage.sandbox import answers, wire
+from airflow_provider_qwenimage.sandbox.answers import Answer
+from airflow_provider_qwenimage.sandbox.books import RequestRecord, Task
+from airflow_provider_qwenimage.sandbox.callbacks import Callbacks
+from airflow_provider_qwenimage.sandbox.control import add_control_routes
+from airflow_provider_qwenimage.sandbox.faults import task_seconds
+from airflow_provider_qwenimage.sandbox.pictures import Pictures
+from airflow_provider_qwenimage.sandbox.state import SandboxState
+
+_BODY_BYTES = 1024 * 1024
+_SHUTDOWN_SECONDS = 0.2
+# One to accept, one to make the transport, one to tell the server.
+_ACCEPTING_TURNS = 3
+_WRONG_PIXEL_SIZE = (512, 512)
+
+_Process = Callable[[web.Request, RequestRecord], Awaitable[web.StreamResponse]]
+
+
+class SandboxServer:
+    """Serves a sandbox on sockets that are bound already. To be used from one event loop.
+
+    Args:
+        state: Settings, fault plan and books.
+        api_socket: Where the API (and everything else) is served.
+        cdn_socket: A second origin, for the image URLs; None serves them from the API's.
+        cdn_url: The base of the image URLs, if they are not to follow the Host of the request.
+        ssl_context: Serves https if given.
+    """
+
+    def __init__(
+        self,
+        state: SandboxState,
+        api_socket: socket.socket,
+        cdn_socket: socket.socket | None,
+        *,
+        cdn_url: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._state = state
+        self._sockets = [api_socket] if cdn_socket is None else [api_socket, cdn_socket]
+        self._ssl_context = ssl_context
+        self._cdn_url = cdn_url.rstrip("/") if cdn_url else None
+        self._cdn_origin = lru_cache(maxsize=64)(self._find_cdn_origin)
+        self._cdn_port: int = self._sockets[-1].getsockname()[1]
+        self._stopping = asyncio.Event()
+        self._pictures = Pictures()
+        self._callbacks = Callbacks(state.books)
+        app = web.Application(client_max_size=_BODY_BYTES)
+        app.router.add_post(GENERATE_PATH, self._generate)
+        app.router.add_get(STATUS_PATH, self._status, allow_head=False)
+        app.router.add_get("/cdn/{name}", self._image)
+        app.router.add_route("*", "/redirected", self._redirected)
+        add_control_routes(app, state)
+        app.router.add_route("*", "/{path:.*}", self._other)
+        # handler_cancellation: whoever hangs up is not waited for.
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS
+        )
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        await self._runner.setup()
+        for bound in self._sockets:
+            await web.SockSite(self._runner, bound, ssl_context=self._ssl_context).start()
+
+    async def stop(self) -> None:
+        """Drop what hangs, close every connection and end every thread."""
+        self._stopping.set()
+        await self._callbacks.close()
+        await self._stop_accepting()
+        # A client that does not read would keep a politely closed connection open for ever.
+        for connection in self._runner.server.connections if self._runner.server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
+        await self._runner.cleanup()
+        self._pictures.close()
+        for bound in self._sockets:
+            bound.close()
+
+    async def _stop_accepting(self) -> None:
+        """Take no more connections, and let those that were just taken come to be known.
+
+        asyncio's own way to close a server fails on a connection that is accepted in the same turn of the loop.
+        """
+        loop = asyncio.get_running_loop()
+        # NotImplementedError: Windows' event loop accepts in another way.
+        with contextlib.suppress(NotImplementedError):
+            for bound in self._sockets:
+                loop.remove_reader(bound)
+        for _ in range(_ACCEPTING_TURNS):
+            await asyncio.sleep(0)
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve("generate", request, self._process_api)
+
+    async def _status(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve("status", request, self._process_api)
+
+    async def _image(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve("image", request, self._process_image)
+
+    async def _redirected(self, request: web.Request) -> web.StreamResponse:
+        self._note(request, "redirected").status = 404
+        return web.Response(text="A redirect led here, where no API is. Do not follow it.\n", status=404)
+
+    async def _other(self, request: web.Request) -> web.StreamResponse:
+        record = self._note(request, "other")
+        answer = answers.unknown_path(request.method, request.path)
+        response = wire.envelope(answer, self._state.settings.wire_style, record)
+        record.status = response.status
+        return response
+
+    def _note(self, request: web.Request, route: str) -> RequestRecord:
+        books = self._state.books
+        record = RequestRecord(
+            method=request.method,
+            path=request.path_qs,
+            route=route,
+            authorized_header="Authorization" in request.headers,
+            time=books.clock(),
+        )
+        books.note_request(record)
+        return record
+
+    async def _serve(self, route: str, request: web.Request, process: _Process) -> web.StreamResponse:
+        record = self._note(request, route)
+        record.behaviour = self._state.faults.next_behaviour(route, self._state.settings)
+        try:
+            response = await self._misbehave_or(process, route, request, record)
+        except wire.DroppedError:
+            if request.transport is not None:
+                request.transport.abort()
+            # It cannot be sent any more, but aiohttp wants an answer of every handler.
+            return web.Response()
+        record.status = response.status
+        return response
+
+    async def _misbehave_or(
+        self, process: _Process, route: str, request: web.Request, record: RequestRecord
+    ) -> web.StreamResponse:
+        """Do what happens before a request is processed, then process it."""
+        settings, behaviour = self._state.settings, record.behaviour
+        if settings.latency_seconds and route in settings.fault_paths:
+            await self._pause(settings.latency_seconds)
+        if behaviour == "hang":
+            await self._pause(settings.hang_seconds)
+        elif behaviour == "drop":
+            with contextlib.suppress(ValueError):
+                await _read_body(request)
+            raise wire.DroppedError
+        elif behaviour == "html" and route != "image":
+            return wire.html_page(502)
+        elif behaviour == "redirect":
+            return wire.redirect(self._redirect_target(route, request))
+        error = answers.error_answer(behaviour, settings.retry_after)
+        if error is not None:
+            return wire.envelope(error, settings.wire_style if route != "image" else "http", record)
+        response = await process(request, record)
+        if behaviour == "hang_after":
+            await self._pause(settings.hang_seconds)
+        return response
+
+    async def _process_api(self, request: web.Request, record: RequestRecord) -> web.StreamResponse:
+        settings = self._state.settings
+        if not answers.has_key(request.headers.get("Authorization"), settings.api_keys):
+            answer = answers.UNAUTHORIZED
+        elif record.route == "generate":
+            answer = await self._submit(request, record)
+        else:
+            answer = self._look_up(request, record)
+        return wire.garbled(record.behaviour, answer, settings.wire_style, record)
+
+    async def _submit(self, request: web.Request, record: RequestRecord) -> Answer:
+        try:
+            asked = answers.read_generate(await _read_body(request))
+        except ValueError as error:
+            return answers.bad_request(str(error))
+        state, settings, behaviour = self._state, self._state.settings, record.behaviour
+        task = state.books.accept(
+            asked,
+            seconds=task_seconds(asked.prompt, behaviour, settings),
+            pending_share=settings.pending_share,
+            outcome=state.faults.next_outcome(asked.prompt, behaviour, settings),
+            credit_limit=settings.credits,
+        )
+        if task is None:
+            return answers.PAYMENT_REQUIRED
+        record.task_id = task.task_id
+        self._callbacks.promise(task, self._image_url(task, request))
+        return Answer(200, "success", {"task_id": task.task_id, "status": "IN_PROGRESS"})
+
+    def _look_up(self, request: web.Request, record: RequestRecord) -> Answer:
+        task_id = request.query.get("task_id")
+        if not task_id:
+            return answers.TASK_ID_REQUIRED
+        record.task_id = task_id
+        books = self._state.books
+        task = books.find(task_id)
+        if task is None:
+            return answers.NOT_FOUND
+        return Answer(200, "success", task.data_at(books.clock(), self._image_url(task, request)))
+
+    async def _process_image(self, request: web.Request, record: RequestRecord) -> web.StreamResponse:
+        task_id, _, output_format = request.match_info["name"].partition(".")
+        record.task_id = task_id
+        books = self._state.books
+        task = books.find(task_id)
+        if task is None or task.request.output_format != output_format or task.status_at(books.clock()) != "SUCCESS":
+            return web.Response(text="No such image. Ask /api/status for the image's URL.\n", status=404)
+        return await self._send_image(task, request, record)
+
+    async def _send_image(self, task: Task, request: web.Request, record: RequestRecord) -> web.StreamResponse:
+        behaviour, asked = record.behaviour, task.request
+        content_type = f"image/{asked.output_format}"
+        if behaviour == "html":
+            return wire.html_page(200)
+        if behaviour == "empty":
+            return web.Response(content_type=content_type)
+        other_size = _WRONG_PIXEL_SIZE if behaviour == "wrong_size" else None
+        other_format = _another_format(asked.output_format) if behaviour == "wrong_format" else None
+        image = await self._pictures.get(asked, task.seed, pixel_size=other_size, output_format=other_format)
+        if behaviour == "drop_after":
+            raise wire.DroppedError
+        if behaviour == "truncate":
+            return await wire.cut_short(request, image, content_type)
+        if behaviour == "truncate_with_length":
+            image = image[: len(image) // 2]
+        if behaviour == "garbage":
+            image = random.Random(task.seed).randbytes(len(image))  # noqa: S311  garbage, not a secret
+        if behaviour == "oversized":
+            return await wire.oversized(request, image, content_type, self._state.settings.oversized_bytes)
+        return web.Response(body=image, content_type=content_type)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return
+        raise wire.DroppedError
+
+    def _image_url(self, task: Task, request: web.Request) -> str:
+        return f"{self._cdn_origin(request.host)}/cdn/{task.task_id}.{task.request.output_format}"
+
+    def _redirect_target(self, route: str, request: web.Request) -> str:
+        origin = self._cdn_origin(request.host)
+        return f"{origin}{request.path_qs}" if route == "image" else f"{origin}/redirected?from={quote(request.path)}"
+
+    def _find_cdn_origin(self, host_header: str) -> str:
+        """Return where images are, under the name by which the client knows this machine."""
+        if self._cdn_url:
+            return self._cdn_url
+        name, colon, port = host_header.rpartition(":")
+        host = name if colon and port.isdigit() else host_header
+        return f"{'https' if self._ssl_context else 'http'}://{host}:{self._cdn_port}"
+
+
+async def _read_body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise ValueError(f"Bad Request: the body is larger than {_BODY_BYTES} bytes. Send less.") from None
+
+
+def _another_format(output_format: str) -> str:
+    return next(other for other in OUTPUT_FORMATS if other != output_format)

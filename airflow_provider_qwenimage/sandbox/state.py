@@ -1,0 +1,58 @@
+"""The sandbox's changeable whole (settings, fault plan, books), shared by its server, its control path and Python."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from airflow_provider_qwenimage.sandbox.books import Books
+from airflow_provider_qwenimage.sandbox.faults import FaultPlan, ScriptItem
+from airflow_provider_qwenimage.sandbox.settings import SandboxSettings
+
+
+class SandboxState:
+    """Settings, fault plan and books. Safe to use from several threads.
+
+    Args:
+        settings: The settings at the start, to which `reset` returns.
+    """
+
+    def __init__(self, settings: SandboxSettings) -> None:
+        self._initial = settings
+        self._lock = threading.Lock()
+        self.settings = settings
+        self.faults = FaultPlan(settings)
+        self.books = Books(settings.request_log_size)
+
+    def configure(self, changes: Mapping[str, Any]) -> None:
+        """Change settings; a given `fault_seed` begins the random faults again.
+
+        Raises:
+            ValueError: If a name is unknown or a value is not allowed. Nothing is changed then.
+        """
+        with self._lock:
+            self._apply(self.settings.changed(changes), reseed="fault_seed" in changes)
+
+    def script(self, route: str, items: Iterable[ScriptItem]) -> None:
+        """Append scripted behaviours.
+
+        Raises:
+            ValueError: If the route or a behaviour is not allowed. Nothing is appended then.
+        """
+        with self._lock:
+            self.faults.script(route, items)
+
+    def reset(self) -> None:
+        """Empty the books and the scripts, and return to the settings of the start."""
+        with self._lock:
+            self.faults.clear()
+            self.books.clear()
+            self._apply(self._initial, reseed=True)
+
+    def _apply(self, settings: SandboxSettings, *, reseed: bool) -> None:
+        if settings.request_log_size != self.settings.request_log_size:
+            self.books.resize(settings.request_log_size)
+        if reseed:
+            self.faults.reseed(settings.fault_seed)
+        self.settings = settings

@@ -1,0 +1,90 @@
+"""Writes answers to the wire, the good ones and the bad ones."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aiohttp import web
+
+from airflow_provider_qwenimage.sandbox.answers import Answer
+from airflow_provider_qwenimage.sandbox.books import RequestRecord
+
+_CHUNK = bytes(64 * 1024)
+_HTML_PAGE = """<!DOCTYPE html>
+<html><head><title>502 Bad Gateway</title></head>
+<body><h1>502 Bad Gateway</h1><p>The proxy had no answer from the server behind it. Try again.</p></body></html>
+"""
+
+
+class DroppedError(Exception):
+    """The connection is to be dropped without an answer."""
+
+
+def envelope(answer: Answer, wire_style: str, record: RequestRecord) -> web.Response:
+    """Return the API's answer in one of its wire styles, and note its code."""
+    record.code = answer.code
+    return web.Response(
+        body=answer.body(),
+        status=answer.status(wire_style),
+        headers=answer.headers(),
+        content_type="application/json",
+    )
+
+
+def html_page(status: int) -> web.Response:
+    """Return a proxy's page instead of an answer."""
+    return web.Response(text=_HTML_PAGE, status=status, content_type="text/html")
+
+
+def redirect(location: str) -> web.Response:
+    """Return a redirect, with a body that says so."""
+    return web.Response(text=f"Moved to {location}\n", status=302, headers={"Location": location})
+
+
+def garbled(behaviour: str, answer: Answer, wire_style: str, record: RequestRecord) -> web.Response:
+    """Return an answer after its request was processed, garbled as a behaviour of that name says.
+
+    Raises:
+        DroppedError: If the behaviour is to drop the connection.
+    """
+    if behaviour == "drop_after":
+        raise DroppedError
+    if behaviour == "html_after":
+        return html_page(502)
+    if behaviour == "empty":
+        return web.Response(content_type="application/json")
+    if behaviour == "malformed":
+        return web.Response(body=answer.body()[:-2], content_type="application/json")
+    if behaviour == "wrong_shape":
+        answer = Answer(200, "success", _WRONG_SHAPE)
+    if behaviour == "unknown_status" and isinstance(answer.data, dict):
+        answer = Answer(200, "success", {**answer.data, "status": "PAUSED", "response": None})
+    return envelope(answer, wire_style, record)
+
+
+_WRONG_SHAPE: dict[str, Any] = json.loads(
+    '{"task_id": 7, "status": ["SUCCESS"], "consumed_credits": "five", "request": "a cat", "response": {"url": 1}}'
+)
+
+
+async def cut_short(request: web.Request, image: bytes, content_type: str) -> web.StreamResponse:
+    """Send half an image under the Content-Length of the whole, and close the connection."""
+    response = web.StreamResponse(headers={"Content-Length": str(len(image)), "Content-Type": content_type})
+    await response.prepare(request)
+    await response.write(image[: len(image) // 2])
+    if request.transport is not None:
+        request.transport.close()
+    return response
+
+
+async def oversized(request: web.Request, image: bytes, content_type: str, size: int) -> web.StreamResponse:
+    """Send an image and then zeros up to `size` bytes, without a Content-Length."""
+    response = web.StreamResponse(headers={"Content-Type": content_type})
+    await response.prepare(request)
+    await response.write(image[:size])
+    rest = size - len(image)
+    while rest > 0:
+        await response.write(_CHUNK[:rest])
+        rest -= len(_CHUNK)
+    return response

@@ -1,0 +1,74 @@
+"""A running sandbox and a plain HTTP client for it, for the tests of the sandbox."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from airflow_provider_qwenimage.sandbox import Sandbox
+
+
+class Api:
+    """Talks to a sandbox as any HTTP client would."""
+
+    def __init__(self, sandbox: Sandbox, session: requests.Session) -> None:
+        self.sandbox = sandbox
+        self.session = session
+
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
+        options = {"timeout": 10, "allow_redirects": False, **options}
+        return self.session.request(method, f"{self.sandbox.url}{path}", **options)
+
+    def generate(self, body: Any = None, *, key: str | None = "sk-sandbox", **options: Any) -> requests.Response:
+        if "data" not in options:
+            options["json"] = {"prompt": "a cat"} if body is None else body
+        return self.request("POST", "/api/generate", headers=_authorization(key), **options)
+
+    def status(self, task_id: str | None, *, key: str | None = "sk-sandbox", **options: Any) -> requests.Response:
+        return self.request("GET", "/api/status", params={"task_id": task_id}, headers=_authorization(key), **options)
+
+    def submit(self, prompt: str = "a cat", **fields: Any) -> str:
+        answer = self.generate({"prompt": prompt, **fields})
+        assert answer.status_code == 200, answer.text
+        task_id = answer.json()["data"]["task_id"]
+        assert isinstance(task_id, str)
+        return task_id
+
+    def finish(self, task_id: str) -> dict[str, Any]:
+        """Poll until the task has ended, and return its data."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            data: dict[str, Any] = self.status(task_id).json()["data"]
+            if data["status"] in ("SUCCESS", "FAILED"):
+                return data
+            time.sleep(0.01)
+        raise AssertionError(f"{task_id} did not end")
+
+    def image_url(self, prompt: str = "a cat", **fields: Any) -> str:
+        """Submit and wait; return the image's URL. The seed is fixed, so that it is drawn once for all tests."""
+        url = self.finish(self.submit(prompt, **{"seed": 1, **fields}))["response"][0]
+        assert isinstance(url, str)
+        return url
+
+    def image(self, url: str, **options: Any) -> requests.Response:
+        return self.session.get(url, **{"timeout": 10, "allow_redirects": False, **options})
+
+
+def _authorization(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(seconds_per_image=0) as running:
+        yield running
+
+
+@pytest.fixture
+def api(sandbox: Sandbox) -> Iterator[Api]:
+    with requests.Session() as session:
+        yield Api(sandbox, session)

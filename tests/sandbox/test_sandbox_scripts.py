@@ -1,0 +1,247 @@
+"""Each scripted behaviour does what its name says, once, in order."""
+
+from __future__ import annotations
+
+import time
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+from PIL import Image, UnidentifiedImageError
+
+from airflow_provider_qwenimage.sandbox.faults import BEHAVIOURS
+
+if TYPE_CHECKING:
+    from tests.sandbox.conftest import Api
+
+ERRORS = {
+    "rate_limit": 429,
+    "server_error": 500,
+    "unauthorized": 401,
+    "payment": 402,
+    "forbidden": 403,
+    "not_found": 404,
+}
+
+
+@pytest.mark.parametrize("wire_style", ["http", "envelope"])
+@pytest.mark.parametrize(("behaviour", "code"), ERRORS.items())
+def test_an_error_is_answered_before_anything_happens(api: Api, behaviour: str, code: int, wire_style: str) -> None:
+    api.sandbox.configure(wire_style=wire_style, retry_after=2.5)
+    api.sandbox.script("generate", behaviour)
+    answer = api.generate()
+    assert answer.status_code == (code if wire_style == "http" else 200)
+    assert answer.json()["code"] == code
+    assert answer.headers.get("Retry-After") == ("3" if behaviour == "rate_limit" else None)
+    assert api.sandbox.submissions == []
+    task_id = api.submit()
+    api.sandbox.script("status", behaviour)
+    assert api.status(task_id).json()["code"] == code
+    assert api.status(task_id).json()["code"] == 200
+
+
+def test_behaviours_come_in_order_and_as_often_as_asked(api: Api) -> None:
+    task_id = api.submit()
+    api.sandbox.script("status", ("server_error", 2), "ok", "rate_limit")
+    codes = [api.status(task_id).status_code for _ in range(5)]
+    assert codes == [500, 500, 200, 429, 200]
+
+
+def test_a_script_is_for_its_route_only(api: Api) -> None:
+    api.sandbox.script("status", "server_error")
+    assert api.generate().status_code == 200
+
+
+def test_a_script_comes_before_the_shares(api: Api) -> None:
+    api.sandbox.configure(server_error_share=1)
+    api.sandbox.script("generate", "ok")
+    assert [api.generate().status_code for _ in range(2)] == [200, 500]
+
+
+@pytest.mark.parametrize(("behaviour", "accepted"), [("drop", 0), ("drop_after", 1)])
+def test_a_dropped_submission_is_charged_only_if_dropped_after(api: Api, behaviour: str, accepted: int) -> None:
+    api.sandbox.script("generate", behaviour)
+    with pytest.raises(requests.ConnectionError):
+        api.generate()
+    assert len(api.sandbox.submissions) == accepted
+    assert api.sandbox.credits_charged == 5 * accepted
+    (record,) = api.sandbox.requests
+    assert (record.status, record.behaviour) == (None, behaviour)
+
+
+@pytest.mark.parametrize(("behaviour", "accepted"), [("hang", 0), ("hang_after", 1)])
+def test_a_hanging_submission_is_charged_only_if_hanging_after(api: Api, behaviour: str, accepted: int) -> None:
+    api.sandbox.script("generate", behaviour)
+    with pytest.raises(requests.ReadTimeout):
+        api.generate(timeout=0.2)
+    time.sleep(0.05)
+    assert len(api.sandbox.submissions) == accepted
+
+
+def test_who_hangs_up_is_not_charged_when_the_hanging_ends(api: Api) -> None:
+    api.sandbox.configure(hang_seconds=0.3)
+    api.sandbox.script("generate", "hang")
+    with pytest.raises(requests.ReadTimeout):
+        api.generate(timeout=0.1)
+    time.sleep(0.4)
+    assert api.sandbox.submissions == []
+
+
+@pytest.mark.parametrize("behaviour", ["hang", "hang_after"])
+def test_who_waits_long_enough_gets_an_answer(api: Api, behaviour: str) -> None:
+    api.sandbox.configure(hang_seconds=0.2)
+    api.sandbox.script("generate", behaviour)
+    started = time.monotonic()
+    assert api.generate().json()["code"] == 200
+    assert time.monotonic() - started >= 0.2
+
+
+@pytest.mark.parametrize(("behaviour", "accepted"), [("html", 0), ("html_after", 1)])
+def test_a_proxys_page_comes_instead_of_an_answer(api: Api, behaviour: str, accepted: int) -> None:
+    api.sandbox.script("generate", behaviour)
+    answer = api.generate()
+    assert answer.status_code == 502
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert "<html>" in answer.text
+    assert len(api.sandbox.submissions) == accepted
+
+
+@pytest.mark.parametrize("route", ["generate", "status"])
+@pytest.mark.parametrize("behaviour", ["empty", "malformed", "wrong_shape", "unknown_status"])
+def test_a_garbled_answer_is_200_and_the_work_is_done(api: Api, route: str, behaviour: str) -> None:
+    task_id = api.submit()
+    api.sandbox.script(route, behaviour)
+    answer = api.generate() if route == "generate" else api.status(task_id)
+    assert answer.status_code == 200
+    assert len(api.sandbox.submissions) == (2 if route == "generate" else 1)
+    if behaviour == "empty":
+        assert answer.content == b""
+    elif behaviour == "malformed":
+        with pytest.raises(requests.JSONDecodeError):
+            answer.json()
+    elif behaviour == "wrong_shape":
+        assert answer.json()["data"]["task_id"] == 7
+    else:
+        assert answer.json()["data"]["status"] == "PAUSED"
+
+
+@pytest.mark.parametrize("route", ["generate", "status"])
+def test_an_api_redirect_leads_to_another_origin(api: Api, route: str) -> None:
+    api.sandbox.script(route, "redirect")
+    answer = api.generate() if route == "generate" else api.status("n43")
+    assert answer.status_code == 302
+    assert not answer.headers["Location"].startswith(api.sandbox.url)
+    assert api.image(answer.headers["Location"]).status_code == 404
+    assert [record.route for record in api.sandbox.requests] == [route, "redirected"]
+    assert api.sandbox.submissions == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status"), [("failure", "FAILED"), ("policy", "FAILED"), ("slow", "IN_PROGRESS")]
+)
+def test_what_becomes_of_a_task_can_be_scripted(api: Api, behaviour: str, status: str) -> None:
+    api.sandbox.configure(seconds_per_image=0.1, pending_share=0)
+    api.sandbox.script("generate", behaviour)
+    task_id = api.submit()
+    time.sleep(0.15)
+    assert api.status(task_id).json()["data"]["status"] == status
+
+
+def test_an_image_redirect_leads_to_the_image(api: Api) -> None:
+    url = api.image_url()
+    api.sandbox.script("image", "redirect")
+    assert api.image(url, allow_redirects=True).headers["Content-Type"] == "image/jpeg"
+
+
+def test_a_truncated_image_ends_before_its_length(api: Api) -> None:
+    url = api.image_url()
+    api.sandbox.script("image", "truncate")
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        api.image(url)
+
+
+def test_a_truncated_image_can_have_the_length_of_the_cut(api: Api) -> None:
+    url = api.image_url(seed=1)
+    whole = api.image(url).content
+    api.sandbox.script("image", "truncate_with_length")
+    cut = api.image(url)
+    assert int(cut.headers["Content-Length"]) == len(cut.content) == len(whole) // 2
+    assert whole.startswith(cut.content)
+
+
+def test_an_image_can_be_of_another_format_under_the_same_label(api: Api) -> None:
+    url = api.image_url(output_format="png")
+    api.sandbox.script("image", "wrong_format")
+    answer = api.image(url)
+    assert answer.headers["Content-Type"] == "image/png"
+    with Image.open(BytesIO(answer.content)) as picture:
+        assert picture.format == "JPEG"
+
+
+def test_an_image_can_be_of_another_size(api: Api) -> None:
+    url = api.image_url()
+    api.sandbox.script("image", "wrong_size")
+    with Image.open(BytesIO(api.image(url).content)) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (512, 512))
+
+
+def test_an_oversized_image_has_no_length(api: Api) -> None:
+    api.sandbox.configure(oversized_bytes=3_000_001)
+    url = api.image_url()
+    api.sandbox.script("image", "oversized")
+    answer = api.image(url)
+    assert "Content-Length" not in answer.headers
+    assert len(answer.content) == 3_000_001
+
+
+def test_a_garbage_image_cannot_be_decoded(api: Api) -> None:
+    url = api.image_url()
+    api.sandbox.script("image", "garbage")
+    answer = api.image(url)
+    assert answer.headers["Content-Type"] == "image/jpeg"
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(BytesIO(answer.content))
+
+
+def test_a_page_can_come_instead_of_an_image(api: Api) -> None:
+    url = api.image_url()
+    api.sandbox.script("image", "html")
+    answer = api.image(url)
+    assert (answer.status_code, answer.headers["Content-Type"].split(";")[0]) == (200, "text/html")
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS["image"])
+def test_after_each_image_behaviour_the_image_comes(api: Api, behaviour: str) -> None:
+    api.sandbox.configure(hang_seconds=0.01, oversized_bytes=200_000)
+    url = api.image_url(seed=1)
+    api.sandbox.script("image", behaviour)
+    try:
+        spoiled = api.image(url)
+    except requests.RequestException:
+        spoiled = None
+    whole = api.image(url)
+    assert whole.status_code == 200
+    assert whole.headers["Content-Type"] == "image/jpeg"
+    if behaviour in ("ok", "hang", "hang_after"):
+        assert spoiled is not None
+        assert spoiled.content == whole.content
+    else:
+        assert spoiled is None or spoiled.content != whole.content
+
+
+@pytest.mark.parametrize(
+    ("route", "item", "names"),
+    [
+        ("images", "ok", "generate, status, image"),
+        ("status", "truncate", "server_error"),
+        ("image", "policy", "garbage"),
+        ("status", ("ok", 0), "how many times"),
+        ("status", ("ok", True), "how many times"),
+        ("status", 7, "name of a behaviour"),
+    ],
+)
+def test_a_script_that_makes_no_sense_is_refused_as_a_whole(api: Api, route: str, item: Any, names: str) -> None:
+    with pytest.raises(ValueError, match=names):
+        api.sandbox.script(route, "server_error", item)
+    assert api.status("n43").status_code == 404
