@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL, TaskSnapshot
+from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL, TaskSnapshot, check_above_zero
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageConnectionError,
@@ -78,8 +78,8 @@ def read_connection(
     extra = _read_extra(where, connection.extra)
     if timeout_seconds == DEFAULT_TIMEOUT_SECONDS:
         timeout_seconds = _positive(where, extra, "timeout_seconds", DEFAULT_TIMEOUT_SECONDS)
-    elif not timeout_seconds > 0:
-        raise ValueError(f"timeout_seconds is {timeout_seconds!r}; allowed are seconds above 0.")
+    else:
+        check_above_zero("timeout_seconds", timeout_seconds, "seconds")
     return ConnectionSettings(
         base_url=_read_base_url(where, connection),
         api_key=_read_key(where, connection.password),

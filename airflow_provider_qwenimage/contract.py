@@ -94,6 +94,10 @@ class GenerateRequest:
             body["callback_url"] = self.callback_url
         return body
 
+    def description(self) -> dict[str, Any]:
+        """Return the fields that describe the image: without the callback URL, which often carries a token."""
+        return {name: value for name, value in self.payload().items() if name != "callback_url"}
+
     def fingerprint(self, place: int = 0) -> str:
         """Return a stable name for the image that this request asks for.
 
@@ -124,6 +128,16 @@ def _check_prompt(prompt: object) -> None:
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
+
+
+def check_above_zero(name: str, value: object, unit: str) -> None:
+    """Check a number that must be above 0.
+
+    Raises:
+        ValueError: If `value` is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{name} is {value!r}; allowed are {unit} above 0.")
 
 
 def seed_from_text(seed: int | str) -> int:

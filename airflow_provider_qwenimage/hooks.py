@@ -7,6 +7,7 @@ wait goes on is decided in `contract`, `answers`, `retries` and `polling`, for b
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ class _Hook(BaseHook):
     def _log_notice(self, decision: polling.Decision) -> None:
         if not isinstance(decision, polling.Wait) or not decision.notice:
             return
-        self.log.log(30 if decision.state.failures else 20, "%s", decision.notice)
+        self.log.log(logging.WARNING if decision.state.failures else logging.INFO, "%s", decision.notice)
 
 
 class QwenImageHook(_Hook):

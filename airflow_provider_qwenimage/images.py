@@ -257,12 +257,9 @@ def _sidecar(
     facts: ImageFacts,
     place: int,
 ) -> dict[str, Any]:
-    payload = request.payload()
-    # A callback URL often carries a token, and it does not describe the image.
-    payload.pop("callback_url", None)
     return {
         "image": image.name,
-        "request": payload,
+        "request": request.description(),
         "fingerprint": request.fingerprint(place),
         "task_id": snapshot.task_id,
         "status": str(snapshot.status),

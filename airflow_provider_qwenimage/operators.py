@@ -114,13 +114,13 @@ class QwenImageGenerateOperator(BaseOperator):
                 # Before the submission: storage that cannot be reached must not cost an image.
                 open_output_path(self.output_path)
             image_task_id = hook.submit(request)
-            context["ti"].xcom_push(key="task_id", value=image_task_id)
-            self.log.info("Submitted image task %s (%s, %s).", image_task_id, request.size, request.output_format)
-            if not waits:
-                return image_task_id
-            # Templates are rendered anew when a deferred task resumes; the request must stay what was paid.
-            context["ti"].xcom_push(key="request", value=request.payload())
             with keeping_what_is_paid(image_task_id):
+                self.log.info("Submitted image task %s (%s, %s).", image_task_id, request.size, request.output_format)
+                context["ti"].xcom_push(key="task_id", value=image_task_id)
+                if not waits:
+                    return image_task_id
+                # Templates are rendered anew when a deferred task resumes; the request must stay what was paid.
+                context["ti"].xcom_push(key="request", value=request.description())
                 snapshot = self._wait(hook, image_task_id)
                 return self._finish(context, request, snapshot)
 
@@ -200,10 +200,8 @@ class QwenImageGenerateOperator(BaseOperator):
     def _check_arguments(self) -> None:
         """Refuse what can be refused while the DAG is parsed, rather than at night when it runs."""
         self._policy()
-        if not self.timeout > 0:
-            raise ValueError(f"timeout is {self.timeout!r}; allowed are seconds above 0.")
-        if not self.max_image_bytes > 0:
-            raise ValueError(f"max_image_bytes is {self.max_image_bytes!r}; allowed are bytes above 0.")
+        contract.check_above_zero("timeout", self.timeout, "seconds")
+        contract.check_above_zero("max_image_bytes", self.max_image_bytes, "bytes")
         literal: dict[str, Any] = {
             name: value
             for name in _REQUEST_FIELDS

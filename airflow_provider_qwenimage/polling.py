@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import pendulum
 
-from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, printable, task_failure
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, check_above_zero, printable, task_failure
 from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenImageError, QwenImageTimeoutError
 
 # The API recommends to poll every 5 to 10 seconds.
@@ -45,12 +45,8 @@ class PollPolicy:
     max_consecutive_failures: int = DEFAULT_MAX_CONSECUTIVE_FAILURES
 
     def __post_init__(self) -> None:
-        if not self.poll_interval > 0:
-            raise ValueError(f"poll_interval is {self.poll_interval!r}; allowed are seconds above 0.")
-        if not self.max_consecutive_failures >= 1:
-            raise ValueError(
-                f"max_consecutive_failures is {self.max_consecutive_failures!r}; allowed are integers from 1 upwards."
-            )
+        check_above_zero("poll_interval", self.poll_interval, "seconds")
+        check_above_zero("max_consecutive_failures", self.max_consecutive_failures, "numbers")
 
     @classmethod
     def for_timeout(

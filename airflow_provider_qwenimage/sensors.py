@@ -76,6 +76,7 @@ class QwenImageStatusSensor(BaseSensorOperator):
         self._policy()
         self._state = polling.PollState()
         self._delay = self.poke_interval
+        self._poking_hook: QwenImageHook | None = None
 
     def execute(self, context: Context) -> Any:
         """Wait, in the way that `deferrable` and `mode` say.
@@ -84,7 +85,9 @@ class QwenImageStatusSensor(BaseSensorOperator):
             The list of image URLs.
         """
         if not self.deferrable:
-            return super().execute(context)
+            # One client for all pokes of this process: a kept-alive connection instead of a new one each time.
+            with self._hook() as self._poking_hook:
+                return super().execute(context)
         with self._skipping_softly(), self._failing_as_sensors_do(), self._hook() as hook:
             policy = self._policy(end_time_of(self, self.timeout))
             snapshot = wait_deferred(self, hook, self.image_task_id, policy)
@@ -102,8 +105,8 @@ class QwenImageStatusSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask once after the image task; Airflow calls this in "poke" and "reschedule" mode."""
-        with self._failing_as_sensors_do(), self._hook() as hook:
-            outcome = hook.check(self.image_task_id)
+        with self._failing_as_sensors_do():
+            outcome = (self._poking_hook or self._hook()).check(self.image_task_id)
             decision = polling.decide(
                 self._policy(), self._state, outcome, image_task_id=self.image_task_id, now=time.time()
             )
