@@ -273,20 +273,12 @@ class QwenImageAsyncHook(_Hook):
         retry_delay: As for `QwenImageHook`.
     """
 
-    def __init__(
-        self,
-        qwenimage_conn_id: str = DEFAULT_CONN_ID,
-        *,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
-        retry_limit: int = 3,
-        retry_delay: float = 1.0,
-    ) -> None:
-        super().__init__(
-            qwenimage_conn_id, timeout_seconds=timeout_seconds, retry_limit=retry_limit, retry_delay=retry_delay
-        )
-        self._settings: ConnectionSettings | None = None
-        self._transport: AiohttpTransport | None = None
-        self._opening = asyncio.Lock()
+    _settings: ConnectionSettings | None = None
+    _transport: AiohttpTransport | None = None
+
+    @cached_property
+    def _opening(self) -> asyncio.Lock:
+        return asyncio.Lock()
 
     async def get_settings(self) -> ConnectionSettings:
         """Return what the connection says.
