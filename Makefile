@@ -1,0 +1,124 @@
+# Everything runs in environments of its own below this directory: .venv for Airflow 3, .venv-airflow-2.11 for
+# Airflow 2. Airflow's files are in .airflow; your ~/airflow and your AIRFLOW_… variables are neither read nor changed.
+
+# The Python that the environments are made with. Empty: the first suitable one of this machine.
+PYTHON ?=
+# More arguments for pytest, such as ARGS="-k sensor -x".
+ARGS ?=
+
+VENV := .venv
+VENV_2 := .venv-airflow-2.11
+CONSTRAINTS := constraints/airflow-3.3.txt
+CONSTRAINTS_2 := constraints/airflow-2.11.txt
+# The last day whose packages Airflow 2.11 is tested with: it is no longer developed, its dependencies are.
+AIRFLOW_2_DAY := 2026-04-01
+
+$(foreach name,$(filter AIRFLOW%,$(.VARIABLES)),$(eval unexport $(name)))
+
+# A company's own certificate authority is in the system's store, where pip finds it: uv should as well.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem),)
+export UV_SYSTEM_CERTS ?= true
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test test-slow test-airflow-2 check build constraints clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/installed ## Draw one image through Airflow, without an account (with one: QWENIMAGE_API_KEY=sk-… make demo)
+	@$(VENV)/bin/python -m scripts.demo
+
+up: $(VENV)/installed ## Start Airflow and the sandbox to click around (PORT=8080 SANDBOX_PORT=8512)
+	@$(VENV)/bin/python -m scripts.up
+
+test: $(VENV)/installed ## Run the tests on Airflow 3
+	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/installed ## Run the slow tests: a running Airflow, built packages
+	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+test-airflow-2: $(VENV_2)/installed ## Run the tests on Airflow 2.11
+	$(VENV_2)/bin/python -m pytest -m "not slow" $(ARGS)
+
+check: $(VENV)/installed ## Check style, types and imports
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/lint-imports
+
+build: $(VENV)/installed ## Build the wheel and the source distribution into dist/
+	$(VENV)/bin/python -m build --no-isolation
+
+constraints: $(VENV)/bin/uv ## Choose the versions of all dependencies anew
+	@echo "Choosing versions (about 10 seconds) ..."
+	@$(call compile,$(CONSTRAINTS),3.3,--group dev)
+	@$(call compile,$(CONSTRAINTS_2),2.11,--group test --exclude-newer $(AIRFLOW_2_DAY))
+	@echo "Written: $(CONSTRAINTS) $(CONSTRAINTS_2)"
+
+# Not .demo: images may have cost credits.
+clean: ## Remove everything that make made, except the images
+	rm -rf $(VENV) $(VENV_2) .airflow build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	@$(call install,$(VENV),$(CONSTRAINTS),dev)
+
+$(VENV_2)/installed: pyproject.toml $(CONSTRAINTS_2)
+	@$(call install,$(VENV_2),$(CONSTRAINTS_2),test)
+
+$(VENV)/bin/uv:
+	@$(call bootstrap,$(VENV),$(CONSTRAINTS))
+
+# An environment knows its absolute path and that of its Python: in a copy, or without that Python, it is made anew.
+ifneq ($(shell $(VENV)/bin/python -c '' 2>/dev/null && cat $(VENV)/installed 2>/dev/null),$(CURDIR))
+.PHONY: $(VENV)/installed
+endif
+ifneq ($(shell $(VENV_2)/bin/python -c '' 2>/dev/null && cat $(VENV_2)/installed 2>/dev/null),$(CURDIR))
+.PHONY: $(VENV_2)/installed
+endif
+
+# $(call bootstrap,environment,constraints): a virtual environment with nothing but uv in it
+define bootstrap
+set -e; \
+if ! { [ "$$(cat $(1)/made-in 2>/dev/null)" = "$(CURDIR)" ] && $(1)/bin/python -m uv --version; } >/dev/null 2>&1; then \
+	python=""; \
+	for candidate in $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3 python3.13 python); do \
+		if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+			python="$$candidate"; break; \
+		fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "No Python 3.11 or later with its venv module was found$(if $(PYTHON), at $(PYTHON))." >&2; \
+		echo "Install one (on Debian and Ubuntu: python3.11 and python3.11-venv), or name it: make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	fi; \
+	echo "Making the environment $(1) with $$("$$python" --version) ..."; \
+	rm -rf $(1); \
+	"$$python" -m venv $(1); \
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -c $(2) uv; \
+	printf '%s\n' "$(CURDIR)" > $(1)/made-in; \
+fi
+endef
+
+# $(call install,environment,constraints,dependency group)
+define install
+$(call bootstrap,$(1),$(2)); \
+echo "Installing Airflow and what the project needs into $(1) (about a minute the first time) ..."; \
+{ $(1)/bin/python -m uv pip install --python $(1)/bin/python --constraints $(2) --build-constraints $(2) \
+	--editable '.[sandbox]' --group $(3) 2>&1 || echo "FAILED"; } \
+	| { failed=0; while IFS= read -r line; do \
+		case "$$line" in " + "*|" - "*|" ~ "*) ;; FAILED) failed=1 ;; *) printf '  %s\n' "$$line" ;; esac; \
+	done; [ $$failed = 0 ]; } \
+	|| { echo "The environment $(1) could not be made; the reason is above. Check that this machine reaches its package index, then run make again." >&2; exit 1; }; \
+printf '%s\n' "$(CURDIR)" > $(1)/installed
+endef
+
+# $(call compile,constraints,Airflow version,uv's arguments)
+define compile
+set -e; \
+echo "apache-airflow~=$(2).0" > $(VENV)/airflow.in; \
+printf '# What the tests of Airflow $(2) run with. Written by: make constraints\n' > $(1).new; \
+$(VENV)/bin/python -m uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	--extra sandbox $(3) pyproject.toml $(VENV)/airflow.in >> $(1).new; \
+mv $(1).new $(1)
+endef

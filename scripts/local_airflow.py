@@ -1,0 +1,182 @@
+"""An Airflow of this checkout: its own home, database and settings, nothing of the user's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = ROOT / ".demo"
+
+_STOP_SECONDS = 8.0
+
+
+class AirflowCommandError(Exception):
+    """An Airflow command ended with an error."""
+
+
+class LocalAirflow:
+    """Runs Airflow's commands in a home of their own, on SQLite.
+
+    Args:
+        name: The home's name below ``.airflow``.
+        settings: More environment variables for every command, such as ``AIRFLOW__API__PORT``.
+    """
+
+    def __init__(self, name: str, settings: Mapping[str, str]) -> None:
+        self.home = ROOT / ".airflow" / name
+        self.log = self.home / f"{name}.log"
+        self.version = version("apache-airflow")
+        self.environment = _without_the_users_airflow(os.environ) | {
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            # Trying the package out is nobody's business.
+            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            "PYTHONUNBUFFERED": "1",
+            "QWENIMAGE_OUTPUT_PATH": f"file://{IMAGES}",
+            **settings,
+        }
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.log.write_text("")
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the database is there and of this Airflow."""
+        stamp = self.home / "migrated"
+        return stamp.is_file() and stamp.read_text() == self.version
+
+    def prepare(self) -> None:
+        """Make the database anew, unless it is there and of this Airflow.
+
+        Raises:
+            AirflowCommandError: If Airflow could not.
+        """
+        if self.is_prepared:
+            return
+        # Half a database, or one of another version: nothing in it is worth a migration.
+        log = self.log.read_text()
+        shutil.rmtree(self.home)
+        self.home.mkdir(parents=True)
+        self.log.write_text(log)
+        self.run("db", "migrate")
+        (self.home / "migrated").write_text(self.version)
+
+    def run(self, *arguments: str) -> None:
+        """Run an Airflow command to its end.
+
+        Raises:
+            AirflowCommandError: If it ended with an error.
+        """
+        process = self.start(*arguments)
+        try:
+            code = process.wait()
+        finally:
+            stop(process, patience=2.0)
+        if code:
+            raise AirflowCommandError(f"airflow {' '.join(arguments[:2])} ended with exit code {code}.")
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start an Airflow command; what it writes goes to the log."""
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "airflow", *arguments],
+                cwd=self.home,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A process group of its own: Ctrl-C reaches only us, and we stop it in order.
+                start_new_session=True,
+            )
+
+    def last_log_lines(self, number: int) -> list[str]:
+        """Return the end of the log."""
+        with self.log.open(errors="replace") as log:
+            return [line.rstrip() for line in deque(log, maxlen=number)]
+
+
+def stop(process: subprocess.Popen[bytes], patience: float = _STOP_SECONDS) -> None:
+    """Stop a process and everything it started, also what has moved to a process group of its own.
+
+    Args:
+        process: What `LocalAirflow.start` returned.
+        patience: How many seconds it has to end by itself; some commands of Airflow's never do.
+    """
+    if process.poll() is not None:
+        _signal_group(process.pid, signal.SIGKILL)
+        return
+    family = _family(process.pid)
+    _signal_group(process.pid, signal.SIGTERM)
+    _kill_late(family, patience)
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def stop_children() -> None:
+    """Stop whatever this process has started and still runs, however it was interrupted."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    _kill_late(children, _STOP_SECONDS)
+
+
+def _kill_late(processes: list[psutil.Process], patience: float) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=patience)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _without_the_users_airflow(environment: Mapping[str, str]) -> dict[str, str]:
+    # AIRFLOW_CONN_…, AIRFLOW__… and PYTHONPATH would reach into this Airflow; the key goes only where it is needed.
+    ours = ("AIRFLOW", "PYTHON", "QWENIMAGE_")
+    kept = {name: value for name, value in environment.items() if not name.startswith(ours)}
+    # A proxy must not be asked for the sandbox of this machine.
+    for name in ("NO_PROXY", "no_proxy"):
+        kept[name] = _joined([kept.get(name, ""), "127.0.0.1", "localhost"])
+    return kept
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ",".join(name for name in names if name)
+
+
+def interrupt_once() -> None:
+    """Treat the signals that end a program as one Ctrl-C, so that what was started is stopped in order.
+
+    Further ones are ignored: make and the terminal send their own, and stopping takes its seconds.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(_number: int, _frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for each in signals:
+        signal.signal(each, interrupt)

@@ -1,0 +1,202 @@
+"""Starts the sandbox and a whole Airflow with the example DAGs, to click around in; Ctrl-C stops both.
+
+Environment variables: ``PORT`` (Airflow's, default 8080) and ``SANDBOX_PORT`` (default 8512). Where a default is taken,
+a free port is used instead.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_qwenimage.sandbox import Sandbox
+from scripts.local_airflow import IMAGES, ROOT, AirflowCommandError, LocalAirflow, interrupt_once, stop, stop_children
+from scripts.progress import Progress
+
+CONN_ID = "qwenimage_default"
+POOL = "qwenimage"
+POOL_SLOTS = 4
+
+_HOST = "127.0.0.1"
+_INTERRUPTED = 130
+_READY_SECONDS = 180.0
+_TICK_SECONDS = 0.5
+_SHOWN_LOG_LINES = 20
+
+
+class UpError(Exception):
+    """Airflow or the sandbox cannot start or has ended; the message says why and what to do."""
+
+
+def main() -> int:
+    """Run until Ctrl-C.
+
+    Returns:
+        The exit code.
+    """
+    interrupt_once()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        _run()
+    except KeyboardInterrupt:
+        stop_children()
+        print("\nStopped. Nothing is left running.")
+        return _INTERRUPTED
+    except UpError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run() -> None:
+    with ExitStack() as stack:
+        port = _choose_port("PORT", 8080)
+        sandbox = stack.enter_context(Sandbox(port=_choose_port("SANDBOX_PORT", 8512)))
+        airflow = LocalAirflow("up", _settings(port))
+        progress = Progress()
+        print(f"Apache Airflow {airflow.version} with the examples and the sandbox", flush=True)
+        try:
+            _prepare(airflow, sandbox, progress)
+        except AirflowCommandError as error:
+            raise UpError(_explain(str(error), airflow)) from error
+        process = airflow.start("standalone")
+        stack.callback(stop, process)
+        stack.callback(print, "\nStopping Airflow (a few seconds) ...", flush=True)
+        with progress.step("starting Airflow (20 to 40 seconds)"):
+            _await_ready(port, process, airflow)
+        print(
+            f"\nAirflow   http://{_HOST}:{port} (no password)\n"
+            f"Sandbox   {sandbox.url}, stored as connection {CONN_ID}\n"
+            f"Images    {IMAGES}\n"
+            f"Log       {airflow.log}\n"
+            "\nTrigger the DAG qwenimage_prompt_to_file to draw an image. Ctrl-C stops everything.",
+            flush=True,
+        )
+        while process.poll() is None:
+            time.sleep(_TICK_SECONDS)
+        raise UpError(_explain(f"Airflow ended with exit code {process.returncode}.", airflow))
+
+
+def _settings(port: int) -> dict[str, str]:
+    url = f"http://{_HOST}:{port}"
+    return {
+        # Airflow starts its parts by the name `airflow`.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "AIRFLOW__API__HOST": _HOST,
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        # Everybody who reaches it is an admin, so it listens on this machine only.
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(_free_port()),
+        "QWENIMAGE_POOL": POOL,
+    }
+
+
+def _prepare(airflow: LocalAirflow, sandbox: Sandbox, progress: Progress) -> None:
+    if not airflow.is_prepared:
+        with progress.step("making Airflow's database (the first time only)"):
+            airflow.prepare()
+    connections = airflow.home / "connections.json"
+    wanted = json.dumps({CONN_ID: json.loads(sandbox.connection_json)})
+    if connections.is_file() and connections.read_text() == wanted:
+        return
+    # Stored, so that it can be seen, changed and tested on Airflow's connections page.
+    with progress.step("storing the connection and the pool"):
+        new = airflow.home / "connections.new.json"
+        new.write_text(wanted)
+        airflow.run("connections", "import", "--overwrite", str(new))
+        airflow.run("pools", "set", "--include-deferred", POOL, str(POOL_SLOTS), "Images drawn at the same time")
+        new.rename(connections)
+
+
+def _await_ready(port: int, process: subprocess.Popen[bytes], airflow: LocalAirflow) -> None:
+    """Wait until every part of Airflow says that it is healthy, and the example DAGs are there."""
+    wanted = len(list((ROOT / "example_dags").glob("*.py")))
+    deadline = time.monotonic() + _READY_SECONDS
+    while not (_is_healthy(port) and _count_dags(port) >= wanted):
+        if process.poll() is not None:
+            raise UpError(_explain(f"Airflow ended with exit code {process.returncode}.", airflow))
+        if time.monotonic() > deadline:
+            raise UpError(_explain(f"Airflow was not ready after {_READY_SECONDS:.0f} s.", airflow))
+        time.sleep(_TICK_SECONDS)
+
+
+def _is_healthy(port: int) -> bool:
+    health = _get(port, "/api/v2/monitor/health", {})
+    parts = [part for part in health.values() if isinstance(part, dict)]
+    return bool(parts) and all(part.get("status") == "healthy" for part in parts)
+
+
+def _count_dags(port: int) -> int:
+    token = _get(port, "/auth/token", {}).get("access_token", "")
+    dags = _get(port, "/api/v2/dags", {"Authorization": f"Bearer {token}"})
+    return int(dags.get("total_entries", 0))
+
+
+def _get(port: int, path: str, headers: dict[str, str]) -> dict[str, Any]:
+    """Ask Airflow's API; an empty object where it does not answer yet."""
+    connection = http.client.HTTPConnection(_HOST, port, timeout=5)
+    try:
+        connection.request("GET", path, headers=headers)
+        answer = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return {}
+    finally:
+        connection.close()
+    return answer if isinstance(answer, dict) else {}
+
+
+def _choose_port(variable: str, default: int) -> int:
+    asked = os.environ.get(variable, "").strip()
+    if not asked:
+        return default if _is_free(default) else _free_port()
+    if not asked.isdecimal() or not 0 < int(asked) < 2**16:
+        raise UpError(f"{variable} is {asked!r}; allowed are the port numbers from 1 to 65535.")
+    if not _is_free(int(asked)):
+        raise UpError(f"{variable} is {asked}, but something listens there already. Name another one.")
+    return int(asked)
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server((_HOST, port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.create_server((_HOST, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _explain(problem: str, airflow: LocalAirflow) -> str:
+    return "\n".join(
+        [
+            "The end of the log:",
+            *airflow.last_log_lines(_SHOWN_LOG_LINES),
+            "",
+            f"{problem} If it happens again, remove {airflow.home} and run make up once more.",
+            f"The whole log: {airflow.log}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

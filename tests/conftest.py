@@ -1,0 +1,50 @@
+"""Gives the tests an Airflow of their own: a home in a temporary directory, and none of the user's settings.
+
+Airflow reads its environment when it is first imported, so this happens here, before any test module is.
+"""
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if "airflow.configuration" in sys.modules:
+    raise RuntimeError("Airflow is imported before tests/conftest.py could give it a home of its own.")
+
+for _name in [name for name in os.environ if name.startswith(("AIRFLOW_", "_AIRFLOW_"))]:
+    del os.environ[_name]
+
+_HOME = Path(tempfile.mkdtemp(prefix="qwenimage-airflow-"))
+(_HOME / "dags").mkdir()
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+
+os.environ |= {
+    "AIRFLOW_HOME": str(_HOME),
+    "AIRFLOW__CORE__DAGS_FOLDER": str(_HOME / "dags"),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_HOME}/airflow.db",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+}
+
+
+@pytest.fixture(scope="session")
+def airflow_home() -> Path:
+    """Return the AIRFLOW_HOME of this test session; its metadata database may not exist yet."""
+    return _HOME
+
+
+@pytest.fixture(scope="session")
+def airflow_database(airflow_home: Path) -> Iterator[None]:
+    """Make the metadata database, once, for the tests that run tasks."""
+    from airflow import settings
+    from airflow.utils.db import initdb
+
+    initdb()
+    yield
+    settings.dispose_orm()

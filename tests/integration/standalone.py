@@ -1,0 +1,237 @@
+"""A real Airflow 3 in a home of its own, with a scheduler, a triggerer, an API server and worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+
+_START_SECONDS = 120
+_STOP_SECONDS = 20
+
+_PREPARE = """
+import json, sys
+from airflow.models.connection import Connection
+from airflow.utils.db import initdb
+from airflow.utils.session import create_session
+
+initdb()
+with create_session() as session:
+    for conn_id, fields in json.load(sys.stdin).items():
+        session.add(Connection(conn_id, **fields))
+"""
+
+
+class StandaloneAirflow:
+    """Runs `airflow standalone` until `stop`.
+
+    Args:
+        home: The AIRFLOW_HOME: an empty folder. The DAG files belong into its ``dags``.
+        root: The folder that has the package, for the import path.
+    """
+
+    def __init__(self, home: Path, root: Path) -> None:
+        self.home = home
+        self.dags = home / "dags"
+        self.dags.mkdir()
+        self.database = home / "airflow.db"
+        self.output = home / "standalone.out"
+        api, worker_logs, trigger_logs = _free_ports(3)
+        self._url = f"http://127.0.0.1:{api}"
+        search = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "_AIRFLOW_"))
+        } | {
+            "PYTHONPATH": os.pathsep.join(search),
+            # `airflow standalone` starts its parts by that name.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__API__BASE_URL": self._url,
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(api),
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self._url}/execution/",
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__PARALLELISM": "10",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}",
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_logs),
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(worker_logs),
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+            "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+            "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
+            "AIRFLOW__SCHEDULER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
+            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        }
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._session = requests.Session()
+
+    def prepare(self, connections: str) -> None:
+        """Make the metadata database and store connections: a JSON object of fields by connection id."""
+        subprocess.run(
+            [sys.executable, "-c", _PREPARE],
+            env=self._environment,
+            input=connections.encode(),
+            capture_output=True,
+            check=True,
+            timeout=_START_SECONDS,
+        )
+
+    def start(self, *dag_ids: str) -> None:
+        """Start it, and return when every part is healthy and the DAGs are known."""
+        self._run("standalone")
+        wait_for("a healthy Airflow", lambda: self._is_ready(dag_ids), _START_SECONDS)
+
+    def stop(self) -> None:
+        """Stop every process, those that left the process group as well."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while time.monotonic() < deadline and self._pids():
+            for process in self._processes:
+                process.poll()
+            time.sleep(0.2)
+        self._kill(self._pids())
+        for process in self._processes:
+            process.wait()
+
+    def kill_triggerer(self) -> None:
+        """End the triggerer as a crash would."""
+        pids = self._pids("triggerer")
+        assert pids, "no triggerer runs"
+        self._kill(pids)
+        wait_for("the end of the triggerer", lambda: not self._pids("triggerer"), 10)
+
+    def start_triggerer(self) -> None:
+        self._run("triggerer")
+
+    def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
+        """Start a DAG run and return its id."""
+        return str(self._call("POST", f"dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"])
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        return str(self._call("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"])
+
+    def wait_for_run(self, dag_id: str, run_id: str, seconds: float) -> None:
+        def is_over() -> bool:
+            return self.run_state(dag_id, run_id) in {"success", "failed"}
+
+        try:
+            wait_for(f"the end of {dag_id}", is_over, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.states(dag_id, run_id)}") from error
+
+    def tasks(self, dag_id: str, run_id: str) -> dict[tuple[str, int], dict[str, Any]]:
+        """Return the task instances of a run."""
+        found = self._call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=100")["task_instances"]
+        return {(task["task_id"], task["map_index"]): task for task in found}
+
+    def states(self, dag_id: str, run_id: str) -> dict[tuple[str, int], str]:
+        return {place: task["state"] for place, task in self.tasks(dag_id, run_id).items()}
+
+    def returned(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Any:
+        """Return what a task returned."""
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
+        return self._call("GET", f"{path}?map_index={map_index}&deserialize=true")["value"]
+
+    def pool(self) -> dict[str, Any]:
+        """Return the slots of the default pool."""
+        return self._call("GET", "pools/default_pool")
+
+    def log(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """Return the text of every log file of a task."""
+        folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
+        return "".join(file.read_text() for file in sorted(folder.rglob("*.log*")))
+
+    def rows(self) -> Iterator[tuple[str, str, Any]]:
+        """Return every value in the metadata database, with its table and column."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as database:
+            database.text_factory = bytes
+            tables = [
+                name.decode() for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            ]
+            for table in tables:
+                cursor = database.execute(f'SELECT * FROM "{table}"')  # noqa: S608  names of tables
+                columns = [str(column[0]) for column in cursor.description]
+                for row in cursor:
+                    for column, value in zip(columns, row, strict=True):
+                        yield table, column, value
+
+    def _run(self, command: str) -> None:
+        with self.output.open("ab") as output:
+            self._processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "airflow", command],
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.home,
+                    start_new_session=True,
+                )
+            )
+
+    def _is_ready(self, dag_ids: tuple[str, ...]) -> bool:
+        assert self._processes[0].poll() is None, self.output.read_text()[-4000:]
+        try:
+            health = self._call("GET", "monitor/health")
+            known = {dag["dag_id"] for dag in self._call("GET", "dags")["dags"]}
+        except (requests.RequestException, KeyError):
+            return False
+        parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+        return all(health[part]["status"] == "healthy" for part in parts) and known >= set(dag_ids)
+
+    def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        if "Authorization" not in self._session.headers:
+            token = self._session.get(f"{self._url}/auth/token", timeout=10).json()["access_token"]
+            self._session.headers["Authorization"] = f"Bearer {token}"
+        answer = self._session.request(method, f"{self._url}/api/v2/{path}", json=body, timeout=20)
+        answer.raise_for_status()
+        decoded: dict[str, Any] = answer.json()
+        return decoded
+
+    def _pids(self, word: str = "") -> list[int]:
+        """Return the processes of this Airflow, known by its home, whose command line has a word."""
+        mark = f"AIRFLOW_HOME={self.home}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                ours = mark in (entry / "environ").read_bytes().split(b"\0")
+                if ours and word.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    @staticmethod
+    def _kill(pids: list[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(what: str, is_there: Callable[[], bool], seconds: float) -> None:
+    """Wait until something is so, and fail if it does not come in time."""
+    deadline = time.monotonic() + seconds
+    while not is_there():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.5)
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [int(bound.getsockname()[1]) for bound in sockets]
+    for bound in sockets:
+        bound.close()
+    return ports

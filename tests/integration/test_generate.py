@@ -1,0 +1,428 @@
+"""The operator in a DAG run: what it returns, what it stores, what it pays for."""
+
+import hashlib
+import json
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from PIL import Image
+
+from airflow_provider_qwenimage import QwenImageGenerateOperator, images
+from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError
+from airflow_provider_qwenimage.retries import RequestRetries
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import AIRFLOW_3, DagRun, TaskEnd, TestDag
+
+in_both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferred"])
+
+_timeout_is_retried = pytest.mark.xfail(reason="AirflowTaskTimeout is no Exception: it gets past the operator's guards")
+
+
+@pytest.fixture
+def quick_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the pauses between the tries of a download short."""
+    monkeypatch.setattr(images, "_DOWNLOAD_RETRIES", RequestRetries(limit=5, delay_seconds=0.01))
+
+
+def _run(dag: TestDag | None = None, **arguments: Any) -> DagRun:
+    dag = dag or TestDag()
+    with dag:
+        QwenImageGenerateOperator(
+            **{"task_id": "draw", "prompt": "A red kite over the sea", "poll_interval": 0.05} | arguments
+        )
+    return dag.run()
+
+
+def _draw(**arguments: Any) -> TaskEnd:
+    return _run(**arguments)["draw"]
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.rglob("*"))
+
+
+def test_without_waiting_it_returns_and_pushes_the_task_id(connected_api: Sandbox) -> None:
+    draw = _draw()
+
+    (submission,) = connected_api.submissions
+    assert draw.state == "success"
+    assert draw.xcoms == {"task_id": submission.task_id, "return_value": submission.task_id}
+    assert [request.route for request in connected_api.requests] == ["generate"]
+
+
+@in_both_ways
+def test_waiting_returns_what_was_made_and_what_it_cost(connected_api: Sandbox, deferrable: bool) -> None:
+    draw = _draw(wait_for_completion=True, deferrable=deferrable, seed=11, size="768*1024", output_format="webp")
+
+    (submission,) = connected_api.submissions
+    (url,) = draw.returned["image_urls"]
+    assert submission.task_id in url
+    assert draw.returned == {
+        "task_id": submission.task_id,
+        "status": "SUCCESS",
+        "image_urls": [url],
+        "paths": [],
+        "consumed_credits": 5,
+        "seed": 11,
+        "size": "768*1024",
+        "output_format": "webp",
+    }
+    assert draw.xcoms["task_id"] == submission.task_id
+    assert draw.xcoms["consumed_credits"] == 5
+    assert draw.tries == 1
+
+
+@pytest.mark.parametrize(("deferrable", "scheme"), [(False, "file://"), (True, "")], ids=["URL", "deferred, path"])
+def test_an_image_is_stored_whole_beside_its_sidecar(
+    connected_api: Sandbox, tmp_path: Path, deferrable: bool, scheme: str
+) -> None:
+    folder = tmp_path / "new" / "images"
+    draw = _draw(output_path=f"{scheme}{folder}", deferrable=deferrable, seed=5, size="1024*768", output_format="png")
+
+    (submission,) = connected_api.submissions
+    (path,) = draw.returned["paths"]
+    image = folder / Path(path).name
+    assert image.name.startswith("a-red-kite-over-the-sea-")
+    assert _files(folder) == sorted([image.name, f"{image.stem}.json"])
+    with Image.open(image) as opened:
+        opened.load()
+        assert (opened.format, opened.size) == ("PNG", (1024, 768))
+
+    sidecar = json.loads((folder / f"{image.stem}.json").read_text())
+    content = image.read_bytes()
+    assert sidecar["image"] == image.name
+    assert sidecar["task_id"] == submission.task_id
+    assert sidecar["request"] == submission.request
+    assert sidecar["consumed_credits"] == 5
+    assert sidecar["image_url"] == draw.returned["image_urls"][0]
+    assert (sidecar["width"], sidecar["height"], sidecar["output_format"]) == (1024, 768, "png")
+    assert sidecar["sha256"] == hashlib.sha256(content).hexdigest()
+    assert sidecar["size_bytes"] == len(content)
+
+
+def test_every_size_and_format_can_be_stored(connected_api: Sandbox, tmp_path: Path) -> None:
+    asked = [
+        {"size": "1024*1024", "output_format": "jpeg"},
+        {"size": "1024*1536", "output_format": "png"},
+        {"size": "1536*1024", "output_format": "webp"},
+        {"size": "768*1024", "output_format": "jpeg"},
+        {"size": "1024*768", "output_format": "webp"},
+    ]
+    dag = TestDag()
+    with dag:
+        QwenImageGenerateOperator.partial(
+            task_id="draw", prompt="A boat", output_path=str(tmp_path), poll_interval=0.05
+        ).expand_kwargs(asked)
+    run = dag.run()
+
+    stored = []
+    for draw in run.mapped("draw"):
+        with Image.open(draw.returned["paths"][0]) as image:
+            stored.append({"size": "{}*{}".format(*image.size), "output_format": str(image.format).lower()})
+    assert stored == asked
+
+
+def test_the_image_host_never_sees_the_key(connected_api: Sandbox, tmp_path: Path, quick_downloads: None) -> None:
+    connected_api.script("image", "redirect", "server_error")
+    draw = _draw(output_path=str(tmp_path), deferrable=True)
+
+    assert draw.state == "success"
+    with_key = {(request.route, request.authorized_header) for request in connected_api.requests}
+    assert with_key >= {("generate", True), ("status", True), ("image", False)}
+    assert ("image", True) not in with_key
+    assert ("redirected", True) not in with_key
+
+
+@in_both_ways
+def test_every_request_field_and_the_connection_and_the_path_are_templates(
+    connected_api: Sandbox, tmp_path: Path, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ANOTHER_ONE", connected_api.connection_json)
+    monkeypatch.delenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT")
+    params = {
+        "animal": "An otter",
+        "size": "1536*1024",
+        "seed": 77,
+        "format": "webp",
+        "hook": f"{connected_api.url}/called-back",
+        "connection": "another_one",
+        "folder": str(tmp_path),
+    }
+    draw = _run(
+        TestDag(params=params),
+        prompt="{{ params.animal }} at noon",
+        size="{{ params.size }}",
+        seed="{{ params.seed }}",
+        output_format="{{ params.format }}",
+        callback_url="{{ params.hook }}",
+        qwenimage_conn_id="{{ params.connection }}",
+        output_path="{{ params.folder }}/{{ params.animal | length }}",
+        deferrable=deferrable,
+    )["draw"]
+
+    assert draw.state == "success"
+    (submission,) = connected_api.submissions
+    assert submission.request == {
+        "prompt": "An otter at noon",
+        "size": "1536*1024",
+        "seed": 77,
+        "output_format": "webp",
+        "callback_url": f"{connected_api.url}/called-back",
+    }
+    assert Path(draw.returned["paths"][0]).parent == tmp_path / "8"
+    assert draw.returned["seed"] == 77
+
+
+@in_both_ways
+def test_mapped_prompts_make_an_image_each(connected_api: Sandbox, tmp_path: Path, deferrable: bool) -> None:
+    dag = TestDag()
+    with dag:
+        QwenImageGenerateOperator.partial(
+            task_id="draw", output_path=str(tmp_path), poll_interval=0.05, deferrable=deferrable
+        ).expand(prompt=["A tin robot", "A paper moon", "A glass apple"])
+    run = dag.run()
+
+    assert run.state == "success"
+    paths = [Path(draw.returned["paths"][0]) for draw in run.mapped("draw")]
+    assert [path.name.rsplit("-", 1)[0] for path in paths] == ["a-tin-robot", "a-paper-moon", "a-glass-apple"]
+    assert len({path.read_bytes() for path in paths}) == 3
+    assert len(connected_api.submissions) == 3
+
+
+def test_equal_mapped_prompts_with_a_random_seed_overwrite_nothing(connected_api: Sandbox, tmp_path: Path) -> None:
+    dag = TestDag()
+    with dag:
+        QwenImageGenerateOperator.partial(
+            task_id="draw", output_path=str(tmp_path), poll_interval=0.05, deferrable=True
+        ).expand(prompt=["A tin robot", "A tin robot"])
+    run = dag.run()
+
+    first, second = (Path(draw.returned["paths"][0]) for draw in run.mapped("draw"))
+    assert first.name != second.name
+    assert first.read_bytes() != second.read_bytes()
+    assert len(_files(tmp_path)) == 4
+
+
+def test_what_was_paid_is_kept_when_a_template_renders_differently_on_resuming(
+    connected_api: Sandbox, tmp_path: Path
+) -> None:
+    seeds = count(100)
+    dag = TestDag(user_defined_macros={"next_seed": seeds.__next__})
+    draw = _run(
+        dag, seed="{{ next_seed() }}", prompt="Number {{ next_seed() }}", output_path=str(tmp_path), deferrable=True
+    )["draw"]
+
+    (submission,) = connected_api.submissions
+    # Airflow 2's dag.test() resumes with what it rendered before.
+    assert not AIRFLOW_3 or next(seeds) >= 104, "the templates were not rendered anew, so this shows nothing"
+    assert draw.returned["seed"] == submission.seed
+    sidecar = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert sidecar["request"] == submission.request
+    assert sidecar["image"].startswith(f"number-{submission.request['prompt'].split()[1]}-")
+
+
+@in_both_ways
+def test_a_failed_image_is_submitted_again_by_a_retry(connected_api: Sandbox, deferrable: bool) -> None:
+    connected_api.script("generate", "failure")
+    draw = _draw(wait_for_completion=True, deferrable=deferrable)
+
+    assert (draw.state, draw.tries) == ("success", 2)
+    (error,) = draw.errors
+    assert isinstance(error, QwenImageTaskFailedError)
+    assert "The image could not be drawn" in str(error)
+    assert draw.returned["task_id"] == connected_api.submissions[-1].task_id
+    assert [submission.charged for submission in connected_api.submissions] == [0, 5]
+
+
+@in_both_ways
+def test_a_refused_prompt_is_not_submitted_again(connected_api: Sandbox, deferrable: bool) -> None:
+    draw = _draw(prompt="A celebrity [policy]", wait_for_completion=True, deferrable=deferrable)
+
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert "Content policy violation detected" in str(draw.error)
+    assert len(connected_api.submissions) == 1
+
+
+@in_both_ways
+def test_waiting_survives_an_api_that_fails_five_times(connected_api: Sandbox, deferrable: bool) -> None:
+    connected_api.script("status", ("server_error", 5))
+    draw = _draw(wait_for_completion=True, deferrable=deferrable)
+
+    assert (draw.state, draw.tries) == ("success", 1)
+    assert len(connected_api.submissions) == 1
+
+
+@in_both_ways
+@pytest.mark.parametrize("fault", ["unauthorized", "not_found"])
+def test_an_api_that_says_no_to_the_wait_is_not_paid_again(
+    connected_api: Sandbox, deferrable: bool, fault: str
+) -> None:
+    connected_api.script("status", "server_error", fault)
+    draw = _draw(wait_for_completion=True, deferrable=deferrable)
+
+    _assert_failed_after_one_submission(draw, connected_api)
+
+
+@in_both_ways
+def test_a_wait_past_its_timeout_is_not_paid_again(connected_api: Sandbox, deferrable: bool) -> None:
+    connected_api.configure(seconds_per_image=60)
+    draw = _draw(wait_for_completion=True, deferrable=deferrable, timeout=0.5)
+
+    _assert_failed_after_one_submission(draw, connected_api)
+    assert "did not end before the deadline" in str(draw.error)
+
+
+@pytest.mark.parametrize(
+    "deferrable", [pytest.param(False, marks=_timeout_is_retried), True], ids=["in the worker", "deferred"]
+)
+def test_a_wait_past_the_execution_timeout_is_not_paid_again(connected_api: Sandbox, deferrable: bool) -> None:
+    connected_api.configure(seconds_per_image=60)
+    draw = _draw(wait_for_completion=True, deferrable=deferrable, execution_timeout=timedelta(seconds=2))
+
+    _assert_failed_after_one_submission(draw, connected_api)
+
+
+@_timeout_is_retried
+def test_a_submission_cut_off_by_the_execution_timeout_is_not_sent_again(connected_api: Sandbox) -> None:
+    connected_api.configure(hang_seconds=60)
+    connected_api.script("generate", "hang_after")
+    draw = _draw(execution_timeout=timedelta(seconds=1))
+
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert len(connected_api.submissions) == 1
+    assert "may have been accepted and paid" in str(draw.error)
+
+
+def _assert_failed_after_one_submission(draw: TaskEnd, api: Sandbox) -> None:
+    (submission,) = api.submissions
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert isinstance(draw.error, AirflowFailException)
+    assert submission.task_id in str(draw.error)
+    assert "QwenImageStatusSensor" in str(draw.error)
+    assert draw.xcoms["task_id"] == submission.task_id
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["truncate", "truncate_with_length", "wrong_format", "wrong_size", "garbage", "html", "empty", "not_found"],
+)
+def test_bytes_that_are_not_the_image_never_get_a_name_and_are_not_paid_again(
+    connected_api: Sandbox, tmp_path: Path, quick_downloads: None, fault: str
+) -> None:
+    connected_api.script("image", (fault, 50))
+    draw = _draw(output_path=str(tmp_path), size="768*1024", deferrable=fault == "truncate")
+
+    _assert_failed_after_one_submission(draw, connected_api)
+    assert "QwenImageImageError" in str(draw.error)
+    assert _files(tmp_path) == []
+
+
+def test_an_image_over_the_limit_never_gets_a_name_and_is_not_paid_again(
+    connected_api: Sandbox, tmp_path: Path
+) -> None:
+    draw = _draw(output_path=str(tmp_path), max_image_bytes=1000)
+
+    _assert_failed_after_one_submission(draw, connected_api)
+    assert "larger than allowed" in str(draw.error)
+    assert _files(tmp_path) == []
+
+
+def test_a_download_that_breaks_is_tried_again(connected_api: Sandbox, tmp_path: Path, quick_downloads: None) -> None:
+    connected_api.script("image", "truncate", "html", "drop")
+    draw = _draw(output_path=str(tmp_path))
+
+    assert (draw.state, draw.tries) == ("success", 1)
+    assert len(_files(tmp_path)) == 2
+    assert len(connected_api.submissions) == 1
+
+
+@pytest.mark.parametrize("fault", ["drop_after", "html_after", "malformed", "wrong_shape"])
+def test_a_submission_whose_answer_is_lost_is_not_sent_again(connected_api: Sandbox, fault: str) -> None:
+    connected_api.script("generate", fault)
+    draw = _draw()
+
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert len(connected_api.submissions) == 1
+    assert len(connected_api.requests) == 1
+    assert isinstance(draw.error, AirflowFailException)
+    assert "QwenImageSubmissionUnknownError" in str(draw.error)
+    assert "may have been accepted and paid" in str(draw.error)
+    assert "Compare the credits on your account, then clear the task" in str(draw.error)
+
+
+def test_a_submission_that_surely_was_not_accepted_is_sent_again(connected_api: Sandbox) -> None:
+    connected_api.script("generate", "server_error")
+    draw = _draw()
+
+    assert (draw.state, draw.tries) == ("success", 1)
+    assert len(connected_api.submissions) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    [("unauthorized", "Check the API key"), ("payment", "Buy credits"), ("forbidden", "Check that the API key")],
+)
+def test_a_refused_submission_is_not_retried(connected_api: Sandbox, fault: str, advice: str) -> None:
+    connected_api.script("generate", fault)
+    draw = _draw()
+
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert advice in str(draw.error)
+    assert len(connected_api.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"prompt": " "},
+        {"prompt": "x" * 2001},
+        {"size": "512*512"},
+        {"seed": -2},
+        {"seed": "many"},
+        {"output_format": "gif"},
+        {"callback_url": "ftp://example.com/"},
+        {"timeout": 0},
+        {"poll_interval": 0},
+        {"max_consecutive_failures": 0},
+        {"max_image_bytes": 0},
+        {"output_path": "/data/image.png"},
+    ],
+    ids=str,
+)
+def test_a_bad_literal_argument_fails_while_the_dag_is_built(argument: dict[str, Any]) -> None:
+    (name,) = argument
+    with TestDag(), pytest.raises(ValueError, match=name):
+        QwenImageGenerateOperator(**{"task_id": "draw", "prompt": "A boat"} | argument)
+
+
+def test_a_bad_rendered_argument_fails_the_task_without_a_submission(connected_api: Sandbox, tmp_path: Path) -> None:
+    bad = {
+        "prompt": "{{ ' ' }}",
+        "size": "{{ '512*512' }}",
+        "seed": "{{ 'many' }}",
+        "output_format": "{{ 'gif' }}",
+        "callback_url": "{{ 'ftp://example.com/' }}",
+        "output_path": "{{ '/data/image.png' }}",
+    }
+    dag = TestDag()
+    with dag:
+        for name, value in bad.items():
+            QwenImageGenerateOperator(**{"task_id": name, "prompt": "A boat"} | {name: value})
+    run = dag.run()
+
+    for name in bad:
+        assert (run[name].state, run[name].tries) == ("failed", 1), name
+        assert str(run[name].error).startswith(f"{name} is ")
+    assert connected_api.requests == []
+
+
+def test_storage_that_cannot_be_reached_costs_no_image(connected_api: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    draw = _draw(output_path=str(tmp_path / "file" / "images"), retries=0)
+
+    assert draw.state == "failed"
+    assert connected_api.requests == []

@@ -1,0 +1,122 @@
+"""Resume methods fail closed: whatever a trigger fires, only a whole success counts as one."""
+
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.exceptions import QwenImageContractError
+
+_SUCCEEDED = {
+    "task_id": "n43resumedqwenimg",
+    "status": "SUCCESS",
+    "consumed_credits": 5,
+    "error_message": None,
+    "created_at": "2024-12-19T10:00:00Z",
+    "request": {"prompt": "A boat"},
+    "response": ["https://cdn.example.com/image.png"],
+}
+
+events_of_nobody = pytest.mark.parametrize(
+    "event",
+    [
+        None,
+        {},
+        [],
+        "success",
+        {"status": "success"},
+        {"status": "success", "snapshot": None},
+        {"status": "success", "snapshot": {}},
+        {"status": "success", "snapshot": _SUCCEEDED | {"status": "IN_PROGRESS"}},
+        {"status": "success", "snapshot": _SUCCEEDED | {"status": "FAILED"}},
+        {"status": "success", "snapshot": _SUCCEEDED | {"response": None}},
+        {"status": "success", "snapshot": _SUCCEEDED | {"response": []}},
+        {"status": "finished", "snapshot": _SUCCEEDED},
+        {"status": "SUCCESS", "snapshot": _SUCCEEDED},
+        {"snapshot": _SUCCEEDED},
+        {"status": "error"},
+        {"status": "error", "message": None},
+    ],
+    ids=str,
+)
+
+
+class _TaskInstance:
+    """What the resume methods use of a task instance."""
+
+    map_index = -1
+
+    def __init__(self) -> None:
+        self.xcoms: dict[str, Any] = {"task_id": "n43resumedqwenimg"}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[key] = value
+
+    def xcom_pull(self, *, task_ids: str, key: str, map_indexes: int) -> Any:
+        return self.xcoms.get(key)
+
+
+@pytest.fixture
+def context() -> Any:
+    return {"ti": _TaskInstance()}
+
+
+@pytest.fixture
+def sensor() -> QwenImageStatusSensor:
+    return QwenImageStatusSensor(task_id="sense", image_task_id="n43resumedqwenimg")
+
+
+@pytest.fixture
+def operator() -> QwenImageGenerateOperator:
+    return QwenImageGenerateOperator(task_id="draw", prompt="A boat", wait_for_completion=True, deferrable=True)
+
+
+def test_a_sensor_resumes_with_a_whole_success(sensor: QwenImageStatusSensor, context: Any) -> None:
+    event = {"status": "success", "snapshot": _SUCCEEDED}
+
+    assert sensor.execute_complete(context, event) == ["https://cdn.example.com/image.png"]
+    assert context["ti"].xcoms["consumed_credits"] == 5
+
+
+def test_an_operator_resumes_with_a_whole_success(operator: QwenImageGenerateOperator, context: Any) -> None:
+    result = operator.execute_complete(context, {"status": "success", "snapshot": _SUCCEEDED})
+
+    assert result["image_urls"] == ["https://cdn.example.com/image.png"]
+    assert result["task_id"] == "n43resumedqwenimg"
+
+
+@events_of_nobody
+def test_a_sensor_refuses_what_is_no_whole_event(sensor: QwenImageStatusSensor, context: Any, event: Any) -> None:
+    with pytest.raises((QwenImageContractError, AirflowFailException)):
+        sensor.execute_complete(context, event)
+    assert "consumed_credits" not in context["ti"].xcoms
+
+
+@events_of_nobody
+def test_an_operator_refuses_what_is_no_whole_event_and_is_not_retried(
+    operator: QwenImageGenerateOperator, context: Any, event: Any
+) -> None:
+    with pytest.raises(AirflowFailException, match="n43resumedqwenimg"):
+        operator.execute_complete(context, event)
+    assert "consumed_credits" not in context["ti"].xcoms
+
+
+@pytest.mark.parametrize("name", ["NoSuchError", "TaskSnapshot", "annotations", "", None])
+def test_an_error_of_an_unknown_class_is_still_an_error(
+    operator: QwenImageGenerateOperator, context: Any, name: Any
+) -> None:
+    with pytest.raises(AirflowFailException, match="it broke"):
+        operator.execute_complete(context, {"status": "error", "message": "it broke", "error": name})
+
+
+def test_a_trigger_that_broke_does_not_make_the_operator_pay_again(
+    operator: QwenImageGenerateOperator, context: Any
+) -> None:
+    with pytest.raises(AirflowFailException, match="n43resumedqwenimg is submitted and may be paid"):
+        operator.resume_execution("__fail__", {"error": "Trigger failure"}, context)
+
+
+def test_a_trigger_that_broke_fails_the_sensor(sensor: QwenImageStatusSensor, context: Any) -> None:
+    with pytest.raises(Exception, match=r"[Tt]rigger"):
+        sensor.resume_execution("__fail__", {"error": "Trigger failure"}, context)

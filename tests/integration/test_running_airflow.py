@@ -1,0 +1,352 @@
+"""A running Airflow: scheduler, triggerer and worker processes. One start for all tests; the last looks for the key."""
+
+import base64
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import pytest
+import requests
+from PIL import Image
+
+import airflow_provider_qwenimage
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import AIRFLOW_3, WAITS
+from tests.integration.standalone import StandaloneAirflow, wait_for
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not AIRFLOW_3, reason="starts Airflow 3"),
+]
+
+# Characters that base64 and URLs write differently, so that those forms are looked for as well.
+_API_KEY = f"sk-leaktest-{secrets.token_hex(8)}+/=&"
+_WRONG_KEY = f"sk-leakwrong-{secrets.token_hex(8)}+/=&"
+
+_SENSE = """
+import datetime
+import pendulum
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_qwenimage import QwenImageStatusSensor
+
+WAITS = {waits!r}
+
+with DAG(
+    "sense",
+    schedule=None,
+    start_date=pendulum.datetime(2024, 1, 1),
+    params={params!r},
+    default_args={{"retries": 2, "retry_delay": datetime.timedelta(0)}},
+):
+    for wait, arguments in WAITS.items():
+        for case in ("success", "failed"):
+            QwenImageStatusSensor(
+                task_id=f"{{case}}_{{wait}}",
+                image_task_id=f"{{{{{{{{ params.{{case}} }}}}}}}}",
+                **arguments,
+            )
+        QwenImageStatusSensor(
+            task_id=f"not_found_{{wait}}", image_task_id="n43nobodyknowsqwenimg", **arguments
+        )
+        QwenImageStatusSensor(
+            task_id=f"wrong_key_{{wait}}",
+            image_task_id="{{{{ params.success }}}}",
+            qwenimage_conn_id="wrong_key",
+            **arguments,
+        )
+        QwenImageStatusSensor(
+            task_id=f"flaky_{{wait}}",
+            image_task_id=f"{{{{{{{{ params.flaky_{{wait}} }}}}}}}}",
+            qwenimage_conn_id=f"flaky_{{wait}}",
+            **arguments,
+        )
+        QwenImageStatusSensor(
+            task_id=f"deadline_{{wait}}",
+            image_task_id="{{{{ params.endless }}}}",
+            qwenimage_conn_id="endless",
+            timeout=10,
+            **arguments,
+        )
+"""
+
+_DRAW = """
+import datetime
+import pendulum
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
+
+with DAG(
+    "draw",
+    schedule=None,
+    start_date=pendulum.datetime(2024, 1, 1),
+    default_args={{"retries": 2, "retry_delay": datetime.timedelta(0)}},
+):
+    submit = QwenImageGenerateOperator.partial(task_id="submit", qwenimage_conn_id="quick").expand(
+        prompt=["One boat", "Two boats"]
+    )
+    QwenImageStatusSensor.partial(task_id="sense", qwenimage_conn_id="quick").expand(
+        image_task_id=submit.output
+    )
+    QwenImageGenerateOperator.partial(
+        task_id="draw", qwenimage_conn_id="quick", output_path={folder!r}, deferrable=True, seed=3
+    ).expand(prompt=["A tin robot", "A paper moon"])
+    QwenImageGenerateOperator(
+        task_id="refused",
+        prompt="A celebrity [policy]",
+        qwenimage_conn_id="quick",
+        output_path={folder!r},
+        deferrable=True,
+    )
+    QwenImageGenerateOperator(task_id="wrong_key", prompt="A kite", qwenimage_conn_id="wrong_key")
+"""
+
+_OUTLAST = """
+import pendulum
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_qwenimage import QwenImageStatusSensor
+
+with DAG("outlast", schedule=None, start_date=pendulum.datetime(2024, 1, 1), params={{"slow": "", "endless": ""}}):
+    QwenImageStatusSensor(
+        task_id="finishes", image_task_id="{{{{ params.slow }}}}", qwenimage_conn_id="slow", timeout=300
+    )
+    QwenImageStatusSensor(
+        task_id="times_out",
+        image_task_id="{{{{ params.endless }}}}",
+        qwenimage_conn_id="endless",
+        timeout={timeout!r},
+    )
+"""
+
+_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class World:
+    """A running Airflow and the APIs that its connections lead to, each named as its connection is."""
+
+    airflow: StandaloneAirflow
+    apis: dict[str, Sandbox]
+    folder: Path
+
+    def submit(self, conn_id: str, prompt: str = "A boat") -> str:
+        """Submit an image without Airflow, and return the API's task id."""
+        answer = requests.post(
+            f"{self.apis[conn_id].url}/api/generate",
+            json={"prompt": prompt},
+            headers={"Authorization": f"Bearer {_API_KEY}"},
+            timeout=10,
+        )
+        return str(answer.json()["data"]["task_id"])
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The two big runs, side by side."""
+
+    sense: str
+    draw: str
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    home, folder = tmp_path_factory.mktemp("airflow"), tmp_path_factory.mktemp("images")
+    airflow = StandaloneAirflow(home, Path(airflow_provider_qwenimage.__file__).parents[1])
+    params = ["success", "failed", "endless", *(f"flaky_{wait}" for wait in WAITS)]
+    (airflow.dags / "sense.py").write_text(_SENSE.format(waits=WAITS, params=dict.fromkeys(params, "")))
+    (airflow.dags / "draw.py").write_text(_DRAW.format(folder=str(folder)))
+    (airflow.dags / "outlast.py").write_text(_OUTLAST.format(timeout=_TIMEOUT_SECONDS))
+    seconds_per_image = {"endless": 3600.0, "slow": 25.0, "quick": 6.0, "watched": 30.0}
+    seconds_per_image |= {f"flaky_{wait}": 0.5 for wait in WAITS}
+    with contextlib.ExitStack() as stack:
+        apis = {
+            conn_id: stack.enter_context(Sandbox(api_keys=(_API_KEY,), seconds_per_image=seconds))
+            for conn_id, seconds in seconds_per_image.items()
+        }
+        connections = {
+            conn_id: {"conn_type": "qwenimage", "host": api.url, "password": _API_KEY} for conn_id, api in apis.items()
+        }
+        connections["qwenimage_default"] = connections["watched"]
+        connections["wrong_key"] = connections["watched"] | {"password": _WRONG_KEY}
+        airflow.prepare(json.dumps(connections))
+        stack.callback(airflow.stop)
+        airflow.start("sense", "draw", "outlast")
+        yield World(airflow, apis, folder)
+
+
+@pytest.fixture(scope="module")
+def finished(world: World) -> Finished:
+    for wait in WAITS:
+        world.apis[f"flaky_{wait}"].script("status", ("server_error", 5))
+    ids = {"success": world.submit("watched"), "failed": world.submit("watched", "Fog [fail]")}
+    ids |= {conn_id: world.submit(conn_id) for conn_id in ("endless", *(f"flaky_{wait}" for wait in WAITS))}
+    runs = Finished(world.airflow.trigger("sense", ids), world.airflow.trigger("draw", {}))
+    world.airflow.wait_for_run("draw", runs.draw, 180)
+    world.airflow.wait_for_run("sense", runs.sense, 180)
+    return runs
+
+
+def _end(world: World, finished: Finished, task_id: str) -> tuple[str, int]:
+    """Return the state of a sensor, and its tries without those that Airflow took from it.
+
+    On a busy machine the scheduler can read the message that a task was deferred or rescheduled only after the
+    task is queued again, and then takes it for a crash.
+    """
+    task = world.airflow.tasks("sense", finished.sense)[task_id, -1]
+    complaint = f"reported that the task instance <TaskInstance: sense.{task_id} "
+    mistaken = world.airflow.output.read_text().count(complaint)
+    return task["state"], task["try_number"] - mistaken
+
+
+in_every_mode = pytest.mark.parametrize("wait", WAITS)
+
+
+@in_every_mode
+def test_a_sensor_returns_the_urls_of_an_image(world: World, finished: Finished, wait: str) -> None:
+    assert _end(world, finished, f"success_{wait}") == ("success", 1)
+    (url,) = world.airflow.returned("sense", finished.sense, f"success_{wait}")
+    assert requests.get(url, timeout=10).headers["Content-Type"] == "image/jpeg"
+
+
+@in_every_mode
+def test_a_sensor_fails_at_once_with_the_reason_of_a_failed_image(world: World, finished: Finished, wait: str) -> None:
+    assert _end(world, finished, f"failed_{wait}") == ("failed", 1)
+    assert "The image could not be drawn" in world.airflow.log("sense", finished.sense, f"failed_{wait}")
+
+
+@in_every_mode
+def test_a_sensor_fails_at_once_on_an_unknown_image_task(world: World, finished: Finished, wait: str) -> None:
+    assert _end(world, finished, f"not_found_{wait}") == ("failed", 1)
+    assert "code 404" in world.airflow.log("sense", finished.sense, f"not_found_{wait}")
+
+
+@in_every_mode
+def test_a_sensor_fails_at_once_on_a_wrong_key(world: World, finished: Finished, wait: str) -> None:
+    assert _end(world, finished, f"wrong_key_{wait}") == ("failed", 1)
+    assert "code 401" in world.airflow.log("sense", finished.sense, f"wrong_key_{wait}")
+
+
+@in_every_mode
+def test_a_sensor_survives_an_api_that_fails_five_times(world: World, finished: Finished, wait: str) -> None:
+    assert _end(world, finished, f"flaky_{wait}") == ("success", 1)
+    requests_seen = world.apis[f"flaky_{wait}"].requests
+    assert [request.code for request in requests_seen if request.route == "status"] == [500] * 5 + [200]
+
+
+@in_every_mode
+def test_a_sensor_fails_without_a_retry_at_its_deadline(world: World, finished: Finished, wait: str) -> None:
+    assert _end(world, finished, f"deadline_{wait}") == ("failed", 1)
+    assert "SensorTimeout" in world.airflow.log("sense", finished.sense, f"deadline_{wait}")
+
+
+def test_mapped_submissions_and_sensors_find_each_other(world: World, finished: Finished) -> None:
+    for place in (0, 1):
+        task_id = world.airflow.returned("draw", finished.draw, "submit", place)
+        (url,) = world.airflow.returned("draw", finished.draw, "sense", place)
+        assert task_id in url
+
+
+def test_deferred_operators_store_an_image_for_each_mapped_prompt(world: World, finished: Finished) -> None:
+    names = []
+    for place in (0, 1):
+        result = world.airflow.returned("draw", finished.draw, "draw", place)
+        (path,) = result["paths"]
+        with Image.open(path) as image:
+            image.load()
+            assert (image.format, image.size) == ("JPEG", (1024, 1024))
+        sidecar = json.loads(Path(path).with_suffix(".json").read_text())
+        assert sidecar["task_id"] == result["task_id"]
+        names.append(Path(path).name.rsplit("-", 1)[0])
+    assert names == ["a-tin-robot", "a-paper-moon"]
+    assert len(list(world.folder.iterdir())) == 4
+
+
+def test_every_image_was_submitted_once(world: World, finished: Finished) -> None:
+    prompts = sorted(submission.request["prompt"] for submission in world.apis["quick"].submissions)
+    assert prompts == ["A celebrity [policy]", "A paper moon", "A tin robot", "One boat", "Two boats"]
+
+
+@pytest.mark.parametrize("task_id", ["refused", "wrong_key"])
+def test_what_a_retry_cannot_mend_is_not_retried(world: World, finished: Finished, task_id: str) -> None:
+    task = world.airflow.tasks("draw", finished.draw)[task_id, -1]
+    assert (task["state"], task["try_number"]) == ("failed", 1)
+
+
+def test_deferred_waits_use_no_slot_and_outlast_a_triggerer_that_is_killed(world: World, finished: Finished) -> None:
+    airflow = world.airflow
+    ids = {"slow": world.submit("slow"), "endless": world.submit("endless")}
+    run_id = airflow.trigger("outlast", ids)
+
+    def all_deferred() -> bool:
+        return set(airflow.states("outlast", run_id).values()) == {"deferred"}
+
+    wait_for("the deferral", all_deferred, 60)
+    deferred_at = time.time()
+    pool = airflow.pool()
+    assert (pool["deferred_slots"], pool["running_slots"], pool["occupied_slots"]) == (2, 0, 0)
+
+    airflow.kill_triggerer()
+    airflow.start_triggerer()
+    airflow.wait_for_run("outlast", run_id, 120)
+
+    assert airflow.states("outlast", run_id) == {("finishes", -1): "success", ("times_out", -1): "failed"}
+    tasks = airflow.tasks("outlast", run_id)
+    assert [task["try_number"] for task in tasks.values()] == [1, 1]
+    assert "SensorTimeout" in airflow.log("outlast", run_id, "times_out")
+    looks = [
+        request.time for request in world.apis["endless"].requests if request.task_id == ids["endless"] and request.code
+    ]
+    # The clock did not start afresh with the new triggerer. The last look is made at the deadline.
+    assert looks[-1] - looks[1] < _TIMEOUT_SECONDS + 5
+    assert looks[-1] < deferred_at + _TIMEOUT_SECONDS + 10
+
+
+def _forms(secret: str) -> list[bytes]:
+    """Return a secret as it is, in URLs, in JSON, in a repr and in base64 at each of the three places in a group."""
+    forms = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]}
+    for before in range(3):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            encoded = encode(b"x" * before + secret.encode()).decode()
+            # The first and the last group also depend on what stands around the secret.
+            forms.add(encoded[4 if before else 0 : -4])
+    # Without its last characters, which some form may have dropped or escaped.
+    forms.add(secret[:24])
+    return [form.encode() for form in forms]
+
+
+def test_the_key_is_nowhere(world: World, finished: Finished) -> None:
+    """Look for it in all of the database but the connections, and in every file of Airflow and beside the images."""
+    airflow = world.airflow
+    places: dict[str, bytes] = {}
+    for number, (table, column, value) in enumerate(airflow.rows()):
+        if table != "connection" and value is not None:
+            places[f"{table}.{column}#{number}"] = value if isinstance(value, bytes) else str(value).encode()
+    in_database = len(places)
+    databases = {f"{airflow.database}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")}
+    for folder in (airflow.home, world.folder):
+        for file in folder.rglob("*"):
+            if file.is_file() and str(file) not in databases:
+                places[str(file)] = file.read_bytes()
+
+    def where(needle: bytes) -> list[str]:
+        return [place for place, content in places.items() if needle in content]
+
+    # First that the search would find it: a task id is in XComs, trigger events, logs and sidecars.
+    task_id = world.airflow.returned("draw", finished.draw, "draw", 0)["task_id"].encode()
+    found = where(task_id)
+    assert any(place.startswith("xcom.") for place in found)
+    assert any("/logs/" in place for place in found)
+    assert any(place.endswith(".json") and place.startswith(str(world.folder)) for place in found)
+    assert in_database > 1000
+
+    for secret in (_API_KEY, _WRONG_KEY):
+        for form in _forms(secret):
+            assert where(form) == [], form

@@ -1,0 +1,214 @@
+"""The classic pair, submit and sense, in every way in which a sensor waits."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
+
+from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import WAITS, DagRun, TestDag
+
+in_every_mode = pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+# "reschedule" pokes as "poke" does; where the poke alone matters, it need not be waited for as well.
+deferred_and_poking = pytest.mark.parametrize("wait", [WAITS["deferrable"], WAITS["poke"]], ids=["deferrable", "poke"])
+
+
+def _submit_and_sense(prompt: str, **sensor: Any) -> DagRun:
+    dag = TestDag()
+    with dag:
+        submit = QwenImageGenerateOperator(task_id="submit", prompt=prompt)
+        QwenImageStatusSensor(task_id="sense", image_task_id=submit.output, **{"poke_interval": 0.05} | sensor)
+    return dag.run()
+
+
+def _sense(**sensor: Any) -> DagRun:
+    dag = TestDag()
+    with dag:
+        QwenImageStatusSensor(task_id="sense", **{"poke_interval": 0.05} | sensor)
+    return dag.run()
+
+
+@in_every_mode
+def test_the_sensor_returns_the_image_urls_of_what_was_submitted(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+    run = _submit_and_sense("A lighthouse at dusk", **wait)
+
+    (submission,) = connected_api.submissions
+    assert run.state == "success"
+    assert run["submit"].xcoms == {"task_id": submission.task_id, "return_value": submission.task_id}
+    (url,) = run["sense"].returned
+    assert submission.task_id in url
+    assert run["sense"].xcoms["consumed_credits"] == 5
+    assert connected_api.credits_charged == 5
+    looks = [request for request in connected_api.requests if request.route == "status"]
+    assert len(looks) >= 2, "the image was done before the sensor had to wait"
+
+
+@in_every_mode
+def test_a_failed_image_fails_the_sensor_at_once_with_the_reason(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+    run = _submit_and_sense("Fog [fail]", **wait)
+
+    sense = run["sense"]
+    assert (sense.state, sense.tries) == ("failed", 1)
+    assert isinstance(sense.error, AirflowFailException)
+    assert "The image could not be drawn" in str(sense.error)
+    assert "It cost 0 credits" in str(sense.error)
+
+
+@deferred_and_poking
+def test_a_refused_prompt_fails_the_sensor_with_the_policy_as_reason(
+    connected_api: Sandbox, wait: dict[str, Any]
+) -> None:
+    sense = _submit_and_sense("A celebrity [policy]", **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("failed", 1)
+    assert "QwenImageContentPolicyError" in str(sense.error)
+    assert "Content policy violation detected" in str(sense.error)
+    assert "Change the prompt" in str(sense.error)
+
+
+@in_every_mode
+def test_a_failed_image_skips_a_sensor_that_fails_softly(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+    sense = _submit_and_sense("Fog [fail]", soft_fail=True, **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("skipped", 1)
+
+
+@deferred_and_poking
+def test_a_deadline_skips_a_sensor_that_fails_softly(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+    connected_api.configure(seconds_per_image=60)
+    sense = _submit_and_sense("Fog", soft_fail=True, timeout=0.5, **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("skipped", 1)
+
+
+@in_every_mode
+def test_an_unknown_image_task_fails_the_sensor_at_once(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+    sense = _sense(image_task_id="n43nobodyknowsqwenimg", **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("failed", 1)
+    assert "code 404" in str(sense.error)
+    assert "Check the task id" in str(sense.error)
+
+
+@deferred_and_poking
+def test_a_wrong_key_fails_the_sensor_at_once_and_is_not_told(
+    connected_api: Sandbox, wait: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_WRONG_KEY", connected_api.connection_json.replace(connected_api.api_key, "sk-wrong-7d1")
+    )
+    sense = _sense(image_task_id="n43anyqwenimg", qwenimage_conn_id="wrong_key", **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("failed", 1)
+    assert "code 401" in str(sense.error)
+    assert "Check the API key" in str(sense.error)
+    assert "sk-wrong-7d1" not in str(sense.error)
+
+
+@pytest.mark.parametrize(("fault", "code"), [("unauthorized", 401), ("not_found", 404)])
+@deferred_and_poking
+def test_an_api_that_says_no_later_ends_the_wait(
+    connected_api: Sandbox, wait: dict[str, Any], fault: str, code: int
+) -> None:
+    connected_api.configure(seconds_per_image=60)
+    connected_api.script("status", "ok", fault)
+    sense = _submit_and_sense("A lighthouse", **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("failed", 1)
+    assert f"code {code}" in str(sense.error)
+
+
+@deferred_and_poking
+def test_the_sensor_survives_an_api_that_fails_five_times(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+    connected_api.script("status", ("server_error", 5))
+    run = _submit_and_sense("A lighthouse", **wait)
+
+    assert (run["sense"].state, run["sense"].tries) == ("success", 1)
+    assert len(run["sense"].returned) == 1
+    codes = [request.code for request in connected_api.requests if request.route == "status"]
+    assert codes[:5] == [500] * 5
+    assert connected_api.credits_charged == 5
+
+
+@deferred_and_poking
+def test_an_api_that_only_fails_ends_the_wait_after_the_allowed_number(
+    connected_api: Sandbox, wait: dict[str, Any]
+) -> None:
+    connected_api.script("status", ("server_error", 1000))
+    sense = _submit_and_sense("A lighthouse", max_consecutive_failures=4, retries=0, **wait)["sense"]
+
+    assert sense.state == "failed"
+    assert "failed reads in a row" in str(sense.error)
+    assert "code 500" in str(sense.error)
+    looks = [request for request in connected_api.requests if request.route == "status"]
+    # The check before the deferral is not one of the trigger's.
+    assert len(looks) in (4, 5)
+
+
+@in_every_mode
+def test_the_deadline_fails_the_sensor_without_a_retry(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+    connected_api.configure(seconds_per_image=60)
+    sense = _submit_and_sense("A lighthouse", timeout=0.6, **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("failed", 1)
+    assert isinstance(sense.error, AirflowSensorTimeout)
+
+
+def test_the_deadline_of_a_deferred_sensor_tells_how_to_get_the_image_later(connected_api: Sandbox) -> None:
+    connected_api.configure(seconds_per_image=60)
+    sense = _submit_and_sense("A lighthouse", timeout=0.6)["sense"]
+
+    (submission,) = connected_api.submissions
+    assert submission.task_id in str(sense.error)
+    assert "its last status was" in str(sense.error)
+    assert "raise the timeout" in str(sense.error)
+
+
+def test_an_execution_timeout_bounds_a_deferred_sensor(connected_api: Sandbox) -> None:
+    connected_api.configure(seconds_per_image=60)
+    sense = _submit_and_sense("A lighthouse", timeout=60, execution_timeout=timedelta(seconds=2), retries=0)["sense"]
+
+    assert (sense.state, sense.tries) == ("failed", 1)
+    looks = [request.time for request in connected_api.requests if request.route == "status"]
+    assert looks[-1] - looks[0] < 5
+
+
+@deferred_and_poking
+def test_a_mapped_sensor_waits_for_each_image(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+    dag = TestDag()
+    with dag:
+        submit = QwenImageGenerateOperator.partial(task_id="submit").expand(prompt=["One boat", "Two boats"])
+        QwenImageStatusSensor.partial(task_id="sense", poke_interval=0.05, **wait).expand(image_task_id=submit.output)
+    run = dag.run()
+
+    assert run.state == "success"
+    task_ids = [end.returned for end in run.mapped("submit")]
+    assert len(set(task_ids)) == 2
+    for task_id, sense in zip(task_ids, run.mapped("sense"), strict=True):
+        assert len(sense.returned) == 1
+        assert task_id in sense.returned[0]
+
+
+def test_a_sensor_never_submits(connected_api: Sandbox) -> None:
+    connected_api.script("status", "not_found")
+    _sense(image_task_id="n43anyqwenimg", retries=2)
+
+    assert [request.route for request in connected_api.requests] == ["status"]
+    assert connected_api.credits_charged == 0
+
+
+@pytest.mark.parametrize("argument", [{"poke_interval": 0}, {"max_consecutive_failures": 0}])
+def test_a_bad_literal_argument_of_a_sensor_fails_while_the_dag_is_built(argument: dict[str, Any]) -> None:
+    (name,) = argument
+    with TestDag(), pytest.raises(ValueError, match=name.removeprefix("poke_")):
+        QwenImageStatusSensor(task_id="sense", image_task_id="n43anyqwenimg", **argument)
+
+
+def test_an_empty_image_task_id_fails_the_sensor_without_a_request(connected_api: Sandbox) -> None:
+    sense = _sense(image_task_id="{{ params.get('nothing', '') }}")["sense"]
+
+    assert (sense.state, sense.tries) == ("failed", 1)
+    assert "image_task_id" in str(sense.error)
+    assert connected_api.requests == []

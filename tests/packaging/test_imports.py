@@ -1,0 +1,104 @@
+"""Importing the package is cheap and quiet: Airflow does it all day, for every DAG file."""
+
+import pkgutil
+from typing import Any
+
+import pytest
+
+import airflow_provider_qwenimage
+from tests.packaging.conftest import RunScript
+
+# The sandbox's server and its painter, which nothing imports before a sandbox starts.
+NEED_AIOHTTP_OR_PILLOW = {
+    "airflow_provider_qwenimage.sandbox.caption",
+    "airflow_provider_qwenimage.sandbox.control",
+    "airflow_provider_qwenimage.sandbox.painting",
+    "airflow_provider_qwenimage.sandbox.server",
+    "airflow_provider_qwenimage.sandbox.wire",
+}
+MODULES = sorted(
+    [
+        "airflow_provider_qwenimage",
+        *(
+            module.name
+            for module in pkgutil.walk_packages(airflow_provider_qwenimage.__path__, "airflow_provider_qwenimage.")
+        ),
+    ]
+)
+
+# Airflow is loaded once; each module is then imported in a fork of its own, where nothing of ours is loaded yet.
+WATCH = """
+import importlib, json, os, sys
+import airflow.providers.common.compat.sdk as sdk
+for name in ("BaseHook", "BaseOperator", "BaseSensorOperator", "DAG", "ObjectStoragePath", "Context", "conf"):
+    getattr(sdk, name)
+import airflow.providers.common.compat.connection, airflow.triggers.base
+
+before = {name for name in ("aiohttp", "PIL", "requests") if name in sys.modules}
+done = []
+IO = ("socket.", "subprocess.Popen", "os.system", "os.mkdir", "os.remove", "os.rename", "os.listdir", "sqlite3.connect")
+
+def watch(event, arguments):
+    if event.startswith(IO):
+        done.append(event)
+    if event == "open":
+        # The import system opens the modules themselves; whatever else our code opens is I/O.
+        frame = sys._getframe(1)
+        if "airflow_provider_qwenimage" in frame.f_code.co_filename:
+            done.append(f"open {arguments[0]}")
+
+sys.addaudithook(watch)
+
+def look(module):
+    reader, writer = os.pipe()
+    if not os.fork():
+        done.clear()
+        # Its own lists of folders are the import system's business.
+        importlib.import_module(module)
+        heavy = [name for name in ("aiohttp", "PIL", "requests") if name in sys.modules and name not in before]
+        found = [event for event in done if event != "os.listdir"]
+        os.write(writer, json.dumps({"heavy": heavy, "io": found}).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        text = stream.read()
+    os.wait()
+    return json.loads(text) if text else {"error": "it does not import"}
+
+print(json.dumps({"before": sorted(before), "modules": {module: look(module) for module in MODULES}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def looks(run_script: RunScript) -> dict[str, Any]:
+    result: dict[str, Any] = run_script(f"MODULES = {MODULES!r}\n{WATCH}")
+    return result
+
+
+def test_airflow_itself_loads_neither_aiohttp_nor_pillow(looks: dict[str, Any]) -> None:
+    assert not {"aiohttp", "PIL"} & set(looks["before"]), "the tests below could not see whether we load them"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_importing_a_module_does_no_io(looks: dict[str, Any], module: str) -> None:
+    assert looks["modules"][module].get("io") == []
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - NEED_AIOHTTP_OR_PILLOW))
+def test_importing_a_module_loads_no_http_client_and_no_pillow(looks: dict[str, Any], module: str) -> None:
+    assert looks["modules"][module].get("heavy") == []
+
+
+def test_the_public_names_are_there() -> None:
+    for name in airflow_provider_qwenimage.__all__:
+        assert getattr(airflow_provider_qwenimage, name) is not None
+
+
+def test_the_provider_info_loads_without_airflow(run_script: RunScript) -> None:
+    loaded = run_script(
+        "import json, sys\n"
+        "from airflow_provider_qwenimage.provider_info import get_provider_info\n"
+        "get_provider_info()\n"
+        "print(json.dumps([name for name in ('airflow', 'requests', 'pendulum') if name in sys.modules]))"
+    )
+    assert loaded == []

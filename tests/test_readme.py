@@ -1,0 +1,158 @@
+"""Every command, link, table and code block of the README does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_qwenimage import exceptions
+from airflow_provider_qwenimage.sandbox import Sandbox
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    shown = [line for block in blocks("console") for line in block.splitlines() if line]
+    return shown + re.findall(r"`((?:[A-Z_]+=\S+ )?make [\w-]+)`", README)
+
+
+def run(*words: str, **environment: str) -> str:
+    result = subprocess.run(
+        words, capture_output=True, text=True, env=os.environ | environment, timeout=110, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def the_dag(folder: Path) -> str:
+    """Return the README's DAG, storing into `folder`, with the import that both Airflows have."""
+    (dag, _) = blocks("python")
+    source = dag.replace("file:///tmp/images", f"file://{folder}")
+    assert source != dag
+    source = source.replace("airflow.sdk", "airflow.providers.common.compat.sdk")
+    # Airflow 2 wants a start date; and the test needs the DAG by name.
+    source = source.replace(', schedule="@daily"):', ', schedule="@daily", start_date=START) as dag:')
+    return f"import pendulum\n\nSTART = pendulum.datetime(2024, 1, 1)\n{source}"
+
+
+def test_it_is_short_enough_to_read() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_its_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_it_names_every_example() -> None:
+    assert set(re.findall(r"example_dags/(\w+\.py)", README)) == {
+        file.name for file in (ROOT / "example_dags").glob("*.py")
+    }
+
+
+def test_it_explains_every_error() -> None:
+    named = set(re.findall(r"^\| `(QwenImage\w+Error)`", README, re.MULTILINE))
+    families = {"QwenImageError", "QwenImageRequestError"}
+    assert named == {name for name in vars(exceptions) if name.startswith("QwenImage")} - families
+
+
+def test_its_make_commands_are_run_by_ci_or_by_a_test_of_their_own() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    made = {command.split("make ")[1] for command in commands() if "make " in command}
+    assert made >= {"demo", "test", "check", "up", "help"}
+    tested_elsewhere = {"help", "up"}
+    for target in made - tested_elsewhere:
+        assert re.search(rf"make {target}\b", ci), target
+
+
+def test_its_other_commands_are_the_ones_that_are_tested_here() -> None:
+    assert [command for command in commands() if "make " not in command] == [
+        "pip install airflow-provider-qwenimage",
+        "airflow connections add qwenimage_default --conn-type qwenimage --conn-password sk-YOUR-KEY",
+        'pip install "airflow-provider-qwenimage[sandbox]"',
+        "python -m airflow_provider_qwenimage.sandbox --port 8512",
+    ]
+
+
+def test_make_help_lists_the_targets() -> None:
+    listed = run("make", "-C", str(ROOT), "help")
+    assert all(f"make {target} " in listed for target in ("demo", "up", "test", "check"))
+
+
+def test_the_connection_command_adds_the_connection(airflow_database: None, airflow_home: Path) -> None:
+    command = next(command for command in commands() if command.startswith("airflow connections add"))
+    airflow = Path(sys.executable).with_name("airflow")
+    run(str(airflow), *shlex.split(command)[1:])
+    try:
+        shown = run(str(airflow), "connections", "get", "qwenimage_default", "-o", "json")
+        assert '"conn_type": "qwenimage"' in shown
+    finally:
+        run(str(airflow), "connections", "delete", "qwenimage_default")
+
+
+@pytest.mark.parametrize(
+    "value",
+    re.findall(r"AIRFLOW_CONN_QWENIMAGE_DEFAULT='([^']+)'", README) + re.findall(r"`(qwenimage://[^`]+)`", README),
+)
+def test_the_connections_that_it_shows_hold_the_key(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+
+    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", value)
+    settings = QwenImageHook().settings
+    assert (settings.api_key, settings.base_url) == ("sk-YOUR-KEY", "https://qwen-image-2512.org")
+
+
+def test_the_sandbox_command_starts_one() -> None:
+    command = next(command for command in commands() if "sandbox --port" in command)
+    with socket.socket() as listener:
+        # Like the server itself, not put off by a connection that has just ended.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listener.connect_ex(("127.0.0.1", 8512)) == 0:
+            pytest.skip("something runs on port 8512 already")
+    process = subprocess.Popen(
+        [sys.executable, *shlex.split(command)[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None
+        printed = "".join(line for line, _ in zip(process.stdout, range(4), strict=False))
+        assert "http://127.0.0.1:8512" in printed
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def test_the_fixture_example_passes_with_the_dag_example(airflow_database: None, tmp_path: Path) -> None:
+    (_, example) = blocks("python")
+    (tmp_path / "my_dags").mkdir()
+    (tmp_path / "my_dags" / "daily_fox.py").write_text(the_dag(tmp_path / "images"))
+    (tmp_path / "test_daily_fox.py").write_text(example)
+    plugins = ["-p", "airflow_provider_qwenimage.sandbox.pytest_plugin"] if not _is_installed() else []
+    output = run(
+        *[sys.executable, "-m", "pytest", "-q", "--rootdir", str(tmp_path), *plugins, str(tmp_path)],
+        PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}",
+        AIRFLOW__CORE__DAGS_FOLDER=str(tmp_path / "my_dags"),
+    )
+    assert "1 passed" in output
+    assert len(list((tmp_path / "images").rglob("*.jpg"))) == 1
+
+
+def _is_installed() -> bool:
+    from importlib.metadata import entry_points
+
+    return any(point.name == "qwenimage_sandbox" for point in entry_points(group="pytest11"))
+
+
+def test_the_fixture_is_the_sandbox(qwenimage_sandbox: Sandbox) -> None:
+    assert isinstance(qwenimage_sandbox, Sandbox)
