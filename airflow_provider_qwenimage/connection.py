@@ -24,6 +24,8 @@ DEFAULT_TIMEOUT_SECONDS = 30.0
 # The id that a connection test asks after: the API answers 404, and nothing is paid.
 TEST_TASK_ID = "connection-test"
 
+# The connection page's Test button sends 0 for an empty port; 443 is what the default base URL has anyway.
+_NO_PORT_OF_ITS_OWN = (None, 0, 443)
 _KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify")
 
 
@@ -126,7 +128,7 @@ def _read_key(where: str, password: str | None) -> str:
 
 def _read_base_url(where: str, connection: AirflowConnection) -> str:
     host = (connection.host or "").strip()
-    if not host and not connection.port:
+    if not host and connection.port in _NO_PORT_OF_ITS_OWN:
         return DEFAULT_BASE_URL
     if "://" not in host:
         schema = (connection.schema or "https").strip().lower()

@@ -23,7 +23,7 @@ PLACEHOLDERS: Mapping[str, str] = {
     "host": "https://qwen-image-2512.org",
     "password": "sk-…",
     "schema": "https (only needed when the base URL is a bare host name)",
-    "port": "only needed when the base URL has none and it is not the usual one",
+    "port": "443 (Airflow's Test button fails while this is empty)",
 }
 # Each is also the name of a key in the connection's extra.
 CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {

@@ -16,6 +16,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow_provider_qwenimage.sandbox import Sandbox
 from scripts.local_airflow import IMAGES, ROOT, AirflowCommandError, LocalAirflow, interrupt_once, stop, stop_children
@@ -112,7 +113,10 @@ def _prepare(airflow: LocalAirflow, sandbox: Sandbox, progress: Progress) -> Non
         with progress.step("making Airflow's database (the first time only)"):
             airflow.prepare()
     connections = airflow.home / "connections.json"
-    wanted = json.dumps({CONN_ID: json.loads(sandbox.connection_json)})
+    url = urlsplit(sandbox.url)
+    # The port by itself: with an empty port field, the Test button of Airflow's connections page fails.
+    fields = {"host": f"{url.scheme}://{url.hostname}", "port": url.port}
+    wanted = json.dumps({CONN_ID: json.loads(sandbox.connection_json) | fields})
     if connections.is_file() and connections.read_text() == wanted:
         return
     # Stored, so that it can be seen, changed and tested on Airflow's connections page.

@@ -48,6 +48,8 @@ def test_a_key_alone_reaches_the_public_service() -> None:
         ({"host": "localhost:8512", "schema": "HTTP"}, "http://localhost:8512"),
         ({"host": "http://[::1]:8512"}, "http://[::1]:8512"),
         ({"host": ""}, "https://qwen-image-2512.org"),
+        ({"port": 443}, "https://qwen-image-2512.org"),
+        ({"host": "http://127.0.0.1", "port": 0}, "http://127.0.0.1"),
     ],
 )
 def test_the_host_is_a_full_url_or_host_schema_and_port(fields: dict[str, Any], base_url: str) -> None:
