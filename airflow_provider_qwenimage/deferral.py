@@ -18,17 +18,23 @@ if TYPE_CHECKING:
 # The trigger fires its own event at the deadline; Airflow's timeout would skip the resume method. This
 # is how much later Airflow's comes: enough for a last read that hangs.
 _FRAMEWORK_GRACE_SECONDS = 120.0
+# What is left of an `execution_timeout` for the resumed task: at most this long, and at most this share.
+_RESUME_SECONDS = 30.0
+_RESUME_SHARE = 0.1
 
 
 def end_time_of(task: BaseOperator, timeout: float) -> float:
-    """Return a wait's deadline in epoch seconds: its own timeout, or `execution_timeout` where that is sooner.
+    """Return a wait's deadline in epoch seconds: its own timeout, or shortly before `execution_timeout`.
 
     Args:
-        task: The task that waits. Airflow does not enforce its `execution_timeout` while it is deferred.
+        task: The task that waits. Airflow does not enforce its `execution_timeout` while it is deferred, but
+            Airflow 2 ends a task that is resumed after it before the task can say anything.
         timeout: The wait's own timeout in seconds.
     """
-    limit = task.execution_timeout
-    return time.time() + (timeout if limit is None else min(timeout, limit.total_seconds()))
+    if task.execution_timeout is not None:
+        limit = task.execution_timeout.total_seconds()
+        timeout = min(timeout, limit - min(_RESUME_SECONDS, _RESUME_SHARE * limit))
+    return time.time() + timeout
 
 
 def wait_deferred(

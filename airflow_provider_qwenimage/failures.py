@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
 
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.retries import submission_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,20 @@ def failing_for_good() -> Iterator[None]:
 
 
 @contextmanager
+def submitting() -> Iterator[None]:
+    """End the task without a retry where Airflow's `execution_timeout` cuts a submission off.
+
+    Raises:
+        AirflowFailException: Because the submission may have been accepted.
+    """
+    try:
+        yield
+    except AirflowTaskTimeout as error:
+        unknown = submission_unknown(f"the task's execution_timeout passed first ({error}).")
+        raise AirflowFailException(f"{type(unknown).__name__}: {unknown}") from error
+
+
+@contextmanager
 def keeping_what_is_paid(image_task_id: str) -> Iterator[None]:
     """End the task without a retry on any error after a submission, because a retry would submit again.
 
@@ -45,7 +60,8 @@ def keeping_what_is_paid(image_task_id: str) -> Iterator[None]:
         yield
     except QwenImageTaskFailedError:
         raise
-    except Exception as error:
+    # Airflow's `execution_timeout` is no Exception, so that tasks don't swallow it by accident.
+    except (Exception, AirflowTaskTimeout) as error:
         raise AirflowFailException(
             f"{type(error).__name__}: {error} Image task {image_task_id} is submitted and may be paid, so this task is "
             "not retried by itself: a retry would submit, and pay, again. Get the image with a "

@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf
 from airflow_provider_qwenimage import contract, polling
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
-from airflow_provider_qwenimage.failures import failing_for_good, keeping_what_is_paid
+from airflow_provider_qwenimage.failures import failing_for_good, keeping_what_is_paid, submitting
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.images import (
     DEFAULT_MAX_IMAGE_BYTES,
@@ -113,7 +113,8 @@ class QwenImageGenerateOperator(BaseOperator):
             if self.output_path is not None:
                 # Before the submission: storage that cannot be reached must not cost an image.
                 open_output_path(self.output_path)
-            image_task_id = hook.submit(request)
+            with submitting():
+                image_task_id = hook.submit(request)
             with keeping_what_is_paid(image_task_id):
                 self.log.info("Submitted image task %s (%s, %s).", image_task_id, request.size, request.output_format)
                 context["ti"].xcom_push(key="task_id", value=image_task_id)

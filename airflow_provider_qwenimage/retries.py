@@ -92,7 +92,7 @@ def read_answer(call: ApiCall[Result], answer: HttpAnswer) -> Result:
         return call.read(answer)
     except (QwenImageRequestError, QwenImageContractError) as error:
         if call.submission and not _surely_not_accepted(error, answer.status):
-            raise _submission_unknown(str(error)) from error
+            raise submission_unknown(str(error)) from error
         raise
 
 
@@ -105,7 +105,7 @@ def lost(call: ApiCall[Result], detail: str, *, sent: bool) -> QwenImageError:
         sent: Whether any of the request may have reached the API.
     """
     if call.submission and sent:
-        return _submission_unknown(detail)
+        return submission_unknown(detail)
     if sent:
         return QwenImageConnectionError(f"The API gave no whole answer to {call.method} {call.path}: {detail}")
     return QwenImageConnectionError(
@@ -122,7 +122,12 @@ def _surely_not_accepted(error: QwenImageError, http_status: int) -> bool:
     return True
 
 
-def _submission_unknown(detail: str) -> QwenImageSubmissionUnknownError:
+def submission_unknown(detail: str) -> QwenImageSubmissionUnknownError:
+    """Return the error for a submission that may have been accepted.
+
+    Args:
+        detail: What happened instead of an answer, as a sentence.
+    """
     return QwenImageSubmissionUnknownError(
         f"The submission was sent, but no clear answer came back: {detail} It may have been accepted and paid, and "
         "the API has no way to look it up, so it is not sent again by itself. Compare the credits on your account, "

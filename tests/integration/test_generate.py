@@ -19,8 +19,6 @@ from tests.integration.dag_runs import AIRFLOW_3, DagRun, TaskEnd, TestDag
 
 in_both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferred"])
 
-_timeout_is_retried = pytest.mark.xfail(reason="AirflowTaskTimeout is no Exception: it gets past the operator's guards")
-
 
 @pytest.fixture
 def quick_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,9 +274,7 @@ def test_a_wait_past_its_timeout_is_not_paid_again(connected_api: Sandbox, defer
     assert "did not end before the deadline" in str(draw.error)
 
 
-@pytest.mark.parametrize(
-    "deferrable", [pytest.param(False, marks=_timeout_is_retried), True], ids=["in the worker", "deferred"]
-)
+@in_both_ways
 def test_a_wait_past_the_execution_timeout_is_not_paid_again(connected_api: Sandbox, deferrable: bool) -> None:
     connected_api.configure(seconds_per_image=60)
     draw = _draw(wait_for_completion=True, deferrable=deferrable, execution_timeout=timedelta(seconds=2))
@@ -286,7 +282,6 @@ def test_a_wait_past_the_execution_timeout_is_not_paid_again(connected_api: Sand
     _assert_failed_after_one_submission(draw, connected_api)
 
 
-@_timeout_is_retried
 def test_a_submission_cut_off_by_the_execution_timeout_is_not_sent_again(connected_api: Sandbox) -> None:
     connected_api.configure(hang_seconds=60)
     connected_api.script("generate", "hang_after")

@@ -150,7 +150,7 @@ class World:
 
 @dataclass(frozen=True)
 class Finished:
-    """The two big runs, side by side."""
+    """The ids of the two big runs."""
 
     sense: str
     draw: str
@@ -188,22 +188,21 @@ def finished(world: World) -> Finished:
         world.apis[f"flaky_{wait}"].script("status", ("server_error", 5))
     ids = {"success": world.submit("watched"), "failed": world.submit("watched", "Fog [fail]")}
     ids |= {conn_id: world.submit(conn_id) for conn_id in ("endless", *(f"flaky_{wait}" for wait in WAITS))}
-    runs = Finished(world.airflow.trigger("sense", ids), world.airflow.trigger("draw", {}))
-    world.airflow.wait_for_run("draw", runs.draw, 180)
-    world.airflow.wait_for_run("sense", runs.sense, 180)
-    return runs
+    sense = world.airflow.trigger("sense", ids)
+    world.airflow.wait_for_run("sense", sense, 180)
+    draw = world.airflow.trigger("draw", {})
+    world.airflow.wait_for_run("draw", draw, 180)
+    return Finished(sense, draw)
 
 
 def _end(world: World, finished: Finished, task_id: str) -> tuple[str, int]:
-    """Return the state of a sensor, and its tries without those that Airflow took from it.
+    """Return the state of a sensor, and how often it failed.
 
-    On a busy machine the scheduler can read the message that a task was deferred or rescheduled only after the
-    task is queued again, and then takes it for a crash.
+    Its number of tries says less: on a busy machine Airflow's scheduler may read the message that a task was
+    rescheduled only after it is queued again, take it for a crash, and count a try for it.
     """
-    task = world.airflow.tasks("sense", finished.sense)[task_id, -1]
-    complaint = f"reported that the task instance <TaskInstance: sense.{task_id} "
-    mistaken = world.airflow.output.read_text().count(complaint)
-    return task["state"], task["try_number"] - mistaken
+    state = world.airflow.tasks("sense", finished.sense)[task_id, -1]["state"]
+    return state, world.airflow.log("sense", finished.sense, task_id).count("Task failed with exception")
 
 
 in_every_mode = pytest.mark.parametrize("wait", WAITS)
@@ -211,7 +210,7 @@ in_every_mode = pytest.mark.parametrize("wait", WAITS)
 
 @in_every_mode
 def test_a_sensor_returns_the_urls_of_an_image(world: World, finished: Finished, wait: str) -> None:
-    assert _end(world, finished, f"success_{wait}") == ("success", 1)
+    assert _end(world, finished, f"success_{wait}") == ("success", 0)
     (url,) = world.airflow.returned("sense", finished.sense, f"success_{wait}")
     assert requests.get(url, timeout=10).headers["Content-Type"] == "image/jpeg"
 
@@ -236,7 +235,7 @@ def test_a_sensor_fails_at_once_on_a_wrong_key(world: World, finished: Finished,
 
 @in_every_mode
 def test_a_sensor_survives_an_api_that_fails_five_times(world: World, finished: Finished, wait: str) -> None:
-    assert _end(world, finished, f"flaky_{wait}") == ("success", 1)
+    assert _end(world, finished, f"flaky_{wait}") == ("success", 0)
     requests_seen = world.apis[f"flaky_{wait}"].requests
     assert [request.code for request in requests_seen if request.route == "status"] == [500] * 5 + [200]
 
@@ -276,8 +275,8 @@ def test_every_image_was_submitted_once(world: World, finished: Finished) -> Non
 
 @pytest.mark.parametrize("task_id", ["refused", "wrong_key"])
 def test_what_a_retry_cannot_mend_is_not_retried(world: World, finished: Finished, task_id: str) -> None:
-    task = world.airflow.tasks("draw", finished.draw)[task_id, -1]
-    assert (task["state"], task["try_number"]) == ("failed", 1)
+    assert world.airflow.tasks("draw", finished.draw)[task_id, -1]["state"] == "failed"
+    assert world.airflow.log("draw", finished.draw, task_id).count("Task failed with exception") == 1
 
 
 def test_deferred_waits_use_no_slot_and_outlast_a_triggerer_that_is_killed(world: World, finished: Finished) -> None:
