@@ -60,26 +60,6 @@ class _Hook(BaseHook):
         self.timeout_seconds = timeout_seconds
         self.retries = retries.RequestRetries(limit=retry_limit, delay_seconds=retry_delay)
 
-    @classmethod
-    def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return how the connection form of Airflow 3.1 and older looks."""
-        return {
-            "hidden_fields": list(provider_info.HIDDEN_FIELDS),
-            "relabeling": dict(provider_info.RELABELING),
-            "placeholders": dict(provider_info.PLACEHOLDERS),
-        }
-
-    @classmethod
-    def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the connection form's own fields for Airflow 3.1 and older."""
-        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
-        from wtforms import StringField
-
-        return {
-            name: StringField(field["label"], description=field["description"], widget=BS3TextFieldWidget())
-            for name, field in provider_info.CONN_FIELDS.items()
-        }
-
     def _pause_before_resend(self, error: QwenImageError, call: ApiCall[Any], sent_again: int) -> float | None:
         pause = self.retries.pause(error, sent_again)
         if pause is not None:
@@ -111,6 +91,27 @@ class QwenImageHook(_Hook):
             sent again where the API surely did not accept it.
         retry_delay: Seconds; the longest first pause before that. It doubles each time, with full jitter.
     """
+
+    # Airflow 3.1 and older ask the class that is named in the provider info, and not what it inherits.
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return how the connection form of Airflow 3.1 and older looks."""
+        return {
+            "hidden_fields": list(provider_info.HIDDEN_FIELDS),
+            "relabeling": dict(provider_info.RELABELING),
+            "placeholders": dict(provider_info.PLACEHOLDERS),
+        }
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the connection form's own fields for Airflow 3.1 and older."""
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+        from wtforms import StringField
+
+        return {
+            name: StringField(field["label"], description=field["description"], widget=BS3TextFieldWidget())
+            for name, field in provider_info.CONN_FIELDS.items()
+        }
 
     @cached_property
     def settings(self) -> ConnectionSettings:
