@@ -20,7 +20,7 @@ from typing import Any
 
 from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, DEFAULT_BASE_URL, GenerateRequest
 from airflow_provider_qwenimage.sandbox import Sandbox
-from scripts.local_airflow import IMAGES, AirflowCommandError, LocalAirflow, interrupt_once, stop, stop_children
+from scripts.local_airflow import IMAGES, AirflowCommandError, CannotGoOnError, LocalAirflow, run_to_the_end, stop
 from scripts.progress import Progress
 
 DAG_ID = "qwenimage_prompt_to_file"
@@ -28,7 +28,6 @@ DEFAULT_PROMPT = "A paper boat on a calm lake at sunrise, watercolour"
 SIZE = "1024*1024"
 SECONDS_PER_IMAGE = 4.0
 
-_INTERRUPTED = 130
 _SHOWN_LOG_LINES = 15
 _TICK_SECONDS = 0.2
 
@@ -36,10 +35,6 @@ _SUBMITTED = re.compile(r"Submitted image task (\S+) ")
 _STATUS = re.compile(r"Image task \S+ is ([A-Z_]+)\.")
 _TROUBLE = re.compile(r"(Reading the status of image task .*|GET \S+ failed;.*|POST \S+ failed;.*)")
 _REASON = re.compile(r"\b((?:QwenImage\w+Error|ValueError|ParamValidationError): .*)")
-
-
-class DemoError(Exception):
-    """The demo cannot go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +58,7 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    interrupt_once()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        _draw()
-    except KeyboardInterrupt:
-        stop_children()
-        print("\nStopped. Nothing is left running.")
-        return _INTERRUPTED
-    except DemoError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_to_the_end(_draw)
 
 
 def _draw() -> None:
@@ -93,7 +76,7 @@ def _draw() -> None:
                     airflow.prepare()
             _run_dag(airflow, request, progress)
         except AirflowCommandError as error:
-            raise DemoError(_explain(error, airflow, service)) from error
+            raise CannotGoOnError(_explain(error, airflow, service)) from error
         with progress.step("opening the stored image"):
             image, sidecar = _find_image(request)
             pixels = _decode(image, request)
@@ -115,7 +98,7 @@ def _read_request() -> GenerateRequest:
     try:
         return GenerateRequest(prompt=prompt, size=SIZE, seed=seed)
     except ValueError as error:
-        raise DemoError(f"PROMPT cannot be used: {error}") from error
+        raise CannotGoOnError(f"PROMPT cannot be used: {error}") from error
 
 
 def _choose_service(stack: ExitStack) -> Service:
@@ -188,7 +171,7 @@ def _find_image(request: GenerateRequest) -> tuple[Path, dict[str, Any]]:
         sidecar: dict[str, Any] = json.loads(file.read_text())
         if sidecar["request"] == request.payload():
             return IMAGES / sidecar["image"], sidecar
-    raise DemoError(
+    raise CannotGoOnError(
         f"Airflow says that it stored the image, but {IMAGES} has none with this seed. Run make demo again."
     )
 
@@ -201,9 +184,9 @@ def _decode(file: Path, request: GenerateRequest) -> tuple[int, int]:
             image.load()
             pixels = image.size
     except OSError as error:
-        raise DemoError(f"{file} does not decode: {error}. Run make demo again.") from error
+        raise CannotGoOnError(f"{file} does not decode: {error}. Run make demo again.") from error
     if pixels != request.pixel_size:
-        raise DemoError(f"{file} has {pixels[0]} x {pixels[1]} pixels, not {request.size}. Run make demo again.")
+        raise CannotGoOnError(f"{file} has {pixels[0]} x {pixels[1]} pixels, not {request.size}. Run make demo again.")
     return pixels
 
 

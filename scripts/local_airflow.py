@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / ".demo"
 
 _STOP_SECONDS = 8.0
+_INTERRUPTED = 130
 
 
 class AirflowCommandError(Exception):
     """An Airflow command ended with an error."""
+
+
+class CannotGoOnError(Exception):
+    """The demo, or the Airflow to click around in, cannot go on; the message says why and what to do."""
 
 
 class LocalAirflow:
@@ -123,7 +128,7 @@ def stop(process: subprocess.Popen[bytes], patience: float = _STOP_SECONDS) -> N
     process.wait()
 
 
-def stop_children() -> None:
+def _stop_children() -> None:
     """Stop whatever this process has started and still runs, however it was interrupted."""
     children = psutil.Process().children(recursive=True)
     for child in children:
@@ -166,7 +171,28 @@ def _joined(names: Iterable[str]) -> str:
     return ",".join(name for name in names if name)
 
 
-def interrupt_once() -> None:
+def run_to_the_end(run: Callable[[], None]) -> int:
+    """Run a program until it ends, cannot go on or is interrupted; stop what it started.
+
+    Returns:
+        The exit code.
+    """
+    _interrupt_once()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        run()
+    except KeyboardInterrupt:
+        _stop_children()
+        print("\nStopped. Nothing is left running.")
+        return _INTERRUPTED
+    except CannotGoOnError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _interrupt_once() -> None:
     """Treat the signals that end a program as one Ctrl-C, so that what was started is stopped in order.
 
     Further ones are ignored: make and the terminal send their own, and stopping takes its seconds.

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_qwenimage.sandbox import Sandbox
-from scripts.local_airflow import IMAGES, ROOT, AirflowCommandError, LocalAirflow, interrupt_once, stop, stop_children
+from scripts.local_airflow import IMAGES, ROOT, AirflowCommandError, CannotGoOnError, LocalAirflow, run_to_the_end, stop
 from scripts.progress import Progress
 
 CONN_ID = "qwenimage_default"
@@ -27,14 +27,9 @@ POOL = "qwenimage"
 POOL_SLOTS = 4
 
 _HOST = "127.0.0.1"
-_INTERRUPTED = 130
 _READY_SECONDS = 180.0
 _TICK_SECONDS = 0.5
 _SHOWN_LOG_LINES = 20
-
-
-class UpError(Exception):
-    """Airflow or the sandbox cannot start or has ended; the message says why and what to do."""
 
 
 def main() -> int:
@@ -43,19 +38,7 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    interrupt_once()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        _run()
-    except KeyboardInterrupt:
-        stop_children()
-        print("\nStopped. Nothing is left running.")
-        return _INTERRUPTED
-    except UpError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_to_the_end(_run)
 
 
 def _run() -> None:
@@ -68,7 +51,7 @@ def _run() -> None:
         try:
             _prepare(airflow, sandbox, progress)
         except AirflowCommandError as error:
-            raise UpError(_explain(str(error), airflow)) from error
+            raise CannotGoOnError(_explain(str(error), airflow)) from error
         process = airflow.start("standalone")
         stack.callback(stop, process)
         stack.callback(print, "\nStopping Airflow (a few seconds) ...", flush=True)
@@ -84,7 +67,7 @@ def _run() -> None:
         )
         while process.poll() is None:
             time.sleep(_TICK_SECONDS)
-        raise UpError(_explain(f"Airflow ended with exit code {process.returncode}.", airflow))
+        raise CannotGoOnError(_explain(f"Airflow ended with exit code {process.returncode}.", airflow))
 
 
 def _settings(port: int) -> dict[str, str]:
@@ -134,9 +117,9 @@ def _await_ready(port: int, process: subprocess.Popen[bytes], airflow: LocalAirf
     deadline = time.monotonic() + _READY_SECONDS
     while not (_is_healthy(port) and _count_dags(port) >= wanted):
         if process.poll() is not None:
-            raise UpError(_explain(f"Airflow ended with exit code {process.returncode}.", airflow))
+            raise CannotGoOnError(_explain(f"Airflow ended with exit code {process.returncode}.", airflow))
         if time.monotonic() > deadline:
-            raise UpError(_explain(f"Airflow was not ready after {_READY_SECONDS:.0f} s.", airflow))
+            raise CannotGoOnError(_explain(f"Airflow was not ready after {_READY_SECONDS:.0f} s.", airflow))
         time.sleep(_TICK_SECONDS)
 
 
@@ -170,9 +153,9 @@ def _choose_port(variable: str, default: int) -> int:
     if not asked:
         return default if _is_free(default) else _free_port()
     if not asked.isdecimal() or not 0 < int(asked) < 2**16:
-        raise UpError(f"{variable} is {asked!r}; allowed are the port numbers from 1 to 65535.")
+        raise CannotGoOnError(f"{variable} is {asked!r}; allowed are the port numbers from 1 to 65535.")
     if not _is_free(int(asked)):
-        raise UpError(f"{variable} is {asked}, but something listens there already. Name another one.")
+        raise CannotGoOnError(f"{variable} is {asked}, but something listens there already. Name another one.")
     return int(asked)
 
 
