@@ -36,7 +36,7 @@ class QwenImageGenerateOperator(BaseOperator):
     - By default it only submits, and returns that id: hand it to a `QwenImageStatusSensor`.
     - With `wait_for_completion` it waits, in the triggerer where `deferrable` is set, and returns a dict:
       ``task_id``, ``status``, ``image_urls``, ``paths``, ``consumed_credits``, ``seed``, ``size``,
-      ``output_format``. It also pushes the XCom `consumed_credits`.
+      ``output_format``. It also pushes the XComs `request` (what was submitted) and `consumed_credits`.
     - With `output_path`, which implies waiting, each image is downloaded, verified and stored first.
 
     After a submission the task fails without an automatic retry on anything but a FAILED image task, because a
