@@ -101,7 +101,7 @@ def lost(call: ApiCall[Result], detail: str, *, sent: bool) -> QwenImageError:
 
     Args:
         call: The call.
-        detail: What the client library said.
+        detail: What the client library said, as a sentence.
         sent: Whether any of the request may have reached the API.
     """
     if call.submission and sent:
@@ -109,7 +109,7 @@ def lost(call: ApiCall[Result], detail: str, *, sent: bool) -> QwenImageError:
     if sent:
         return QwenImageConnectionError(f"The API gave no whole answer to {call.method} {call.path}: {detail}")
     return QwenImageConnectionError(
-        f"The API could not be reached for {call.method} {call.path}: {detail}. "
+        f"The API could not be reached for {call.method} {call.path}: {detail} "
         "Check the connection's host, port and schema, and the network."
     )
 
