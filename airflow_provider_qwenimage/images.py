@@ -82,7 +82,7 @@ def check_output_path(output_path: object) -> None:
     if _IMAGE_FILE.search(output_path):
         raise ValueError(
             f"output_path is {output_path!r}, which looks like an image file; allowed is the path or URL of a folder. "
-            "The file's own name is made from the request, so that a rerun finds it."
+            "The file's own name is made from the request."
         )
 
 
@@ -94,7 +94,7 @@ def file_stem(request: GenerateRequest, place: int = 0) -> str:
         place: The request's place among its like; see `GenerateRequest.fingerprint`.
 
     Returns:
-        The prompt's first words, for people, and 16 hexadecimal digits of the fingerprint, for reruns.
+        The prompt's first words, for people, and 16 hexadecimal digits of the fingerprint.
     """
     plain = unicodedata.normalize("NFKD", request.prompt).encode("ascii", "ignore").decode("ascii")
     words = "-".join(re.findall(r"[a-z0-9]+", plain.lower()))[:40].strip("-")
