@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout
 
-from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageContractError,
+    QwenImageError,
+    QwenImageImageError,
+    QwenImageNotFoundError,
+    QwenImageTaskFailedError,
+    QwenImageTimeoutError,
+)
+from airflow_provider_qwenimage.metrics import count_failure
 from airflow_provider_qwenimage.retries import submission_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from airflow_provider_qwenimage.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+# After these the image may never be had: a cleared task that meets one may pay for another when it is cleared again.
+_MISSED = (
+    QwenImageNotFoundError,
+    QwenImageImageError,
+    QwenImageTimeoutError,
+    QwenImageContractError,
+    AirflowTaskTimeout,
+)
+
 
 @contextmanager
 def failing_for_good() -> Iterator[None]:
-    """End the task without a retry on an error that a retry would only meet again.
+    """End the task without a retry on an error that a retry would only meet again, and count every failure.
 
     Raises:
         AirflowFailException: For a bad argument or a permanent `QwenImageError`. Other errors pass
@@ -24,12 +46,18 @@ def failing_for_good() -> Iterator[None]:
     """
     try:
         yield
-    except ValueError as error:
-        raise AirflowFailException(str(error)) from error
-    except QwenImageError as error:
-        if error.permanent:
-            raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+    # Airflow's `execution_timeout` is no Exception, so that tasks don't swallow it by accident.
+    except (Exception, AirflowTaskTimeout) as error:
+        told_again = isinstance(error, AirflowException) and error.__cause__ is not None
+        count_failure(error.__cause__ if told_again and error.__cause__ else error)
+        if is_permanent(error):
+            raise _for_good(error) from error
         raise
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether a retry of the task would only meet the same error again."""
+    return isinstance(error, ValueError) or (isinstance(error, QwenImageError) and error.permanent)
 
 
 @contextmanager
@@ -37,18 +65,69 @@ def submitting() -> Iterator[None]:
     """End the task without a retry where Airflow's `execution_timeout` cuts a submission off.
 
     Raises:
-        AirflowFailException: Because the submission may have been accepted.
+        QwenImageSubmissionUnknownError: Because the submission may have been accepted.
     """
     try:
         yield
     except AirflowTaskTimeout as error:
-        unknown = submission_unknown(f"the task's execution_timeout passed first ({error}).")
-        raise AirflowFailException(f"{type(unknown).__name__}: {unknown}") from error
+        raise submission_unknown(f"the task's execution_timeout passed first ({error}).") from error
+
+
+@contextmanager
+def remembering_what_is_paid(image_task_id: str, ledger: Ledger) -> Iterator[None]:
+    """Tell what becomes of a submitted image task when its Airflow task fails, and write it down.
+
+    Args:
+        image_task_id: The API's id of the image task.
+        ledger: Where the next try will find it.
+
+    Raises:
+        AirflowFailException: For an error that a retry would only meet again. Others pass as they are,
+            because a retry goes back to the image task.
+    """
+    try:
+        yield
+    except QwenImageTaskFailedError as error:
+        with still_raising("the failure"):
+            ledger.fail(error)
+        raise
+    except (Exception, AirflowTaskTimeout) as error:
+        story = f"Image task {image_task_id} is submitted and may be paid."
+        if ledger.is_cleared and isinstance(error, _MISSED):
+            with still_raising("that it went back in vain"):
+                ledger.miss()
+            advice = (
+                "This task was cleared and went back to it in vain. Clear it once more to submit, and pay for, another "
+                "one; or wait for this one with a QwenImageStatusSensor for that id."
+            )
+        elif is_permanent(error):
+            advice = "Clear this task to go back to it; that costs nothing."
+        else:
+            advice = "The next try of this task, automatic or after a Clear, goes back to it; that costs nothing."
+        if is_permanent(error):
+            raise _for_good(error, f" {story} {advice}") from error
+        log.warning("%s %s", story, advice)
+        raise
+
+
+@contextmanager
+def still_raising(what: str) -> Iterator[None]:
+    """Keep a further error, while something is written down, from hiding the one that is about to be raised.
+
+    Args:
+        what: What is written down, for the log.
+    """
+    try:
+        yield
+    except Exception:  # Airflow's and every storage's; the task fails in any case
+        log.warning("Could not write down %s.", what, exc_info=True)
 
 
 @contextmanager
 def keeping_what_is_paid(image_task_id: str) -> Iterator[None]:
     """End the task without a retry on any error after a submission, because a retry would submit again.
+
+    This is for a task that nothing is remembered of.
 
     Args:
         image_task_id: The API's id of the image task that was submitted.
@@ -60,10 +139,15 @@ def keeping_what_is_paid(image_task_id: str) -> Iterator[None]:
         yield
     except QwenImageTaskFailedError:
         raise
-    # Airflow's `execution_timeout` is no Exception, so that tasks don't swallow it by accident.
     except (Exception, AirflowTaskTimeout) as error:
-        raise AirflowFailException(
-            f"{type(error).__name__}: {error} Image task {image_task_id} is submitted and may be paid, so this task is "
-            "not retried by itself: a retry would submit, and pay, again. Get the image with a "
-            "QwenImageStatusSensor for that id, or clear this task to pay for a new one."
+        raise _for_good(
+            error,
+            f" Image task {image_task_id} is submitted and may be paid, so this task is not retried by itself: a retry "
+            "would submit, and pay, again. Get the image with a QwenImageStatusSensor for that id, or clear this task "
+            "to pay for a new one.",
         ) from error
+
+
+def _for_good(error: BaseException, more: str = "") -> AirflowFailException:
+    name = "" if isinstance(error, ValueError) and not more else f"{type(error).__name__}: "
+    return AirflowFailException(f"{name}{error}{more}")

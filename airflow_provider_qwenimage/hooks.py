@@ -47,6 +47,9 @@ class _Hook(BaseHook):
     conn_type = CONN_TYPE
     hook_name = provider_info.HOOK_NAME
 
+    # What `check` was told last: for the one who has to say what a wait that is cut off leaves behind.
+    last_snapshot: TaskSnapshot | None = None
+
     def __init__(
         self,
         qwenimage_conn_id: str = DEFAULT_CONN_ID,
@@ -201,9 +204,10 @@ class QwenImageHook(_Hook):
     def check(self, image_task_id: str) -> TaskSnapshot | QwenImageError:
         """Ask after an image task once, and return an error instead of raising it: one poll of a wait."""
         try:
-            return self._transport.send(answers.status_call(image_task_id))
+            self.last_snapshot = self._transport.send(answers.status_call(image_task_id))
         except QwenImageError as error:
             return error
+        return self.last_snapshot
 
     def wait_for_completion(
         self,
@@ -341,9 +345,10 @@ class QwenImageAsyncHook(_Hook):
         """Ask after an image task once, and return an error instead of raising it: one poll of a wait."""
         try:
             transport = await self._get_transport()
-            return await transport.send(answers.status_call(image_task_id))
+            self.last_snapshot = await transport.send(answers.status_call(image_task_id))
         except QwenImageError as error:
             return error
+        return self.last_snapshot
 
     async def wait_for_completion(
         self,

@@ -10,14 +10,15 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf
 from airflow_provider_qwenimage import contract, polling
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
-from airflow_provider_qwenimage.failures import failing_for_good, keeping_what_is_paid, submitting
+from airflow_provider_qwenimage.downloads import DEFAULT_MAX_IMAGE_BYTES
+from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError
+from airflow_provider_qwenimage.failures import failing_for_good
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.images import (
-    DEFAULT_MAX_IMAGE_BYTES,
-    check_output_path,
-    open_output_path,
-    save_images,
-)
+from airflow_provider_qwenimage.images import StoredImages
+from airflow_provider_qwenimage.metrics import count_end, count_failure
+from airflow_provider_qwenimage.running_task import RunningTask
+from airflow_provider_qwenimage.storage import check_output_path
+from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit, what_stays_paid
 from airflow_provider_qwenimage.triggers import snapshot_of
 
 if TYPE_CHECKING:
@@ -36,11 +37,17 @@ class QwenImageGenerateOperator(BaseOperator):
     - By default it only submits, and returns that id: hand it to a `QwenImageStatusSensor`.
     - With `wait_for_completion` it waits, in the triggerer where `deferrable` is set, and returns a dict:
       ``task_id``, ``status``, ``image_urls``, ``paths``, ``consumed_credits``, ``seed``, ``size``,
-      ``output_format``. It also pushes the XComs `request` (what was submitted) and `consumed_credits`.
-    - With `output_path`, which implies waiting, each image is downloaded, verified and stored first.
+      ``output_format``, ``reused``. It also pushes the XComs `request` (what was submitted) and
+      `consumed_credits`.
+    - With `output_path`, which implies waiting, each image is downloaded, verified and stored first. A request
+      whose image stands there already is not submitted: ``reused`` is true then, and the credits are 0.
 
-    After a submission the task fails without an automatic retry on anything but a FAILED image task, because a
-    retry submits, and pays, again. The message tells how to get the paid image.
+    It submits once, whatever crashes: it writes down each submission before and after it is sent, in Airflow's
+    store for task states (3.3 and later) or else in a hidden file in `output_path`, and a retry goes back to
+    what was submitted. Where a try ended in the middle of a submission, it fails with
+    `QwenImageSubmissionUnknownError` instead; clearing the task then submits again. On Airflow below 3.3 without
+    an `output_path` nothing can be written down: the task fails without a retry on any error after a submission,
+    but when its worker is killed, Airflow's retry submits, and pays, again.
 
     Args:
         prompt: What to draw, 1 to 2000 characters. Templated.
@@ -56,8 +63,13 @@ class QwenImageGenerateOperator(BaseOperator):
         timeout: Seconds to wait at most.
         max_consecutive_failures: How many failed reads in a row end the wait.
         output_path: The folder to store images in: a path or any URL of Airflow's object storage, such as
-            ``s3://aws_default@bucket/images``. Templated. File names come from the request.
+            ``s3://aws_default@bucket/images``. Templated. File names come from the request; with a random
+            seed also from the map index.
         max_image_bytes: A longer download is refused. Default 50 MiB.
+        overwrite: Whether to draw a new image where the request's image stands already.
+        durable: Whether to write submissions down. With False each retry submits, and pays, again.
+        max_credits: The most credits that this task may spend until it is cleared, or None for no limit. It
+            fails before a submission that would pass it, at 5 credits for an image (the documented price).
         **kwargs: What every operator takes.
 
     Raises:
@@ -83,6 +95,9 @@ class QwenImageGenerateOperator(BaseOperator):
         max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         output_path: str | None = None,
         max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
+        overwrite: bool = False,
+        durable: bool = True,
+        max_credits: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -99,31 +114,42 @@ class QwenImageGenerateOperator(BaseOperator):
         self.max_consecutive_failures = max_consecutive_failures
         self.output_path = output_path
         self.max_image_bytes = max_image_bytes
+        self.overwrite = overwrite
+        self.durable = durable
+        self.max_credits = max_credits
+        # For `on_kill`: what is submitted, and the client that waits for it.
+        self._submitted: str | None = None
+        self._hook: QwenImageHook | None = None
         self._check_arguments()
 
     def execute(self, context: Context) -> Any:
-        """Submit, and wait and store where asked.
+        """Submit, unless it is done or under way already; wait and store where asked.
 
         Returns:
             The API's task id, or the dict described above.
         """
-        waits = self.wait_for_completion or self.output_path is not None
         with failing_for_good(), QwenImageHook(self.qwenimage_conn_id) as hook:
             request = self._request()
-            if self.output_path is not None:
-                # Before the submission: storage that cannot be reached must not cost an image.
-                open_output_path(self.output_path)
-            with submitting():
-                image_task_id = hook.submit(request)
-            with keeping_what_is_paid(image_task_id):
-                self.log.info("Submitted image task %s (%s, %s).", image_task_id, request.size, request.output_format)
-                context["ti"].xcom_push(key="task_id", value=image_task_id)
-                if not waits:
-                    return image_task_id
-                # Templates are rendered anew when a deferred task resumes; the request must stay what was paid.
-                context["ti"].xcom_push(key="request", value=request.description())
-                snapshot = self._wait(hook, image_task_id)
-                return self._finish(context, request, snapshot)
+            # Before a submission: storage that cannot be reached must not cost an image.
+            task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
+            step = task.ledger.next_step(request)
+            if isinstance(step, Stop):
+                raise step.error
+            if isinstance(step, GoBack):
+                try:
+                    return self._go_back(task, hook, step)
+                except QwenImageTaskFailedError as error:
+                    if error.permanent:
+                        raise
+                    count_failure(error)
+                    self.log.warning("%s This try submits it again.", error)
+                    step = Submit(task.ledger.spent)
+            stored = task.find_images(request)
+            # What an earlier try of this task has stored is its own: no reuse, and nothing to overwrite.
+            if stored is not None and (stored.made_by == task.description or not self.overwrite):
+                return self._use_stored(task, request, stored, reused=stored.made_by != task.description)
+            image_task_id = task.submit(hook, request, step, max_credits=self.max_credits)
+            return self._follow(task, hook, image_task_id, request)
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Go on when the trigger has fired.
@@ -132,18 +158,46 @@ class QwenImageGenerateOperator(BaseOperator):
             context: The task's context.
             event: What the trigger fired.
         """
-        with failing_for_good(), keeping_what_is_paid(str(self._pushed(context, "task_id"))):
-            snapshot = snapshot_of(event)
-            submitted = self._pushed(context, "request")
-            request = contract.GenerateRequest(**submitted) if submitted else self._request()
-            return self._finish(context, request, snapshot)
+        with failing_for_good():
+            task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
+            with task.keeping(str(task.pushed("task_id"))):
+                snapshot = snapshot_of(event)
+                submitted = task.pushed("request")
+                request = contract.GenerateRequest(**submitted) if submitted else self._request()
+                return self._finish(task, request, snapshot)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume as Airflow says; where the trigger itself failed, keep the paid image from being paid again."""
         if next_method == "execute_complete":
             return super().resume_execution(next_method, next_kwargs, context)
-        with keeping_what_is_paid(str(self._pushed(context, "task_id"))):
+        task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
+        with failing_for_good(), task.keeping(str(task.pushed("task_id"))):
             return super().resume_execution(next_method, next_kwargs, context)
+
+    def on_kill(self) -> None:
+        """Say what stays paid when the task is ended from outside. The API has no way to cancel an image task."""
+        if self._submitted is not None and self._hook is not None:
+            self.log.warning("%s", what_stays_paid(self._submitted, self._hook.last_snapshot))
+
+    def _go_back(self, task: RunningTask, hook: QwenImageHook, step: GoBack) -> Any:
+        self.log.info("%s", step.notice)
+        stored = task.find_images(step.request)
+        if stored is not None and stored.image_task_id == step.image_task_id:
+            if task.ledger.finish():
+                count_end(len(stored.paths), stored.consumed_credits)
+            return self._use_stored(task, step.request, stored, reused=False)
+        return self._follow(task, hook, step.image_task_id, step.request)
+
+    def _follow(self, task: RunningTask, hook: QwenImageHook, image_task_id: str, request: GenerateRequest) -> Any:
+        self._submitted, self._hook = image_task_id, hook
+        with task.keeping(image_task_id):
+            task.push("task_id", image_task_id)
+            if not self.wait_for_completion and task.folder is None:
+                task.ledger.finish()
+                return image_task_id
+            # Templates are rendered anew when a deferred task resumes; the request must stay what was paid.
+            task.push("request", request.description())
+            return self._finish(task, request, self._wait(hook, image_task_id))
 
     def _wait(self, hook: QwenImageHook, image_task_id: str) -> TaskSnapshot:
         if not self.deferrable:
@@ -155,37 +209,54 @@ class QwenImageGenerateOperator(BaseOperator):
             )
         return wait_deferred(self, hook, image_task_id, self._policy(end_time_of(self, self.timeout)))
 
-    def _finish(self, context: Context, request: GenerateRequest, snapshot: TaskSnapshot) -> dict[str, Any]:
-        context["ti"].xcom_push(key="consumed_credits", value=snapshot.consumed_credits)
-        paths: list[str] = []
-        if self.output_path is not None:
-            paths = save_images(
-                snapshot,
-                request,
-                open_output_path(self.output_path),
-                place=max(0, context["ti"].map_index or 0),
-                max_image_bytes=self.max_image_bytes,
-            )
+    def _finish(self, task: RunningTask, request: GenerateRequest, snapshot: TaskSnapshot) -> dict[str, Any]:
+        task.push("consumed_credits", snapshot.consumed_credits)
+        try:
+            paths = task.save_images(snapshot, request, max_image_bytes=self.max_image_bytes)
+        except BaseException:
+            # The credits are spent whether or not the image can be had.
+            if task.ledger.count():
+                count_end(len(snapshot.image_urls), snapshot.consumed_credits)
+            raise
+        if task.ledger.finish():
+            count_end(len(snapshot.image_urls), snapshot.consumed_credits)
         self.log.info(
             "Image task %s is done: %d image(s), %s credits.",
             snapshot.task_id,
             len(snapshot.image_urls),
             snapshot.consumed_credits,
         )
-        return {
-            "task_id": snapshot.task_id,
-            "status": str(snapshot.status),
-            "image_urls": list(snapshot.image_urls),
-            "paths": paths,
-            "consumed_credits": snapshot.consumed_credits,
-            "seed": request.seed,
-            "size": request.size,
-            "output_format": request.output_format,
-        }
+        return _result(
+            request,
+            task_id=snapshot.task_id,
+            image_urls=snapshot.image_urls,
+            paths=paths,
+            consumed_credits=snapshot.consumed_credits,
+            reused=False,
+        )
 
-    def _pushed(self, context: Context, key: str) -> Any:
-        ti = context["ti"]
-        return ti.xcom_pull(task_ids=self.task_id, key=key, map_indexes=ti.map_index)
+    def _use_stored(
+        self, task: RunningTask, request: GenerateRequest, stored: StoredImages, *, reused: bool
+    ) -> dict[str, Any]:
+        consumed_credits = 0 if reused else stored.consumed_credits
+        if reused:
+            self.log.info(
+                "Nothing is submitted, 0 credits: the image of this request is stored already, at %s (image task %s). "
+                "overwrite=True draws a new one.",
+                stored.paths[0],
+                stored.image_task_id,
+            )
+        task.push("task_id", stored.image_task_id)
+        task.push("request", request.description())
+        task.push("consumed_credits", consumed_credits)
+        return _result(
+            request,
+            task_id=stored.image_task_id,
+            image_urls=stored.image_urls,
+            paths=stored.paths,
+            consumed_credits=consumed_credits,
+            reused=reused,
+        )
 
     def _request(self) -> GenerateRequest:
         fields = {name: getattr(self, name) for name in _REQUEST_FIELDS}
@@ -203,6 +274,12 @@ class QwenImageGenerateOperator(BaseOperator):
         self._policy()
         contract.check_above_zero("timeout", self.timeout, "seconds")
         contract.check_above_zero("max_image_bytes", self.max_image_bytes, "bytes")
+        if self.max_credits is not None and not (
+            isinstance(self.max_credits, int | float)
+            and not isinstance(self.max_credits, bool)
+            and self.max_credits >= 0
+        ):
+            raise ValueError(f"max_credits is {self.max_credits!r}; allowed are credits from 0 upwards, or None.")
         literal: dict[str, Any] = {
             name: value
             for name in _REQUEST_FIELDS
@@ -213,6 +290,28 @@ class QwenImageGenerateOperator(BaseOperator):
         contract.GenerateRequest(**{"prompt": "unknown before it is rendered"} | literal)
         if isinstance(self.output_path, str) and not _is_template(self.output_path):
             check_output_path(self.output_path)
+
+
+def _result(
+    request: GenerateRequest,
+    *,
+    task_id: str,
+    image_urls: Sequence[str],
+    paths: Sequence[str],
+    consumed_credits: float | None,
+    reused: bool,
+) -> dict[str, Any]:
+    return {
+        "task_id": task_id,
+        "status": str(contract.TaskStatus.SUCCESS),
+        "image_urls": list(image_urls),
+        "paths": list(paths),
+        "consumed_credits": consumed_credits,
+        "seed": request.seed,
+        "size": request.size,
+        "output_format": request.output_format,
+        "reused": reused,
+    }
 
 
 def _is_template(value: object) -> bool:

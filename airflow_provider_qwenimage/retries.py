@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from airflow_provider_qwenimage.answers import ApiCall, HttpAnswer, Result
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
     QwenImageContractError,
@@ -129,7 +130,7 @@ def submission_unknown(detail: str) -> QwenImageSubmissionUnknownError:
         detail: What happened instead of an answer, as a sentence.
     """
     return QwenImageSubmissionUnknownError(
-        f"The submission was sent, but no clear answer came back: {detail} It may have been accepted and paid, and "
-        "the API has no way to look it up, so it is not sent again by itself. Compare the credits on your account, "
-        "then clear the task to submit it again."
+        f"The submission was sent, but no clear answer came back: {detail} It may have been accepted and paid "
+        f"({CREDITS_PER_IMAGE} credits, as documented), and the API has no way to look it up, so it is not sent again "
+        "by itself. Compare the credits on your account, then clear the task to submit it again."
     )

@@ -22,6 +22,8 @@ from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
 from airflow_provider_qwenimage.failures import failing_for_good
 from airflow_provider_qwenimage.hooks import QwenImageHook
+from airflow_provider_qwenimage.metrics import count_end
+from airflow_provider_qwenimage.submissions import what_stays_paid
 from airflow_provider_qwenimage.triggers import snapshot_of
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 class QwenImageStatusSensor(BaseSensorOperator):
     """Waits until an image task is ``SUCCESS`` or ``FAILED``.
 
-    On ``SUCCESS`` it returns the list of image URLs and pushes the XCom `consumed_credits`. On ``FAILED`` it
-    fails at once, without a retry, with the API's message. It never spends a credit.
+    On ``SUCCESS`` it returns the list of image URLs. On ``FAILED`` it fails at once, without a retry, with the
+    API's message. In both cases it pushes the XCom `consumed_credits`. It never spends a credit.
 
     Args:
         image_task_id: The API's id of the image task, for example the output of a submit-only
@@ -88,7 +90,7 @@ class QwenImageStatusSensor(BaseSensorOperator):
             # One client for all pokes of this process: a kept-alive connection instead of a new one each time.
             with self._hook() as self._poking_hook:
                 return super().execute(context)
-        with self._skipping_softly(), self._failing_as_sensors_do(), self._hook() as hook:
+        with self._skipping_softly(), self._failing_as_sensors_do(context), self._hook() as hook:
             policy = self._policy(end_time_of(self, self.timeout))
             snapshot = wait_deferred(self, hook, self.image_task_id, policy)
             return self._finish(context, snapshot)
@@ -100,12 +102,12 @@ class QwenImageStatusSensor(BaseSensorOperator):
             context: The task's context.
             event: What the trigger fired.
         """
-        with self._failing_as_sensors_do():
+        with self._failing_as_sensors_do(context):
             return self._finish(context, snapshot_of(event))
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask once after the image task; Airflow calls this in "poke" and "reschedule" mode."""
-        with self._failing_as_sensors_do():
+        with self._failing_as_sensors_do(context):
             outcome = (self._poking_hook or self._hook()).check(self.image_task_id)
             decision = polling.decide(
                 self._policy(), self._state, outcome, image_task_id=self.image_task_id, now=time.time()
@@ -118,6 +120,11 @@ class QwenImageStatusSensor(BaseSensorOperator):
                 self.log.info("%s", decision.notice)
             self._state, self._delay = decision.state, decision.delay
             return False
+
+    def on_kill(self) -> None:
+        """Say what stays paid when the task is ended from outside while it pokes; it does nothing else."""
+        if self._poking_hook is not None:
+            self.log.warning("%s", what_stays_paid(self.image_task_id, self._poking_hook.last_snapshot))
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
@@ -139,6 +146,7 @@ class QwenImageStatusSensor(BaseSensorOperator):
 
     def _finish(self, context: Context, snapshot: TaskSnapshot) -> list[str]:
         context["ti"].xcom_push(key="consumed_credits", value=snapshot.consumed_credits)
+        count_end(len(snapshot.image_urls), snapshot.consumed_credits)
         self.log.info(
             "Image task %s is done: %d image(s), %s credits.",
             snapshot.task_id,
@@ -148,13 +156,16 @@ class QwenImageStatusSensor(BaseSensorOperator):
         return list(snapshot.image_urls)
 
     @contextmanager
-    def _failing_as_sensors_do(self) -> Iterator[None]:
+    def _failing_as_sensors_do(self, context: Context) -> Iterator[None]:
         with failing_for_good():
             try:
                 yield
             except QwenImageTimeoutError as error:
                 raise AirflowSensorTimeout(str(error)) from error
             except QwenImageTaskFailedError as error:
+                if error.snapshot is not None:
+                    context["ti"].xcom_push(key="consumed_credits", value=error.snapshot.consumed_credits)
+                    count_end(0, error.snapshot.consumed_credits)
                 # The task has ended: asking again would bring the same answer.
                 raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageError,
     QwenImageTaskFailedError,
 )
+from airflow_provider_qwenimage.submissions import what_stays_paid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 
 _SUCCESS, _ERROR = "success", "error"
+# Airflow before 3.3 only cancels, be it for a user or because the triggerer stops.
+_AIRFLOW_TELLS_KILLS = hasattr(BaseTrigger, "on_kill")
 
 
 class QwenImageStatusTrigger(BaseTrigger):
@@ -53,6 +57,7 @@ class QwenImageStatusTrigger(BaseTrigger):
         self.policy = polling.PollPolicy(
             poll_interval=poll_interval, end_time=end_time, max_consecutive_failures=max_consecutive_failures
         )
+        self._hook: QwenImageAsyncHook | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and arguments that Airflow stores: ids and numbers, never the key."""
@@ -71,9 +76,25 @@ class QwenImageStatusTrigger(BaseTrigger):
         """Poll until the end, and fire."""
         from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 
-        async with QwenImageAsyncHook(self.qwenimage_conn_id) as hook:
-            end = await self._wait(hook)
+        try:
+            async with QwenImageAsyncHook(self.qwenimage_conn_id) as self._hook:
+                end = await self._wait(self._hook)
+        except asyncio.CancelledError:
+            if not _AIRFLOW_TELLS_KILLS:
+                self._say_what_stays_paid()
+            raise
         yield TriggerEvent(event_of(end, self.image_task_id))
+
+    async def on_kill(self) -> None:
+        """Say what stays paid when the task is marked or cleared while it waits (Airflow 3.3 and later).
+
+        It does nothing else: Airflow also calls this when a trigger only moves to another triggerer.
+        """
+        self._say_what_stays_paid()
+
+    def _say_what_stays_paid(self) -> None:
+        snapshot = self._hook.last_snapshot if self._hook else None
+        self.log.warning("%s", what_stays_paid(self.image_task_id, snapshot))
 
     async def _wait(self, hook: QwenImageAsyncHook) -> polling.Done | polling.GiveUp:
         delay = self.policy.interval(0)

@@ -34,6 +34,7 @@ with DAG(
 
     `choose_prompts` returns a list, `draw` is mapped over it (**5 credits for each prompt**) and `list_images` gets
     all results. If one prompt fails, the others still have their images; clear the one that failed to try it again.
+    A second run finds the images of the first one and pays nothing.
 
     How many are drawn at the same time is decided by the pool in the environment variable `QWENIMAGE_POOL`
     (default: `default_pool`).

@@ -44,6 +44,9 @@ with DAG(
     `draw` submits the prompt (**5 credits**), waits in the triggerer, and stores the verified image and its `.json`
     sidecar in `output_path`. Its result is a small dict with the paths, the credits and the seed.
 
+    Triggered again with the same values, it finds that image and pays nothing (`reused: true`). Another prompt, seed
+    or folder draws a new one.
+
     *Trigger DAG w/ config* asks for prompt, size, seed, format and folder. The folder's default comes from the
     environment variable `QWENIMAGE_OUTPUT_PATH`.
 

@@ -36,14 +36,12 @@ def run(*words: str, **environment: str) -> str:
     return result.stdout
 
 
-def the_dag(folder: Path) -> str:
-    """Return the README's DAG, storing into `folder`, with the import that both Airflows have."""
+def the_dag() -> str:
+    """Return the README's DAG with the import that both Airflows have."""
     (dag, _) = blocks("python")
-    source = dag.replace("file:///tmp/images", f"file://{folder}")
-    assert source != dag
-    source = source.replace("airflow.sdk", "airflow.providers.common.compat.sdk")
-    # Airflow 2 wants a start date; and the test needs the DAG by name.
-    source = source.replace(', schedule="@daily"):', ', schedule="@daily", start_date=START) as dag:')
+    source = dag.replace("airflow.sdk", "airflow.providers.common.compat.sdk")
+    # Airflow 2 wants a start date.
+    source = source.replace(', schedule="@daily"', ', schedule="@daily", start_date=START')
     return f"import pendulum\n\nSTART = pendulum.datetime(2024, 1, 1)\n{source}"
 
 
@@ -133,19 +131,21 @@ def test_the_sandbox_command_starts_one() -> None:
         process.communicate(timeout=10)
 
 
-def test_the_fixture_example_passes_with_the_dag_example(airflow_database: None, tmp_path: Path) -> None:
+def test_the_fixture_example_passes_with_the_dag_example_and_again(airflow_database: None, tmp_path: Path) -> None:
     (_, example) = blocks("python")
     (tmp_path / "my_dags").mkdir()
-    (tmp_path / "my_dags" / "daily_fox.py").write_text(the_dag(tmp_path / "images"))
+    (tmp_path / "my_dags" / "daily_fox.py").write_text(the_dag())
     (tmp_path / "test_daily_fox.py").write_text(example)
     plugins = ["-p", "airflow_provider_qwenimage.sandbox.pytest_plugin"] if not _is_installed() else []
-    output = run(
-        *[sys.executable, "-m", "pytest", "-q", "--rootdir", str(tmp_path), *plugins, str(tmp_path)],
-        PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}",
-        AIRFLOW__CORE__DAGS_FOLDER=str(tmp_path / "my_dags"),
-    )
-    assert "1 passed" in output
-    assert len(list((tmp_path / "images").rglob("*.jpg"))) == 1
+    for folder in ("first", "second"):
+        output = run(
+            *[sys.executable, "-m", "pytest", "-q", "--rootdir", str(tmp_path), *plugins, str(tmp_path)],
+            *["--basetemp", str(tmp_path / folder)],
+            PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}",
+            AIRFLOW__CORE__DAGS_FOLDER=str(tmp_path / "my_dags"),
+        )
+        assert "1 passed" in output
+        assert len(list((tmp_path / folder).rglob("*.jpg"))) == 1
 
 
 def _is_installed() -> bool:

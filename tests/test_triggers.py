@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from typing import Any
 
 import pytest
+from airflow.triggers.base import BaseTrigger
 
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, task_failure
 from airflow_provider_qwenimage.exceptions import (
@@ -30,6 +32,8 @@ DONE = TaskSnapshot(
 FAILED = TaskSnapshot(
     task_id="n43", status=TaskStatus.FAILED, consumed_credits=0, error_message="Content policy violation detected"
 )
+# Airflow 3.3 and later.
+AIRFLOW_TELLS_KILLS = hasattr(BaseTrigger, "on_kill")
 
 
 def fired(trigger: QwenImageStatusTrigger) -> dict[str, Any]:
@@ -154,11 +158,7 @@ def test_a_cancelled_trigger_leaves_no_connection_open(sandbox: Sandbox) -> None
 
         import aiohttp
 
-        async def consume() -> None:
-            async for _ in QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02).run():
-                pass
-
-        running = asyncio.create_task(consume())
+        running = asyncio.create_task(consume(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02)))
         await asyncio.sleep(0.3)
         sessions = [found for found in gc.get_objects() if type(found) is aiohttp.ClientSession]
         assert any(not session.closed for session in sessions)
@@ -214,3 +214,98 @@ def test_a_snapshot_crosses_over_as_itself() -> None:
 def test_an_event_that_is_not_a_whole_success_is_an_error(event: object) -> None:
     with pytest.raises(QwenImageError):
         snapshot_of(event)
+
+
+@pytest.fixture
+def trigger_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What triggers log: Airflow 3 has a logger of its own for them, which pytest does not see."""
+    monkeypatch.setattr(QwenImageStatusTrigger, "_log", logging.getLogger(__name__))
+    caplog.set_level(logging.WARNING, __name__)
+    return caplog
+
+
+async def until_polled(sandbox: Sandbox, times: int = 1) -> None:
+    async with asyncio.timeout(30):
+        while sum(record.route == "status" for record in sandbox.requests) < times:  # noqa: ASYNC110  they are a list
+            await asyncio.sleep(0.01)
+
+
+async def consume(trigger: QwenImageStatusTrigger) -> None:
+    async for _ in trigger.run():
+        pass
+
+
+def test_a_kill_says_what_stays_paid_and_does_nothing_else(
+    sandbox: Sandbox, trigger_log: pytest.LogCaptureFixture
+) -> None:
+    sandbox.configure(seconds_per_image=60)
+    task_id = submitted()
+    trigger = QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02)
+
+    async def kill_as_airflow_does() -> None:
+        running = asyncio.create_task(consume(trigger))
+        await until_polled(sandbox, 2)
+        running.cancel("Trigger cancelled by user action")
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        asked = len(sandbox.requests)
+        trigger_log.clear()
+        await trigger.on_kill()
+        assert len(sandbox.requests) == asked
+
+    asyncio.run(kill_as_airflow_does())
+    (record,) = trigger_log.records
+    assert record.levelno == logging.WARNING
+    for part in (task_id, "5 credits, as the API said last", "clear this task", "QwenImageStatusSensor"):
+        assert part in record.getMessage()
+    assert {record.method for record in sandbox.requests[1:]} == {"GET"}
+    assert [submission.task_id for submission in sandbox.submissions] == [task_id]
+
+
+def test_a_kill_before_the_first_answer_says_what_is_documented(trigger_log: pytest.LogCaptureFixture) -> None:
+    asyncio.run(QwenImageStatusTrigger(image_task_id="n43").on_kill())
+    assert "n43" in trigger_log.text
+    assert "5 credits, as documented" in trigger_log.text
+
+
+def test_a_wait_that_is_cut_off_is_told_where_airflow_does_not_tell_kills_from_moves(
+    sandbox: Sandbox, trigger_log: pytest.LogCaptureFixture
+) -> None:
+    sandbox.configure(seconds_per_image=60)
+    trigger = QwenImageStatusTrigger(image_task_id=submitted(), poll_interval=0.02)
+
+    async def cut_off() -> None:
+        running = asyncio.create_task(consume(trigger))
+        await until_polled(sandbox, 2)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(cut_off())
+    told = [record.getMessage() for record in trigger_log.records]
+    if AIRFLOW_TELLS_KILLS:
+        assert told == []
+    else:
+        assert [trigger.image_task_id in message for message in told] == [True]
+        assert "5 credits, as the API said last" in told[0]
+
+
+def test_a_wait_that_is_moved_goes_on_in_another_triggerer(sandbox: Sandbox) -> None:
+    sandbox.configure(seconds_per_image=1.0)
+    task_id, end_time = submitted(), time.time() + 60
+    trigger = QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02, end_time=end_time)
+
+    async def move() -> None:
+        running = asyncio.create_task(consume(trigger))
+        await until_polled(sandbox, 2)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(move())
+    path, kwargs = trigger.serialize()
+    moved = QwenImageStatusTrigger(**json.loads(json.dumps(kwargs)))
+    assert moved.serialize() == (path, kwargs)
+    assert kwargs["end_time"] == end_time
+    assert snapshot_of(fired(moved)).task_id == task_id
+    assert len(sandbox.submissions) == 1

@@ -1,11 +1,16 @@
 """A sandbox for each test, and a connection to it."""
 
-from collections.abc import Iterator
+import logging
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from airflow_provider_qwenimage import downloads, retries
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import AIMS, AIRFLOW_3
 
 API_KEY = "sk-integration-5f0c2a"
 _HERE = Path(__file__).parent
@@ -30,3 +35,45 @@ def connected_api(api: Sandbox, airflow_database: None, monkeypatch: pytest.Monk
     """The stand-in, with the default connection in the environment."""
     monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", api.connection_json)
     return api
+
+
+@pytest.fixture
+def aim(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """The arguments of a task with an aim (see `with_aims`), with the test's folder as the output folder."""
+    arguments = AIMS[request.param]
+    return arguments | ({"output_path": str(tmp_path)} if "output_path" in arguments else {})
+
+
+@pytest.fixture
+def task_log(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Return a function that returns what tasks have logged since it was last called."""
+    caplog.set_level(logging.INFO)
+
+    def read() -> str:
+        # Airflow 3 prints what operators log. Airflow 2 prints it to where standard output was in the first test.
+        printed = capfd.readouterr().out if AIRFLOW_3 else ""
+        text = printed + caplog.text
+        caplog.clear()
+        return text
+
+    return read
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port: int = bound.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def quick_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the pauses between the tries of a download short."""
+    monkeypatch.setattr(downloads, "_RETRIES", retries.RequestRetries(limit=5, delay_seconds=0.01))
+
+
+@pytest.fixture
+def quick_resends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the pauses between the tries of a request short."""
+    monkeypatch.setattr(retries, "MAX_DELAY_SECONDS", 0.01)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import airflow
 import pendulum
-from airflow.providers.common.compat.sdk import DAG
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowTaskTimeout
+
+from airflow_provider_qwenimage import QwenImageGenerateOperator
 
 AIRFLOW_3 = not airflow.__version__.startswith("2.")
 
@@ -21,7 +26,63 @@ WAITS: dict[str, dict[str, Any]] = {
     "reschedule": {"deferrable": False, "mode": "reschedule"},
 }
 
+_TWINS = ["A tin robot", "A tin robot"]
+# What a task that draws is for: its arguments, with a folder still to be named.
+AIMS: dict[str, dict[str, Any]] = {
+    "submitted": {},
+    "submitted, mapped": {"prompts": _TWINS},
+    "waited for": {"wait_for_completion": True},
+    "waited for, deferred": {"wait_for_completion": True, "deferrable": True},
+    "stored": {"output_path": "…"},
+    "stored, deferred": {"output_path": "…", "deferrable": True},
+    "stored, mapped": {"output_path": "…", "prompts": _TWINS},
+    "stored, deferred, mapped": {"output_path": "…", "deferrable": True, "prompts": _TWINS},
+}
+
+_DRAW: dict[str, Any] = {"task_id": "draw", "poll_interval": 0.05}
+_RECORD = ".submission-"
+
 _numbers = count(1)
+
+
+def is_remembered(aim: dict[str, Any]) -> bool:
+    """Whether the next try knows of a submission: below Airflow 3.3 the output folder alone can tell it."""
+    return AIRFLOW_3 or "output_path" in aim
+
+
+def with_aims(*names: str, remembered: bool = False) -> pytest.MarkDecorator:
+    """Run a test for these of the `AIMS`; if asked, without those that the next try would know nothing of."""
+    chosen = [name for name in names if is_remembered(AIMS[name]) or not remembered]
+    return pytest.mark.parametrize("aim", chosen, indirect=True)
+
+
+class Crash(BaseException):
+    """Ends a try where it stands: no handler for an Exception sees it, as with a process that is killed."""
+
+
+def crash_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *, after: bool = False) -> None:
+    """Have the next call of a function end its try, before anything of it is done, or with all of it done.
+
+    Args:
+        monkeypatch: Puts the function in place again.
+        owner: Its class or module.
+        name: Its name there.
+        after: Whether it is done when the try ends.
+    """
+    function = getattr(owner, name)
+    crashes = count()
+
+    def crashing(*args: Any, **kwargs: Any) -> Any:
+        is_time = next(crashes) == 0
+        if is_time and not after:
+            raise Crash(name)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            if is_time:
+                raise Crash(name)
+
+    monkeypatch.setattr(owner, name, crashing)
 
 
 @dataclass
@@ -83,6 +144,7 @@ class TestDag:
                 errors[instance.task_id, instance.map_index].append(context["exception"])
 
         self._errors = errors
+        self._run_id = ""
         self.dag = DAG(
             f"integration_{next(_numbers)}",
             schedule=None,
@@ -104,26 +166,142 @@ class TestDag:
         self.dag.__exit__(*error)
 
     def run(self, **arguments: Any) -> DagRun:
+        """Run it as a new DAG run."""
+        self._errors.clear()
         if AIRFLOW_3:
             _make_known(self.dag)
-        run = self.dag.test(**arguments)
-        xcoms = _read_xcoms(self.dag.dag_id)
-        tasks = {}
-        for instance in run.get_task_instances():
-            place = (instance.task_id, instance.map_index)
-            tasks[place] = TaskEnd(
-                state=None if instance.state is None else str(instance.state),
-                tries=instance.try_number,
-                xcoms=xcoms[place],
-                errors=self._errors[place],
-            )
-        return DagRun(str(run.state), tasks)
+        try:
+            self._run_id = self.dag.test(**arguments).run_id
+        except (Crash, AirflowTaskTimeout):
+            # In Airflow 2 what is no Exception ends dag.test() too, once the try's end is written down.
+            self._run_id = _last_run_id(self.dag.dag_id)
+            return self._go_on()
+        return self._ends()
+
+    def clear(self, task_id: str) -> DagRun:
+        """Clear a task in the last DAG run, as a user does, and run what is to run then."""
+        from airflow.models.taskinstance import clear_task_instances
+        from airflow.utils.session import create_session
+        from airflow.utils.state import DagRunState
+
+        self._errors.clear()
+        if AIRFLOW_3:
+            _make_known(self.dag)
+        with create_session() as session:
+            instances = [
+                instance
+                for instance in _find_run(self.dag.dag_id, self._run_id, session).get_task_instances(session=session)
+                if instance.task_id == task_id
+            ]
+            dag = {} if AIRFLOW_3 else {"dag": self.dag}
+            clear_task_instances(instances, session, dag_run_state=DagRunState.RUNNING, **dag)
+        return self._go_on()
+
+    def _go_on(self) -> DagRun:
+        """Run what is to run in the last DAG run, one task at a time, in the way of dag.test()."""
+        from airflow.utils.session import create_session
+        from airflow.utils.state import DagRunState
+
+        with create_session() as session:
+            run = _find_run(self.dag.dag_id, self._run_id, session)
+            run.dag = _as_scheduled(self.dag) if AIRFLOW_3 else self.dag
+            while run.state == DagRunState.RUNNING:
+                session.expire_all()
+                for instance in run.update_state(session=session)[0]:
+                    instance.try_number += 1
+                    instance.state = "scheduled"
+                session.commit()
+                for instance in run.get_task_instances(session=session):
+                    if instance.state == "scheduled":
+                        with contextlib.suppress(Exception, Crash, AirflowTaskTimeout):
+                            _try(self.dag.task_dict[instance.task_id], instance, session)
+                        session.commit()
+        return self._ends()
+
+    def _ends(self) -> DagRun:
+        from airflow.utils.session import create_session
+
+        xcoms = _read_xcoms(self.dag.dag_id, self._run_id)
+        with create_session() as session:
+            run = _find_run(self.dag.dag_id, self._run_id, session)
+            tasks = {}
+            for instance in run.get_task_instances(session=session):
+                place = (instance.task_id, instance.map_index)
+                tasks[place] = TaskEnd(
+                    state=None if instance.state is None else str(instance.state),
+                    tries=instance.try_number,
+                    xcoms=xcoms[place],
+                    errors=self._errors[place],
+                )
+            return DagRun(str(run.state), tasks)
+
+
+def dag_that_draws(dag: TestDag | None = None, **arguments: Any) -> TestDag:
+    """Return a DAG with one task, "draw", that submits an image; mapped where `prompts` is a list of them."""
+    dag = dag or TestDag()
+    prompts = arguments.pop("prompts", None)
+    with dag:
+        if prompts is None:
+            QwenImageGenerateOperator(**_DRAW | {"prompt": "A red kite over the sea"} | arguments)
+        else:
+            QwenImageGenerateOperator.partial(**_DRAW | arguments).expand(prompt=prompts)
+    return dag
+
+
+def stored_files(folder: Path) -> list[str]:
+    """Return the names of what stands in a folder of images and below, without the records of submissions."""
+    return sorted(file.name for file in folder.rglob("*") if not file.name.startswith(_RECORD))
+
+
+def records(dag: TestDag, folder: Path) -> list[str]:
+    """Return the records of submissions, wherever the Airflow that runs has them kept, as text."""
+    if not AIRFLOW_3:
+        return [file.read_text() for file in sorted(folder.glob(f"{_RECORD}*.json"))]
+    from airflow.models.task_state_store import TaskStateStoreModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        mine = select(TaskStateStoreModel).where(TaskStateStoreModel.dag_id == dag.dag.dag_id)
+        return [str(row.value) for row in session.scalars(mine)]
+
+
+def _last_run_id(dag_id: str) -> str:
+    from airflow.models.dagrun import DagRun as AirflowDagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        (*_, last) = sorted(AirflowDagRun.find(dag_id=dag_id, session=session), key=lambda run: run.id)
+        return str(last.run_id)
+
+
+def _find_run(dag_id: str, run_id: str, session: Any) -> Any:
+    from airflow.models.dagrun import DagRun as AirflowDagRun
+
+    (run,) = AirflowDagRun.find(dag_id=dag_id, run_id=run_id, session=session)
+    return run
+
+
+def _try(task: Any, instance: Any, session: Any) -> None:
+    if AIRFLOW_3:
+        from airflow.sdk.definitions.dag import _run_task
+
+        _run_task(ti=instance, task=task, run_triggerer=True)
+    else:
+        from airflow.models import dag
+
+        instance.task = task
+        dag._run_task(ti=instance, inline_trigger=True, session=session)
+
+
+def _as_scheduled(dag: Any) -> Any:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    return DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
 
 
 def _make_known(dag: Any) -> None:
     """Write the DAG to the metadata database, as the DAG processor does: Airflow 3 tests no others."""
-    from pathlib import Path
-
     from airflow.configuration import conf
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
@@ -135,7 +313,7 @@ def _make_known(dag: Any) -> None:
     sync_bag_to_db(bag, "dags-folder", None)
 
 
-def _read_xcoms(dag_id: str) -> dict[tuple[str, int], dict[str, Any]]:
+def _read_xcoms(dag_id: str, run_id: str) -> dict[tuple[str, int], dict[str, Any]]:
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
@@ -144,12 +322,12 @@ def _read_xcoms(dag_id: str) -> dict[tuple[str, int], dict[str, Any]]:
         if AIRFLOW_3:
             from airflow.models.xcom import XComModel
 
-            for row in session.scalars(select(XComModel).where(XComModel.dag_id == dag_id)):
+            for row in session.scalars(select(XComModel).where(XComModel.dag_id == dag_id, XComModel.run_id == run_id)):
                 found[row.task_id, row.map_index][row.key] = XComModel.deserialize_value(row)
         else:
             from airflow.models.xcom import XCom
 
-            for row in session.scalars(select(XCom).where(XCom.dag_id == dag_id)):
+            for row in session.scalars(select(XCom).where(XCom.dag_id == dag_id, XCom.run_id == run_id)):
                 # Airflow 2 decodes the value while it loads the row.
                 found[row.task_id, row.map_index][row.key] = row.value
     return found

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,10 @@ class StandaloneAirflow:
     Args:
         home: The AIRFLOW_HOME: an empty folder. The DAG files belong into its ``dags``.
         root: The folder that has the package, for the import path.
+        settings: More environment variables, which go before its own.
     """
 
-    def __init__(self, home: Path, root: Path) -> None:
+    def __init__(self, home: Path, root: Path, settings: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.dags = home / "dags"
         self.dags.mkdir()
@@ -74,6 +75,7 @@ class StandaloneAirflow:
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
             "AIRFLOW__SCHEDULER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            **(settings or {}),
         }
         self._processes: list[subprocess.Popen[bytes]] = []
         self._session = requests.Session()
@@ -115,12 +117,28 @@ class StandaloneAirflow:
         self._kill(pids)
         wait_for("the end of the triggerer", lambda: not self._pids("triggerer"), 10)
 
+    def end_triggerer(self) -> None:
+        """End the triggerer as a deployment would, with time to clean up."""
+        for pid in self._pids("triggerer"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        wait_for("the end of the triggerer", lambda: not self._pids("triggerer"), _STOP_SECONDS)
+
     def start_triggerer(self) -> None:
         self._run("triggerer")
 
     def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
         """Start a DAG run and return its id."""
         return str(self._call("POST", f"dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"])
+
+    def clear(self, dag_id: str, run_id: str) -> None:
+        """Clear every task of a run, those that run as well."""
+        body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id}
+        self._call("POST", f"dags/{dag_id}/clearTaskInstances", body)
+
+    def mark_failed(self, dag_id: str, run_id: str, task_id: str) -> None:
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        self._call("PATCH", path, {"new_state": "failed"})
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         return str(self._call("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"])

@@ -2,45 +2,26 @@
 
 import hashlib
 import json
-from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
 from PIL import Image
 
-from airflow_provider_qwenimage import QwenImageGenerateOperator, images
-from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError
-from airflow_provider_qwenimage.retries import RequestRetries
+from airflow_provider_qwenimage import QwenImageGenerateOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.integration.dag_runs import AIRFLOW_3, DagRun, TaskEnd, TestDag
+from tests.integration.dag_runs import AIRFLOW_3, DagRun, TaskEnd, TestDag, dag_that_draws, stored_files
 
 in_both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferred"])
 
 
-@pytest.fixture
-def quick_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the pauses between the tries of a download short."""
-    monkeypatch.setattr(images, "_DOWNLOAD_RETRIES", RequestRetries(limit=5, delay_seconds=0.01))
-
-
 def _run(dag: TestDag | None = None, **arguments: Any) -> DagRun:
-    dag = dag or TestDag()
-    with dag:
-        QwenImageGenerateOperator(
-            **{"task_id": "draw", "prompt": "A red kite over the sea", "poll_interval": 0.05} | arguments
-        )
-    return dag.run()
+    return dag_that_draws(dag, **arguments).run()
 
 
 def _draw(**arguments: Any) -> TaskEnd:
     return _run(**arguments)["draw"]
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.rglob("*"))
 
 
 def test_without_waiting_it_returns_and_pushes_the_task_id(connected_api: Sandbox) -> None:
@@ -68,6 +49,7 @@ def test_waiting_returns_what_was_made_and_what_it_cost(connected_api: Sandbox, 
         "seed": 11,
         "size": "768*1024",
         "output_format": "webp",
+        "reused": False,
     }
     assert draw.xcoms["task_id"] == submission.task_id
     assert draw.xcoms["consumed_credits"] == 5
@@ -85,7 +67,7 @@ def test_an_image_is_stored_whole_beside_its_sidecar(
     (path,) = draw.returned["paths"]
     image = folder / Path(path).name
     assert image.name.startswith("a-red-kite-over-the-sea-")
-    assert _files(folder) == sorted([image.name, f"{image.stem}.json"])
+    assert stored_files(folder) == sorted([image.name, f"{image.stem}.json"])
     with Image.open(image) as opened:
         opened.load()
         assert (opened.format, opened.size) == ("PNG", (1024, 768))
@@ -202,7 +184,7 @@ def test_equal_mapped_prompts_with_a_random_seed_overwrite_nothing(connected_api
     first, second = (Path(draw.returned["paths"][0]) for draw in run.mapped("draw"))
     assert first.name != second.name
     assert first.read_bytes() != second.read_bytes()
-    assert len(_files(tmp_path)) == 4
+    assert len(stored_files(tmp_path)) == 4
 
 
 def test_what_was_paid_is_kept_when_a_template_renders_differently_on_resuming(
@@ -221,153 +203,6 @@ def test_what_was_paid_is_kept_when_a_template_renders_differently_on_resuming(
     sidecar = json.loads(next(tmp_path.glob("*.json")).read_text())
     assert sidecar["request"] == submission.request
     assert sidecar["image"].startswith(f"number-{submission.request['prompt'].split()[1]}-")
-
-
-@in_both_ways
-def test_a_failed_image_is_submitted_again_by_a_retry(connected_api: Sandbox, deferrable: bool) -> None:
-    connected_api.script("generate", "failure")
-    draw = _draw(wait_for_completion=True, deferrable=deferrable)
-
-    assert (draw.state, draw.tries) == ("success", 2)
-    (error,) = draw.errors
-    assert isinstance(error, QwenImageTaskFailedError)
-    assert "The image could not be drawn" in str(error)
-    assert draw.returned["task_id"] == connected_api.submissions[-1].task_id
-    assert [submission.charged for submission in connected_api.submissions] == [0, 5]
-
-
-@in_both_ways
-def test_a_refused_prompt_is_not_submitted_again(connected_api: Sandbox, deferrable: bool) -> None:
-    draw = _draw(prompt="A celebrity [policy]", wait_for_completion=True, deferrable=deferrable)
-
-    assert (draw.state, draw.tries) == ("failed", 1)
-    assert "Content policy violation detected" in str(draw.error)
-    assert len(connected_api.submissions) == 1
-
-
-@in_both_ways
-def test_waiting_survives_an_api_that_fails_five_times(connected_api: Sandbox, deferrable: bool) -> None:
-    connected_api.script("status", ("server_error", 5))
-    draw = _draw(wait_for_completion=True, deferrable=deferrable)
-
-    assert (draw.state, draw.tries) == ("success", 1)
-    assert len(connected_api.submissions) == 1
-
-
-@in_both_ways
-@pytest.mark.parametrize("fault", ["unauthorized", "not_found"])
-def test_an_api_that_says_no_to_the_wait_is_not_paid_again(
-    connected_api: Sandbox, deferrable: bool, fault: str
-) -> None:
-    connected_api.script("status", "server_error", fault)
-    draw = _draw(wait_for_completion=True, deferrable=deferrable)
-
-    _assert_failed_after_one_submission(draw, connected_api)
-
-
-@in_both_ways
-def test_a_wait_past_its_timeout_is_not_paid_again(connected_api: Sandbox, deferrable: bool) -> None:
-    connected_api.configure(seconds_per_image=60)
-    draw = _draw(wait_for_completion=True, deferrable=deferrable, timeout=0.5)
-
-    _assert_failed_after_one_submission(draw, connected_api)
-    assert "did not end before the deadline" in str(draw.error)
-
-
-@in_both_ways
-def test_a_wait_past_the_execution_timeout_is_not_paid_again(connected_api: Sandbox, deferrable: bool) -> None:
-    connected_api.configure(seconds_per_image=60)
-    draw = _draw(wait_for_completion=True, deferrable=deferrable, execution_timeout=timedelta(seconds=2))
-
-    _assert_failed_after_one_submission(draw, connected_api)
-
-
-def test_a_submission_cut_off_by_the_execution_timeout_is_not_sent_again(connected_api: Sandbox) -> None:
-    connected_api.configure(hang_seconds=60)
-    connected_api.script("generate", "hang_after")
-    draw = _draw(execution_timeout=timedelta(seconds=1))
-
-    assert (draw.state, draw.tries) == ("failed", 1)
-    assert len(connected_api.submissions) == 1
-    assert "may have been accepted and paid" in str(draw.error)
-
-
-def _assert_failed_after_one_submission(draw: TaskEnd, api: Sandbox) -> None:
-    (submission,) = api.submissions
-    assert (draw.state, draw.tries) == ("failed", 1)
-    assert isinstance(draw.error, AirflowFailException)
-    assert submission.task_id in str(draw.error)
-    assert "QwenImageStatusSensor" in str(draw.error)
-    assert draw.xcoms["task_id"] == submission.task_id
-
-
-@pytest.mark.parametrize(
-    "fault",
-    ["truncate", "truncate_with_length", "wrong_format", "wrong_size", "garbage", "html", "empty", "not_found"],
-)
-def test_bytes_that_are_not_the_image_never_get_a_name_and_are_not_paid_again(
-    connected_api: Sandbox, tmp_path: Path, quick_downloads: None, fault: str
-) -> None:
-    connected_api.script("image", (fault, 50))
-    draw = _draw(output_path=str(tmp_path), size="768*1024", deferrable=fault == "truncate")
-
-    _assert_failed_after_one_submission(draw, connected_api)
-    assert "QwenImageImageError" in str(draw.error)
-    assert _files(tmp_path) == []
-
-
-def test_an_image_over_the_limit_never_gets_a_name_and_is_not_paid_again(
-    connected_api: Sandbox, tmp_path: Path
-) -> None:
-    draw = _draw(output_path=str(tmp_path), max_image_bytes=1000)
-
-    _assert_failed_after_one_submission(draw, connected_api)
-    assert "larger than allowed" in str(draw.error)
-    assert _files(tmp_path) == []
-
-
-def test_a_download_that_breaks_is_tried_again(connected_api: Sandbox, tmp_path: Path, quick_downloads: None) -> None:
-    connected_api.script("image", "truncate", "html", "drop")
-    draw = _draw(output_path=str(tmp_path))
-
-    assert (draw.state, draw.tries) == ("success", 1)
-    assert len(_files(tmp_path)) == 2
-    assert len(connected_api.submissions) == 1
-
-
-@pytest.mark.parametrize("fault", ["drop_after", "html_after", "malformed", "wrong_shape"])
-def test_a_submission_whose_answer_is_lost_is_not_sent_again(connected_api: Sandbox, fault: str) -> None:
-    connected_api.script("generate", fault)
-    draw = _draw()
-
-    assert (draw.state, draw.tries) == ("failed", 1)
-    assert len(connected_api.submissions) == 1
-    assert len(connected_api.requests) == 1
-    assert isinstance(draw.error, AirflowFailException)
-    assert "QwenImageSubmissionUnknownError" in str(draw.error)
-    assert "may have been accepted and paid" in str(draw.error)
-    assert "Compare the credits on your account, then clear the task" in str(draw.error)
-
-
-def test_a_submission_that_surely_was_not_accepted_is_sent_again(connected_api: Sandbox) -> None:
-    connected_api.script("generate", "server_error")
-    draw = _draw()
-
-    assert (draw.state, draw.tries) == ("success", 1)
-    assert len(connected_api.submissions) == 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "advice"),
-    [("unauthorized", "Check the API key"), ("payment", "Buy credits"), ("forbidden", "Check that the API key")],
-)
-def test_a_refused_submission_is_not_retried(connected_api: Sandbox, fault: str, advice: str) -> None:
-    connected_api.script("generate", fault)
-    draw = _draw()
-
-    assert (draw.state, draw.tries) == ("failed", 1)
-    assert advice in str(draw.error)
-    assert len(connected_api.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -412,12 +247,4 @@ def test_a_bad_rendered_argument_fails_the_task_without_a_submission(connected_a
     for name in bad:
         assert (run[name].state, run[name].tries) == ("failed", 1), name
         assert str(run[name].error).startswith(f"{name} is ")
-    assert connected_api.requests == []
-
-
-def test_storage_that_cannot_be_reached_costs_no_image(connected_api: Sandbox, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    draw = _draw(output_path=str(tmp_path / "file" / "images"), retries=0)
-
-    assert draw.state == "failed"
     assert connected_api.requests == []

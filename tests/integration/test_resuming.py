@@ -1,12 +1,17 @@
 """Resume methods fail closed: whatever a trigger fires, only a whole success counts as one."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
-from airflow_provider_qwenimage.exceptions import QwenImageContractError
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenImageError
+from airflow_provider_qwenimage.ledger import Ledger, open_ledger
+from airflow_provider_qwenimage.storage import open_output_path
+from airflow_provider_qwenimage.submissions import GoBack
 
 _SUCCEEDED = {
     "task_id": "n43resumedqwenimg",
@@ -45,7 +50,12 @@ events_of_nobody = pytest.mark.parametrize(
 class _TaskInstance:
     """What the resume methods use of a task instance."""
 
+    dag_id = "fox"
+    run_id = "daily"
+    task_id = "draw"
     map_index = -1
+    try_number = 1
+    max_tries = 2
 
     def __init__(self) -> None:
         self.xcoms: dict[str, Any] = {"task_id": "n43resumedqwenimg"}
@@ -69,7 +79,21 @@ def sensor() -> QwenImageStatusSensor:
 
 @pytest.fixture
 def operator() -> QwenImageGenerateOperator:
+    """An operator that nothing is remembered of."""
     return QwenImageGenerateOperator(task_id="draw", prompt="A boat", wait_for_completion=True, deferrable=True)
+
+
+@pytest.fixture
+def remembered_operator(tmp_path: Path, context: Any) -> QwenImageGenerateOperator:
+    """An operator whose submission is written down in its output folder."""
+    ledger = _ledger(context, tmp_path)
+    ledger.intend(GenerateRequest(prompt="A boat"))
+    ledger.accept("n43resumedqwenimg")
+    return QwenImageGenerateOperator(task_id="draw", prompt="A boat", output_path=str(tmp_path), deferrable=True)
+
+
+def _ledger(context: Any, folder: Path) -> Ledger:
+    return open_ledger(context, open_output_path(str(folder)), durable=True)
 
 
 def test_a_sensor_resumes_with_a_whole_success(sensor: QwenImageStatusSensor, context: Any) -> None:
@@ -102,12 +126,41 @@ def test_an_operator_refuses_what_is_no_whole_event_and_is_not_retried(
     assert "consumed_credits" not in context["ti"].xcoms
 
 
+@events_of_nobody
+def test_a_retry_goes_back_where_the_submission_is_remembered(
+    remembered_operator: QwenImageGenerateOperator, context: Any, event: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(QwenImageContractError):
+        remembered_operator.execute_complete(context, event)
+    assert "consumed_credits" not in context["ti"].xcoms
+    step = _ledger(context, tmp_path).next_step(GenerateRequest(prompt="A boat"))
+    assert isinstance(step, GoBack)
+    assert step.image_task_id == "n43resumedqwenimg"
+
+
 @pytest.mark.parametrize("name", ["NoSuchError", "TaskSnapshot", "annotations", "", None])
 def test_an_error_of_an_unknown_class_is_still_an_error(
     operator: QwenImageGenerateOperator, context: Any, name: Any
 ) -> None:
     with pytest.raises(AirflowFailException, match="it broke"):
         operator.execute_complete(context, {"status": "error", "message": "it broke", "error": name})
+
+
+@pytest.mark.parametrize("name", ["NoSuchError", "TaskSnapshot", "annotations", "", None])
+def test_an_error_of_an_unknown_class_is_still_an_error_where_the_submission_is_remembered(
+    remembered_operator: QwenImageGenerateOperator, context: Any, name: Any
+) -> None:
+    with pytest.raises(QwenImageError, match="it broke"):
+        remembered_operator.execute_complete(context, {"status": "error", "message": "it broke", "error": name})
+
+
+def test_a_trigger_that_broke_leaves_the_retry_to_go_back_where_the_submission_is_remembered(
+    remembered_operator: QwenImageGenerateOperator, context: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(Exception, match=r"[Tt]rigger") as caught:
+        remembered_operator.resume_execution("__fail__", {"error": "Trigger failure"}, context)
+    assert not isinstance(caught.value, AirflowFailException)
+    assert isinstance(_ledger(context, tmp_path).next_step(GenerateRequest(prompt="A boat")), GoBack)
 
 
 def test_a_trigger_that_broke_does_not_make_the_operator_pay_again(

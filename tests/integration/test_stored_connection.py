@@ -50,7 +50,7 @@ def test_every_way_to_wait_finds_it_under_dag_test(api: Sandbox, stored_connecti
         for deferrable in (False, True):
             QwenImageGenerateOperator(
                 task_id=f"draw_{deferrable}",
-                prompt="A kite",
+                prompt=f"A kite, {deferrable}",
                 output_path=str(tmp_path),
                 deferrable=deferrable,
                 poll_interval=0.05,
@@ -59,7 +59,7 @@ def test_every_way_to_wait_finds_it_under_dag_test(api: Sandbox, stored_connecti
 
     assert {task_id: end.state for (task_id, _), end in run.tasks.items() if end.state != "success"} == {}
     assert len(api.submissions) == 5
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_airflow_dags_test_finds_it(

@@ -56,6 +56,7 @@ def test_a_failed_image_fails_the_sensor_at_once_with_the_reason(connected_api: 
     assert isinstance(sense.error, AirflowFailException)
     assert "The image could not be drawn" in str(sense.error)
     assert "It cost 0 credits" in str(sense.error)
+    assert sense.xcoms == {"consumed_credits": 0}
 
 
 @deferred_and_poking

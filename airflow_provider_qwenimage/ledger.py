@@ -1,0 +1,303 @@
+"""Remembers, over the tries of an Airflow task, what was submitted, so that no try pays what another one has paid.
+
+An intent is written before a submission, the API's task id after it, and the outcome at the end. What a
+new try does about that is decided in `submissions`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pendulum
+
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageContentPolicyError,
+    QwenImageSubmissionUnknownError,
+    QwenImageTaskFailedError,
+)
+from airflow_provider_qwenimage.storage import put_json, read_json, remove_file
+from airflow_provider_qwenimage.submissions import UNREADABLE, Step, Stop, Submission, next_step
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+
+log = logging.getLogger(__name__)
+
+_STATE_KEY = "qwenimage_submission"
+_WRITE_TRIES = 3
+_WRITE_PAUSE_SECONDS = 1.0
+
+
+class Store(Protocol):
+    """Where one submission is remembered."""
+
+    def read(self) -> object:
+        """Return what was last written, or None."""
+
+    def write(self, value: dict[str, Any]) -> None:
+        """Remember a JSON object."""
+
+    def settle(self, value: dict[str, Any]) -> None:
+        """Remember, or forget, a submission that is finished."""
+
+    def erase(self) -> None:
+        """Forget it."""
+
+
+class TaskStateStore:
+    """Airflow's own store for the state of a task (3.3 and later): it outlives tries and Clear.
+
+    Args:
+        accessor: ``context["task_state_store"]``.
+    """
+
+    def __init__(self, accessor: Any) -> None:
+        self._accessor = accessor
+
+    def read(self) -> object:
+        """Return what was last written, or None."""
+        return self._accessor.get(_STATE_KEY)
+
+    def write(self, value: dict[str, Any]) -> None:
+        """Remember a JSON object for as long as the DAG run is kept: what may be paid must not be forgotten."""
+        from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined,unused-ignore]  # Airflow 3.3 and later
+
+        self._accessor.set(_STATE_KEY, value, retention=NEVER_EXPIRE)
+
+    def settle(self, value: dict[str, Any]) -> None:
+        """Remember a submission that is finished for as long as Airflow keeps task states."""
+        self._accessor.set(_STATE_KEY, value)
+
+    def erase(self) -> None:
+        """Forget it."""
+        self._accessor.delete(_STATE_KEY)
+
+
+class FileStore:
+    """A hidden file in the output folder, named after the Airflow task instance: for Airflow below 3.3.
+
+    It is removed when the sidecar of the stored image has taken its place.
+
+    Args:
+        file: Its path.
+    """
+
+    def __init__(self, file: ObjectStoragePath) -> None:
+        self._file = file
+
+    def read(self) -> object:
+        """Return what was last written, or None."""
+        return read_json(self._file)
+
+    def write(self, value: dict[str, Any]) -> None:
+        """Remember a JSON object."""
+        put_json(value, self._file)
+
+    def settle(self, value: dict[str, Any]) -> None:  # noqa: ARG002  the sidecar has it all
+        """Forget a submission that is finished."""
+        self.erase()
+
+    def erase(self) -> None:
+        """Forget it."""
+        remove_file(self._file)
+
+
+class NoStore:
+    """Remembers nothing beyond the process."""
+
+    def read(self) -> object:
+        """Return None."""
+
+    def write(self, value: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    settle = write
+
+    def erase(self) -> None:
+        """Do nothing."""
+
+
+class Ledger:
+    """The submissions of one Airflow task instance.
+
+    Args:
+        store: Where they are remembered.
+        try_number: The number of this try.
+        max_tries: The task instance's; only Clear changes it.
+        place: The request's place among its like; see `GenerateRequest.fingerprint`.
+    """
+
+    def __init__(self, store: Store, *, try_number: int, max_tries: int, place: int) -> None:
+        self._store = store
+        self._try_number = try_number
+        self._max_tries = max_tries
+        self._place = place
+        self._before: Submission | None = None
+        self._record = self._read()
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the next try will know what this one has submitted."""
+        return not isinstance(self._store, NoStore)
+
+    @property
+    def is_cleared(self) -> bool:
+        """Whether the task was cleared since the last submission was written down."""
+        return self._record is not None and self._max_tries != self._record.max_tries
+
+    def next_step(self, request: GenerateRequest) -> Step:
+        """Return what this try does; see the function of that name.
+
+        Args:
+            request: What it would submit.
+        """
+        step = next_step(self._record, fingerprint=request.fingerprint(self._place), max_tries=self._max_tries)
+        if isinstance(step, Stop) and isinstance(step.error, QwenImageSubmissionUnknownError):
+            self.report()
+        return step
+
+    def intend(self, request: GenerateRequest, spent: float = 0.0) -> None:
+        """Write down that a request is about to be submitted. Without this on record, nothing may be sent.
+
+        Args:
+            request: The request.
+            spent: Credits that this task has spent before.
+        """
+        self._before = self._record
+        self._write(
+            Submission(
+                request=request.description(),
+                fingerprint=request.fingerprint(self._place),
+                intended_at=pendulum.now("UTC").isoformat(timespec="seconds"),
+                try_number=self._try_number,
+                max_tries=self._max_tries,
+                spent=spent,
+            )
+        )
+
+    def withdraw(self) -> None:
+        """Take an intent back, because the API surely did not accept the submission."""
+        self._record = self._before
+        if self._before is None:
+            self._store.erase()
+        elif self._before.finished:
+            self._store.settle(self._before.to_json())
+        else:
+            self._store.write(self._before.to_json())
+
+    def report(self) -> None:
+        """Write down that the user is told of a submission that may have been accepted."""
+        self._change(reported=True)
+
+    def accept(self, image_task_id: str) -> None:
+        """Write down the API's id of the image task, if need be in several attempts.
+
+        Args:
+            image_task_id: The id.
+        """
+        for attempts_left in reversed(range(_WRITE_TRIES)):
+            try:
+                self._change(image_task_id=image_task_id)
+            except Exception as error:  # any storage's; what is paid is worth another attempt
+                if not attempts_left:
+                    raise
+                log.warning("The id of the image task could not be written down; trying again: %s", error)
+                time.sleep(_WRITE_PAUSE_SECONDS)
+            else:
+                return
+
+    def fail(self, error: QwenImageTaskFailedError) -> None:
+        """Write down that the image task FAILED, and what it cost.
+
+        Args:
+            error: The failure.
+        """
+        cost = error.snapshot.consumed_credits if error.snapshot else None
+        self._change(
+            failure=str(error),
+            refused=isinstance(error, QwenImageContentPolicyError),
+            spent=self.spent + (cost or 0.0),
+        )
+
+    def miss(self) -> None:
+        """Write down that a cleared task went back to its image task in vain: the next Clear may pay for another."""
+        self._change(missed=True)
+
+    def finish(self) -> bool:
+        """Write down that the Airflow task has done all that it was to do.
+
+        Returns:
+            Whether the end of the image task is still to be counted in the metrics.
+        """
+        if self._record is None:
+            return True
+        to_be_counted = not self._record.counted
+        if not self._record.finished:
+            self._record = replace(self._record, finished=True, counted=True, max_tries=self._max_tries)
+            self._store.settle(self._record.to_json())
+        return to_be_counted
+
+    def count(self) -> bool:
+        """Write down that the end of the image task is counted, though the Airflow task is not done.
+
+        Returns:
+            Whether it is still to be counted.
+        """
+        if self._record is None:
+            return True
+        to_be_counted = not self._record.counted
+        if to_be_counted:
+            self._write(replace(self._record, counted=True))
+        return to_be_counted
+
+    @property
+    def spent(self) -> float:
+        """Credits that this task has spent, as far as it is on record, since it was first run or last cleared."""
+        return self._record.spent if self._record else 0.0
+
+    def _read(self) -> Submission | None:
+        written = self._store.read()
+        if written is None:
+            return None
+        # A record that cannot be read still says that something was submitted: stop, as for an intent without an id.
+        return Submission.from_json(written) or Submission(
+            request={}, fingerprint=UNREADABLE, intended_at="", try_number=0, max_tries=self._max_tries
+        )
+
+    def _change(self, **changes: Any) -> None:
+        if self._record is not None:
+            self._write(replace(self._record, max_tries=self._max_tries, **changes))
+
+    def _write(self, record: Submission) -> None:
+        self._store.write(record.to_json())
+        self._record = record
+
+
+def open_ledger(context: Context, folder: ObjectStoragePath | None, *, durable: bool) -> Ledger:
+    """Return the ledger of the task instance that runs: in Airflow's store, else in the output folder, else nowhere.
+
+    Args:
+        context: The task's context.
+        folder: The folder for images, if there is one.
+        durable: Whether anything is to be remembered.
+    """
+    ti = context["ti"]
+    accessor = context.get("task_state_store")
+    store: Store = NoStore()
+    if durable and accessor is not None:
+        store = TaskStateStore(accessor)
+    elif durable and folder is not None:
+        identity = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index])
+        store = FileStore(folder / f".submission-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
+    return Ledger(store, try_number=ti.try_number, max_tries=ti.max_tries, place=place_of(ti))
+
+
+def place_of(ti: Any) -> int:
+    """Return a task instance's place among its like: its map index, or 0 where it is not mapped."""
+    return max(0, ti.map_index or 0)

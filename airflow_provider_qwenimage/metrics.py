@@ -1,0 +1,66 @@
+"""Counts submissions, images, credits and failures in Airflow's metrics (StatsD or OpenTelemetry)."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import Any, cast
+
+from airflow.providers.common.compat.sdk import Stats
+
+from airflow_provider_qwenimage.exceptions import QwenImageError
+
+_SUBMISSIONS = "qwenimage.submissions"
+_IMAGES = "qwenimage.images"
+_CREDITS = "qwenimage.credits_consumed"
+_FAILURES = "qwenimage.failures"
+
+
+def count_submission() -> None:
+    """Count a submission that the API accepted."""
+    _count(_SUBMISSIONS)
+
+
+def count_end(images: int, consumed_credits: float | None) -> None:
+    """Count the images and the credits of an image task that has ended, as SUCCESS or as FAILED.
+
+    Args:
+        images: How many images it has made.
+        consumed_credits: What it cost, or None where the API did not say: then no credits count.
+    """
+    if images:
+        _count(_IMAGES, images)
+    if consumed_credits:
+        _count(_CREDITS, consumed_credits)
+
+
+def count_failure(error: BaseException) -> None:
+    """Count a try of a task that failed, under its kind, as a name of its own and as a tag.
+
+    Args:
+        error: What it failed with.
+    """
+    kind = kind_of(error)
+    _count(_FAILURES, tags={"kind": kind})
+    # Plain StatsD has no tags.
+    _count(f"{_FAILURES}.{kind}")
+
+
+def kind_of(error: BaseException) -> str:
+    """Return an error's kind: its class name in lower case, without "QwenImage" and "Error".
+
+    Args:
+        error: A `QwenImageError` (``content_policy``, ``submission_unknown``, …), a ValueError
+            (``argument``), or any other (``other``).
+    """
+    if isinstance(error, QwenImageError):
+        words = type(error).__name__.removeprefix("QwenImage").removesuffix("Error")
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", words).lower() or "other"
+    return "argument" if isinstance(error, ValueError) else "other"
+
+
+def _count(name: str, number: float = 1, tags: dict[str, Any] | None = None) -> None:
+    # Whatever is wrong with the metrics is no reason to lose a paid image.
+    with suppress(Exception):
+        # Airflow declares integers; its backends count in floats as well, and credits are a number.
+        Stats.incr(name, cast("int", number), tags=tags)

@@ -1,0 +1,173 @@
+"""The Airflow task instance that runs: what it submits, pushes, stores and remembers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
+
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageError,
+    QwenImageSubmissionUnknownError,
+    QwenImageTaskFailedError,
+)
+from airflow_provider_qwenimage.failures import (
+    keeping_what_is_paid,
+    remembering_what_is_paid,
+    still_raising,
+    submitting,
+)
+from airflow_provider_qwenimage.images import StoredImages, find_images, save_images
+from airflow_provider_qwenimage.ledger import Ledger, open_ledger, place_of
+from airflow_provider_qwenimage.metrics import count_end, count_submission
+from airflow_provider_qwenimage.storage import open_output_path
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+
+    from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+    from airflow_provider_qwenimage.submissions import Submit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunningTask:
+    """The task instance that runs, with the ledger of its submissions and the folder of its images.
+
+    Attributes:
+        ti: Airflow's task instance.
+        folder: Where the images go, if they are stored.
+        ledger: What it has submitted.
+        durable: Whether that is to be remembered.
+    """
+
+    ti: Any
+    folder: ObjectStoragePath | None
+    ledger: Ledger
+    durable: bool
+
+    @classmethod
+    def open(cls, context: Context, *, output_path: str | None, durable: bool) -> RunningTask:
+        """Open the folder and the ledger; see `storage.open_output_path` and `ledger.open_ledger`."""
+        folder = None if output_path is None else open_output_path(output_path)
+        return cls(context["ti"], folder, open_ledger(context, folder, durable=durable), durable)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a sidecar tells of it. It changes when the task is cleared, not when it is retried."""
+        names = ("dag_id", "run_id", "task_id", "map_index", "max_tries")
+        return {name: getattr(self.ti, name) for name in names}
+
+    def push(self, key: str, value: Any) -> None:
+        """Push an XCom."""
+        self.ti.xcom_push(key=key, value=value)
+
+    def pushed(self, key: str) -> Any:
+        """Return an XCom that it has pushed, or None."""
+        return self.ti.xcom_pull(task_ids=self.ti.task_id, key=key, map_indexes=self.ti.map_index)
+
+    def find_images(self, request: GenerateRequest) -> StoredImages | None:
+        """Return the images of a request that stand in the folder; see `images.find_images`."""
+        return None if self.folder is None else find_images(request, self.folder, place=place_of(self.ti))
+
+    def save_images(self, snapshot: TaskSnapshot, request: GenerateRequest, *, max_image_bytes: int) -> list[str]:
+        """Store the images of a finished task, if there is a folder; see `images.save_images`."""
+        if self.folder is None:
+            return []
+        return save_images(
+            snapshot,
+            request,
+            self.folder,
+            place=place_of(self.ti),
+            max_image_bytes=max_image_bytes,
+            made_by=self.description,
+        )
+
+    def submit(self, hook: QwenImageHook, request: GenerateRequest, step: Submit, *, max_credits: float | None) -> str:
+        """Submit a request, with an intent before it and the id written down after it.
+
+        Args:
+            hook: The client.
+            request: The request.
+            step: Why it is submitted.
+            max_credits: The most credits that the task may spend, or None.
+
+        Returns:
+            The API's task id.
+
+        Raises:
+            ValueError: If `max_credits` does not allow it, or the connection is not usable; nothing was sent.
+            QwenImageError: What the submission ended with; see `QwenImageHook.generate`.
+            AirflowFailException: If the id could not be written down.
+        """
+        if max_credits is not None and step.spent + CREDITS_PER_IMAGE > max_credits:
+            raise ValueError(
+                f"max_credits is {max_credits:g}; an image costs {CREDITS_PER_IMAGE} credits (as "
+                f"documented), and this task has spent {step.spent:g} before. Nothing was submitted; raise max_credits "
+                "to allow it."
+            )
+        if step.notice:
+            log.warning("%s", step.notice)
+        if self.durable and not self.ledger.remembers:
+            log.warning(
+                "Nothing of this submission outlives this worker: Airflow below 3.3 has no store for it, and there is "
+                "no output_path. If the worker is killed after it, a retry submits, and pays, again. Set an "
+                "output_path, or upgrade to Airflow 3.3."
+            )
+        # The connection is read first: an unusable one must not leave an intent behind.
+        hook.get_conn()
+        self.ledger.intend(request, step.spent)
+        try:
+            with submitting():
+                image_task_id = hook.submit(request)
+        except QwenImageSubmissionUnknownError:
+            with still_raising("that the submission may have been accepted"):
+                self.ledger.report()
+            raise
+        except QwenImageError:
+            with still_raising("that the submission was not accepted"):
+                self.ledger.withdraw()
+            raise
+        log.info("Submitted image task %s (%s, %s).", image_task_id, request.size, request.output_format)
+        count_submission()
+        self._accept(image_task_id)
+        return image_task_id
+
+    def _accept(self, image_task_id: str) -> None:
+        try:
+            self.ledger.accept(image_task_id)
+        except (Exception, AirflowTaskTimeout) as error:
+            with still_raising("the XCom task_id"):
+                self.push("task_id", image_task_id)
+            raise AirflowFailException(
+                f"Image task {image_task_id} is submitted and may be paid, but its id could not be written down "
+                f"({type(error).__name__}: {error}). Get the image with a QwenImageStatusSensor for that id."
+            ) from error
+
+    @contextmanager
+    def keeping(self, image_task_id: str) -> Iterator[None]:
+        """See to it that an error after a submission loses nothing and costs nothing more.
+
+        Args:
+            image_task_id: The API's id of the image task.
+        """
+        try:
+            with self._telling(image_task_id):
+                yield
+        except QwenImageTaskFailedError as error:
+            if error.snapshot is not None:
+                self.push("consumed_credits", error.snapshot.consumed_credits)
+                count_end(0, error.snapshot.consumed_credits)
+            raise
+
+    def _telling(self, image_task_id: str) -> AbstractContextManager[None]:
+        if self.ledger.remembers:
+            return remembering_what_is_paid(image_task_id, self.ledger)
+        return keeping_what_is_paid(image_task_id) if self.durable else nullcontext()

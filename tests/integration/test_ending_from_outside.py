@@ -1,0 +1,278 @@
+"""A running Airflow whose tasks are marked, cleared and killed from outside: nothing is paid twice, nothing is lost."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import airflow_provider_qwenimage
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import AIRFLOW_3
+from tests.integration.standalone import StandaloneAirflow, wait_for
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not AIRFLOW_3, reason="starts Airflow 3"),
+]
+
+_WAITED_FOR = {"wait_for_completion": True, "deferrable": False}
+_DEFERRED = {"output_path": "…", "deferrable": True}
+# By DAG: the arguments of its only task, "draw". Each DAG has an API and a folder of its own.
+_CASES: dict[str, dict[str, Any]] = {
+    "marked": _DEFERRED,
+    "cleared_deferred": _DEFERRED,
+    "cleared_running": {"output_path": "…", "deferrable": False},
+    "moved_from_a_dead_triggerer": _DEFERRED,
+    "moved_from_an_ended_triggerer": _DEFERRED,
+    "finished": _DEFERRED,
+    "killed_waiting": _WAITED_FOR,
+    "killed_submitting": {"retries": 1},
+    "killed_at_the_end": {"retries": 1},
+    "together": {"output_path": "…", "deferrable": True, "seed": 7},
+}
+_SECONDS = {"marked": 3600.0, "finished": 1.0, "killed_at_the_end": 1.0, "together": 3.0}
+_ALL_TOGETHER = 4
+_ENDS = "Airflow ends this wait"
+
+_DAGS = """
+import time
+
+import pendulum
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_qwenimage import QwenImageGenerateOperator
+
+
+def linger(context, result):
+    if context["ti"].try_number == 1:
+        print("It has done all but end.")
+        time.sleep(600)
+
+
+for name, arguments in {cases!r}.items():
+    arguments = {{"retries": 2, "retry_delay": 0, "qwenimage_conn_id": name, "poll_interval": 1}} | arguments
+    if name == "killed_at_the_end":
+        arguments["post_execute"] = linger
+    with DAG(name, schedule=None, start_date=pendulum.datetime(2024, 1, 1)) as dag:
+        draw = QwenImageGenerateOperator.partial(task_id="draw", **arguments)
+        draw.expand(prompt=["A boat"] * ({together} if name == "together" else 1))
+    globals()[name] = dag
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of one of the DAGs, with the API that its connection leads to."""
+
+    airflow: StandaloneAirflow
+    api: Sandbox
+    folder: Path
+    dag_id: str
+    run_id: str
+
+    @property
+    def state(self) -> str | None:
+        return self.airflow.states(self.dag_id, self.run_id).get(("draw", 0))
+
+    @property
+    def log(self) -> str:
+        return self.airflow.log(self.dag_id, self.run_id, "draw")
+
+    @property
+    def returned(self) -> Any:
+        return self.airflow.returned(self.dag_id, self.run_id, "draw", 0)
+
+    @property
+    def image_task_id(self) -> str:
+        """The API's id of the only image task."""
+        (submission,) = self.api.submissions
+        return submission.task_id
+
+    def wait_until_it_asks(self) -> None:
+        """Wait until the image task is waited for in the worker."""
+        wait_for("a status read", lambda: any(request.route == "status" for request in self.api.requests), 60)
+
+    def wait_until_deferred(self) -> None:
+        wait_for("the deferral", lambda: self.state == "deferred", 60)
+        looks = len(self.api.requests)
+        wait_for("the trigger's first look", lambda: len(self.api.requests) > looks, 60)
+
+    def wait_for_success(self) -> None:
+        self.airflow.wait_for_run(self.dag_id, self.run_id, 180)
+        assert self.state == "success", self.log
+
+    def kill(self) -> None:
+        """Kill the process that runs the task."""
+        os.kill(self.airflow.tasks(self.dag_id, self.run_id)["draw", 0]["pid"], signal.SIGKILL)
+
+    def clear(self) -> None:
+        self.airflow.clear(self.dag_id, self.run_id)
+
+    def assert_stored_once(self) -> None:
+        """One image task was paid, and its image stands there whole."""
+        assert self.returned["task_id"] == self.image_task_id
+        assert self.returned["consumed_credits"] == 5
+        assert self.api.credits_charged == 5
+        assert self.returned["reused"] is False
+        (path,) = self.returned["paths"]
+        assert len(list(self.folder.iterdir())) == 2
+        with Image.open(path) as image:
+            image.load()
+
+
+StartCase = Callable[[str], Case]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartCase]:
+    """Return a function that starts a run of a case."""
+    home = tmp_path_factory.mktemp("airflow")
+    folders = {name: tmp_path_factory.mktemp(name) for name in _CASES}
+    airflow = StandaloneAirflow(home, Path(airflow_provider_qwenimage.__file__).parents[1])
+    cases = {
+        name: arguments | ({"output_path": str(folders[name])} if "output_path" in arguments else {})
+        for name, arguments in _CASES.items()
+    }
+    (airflow.dags / "cases.py").write_text(_DAGS.format(cases=cases, together=_ALL_TOGETHER))
+    with contextlib.ExitStack() as stack:
+        apis = {
+            name: stack.enter_context(Sandbox(seconds_per_image=_SECONDS.get(name, 20.0), hang_seconds=600))
+            for name in _CASES
+        }
+        connections = {
+            name: {"conn_type": "qwenimage", "host": api.url, "password": api.api_key} for name, api in apis.items()
+        }
+        airflow.prepare(json.dumps(connections))
+        stack.callback(airflow.stop)
+        airflow.start(*_CASES)
+        yield lambda name: Case(airflow, apis[name], folders[name], name, airflow.trigger(name, {}))
+
+
+def _ended_from_outside(image_task_id: str) -> str:
+    return f"{_ENDS} (or moves it). Image task {image_task_id} goes on"
+
+
+def test_marking_a_deferred_task_failed_leaves_the_way_to_its_image_in_the_log(start: StartCase) -> None:
+    case = start("marked")
+    case.wait_until_deferred()
+    case.airflow.mark_failed(case.dag_id, case.run_id, "draw")
+
+    wait_for("the log", lambda: _ended_from_outside(case.image_task_id) in case.log, 30)
+    assert case.log.count(_ENDS) == 1
+    assert "the API cannot cancel it, and it stays paid (5 credits, as the API said last)" in case.log
+    assert "clear this task, or wait for that id with a QwenImageStatusSensor" in case.log
+    assert f"Submitted image task {case.image_task_id}" in case.log
+    assert case.state == "failed"
+
+
+def test_clearing_a_deferred_task_goes_back_to_its_image(start: StartCase) -> None:
+    case = start("cleared_deferred")
+    case.wait_until_deferred()
+    case.clear()
+    case.wait_for_success()
+
+    case.assert_stored_once()
+    assert f"Going back to image task {case.image_task_id}" in case.log
+    assert _ended_from_outside(case.image_task_id) in case.log
+
+
+def test_clearing_a_running_task_goes_back_to_its_image(start: StartCase) -> None:
+    case = start("cleared_running")
+    case.wait_until_it_asks()
+    case.clear()
+    case.wait_for_success()
+
+    case.assert_stored_once()
+    assert f"Going back to image task {case.image_task_id}" in case.log
+    assert case.log.count(_ended_from_outside(case.image_task_id)) == 1
+
+
+@pytest.mark.parametrize("dag_id", ["moved_from_a_dead_triggerer", "moved_from_an_ended_triggerer"])
+def test_a_wait_that_moves_to_another_triggerer_goes_on(start: StartCase, dag_id: str) -> None:
+    case = start(dag_id)
+    case.wait_until_deferred()
+    if "dead" in dag_id:
+        case.airflow.kill_triggerer()
+    else:
+        case.airflow.end_triggerer()
+    case.airflow.start_triggerer()
+    case.wait_for_success()
+
+    case.assert_stored_once()
+    assert case.airflow.tasks(case.dag_id, case.run_id)["draw", 0]["try_number"] == 1
+    assert _ENDS not in case.log
+
+
+def test_a_finished_run_that_is_cleared_spends_nothing(start: StartCase) -> None:
+    case = start("finished")
+    case.wait_for_success()
+    before = case.returned
+    requests = len(case.api.requests)
+    case.clear()
+    case.wait_for_success()
+
+    assert case.returned == before | {"reused": True, "consumed_credits": 0}
+    assert case.api.credits_charged == 5
+    assert len(case.api.requests) == requests
+
+
+def test_the_retry_of_a_worker_that_is_killed_while_it_waits_goes_back(start: StartCase) -> None:
+    case = start("killed_waiting")
+    case.wait_until_it_asks()
+    case.kill()
+    case.wait_for_success()
+
+    assert case.returned["task_id"] == case.image_task_id
+    assert case.returned["consumed_credits"] == case.api.credits_charged == 5
+    assert f"Going back to image task {case.image_task_id}, submitted by try 1" in case.log
+
+
+def test_the_retry_of_a_worker_that_is_killed_while_it_submits_stops_until_it_is_cleared(start: StartCase) -> None:
+    case = start("killed_submitting")
+    case.api.script("generate", "hang_after")
+    wait_for("the submission", lambda: bool(case.api.submissions), 60)
+    case.kill()
+    case.airflow.wait_for_run(case.dag_id, case.run_id, 120)
+
+    assert case.state == "failed"
+    assert len(case.api.submissions) == 1
+    assert case.log.count("Try 1 of this task ended while it submitted the request") >= 1
+    case.clear()
+    case.wait_for_success()
+    assert len(case.api.submissions) == 2
+    assert case.returned == case.api.submissions[-1].task_id
+
+
+def test_the_retry_of_a_worker_that_is_killed_at_the_end_returns_what_was_submitted(start: StartCase) -> None:
+    case = start("killed_at_the_end")
+    wait_for("its end", lambda: "It has done all but end." in case.log, 60)
+    case.kill()
+    case.wait_for_success()
+
+    assert case.returned == case.image_task_id
+    assert f"Going back to image task {case.image_task_id}" in case.log
+
+
+def test_tasks_that_store_one_image_at_once_leave_it_whole(start: StartCase) -> None:
+    case = start("together")
+    case.wait_for_success()
+
+    paths = set()
+    for place in range(_ALL_TOGETHER):
+        (path,) = case.airflow.returned(case.dag_id, case.run_id, "draw", place)["paths"]
+        paths.add(path)
+    (image,) = (Path(path) for path in paths)
+    sidecar = json.loads(image.with_suffix(".json").read_text())
+    assert sidecar["sha256"] == hashlib.sha256(image.read_bytes()).hexdigest()
+    assert sidecar["task_id"] in {submission.task_id for submission in case.api.submissions}
+    assert len(list(case.folder.iterdir())) == 2
+    assert len(case.api.submissions) <= _ALL_TOGETHER

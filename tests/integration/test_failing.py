@@ -1,0 +1,271 @@
+"""How the operator fails, and what it has paid by then: one submission, whatever goes wrong after it."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
+
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageImageError,
+    QwenImageServerError,
+    QwenImageTaskFailedError,
+    QwenImageTimeoutError,
+)
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import TaskEnd, dag_that_draws, is_remembered, stored_files, with_aims
+
+in_both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferred"])
+
+
+in_all_aims = with_aims("waited for", "waited for, deferred", "stored", "stored, deferred")
+
+
+def _draw(**arguments: Any) -> TaskEnd:
+    return dag_that_draws(**arguments).run()["draw"]
+
+
+def _assert_failed_at_once(draw: TaskEnd, api: Sandbox, advice: str) -> None:
+    (submission,) = api.submissions
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert isinstance(draw.error, AirflowFailException)
+    assert f"Image task {submission.task_id} is submitted and may be paid" in str(draw.error)
+    assert advice in str(draw.error)
+    assert draw.xcoms["task_id"] == submission.task_id
+
+
+def _assert_failed_after_going_back(draw: TaskEnd, api: Sandbox, error: type[BaseException]) -> None:
+    (submission,) = api.submissions
+    assert (draw.state, draw.tries) == ("failed", 3)
+    assert [type(end) for end in draw.errors] == [error] * 3
+    assert draw.xcoms["task_id"] == submission.task_id
+
+
+_FREE_CLEAR = "Clear this task to go back to it; that costs nothing."
+_COSTLY_CLEAR = "Get the image with a QwenImageStatusSensor for that id, or clear this task to pay for a new one."
+
+
+@in_all_aims
+def test_a_failed_image_is_submitted_again_by_a_retry(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+    connected_api.script("generate", "failure")
+    draw = _draw(**aim)
+
+    assert (draw.state, draw.tries) == ("success", 2)
+    (error,) = draw.errors
+    assert isinstance(error, QwenImageTaskFailedError)
+    assert "The image could not be drawn" in str(error)
+    assert draw.returned["task_id"] == connected_api.submissions[-1].task_id
+    assert [submission.charged for submission in connected_api.submissions] == [0, 5]
+
+
+@in_all_aims
+def test_a_retry_does_not_ask_again_after_an_image_that_failed(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+    connected_api.configure(seconds_per_image=0)
+    connected_api.script("generate", "failure")
+    assert _draw(**aim).tries == 2
+
+    failed = connected_api.submissions[0].task_id
+    about = [request.route for request in connected_api.requests if request.task_id == failed]
+    assert about == ["generate", "status"]
+
+
+@in_all_aims
+def test_an_image_that_always_fails_is_submitted_by_each_try_and_the_price_is_pushed(
+    connected_api: Sandbox, aim: dict[str, Any]
+) -> None:
+    draw = _draw(prompt="Fog [fail]", **aim)
+
+    assert (draw.state, draw.tries) == ("failed", 3)
+    assert len(connected_api.submissions) == 3
+    assert draw.xcoms["task_id"] == connected_api.submissions[-1].task_id
+    assert draw.xcoms["consumed_credits"] == 0
+    assert "return_value" not in draw.xcoms
+
+
+@in_all_aims
+def test_a_refused_prompt_is_not_submitted_again(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+    draw = _draw(prompt="A celebrity [policy]", **aim)
+
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert "Content policy violation detected" in str(draw.error)
+    assert draw.xcoms["consumed_credits"] == 0
+    assert len(connected_api.submissions) == 1
+
+
+@in_both_ways
+def test_waiting_survives_an_api_that_fails_five_times(connected_api: Sandbox, deferrable: bool) -> None:
+    connected_api.script("status", ("server_error", 5))
+    draw = _draw(wait_for_completion=True, deferrable=deferrable)
+
+    assert (draw.state, draw.tries) == ("success", 1)
+    assert len(connected_api.submissions) == 1
+
+
+@in_all_aims
+def test_an_api_that_is_away_for_too_long_is_asked_again_by_a_retry_and_paid_once(
+    connected_api: Sandbox, aim: dict[str, Any]
+) -> None:
+    # A deferred wait begins with a check in the worker.
+    connected_api.script("status", ("server_error", 3 if "deferrable" in aim else 2))
+    draw = _draw(**aim, max_consecutive_failures=2)
+
+    if not is_remembered(aim):
+        return _assert_failed_at_once(draw, connected_api, _COSTLY_CLEAR)
+    (submission,) = connected_api.submissions
+    assert (draw.state, draw.tries) == ("success", 2)
+    assert [type(end) for end in draw.errors] == [QwenImageServerError]
+    assert draw.returned["task_id"] == draw.xcoms["task_id"] == submission.task_id
+    assert draw.returned["consumed_credits"] == draw.xcoms["consumed_credits"] == 5
+    return None
+
+
+@in_all_aims
+@pytest.mark.parametrize("fault", ["unauthorized", "not_found"])
+def test_an_api_that_says_no_to_the_wait_is_not_asked_or_paid_again(
+    connected_api: Sandbox, aim: dict[str, Any], fault: str
+) -> None:
+    connected_api.script("status", "server_error", fault)
+    draw = _draw(**aim)
+
+    _assert_failed_at_once(draw, connected_api, _FREE_CLEAR if is_remembered(aim) else _COSTLY_CLEAR)
+
+
+@in_all_aims
+def test_a_wait_past_its_timeout_is_taken_up_again_by_a_retry_and_paid_once(
+    connected_api: Sandbox, aim: dict[str, Any]
+) -> None:
+    connected_api.configure(seconds_per_image=60)
+    draw = _draw(**aim, timeout=0.5)
+
+    if is_remembered(aim):
+        _assert_failed_after_going_back(draw, connected_api, QwenImageTimeoutError)
+    else:
+        _assert_failed_at_once(draw, connected_api, _COSTLY_CLEAR)
+    assert "did not end before the deadline" in str(draw.errors[-1])
+
+
+@in_all_aims
+def test_a_wait_past_the_execution_timeout_is_taken_up_again_by_a_retry_and_paid_once(
+    connected_api: Sandbox, aim: dict[str, Any]
+) -> None:
+    connected_api.configure(seconds_per_image=60)
+    draw = _draw(**aim, execution_timeout=timedelta(seconds=1))
+
+    if not is_remembered(aim):
+        return _assert_failed_at_once(draw, connected_api, _COSTLY_CLEAR)
+    error = QwenImageTimeoutError if "deferrable" in aim else AirflowTaskTimeout
+    return _assert_failed_after_going_back(draw, connected_api, error)
+
+
+@with_aims("submitted", "stored")
+def test_a_submission_cut_off_by_the_execution_timeout_is_not_sent_again(
+    connected_api: Sandbox, aim: dict[str, Any]
+) -> None:
+    connected_api.configure(hang_seconds=60)
+    connected_api.script("generate", "hang_after")
+    draw = _draw(**aim, execution_timeout=timedelta(seconds=1))
+
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert len(connected_api.submissions) == 1
+    assert "the task's execution_timeout passed first" in str(draw.error)
+    assert "may have been accepted and paid" in str(draw.error)
+    assert "then clear the task to submit it again" in str(draw.error)
+
+
+@pytest.mark.parametrize("fault", ["truncate", "truncate_with_length", "garbage", "html", "empty", "not_found"])
+def test_bytes_that_are_no_image_never_get_a_name_and_are_not_paid_again(
+    connected_api: Sandbox, tmp_path: Path, quick_downloads: None, fault: str
+) -> None:
+    connected_api.script("image", (fault, 50))
+    draw = _draw(output_path=str(tmp_path), size="768*1024", deferrable=fault == "truncate")
+
+    _assert_failed_after_going_back(draw, connected_api, QwenImageImageError)
+    assert stored_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", ["wrong_format", "wrong_size"])
+def test_another_image_than_the_one_asked_for_never_gets_a_name_and_is_not_paid_again(
+    connected_api: Sandbox, tmp_path: Path, fault: str
+) -> None:
+    connected_api.script("image", (fault, 50))
+    draw = _draw(output_path=str(tmp_path), size="768*1024")
+
+    _assert_failed_at_once(draw, connected_api, _FREE_CLEAR)
+    assert "QwenImageImageError" in str(draw.error)
+    assert stored_files(tmp_path) == []
+
+
+def test_bytes_that_are_the_image_at_last_are_stored_by_a_retry(
+    connected_api: Sandbox, tmp_path: Path, quick_downloads: None
+) -> None:
+    connected_api.script("image", ("truncate", 8))
+    draw = _draw(output_path=str(tmp_path))
+
+    (submission,) = connected_api.submissions
+    assert (draw.state, draw.tries) == ("success", 2)
+    assert draw.returned["task_id"] == submission.task_id
+    assert draw.returned["consumed_credits"] == draw.xcoms["consumed_credits"] == 5
+    assert len(stored_files(tmp_path)) == 2
+
+
+def test_an_image_over_the_limit_never_gets_a_name_and_is_not_paid_again(
+    connected_api: Sandbox, tmp_path: Path
+) -> None:
+    draw = _draw(output_path=str(tmp_path), max_image_bytes=1000)
+
+    _assert_failed_at_once(draw, connected_api, _FREE_CLEAR)
+    assert "larger than allowed" in str(draw.error)
+    assert stored_files(tmp_path) == []
+
+
+def test_a_download_that_breaks_is_tried_again(connected_api: Sandbox, tmp_path: Path, quick_downloads: None) -> None:
+    connected_api.script("image", "truncate", "html", "drop")
+    draw = _draw(output_path=str(tmp_path))
+
+    assert (draw.state, draw.tries) == ("success", 1)
+    assert len(stored_files(tmp_path)) == 2
+    assert len(connected_api.submissions) == 1
+
+
+@pytest.mark.parametrize("fault", ["drop_after", "html_after", "malformed", "wrong_shape"])
+def test_a_submission_whose_answer_is_lost_is_not_sent_again(connected_api: Sandbox, fault: str) -> None:
+    connected_api.script("generate", fault)
+    draw = _draw()
+
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert len(connected_api.submissions) == 1
+    assert len(connected_api.requests) == 1
+    assert isinstance(draw.error, AirflowFailException)
+    assert "QwenImageSubmissionUnknownError" in str(draw.error)
+    assert "may have been accepted and paid" in str(draw.error)
+    assert "Compare the credits on your account, then clear the task" in str(draw.error)
+
+
+def test_a_submission_that_surely_was_not_accepted_is_sent_again(connected_api: Sandbox) -> None:
+    connected_api.script("generate", "server_error")
+    draw = _draw()
+
+    assert (draw.state, draw.tries) == ("success", 1)
+    assert len(connected_api.submissions) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    [("unauthorized", "Check the API key"), ("payment", "Buy credits"), ("forbidden", "Check that the API key")],
+)
+def test_a_refused_submission_is_not_retried(connected_api: Sandbox, fault: str, advice: str) -> None:
+    connected_api.script("generate", fault)
+    draw = _draw()
+
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert advice in str(draw.error)
+    assert len(connected_api.requests) == 1
+
+
+def test_storage_that_cannot_be_reached_costs_no_image(connected_api: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    draw = _draw(output_path=str(tmp_path / "file" / "images"), retries=0)
+
+    assert draw.state == "failed"
+    assert connected_api.requests == []

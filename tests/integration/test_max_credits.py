@@ -1,0 +1,46 @@
+"""What a task may spend: `max_credits` refuses before a submission, never after one."""
+
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import dag_that_draws, with_aims
+
+
+@with_aims("submitted", "waited for, deferred", "stored")
+def test_a_price_above_the_limit_is_refused_before_a_request(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+    draw = dag_that_draws(**aim, max_credits=4.5).run()["draw"]
+
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert isinstance(draw.error, AirflowFailException)
+    assert str(draw.error).startswith("max_credits is 4.5; an image costs 5 credits")
+    assert "Nothing was submitted" in str(draw.error)
+    assert connected_api.requests == []
+
+
+@with_aims("submitted", "waited for, deferred", "stored")
+def test_a_limit_allows_what_it_covers_in_each_life_of_a_task(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+    dag = dag_that_draws(**aim, max_credits=5, overwrite=True)
+
+    assert dag.run().state == "success"
+    assert dag.clear("draw").state == "success"
+    assert connected_api.credits_charged == 10
+
+
+@with_aims("waited for", "waited for, deferred", "stored", "stored, deferred")
+def test_failed_images_that_cost_nothing_use_up_no_limit(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+    connected_api.script("generate", "failure", "failure")
+    draw = dag_that_draws(**aim, max_credits=5).run()["draw"]
+
+    assert (draw.state, draw.tries) == ("success", 3)
+    assert len(connected_api.submissions) == 3
+
+
+def test_a_limit_does_not_keep_a_stored_image_from_being_used(connected_api: Sandbox, tmp_path: Path) -> None:
+    assert dag_that_draws(output_path=str(tmp_path)).run().state == "success"
+
+    draw = dag_that_draws(output_path=str(tmp_path), max_credits=0).run()["draw"]
+    assert draw.returned["reused"] is True
+    assert len(connected_api.submissions) == 1

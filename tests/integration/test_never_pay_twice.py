@@ -1,0 +1,304 @@
+"""A try that ends where it should not, at every point: what the next one does, and what is paid in the end."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_qwenimage import images, operators
+from airflow_provider_qwenimage.hooks import QwenImageHook
+from airflow_provider_qwenimage.ledger import Ledger
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import (
+    AIMS,
+    Crash,
+    DagRun,
+    TaskEnd,
+    TestDag,
+    crash_once,
+    dag_that_draws,
+    with_aims,
+)
+
+with_every_record = with_aims(*AIMS, remembered=True)
+with_any_record = with_aims("waited for", "stored, deferred", remembered=True)
+in_storage = with_aims(*(name for name, aim in AIMS.items() if "output_path" in aim))
+waiting = with_aims(*(name for name, aim in AIMS.items() if not name.startswith("submitted")), remembered=True)
+
+
+_ACCEPTED = [(QwenImageHook, "submit", True), (Ledger, "accept", False)]
+
+
+def _ends(run: DagRun) -> list[TaskEnd]:
+    return run.mapped("draw") or [run["draw"]]
+
+
+def _assert_each_is_paid_once(run: DagRun, api: Sandbox, aim: dict[str, Any], folder: Path) -> None:
+    """Whatever the first task met, each has what it was to have, and paid for it once."""
+    ends = _ends(run)
+    assert run.state == "success"
+    assert len(api.submissions) == len(ends)
+    assert api.credits_charged == 5 * len(ends)
+    submitted = [submission.task_id for submission in api.submissions]
+    assert sorted(end.xcoms["task_id"] for end in ends) == sorted(submitted)
+    for end in ends:
+        if end.xcoms.keys() == {"task_id", "return_value"}:
+            assert end.returned == end.xcoms["task_id"]
+        else:
+            assert end.returned["task_id"] == end.xcoms["task_id"]
+            assert end.returned["consumed_credits"] == end.xcoms["consumed_credits"] == 5
+            assert end.returned["reused"] is False
+    stored = [Path(path).name for end in ends if "output_path" in aim for path in end.returned["paths"]]
+    assert len(set(stored)) == (len(ends) if "output_path" in aim else 0)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        name for image in stored for name in (image, f"{Path(image).stem}.json")
+    )
+
+
+def _assert_tried_twice(run: DagRun, crash: str) -> None:
+    # Mapped ones run in no order.
+    first, *others = sorted(_ends(run), key=lambda end: -end.tries)
+    assert [str(error) for error in first.errors] == [crash]
+    assert first.tries == 2
+    assert [(end.tries, end.errors) for end in others] == [(1, [])] * len(others)
+
+
+@with_every_record
+def test_a_crash_before_the_intent_has_submitted_nothing(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, Ledger, "intend")
+    run = dag_that_draws(**aim).run()
+
+    _assert_tried_twice(run, "intend")
+    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        (Ledger, "intend", True),
+        (QwenImageHook, "submit", False),
+        (QwenImageHook, "submit", True),
+        (Ledger, "accept", False),
+    ],
+    ids=["after the intent", "before the request", "after the answer", "before the id is written down"],
+)
+@with_any_record
+def test_a_crash_while_it_submits_stops_the_retry_and_a_clear_submits_once(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch, crash: tuple[Any, str, bool]
+) -> None:
+    owner, name, after = crash
+    crash_once(monkeypatch, owner, name, after=after)
+    dag = dag_that_draws(**aim)
+    draw = dag.run()["draw"]
+
+    before = 1 if crash in _ACCEPTED else 0
+    assert len(connected_api.submissions) == before
+    _assert_stopped(draw)
+
+    again = dag.clear("draw")["draw"]
+    assert again.state == "success"
+    assert again.errors == []
+    assert len(connected_api.submissions) == before + 1
+    assert again.returned["task_id"] == connected_api.submissions[-1].task_id
+
+
+def _assert_stopped(draw: TaskEnd) -> None:
+    """It crashed, and its retry stopped with one clear error, without another retry."""
+    crash, error = draw.errors
+    assert isinstance(crash, Crash)
+    assert (draw.state, draw.tries) == ("failed", 2)
+    assert "QwenImageSubmissionUnknownError: Try 1 of this task ended while it submitted the request" in str(error)
+    assert "It may have been accepted and paid (5 credits, as documented)" in str(error)
+    assert "Compare the credits on your account, then clear the task to submit it again." in str(error)
+    assert "task_id" not in draw.xcoms
+
+
+@pytest.fixture
+def crash_on_accepted(connected_api: Sandbox) -> Iterator[Callable[[], None]]:
+    """Return a function that has the next submission end the task once the API has accepted it."""
+    threads = []
+
+    def crash(number: int, frame: object) -> None:
+        raise Crash("accepted")
+
+    before = signal.signal(signal.SIGUSR1, crash)
+
+    def watch() -> None:
+        while not connected_api.submissions:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def start() -> None:
+        threads.append(threading.Thread(target=watch, daemon=True))
+        threads[-1].start()
+
+    yield start
+    for thread in threads:
+        thread.join(10)
+    signal.signal(signal.SIGUSR1, before)
+
+
+@with_any_record
+def test_a_crash_while_the_answer_is_awaited_stops_the_retry_and_a_clear_submits_once(
+    connected_api: Sandbox, aim: dict[str, Any], crash_on_accepted: Callable[[], None]
+) -> None:
+    connected_api.configure(hang_seconds=60)
+    connected_api.script("generate", "hang_after")
+    crash_on_accepted()
+    dag = dag_that_draws(**aim)
+
+    _assert_stopped(dag.run()["draw"])
+    assert len(connected_api.submissions) == 1
+    assert dag.clear("draw").state == "success"
+    assert len(connected_api.submissions) == 2
+
+
+@with_any_record
+def test_a_crash_after_an_answer_was_lost_stops_the_retry_and_a_clear_submits_once(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected_api.script("generate", "drop_after")
+    crash_once(monkeypatch, Ledger, "report")
+    dag = dag_that_draws(**aim)
+
+    _assert_stopped(dag.run()["draw"])
+    assert len(connected_api.submissions) == 1
+    assert dag.clear("draw").state == "success"
+    assert len(connected_api.submissions) == 2
+
+
+@with_any_record
+def test_a_clear_is_no_consent_before_the_user_was_told(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, Ledger, "accept")
+    dag = dag_that_draws(**aim, retries=0)
+    assert dag.run().state == "failed"
+
+    told = dag.clear("draw")["draw"]
+    assert told.state == "failed"
+    assert "QwenImageSubmissionUnknownError" in str(told.error)
+    assert len(connected_api.submissions) == 1
+
+    assert dag.clear("draw").state == "success"
+    assert len(connected_api.submissions) == 2
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [(Ledger, "accept", True), (Ledger, "finish", False), (Ledger, "finish", True)],
+    ids=["after the id is written down", "before the end is written down", "after the end is written down"],
+)
+@with_every_record
+def test_a_crash_after_a_submission_has_the_retry_go_back(
+    connected_api: Sandbox,
+    aim: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    crash: tuple[Any, str, bool],
+) -> None:
+    owner, name, after = crash
+    crash_once(monkeypatch, owner, name, after=after)
+    run = dag_that_draws(**aim).run()
+
+    _assert_tried_twice(run, name)
+    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+
+
+@waiting
+def test_a_crash_while_waiting_has_the_retry_go_back(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In the worker before it asks the API, or in the resumed task before it reads what the trigger was told.
+    owner, point = (operators, "snapshot_of") if "deferrable" in aim else (QwenImageHook, "check")
+    crash_once(monkeypatch, owner, point)
+    run = dag_that_draws(**aim).run()
+
+    _assert_tried_twice(run, point)
+    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [(images, "fetch", False), (images, "fetch", True), (images, "put_file", True), (images, "put_json", True)],
+    ids=["before the download", "before it is stored", "between image and sidecar", "after the sidecar"],
+)
+@in_storage
+def test_a_crash_while_it_stores_has_the_retry_go_back(
+    connected_api: Sandbox,
+    aim: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    crash: tuple[Any, str, bool],
+) -> None:
+    owner, name, after = crash
+    crash_once(monkeypatch, owner, name, after=after)
+    run = dag_that_draws(**aim).run()
+
+    _assert_tried_twice(run, name)
+    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+
+
+@in_storage
+def test_what_was_stored_before_a_crash_is_not_asked_for_again(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, Ledger, "finish")
+    run = dag_that_draws(**aim).run()
+
+    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+    downloads = [request for request in connected_api.requests if request.route == "image"]
+    assert len(downloads) == len(_ends(run))
+
+
+@in_storage
+def test_overwriting_is_no_reason_for_a_retry_to_pay_for_what_the_try_before_has_stored(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, Ledger, "finish", after=True)
+    run = dag_that_draws(**aim, overwrite=True).run()
+
+    _assert_tried_twice(run, "finish")
+    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+
+
+@with_any_record
+def test_crash_after_crash_is_paid_once(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, Ledger, "accept", after=True)
+    crash_once(monkeypatch, QwenImageHook, "check")
+    crash_once(monkeypatch, Ledger, "finish")
+    dag = dag_that_draws(**aim)
+    draw = dag.run()["draw"]
+
+    assert (draw.state, [str(error) for error in draw.errors]) == ("failed", ["accept", "check", "finish"])
+    _assert_each_is_paid_once(dag.clear("draw"), connected_api, aim, tmp_path)
+
+
+@with_every_record
+def test_a_retry_whose_templates_render_otherwise_goes_back_to_what_was_paid(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = count(100)
+    crash_once(monkeypatch, Ledger, "accept", after=True)
+    dag = TestDag(user_defined_macros={"next_seed": seeds.__next__})
+    run = dag_that_draws(dag, **aim, seed="{{ next_seed() }}").run()
+
+    _assert_tried_twice(run, "accept")
+    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+    for end in _ends(run):
+        (paid,) = (one for one in connected_api.submissions if one.task_id == end.xcoms["task_id"])
+        if "request" in end.xcoms:
+            assert end.xcoms["request"] == paid.request
+            assert end.returned["seed"] == paid.seed
+    assert next(seeds) > 100 + len(connected_api.submissions), "rendered once, so this shows nothing"

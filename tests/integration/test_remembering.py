@@ -1,0 +1,248 @@
+"""What is written down of a submission, what is not, and what that is worth to the next try."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_qwenimage import ledger
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageConnectionError,
+    QwenImageRateLimitError,
+    QwenImageServerError,
+)
+from airflow_provider_qwenimage.ledger import Ledger
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import (
+    AIRFLOW_3,
+    crash_once,
+    dag_that_draws,
+    is_remembered,
+    records,
+    stored_files,
+    with_aims,
+)
+
+with_any_record = with_aims("waited for", "stored, deferred", remembered=True)
+_UNPROTECTED = "Nothing of this submission outlives this worker"
+
+
+@with_any_record
+def test_the_log_of_a_retry_says_what_it_goes_back_to(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
+) -> None:
+    crash_once(monkeypatch, Ledger, "accept", after=True)
+    dag_that_draws(**aim).run()
+
+    (submission,) = connected_api.submissions
+    log = task_log()
+    assert log.count(f"Going back to image task {submission.task_id}, submitted by try 1 of this task") == 1
+    assert "Nothing is submitted or paid again." in log
+
+
+@with_any_record
+def test_an_id_that_cannot_be_written_down_at_once_is_written_down_later(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_writing_the_id(monkeypatch, times=2)
+    draw = dag_that_draws(**aim).run()["draw"]
+
+    (submission,) = connected_api.submissions
+    assert (draw.state, draw.tries) == ("success", 1)
+    assert draw.returned["task_id"] == submission.task_id
+
+
+@with_any_record
+def test_an_id_that_cannot_be_written_down_at_all_is_told_and_not_paid_again_by_itself(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_writing_the_id(monkeypatch, times=3)
+    dag = dag_that_draws(**aim)
+    draw = dag.run()["draw"]
+
+    (submission,) = connected_api.submissions
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert f"Image task {submission.task_id} is submitted and may be paid, but its id could not be" in str(draw.error)
+    assert draw.xcoms["task_id"] == submission.task_id
+    assert dag.clear("draw").state == "failed"
+    assert len(connected_api.submissions) == 1
+
+
+def _break_writing_the_id(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    left = list(range(times))
+    change = Ledger._change
+
+    def changing(self: Ledger, **changes: Any) -> None:
+        if "image_task_id" in changes and left:
+            left.pop()
+            raise OSError("No space left on device")
+        change(self, **changes)
+
+    monkeypatch.setattr(Ledger, "_change", changing)
+    monkeypatch.setattr(ledger, "_WRITE_PAUSE_SECONDS", 0.01)
+
+
+@with_any_record
+def test_the_callback_url_is_in_no_record(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, Ledger, "accept", after=True)
+    dag = dag_that_draws(**aim, retries=0, callback_url=f"{connected_api.url}/called?token=f00d")
+    dag.run()
+
+    (record,) = records(dag, tmp_path)
+    (submission,) = connected_api.submissions
+    assert submission.task_id in record
+    assert "callback" not in record
+    assert "f00d" not in record
+    assert dag.clear("draw").state == "success"
+    assert all("f00d" not in file.read_text() for file in tmp_path.glob("*.json"))
+    assert stored_files(tmp_path) == [] or len(stored_files(tmp_path)) == 2
+
+
+@with_any_record
+@pytest.mark.parametrize(
+    ("fault", "error"), [("rate_limit", QwenImageRateLimitError), ("server_error", QwenImageServerError)]
+)
+def test_a_submission_that_was_refused_for_now_is_submitted_by_a_retry(
+    connected_api: Sandbox, aim: dict[str, Any], quick_resends: None, fault: str, error: type[Exception]
+) -> None:
+    connected_api.configure(retry_after=0)
+    # Sent once, and again three times.
+    connected_api.script("generate", (fault, 4))
+    draw = dag_that_draws(**aim).run()["draw"]
+
+    assert (draw.state, draw.tries) == ("success", 2)
+    assert [type(end) for end in draw.errors] == [error]
+    assert len(connected_api.submissions) == 1
+
+
+@with_any_record
+def test_an_api_that_was_not_reached_is_asked_by_a_retry(
+    connected_api: Sandbox,
+    aim: dict[str, Any],
+    closed_port: int,
+    quick_resends: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nobody = connected_api.connection_json.replace(connected_api.url, f"http://127.0.0.1:{closed_port}")
+    monkeypatch.setenv("AIRFLOW_CONN_NOBODY", nobody)
+    conn_id = "{{ 'nobody' if ti.try_number == 1 else 'qwenimage_default' }}"
+    draw = dag_that_draws(**aim, qwenimage_conn_id=conn_id).run()["draw"]
+
+    assert (draw.state, draw.tries) == ("success", 2)
+    assert [type(end) for end in draw.errors] == [QwenImageConnectionError]
+    assert len(connected_api.submissions) == 1
+
+
+@with_any_record
+@pytest.mark.parametrize("fault", ["unauthorized", "payment"])
+def test_a_clear_submits_what_was_refused(connected_api: Sandbox, aim: dict[str, Any], fault: str) -> None:
+    connected_api.script("generate", fault)
+    dag = dag_that_draws(**aim)
+    assert dag.run()["draw"].tries == 1
+
+    assert dag.clear("draw").state == "success"
+    assert len(connected_api.submissions) == 1
+
+
+@with_any_record
+def test_a_connection_that_cannot_be_used_leaves_no_intent(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", '{"conn_type": "qwenimage"}')
+    dag = dag_that_draws(**aim)
+    assert dag.run()["draw"].tries == 1
+    assert records(dag, tmp_path) == []
+
+    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", connected_api.connection_json)
+    assert dag.clear("draw").state == "success"
+    assert len(connected_api.submissions) == 1
+
+
+@with_aims("submitted", "waited for", "waited for, deferred", "stored", "stored, deferred")
+def test_without_durability_a_retry_pays_again(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, Ledger, "accept", after=True)
+    dag = dag_that_draws(**aim, durable=False)
+    draw = dag.run()["draw"]
+
+    assert (draw.state, draw.tries) == ("success", 2)
+    assert connected_api.credits_charged == 10
+    assert draw.xcoms["task_id"] == connected_api.submissions[-1].task_id
+    assert records(dag, tmp_path) == []
+
+
+@with_aims("waited for", "stored")
+def test_without_durability_an_error_after_a_submission_is_retried_and_paid_again(
+    connected_api: Sandbox, aim: dict[str, Any]
+) -> None:
+    connected_api.script("status", ("server_error", 2))
+    draw = dag_that_draws(**aim, durable=False, max_consecutive_failures=2).run()["draw"]
+
+    assert (draw.state, draw.tries) == ("success", 2)
+    assert connected_api.credits_charged == 10
+
+
+@with_aims("submitted", "waited for", "waited for, deferred", "stored", "stored, deferred")
+def test_a_warning_says_where_nothing_can_be_written_down(
+    connected_api: Sandbox, aim: dict[str, Any], task_log: Callable[[], str]
+) -> None:
+    assert dag_that_draws(**aim).run().state == "success"
+
+    assert task_log().count(_UNPROTECTED) == (0 if is_remembered(aim) else 1)
+
+
+def test_no_warning_says_so_where_nothing_is_to_be_written_down(
+    connected_api: Sandbox, task_log: Callable[[], str]
+) -> None:
+    assert dag_that_draws(durable=False).run().state == "success"
+
+    assert _UNPROTECTED not in task_log()
+
+
+@pytest.mark.skipif(AIRFLOW_3, reason="Airflow 3.3 has a store for it")
+@with_aims("submitted", "waited for", "waited for, deferred")
+def test_where_nothing_can_be_written_down_a_crash_is_paid_for(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, Ledger, "accept", after=True)
+    draw = dag_that_draws(**aim).run()["draw"]
+
+    assert (draw.state, draw.tries) == ("success", 2)
+    assert connected_api.credits_charged == 10
+
+
+@with_aims("stored", "stored, deferred")
+def test_a_record_in_the_output_folder_is_hidden_and_gone_when_the_image_is_stored(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path
+) -> None:
+    connected_api.script("status", "not_found")
+    dag = dag_that_draws(**aim)
+    assert dag.run().state == "failed"
+    assert stored_files(tmp_path) == []
+    hidden = [file.name for file in tmp_path.iterdir()]
+    assert len(hidden) == (0 if AIRFLOW_3 else 1)
+    assert all(name.startswith(".submission-") and name.endswith(".json") for name in hidden)
+
+    assert dag.clear("draw").state == "success"
+    assert len(list(tmp_path.iterdir())) == len(stored_files(tmp_path)) == 2
+
+
+@with_aims("stored", "stored, mapped")
+def test_each_task_and_each_run_has_a_record_of_its_own(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path
+) -> None:
+    connected_api.script("status", ("not_found", 4))
+    dag = dag_that_draws(**aim)
+    runs = 2
+    for _ in range(runs):
+        assert dag.run().state == "failed"
+
+    submitted = [submission.task_id for submission in connected_api.submissions]
+    assert len(submitted) == runs * len(aim.get("prompts", [1]))
+    written = records(dag, tmp_path)
+    assert sorted(task_id for record in written for task_id in submitted if task_id in record) == sorted(submitted)
+    assert len(written) == len(submitted)

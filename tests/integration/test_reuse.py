@@ -1,0 +1,194 @@
+"""What stands in storage whole is used instead of drawn again, and only that."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from airflow_provider_qwenimage import QwenImageGenerateOperator
+from airflow_provider_qwenimage.ledger import Ledger
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import (
+    AIMS,
+    DagRun,
+    TaskEnd,
+    TestDag,
+    crash_once,
+    dag_that_draws,
+    stored_files,
+    with_aims,
+)
+
+in_storage = with_aims("stored", "stored, deferred")
+in_storage_and_mapped = with_aims(*(name for name, aim in AIMS.items() if "output_path" in aim))
+
+
+def _ends(run: DagRun) -> list[TaskEnd]:
+    assert run.state == "success"
+    return run.mapped("draw") or [run["draw"]]
+
+
+def _assert_reused(end: TaskEnd, before: TaskEnd) -> None:
+    assert end.returned == before.returned | {"reused": True, "consumed_credits": 0}
+    assert end.xcoms == before.xcoms | {"return_value": end.returned, "consumed_credits": 0}
+
+
+@in_storage_and_mapped
+def test_a_finished_task_that_stores_uses_its_image_again_when_it_is_cleared(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path
+) -> None:
+    dag = dag_that_draws(**aim)
+    before = _ends(dag.run())
+    files, requests = stored_files(tmp_path), len(connected_api.requests)
+    content = [Path(end.returned["paths"][0]).read_bytes() for end in before]
+
+    for end, made in zip(_ends(dag.clear("draw")), before, strict=True):
+        _assert_reused(end, made)
+    assert len(connected_api.requests) == requests
+    assert stored_files(tmp_path) == files
+    assert [Path(end.returned["paths"][0]).read_bytes() for end in before] == content
+
+
+@in_storage_and_mapped
+def test_a_further_run_uses_the_images_that_stand_in_its_folder(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+    dag = dag_that_draws(**aim)
+    before = _ends(dag.run())
+    requests = len(connected_api.requests)
+
+    for end, made in zip(_ends(dag.run()), before, strict=True):
+        _assert_reused(end, made)
+    assert len(connected_api.requests) == requests
+    assert connected_api.credits_charged == 5 * len(before)
+
+
+def test_mapped_tasks_with_one_prompt_and_a_random_seed_find_an_image_each(
+    connected_api: Sandbox, tmp_path: Path
+) -> None:
+    dag = dag_that_draws(output_path=str(tmp_path), prompts=["A paper moon"] * 4)
+    before = _ends(dag.run())
+    paths = [end.returned["paths"][0] for end in before]
+    assert len(set(paths)) == 4
+    assert len({Path(path).read_bytes() for path in paths}) == 4
+
+    for after in (_ends(dag.run()), _ends(dag.clear("draw"))):
+        assert [end.returned["paths"][0] for end in after] == paths
+        assert [end.xcoms["task_id"] for end in after] == [end.xcoms["task_id"] for end in before]
+    assert connected_api.credits_charged == 20
+
+
+def test_a_second_task_with_the_same_request_and_folder_uses_the_image_of_the_first(
+    connected_api: Sandbox, tmp_path: Path
+) -> None:
+    dag = TestDag()
+    with dag:
+        first, second = (
+            QwenImageGenerateOperator(task_id=name, prompt="A boat", poll_interval=0.05, output_path=str(tmp_path))
+            for name in ("first", "second")
+        )
+        first >> second
+    run = dag.run()
+
+    _assert_reused(run["second"], run["first"])
+    assert len(connected_api.submissions) == 1
+
+
+def test_tasks_with_other_requests_share_a_folder(connected_api: Sandbox, tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2}, {"size": "768*1024"}, {"output_format": "png"}]
+    dag = TestDag()
+    with dag:
+        QwenImageGenerateOperator.partial(
+            task_id="draw", prompt="A boat", poll_interval=0.05, output_path=str(tmp_path), deferrable=True
+        ).expand_kwargs(asked)
+    paths = [end.returned["paths"][0] for end in _ends(dag.run())]
+
+    assert len(set(paths)) == len(connected_api.submissions) == 4
+    assert [end.returned["paths"][0] for end in _ends(dag.clear("draw"))] == paths
+    assert len(connected_api.submissions) == 4
+
+
+@in_storage
+def test_overwriting_draws_anew_and_replaces_the_image(
+    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path
+) -> None:
+    dag = dag_that_draws(**aim, overwrite=True)
+    ends = [_ends(run)[0] for run in (dag.run(), dag.clear("draw"), dag.run())]
+
+    submitted = [submission.task_id for submission in connected_api.submissions]
+    assert [end.returned["task_id"] for end in ends] == submitted
+    assert [(end.returned["reused"], end.returned["consumed_credits"]) for end in ends] == [(False, 5)] * 3
+    assert len(stored_files(tmp_path)) == 2
+    (sidecar,) = tmp_path.glob("*.json")
+    assert json.loads(sidecar.read_text())["task_id"] == submitted[-1]
+
+
+def _delete(image: Path) -> None:
+    image.unlink()
+
+
+def _damage(image: Path) -> None:
+    content = bytearray(image.read_bytes())
+    content[len(content) // 2] ^= 1
+    image.write_bytes(content)
+
+
+def _cut_short(image: Path) -> None:
+    image.write_bytes(image.read_bytes()[:1000])
+
+
+def _delete_sidecar(image: Path) -> None:
+    image.with_suffix(".json").unlink()
+
+
+def _spoil_sidecar(image: Path) -> None:
+    image.with_suffix(".json").write_text("not JSON")
+
+
+@in_storage
+@pytest.mark.parametrize("harm", [_delete, _damage, _cut_short, _delete_sidecar, _spoil_sidecar])
+def test_an_image_that_does_not_stand_there_as_it_was_stored_is_drawn_anew(
+    connected_api: Sandbox, aim: dict[str, Any], harm: Callable[[Path], None]
+) -> None:
+    dag = dag_that_draws(**aim)
+    (before,) = _ends(dag.run())
+    image = Path(before.returned["paths"][0])
+    harm(image)
+    (after,) = _ends(dag.clear("draw"))
+
+    assert after.returned["paths"] == before.returned["paths"]
+    assert (after.returned["reused"], after.returned["consumed_credits"]) == (False, 5)
+    assert after.returned["task_id"] == connected_api.submissions[-1].task_id
+    assert connected_api.credits_charged == 10
+    with Image.open(image) as opened:
+        opened.load()
+    _assert_reused(_ends(dag.clear("draw"))[0], after)
+
+
+@in_storage
+def test_what_was_stored_before_a_crash_is_finished_business_for_a_clear(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, Ledger, "finish")
+    dag = dag_that_draws(**aim)
+    (before,) = _ends(dag.run())
+
+    _assert_reused(_ends(dag.clear("draw"))[0], before)
+    assert len(connected_api.submissions) == 1
+
+
+@in_storage
+def test_going_back_does_not_take_an_older_image_for_the_one_that_was_paid(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dag = dag_that_draws(**aim, overwrite=True)
+    _ends(dag.run())
+    crash_once(monkeypatch, Ledger, "accept", after=True)
+    (end,) = _ends(dag.run())
+
+    assert end.tries == 2
+    _, paid = connected_api.submissions
+    assert end.returned["task_id"] == paid.task_id
+    sidecar = Path(end.returned["paths"][0]).with_suffix(".json")
+    assert json.loads(sidecar.read_text())["task_id"] == paid.task_id

@@ -1,0 +1,70 @@
+"""Has processes put files under the same names, kills each, and tells on stderr, as JSON, what stood there then.
+
+The only argument is a folder; keep `TMPDIR` below it, where the killed leave their own files. This is a process
+of its own because it forks: what each writer would import is imported once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from airflow_provider_qwenimage import storage
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+_KILLS = 40
+_LONGEST_LIFE_SECONDS = 0.06
+_SIZE_BYTES = 3_000_000
+
+
+def _write(target: ObjectStoragePath, sources: list[Path]) -> NoReturn:
+    while True:
+        for source in sources:
+            storage.put_file(source, target / "image.bin")
+            storage.put_json({"source": source.name, "filler": "狐" * 50_000}, target / "record.json")
+
+
+def _is_whole(file: Path, hashes: set[str]) -> bool:
+    content = file.read_bytes()
+    if file.suffix == ".bin":
+        return hashlib.sha256(content).hexdigest() in hashes
+    try:
+        return len(json.loads(content)["filler"]) == 50_000
+    except (ValueError, KeyError):
+        return False
+
+
+def _main(folder: Path) -> None:
+    sources, stored = [folder / "one", folder / "other"], folder / "stored"
+    for source in sources:
+        source.write_bytes(random.randbytes(_SIZE_BYTES))
+    hashes = {hashlib.sha256(source.read_bytes()).hexdigest() for source in sources}
+    # Before the forks: Airflow takes its time to open a storage for the first time.
+    target = storage.open_output_path(f"file://{stored}")
+    found, broken = 0, []
+    for _ in range(_KILLS):
+        child = os.fork()
+        if child == 0:
+            _write(target, sources)
+        time.sleep(random.uniform(0, _LONGEST_LIFE_SECONDS))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for file in sorted(stored.glob("[!.]*")):
+            found += 1
+            if not _is_whole(file, hashes):
+                broken.append(file.name)
+    cut_off = len(list(stored.glob(".*")))
+    sys.stderr.write(json.dumps({"found": found, "broken": broken, "cut_off": cut_off}) + "\n")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

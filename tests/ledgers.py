@@ -1,0 +1,49 @@
+"""What the tests of the ledger share: a stand-in of Airflow's store, and ledgers at a certain point of a try."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger
+
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.ledger import Ledger, Store
+
+REQUEST = GenerateRequest(prompt="A red fox", callback_url="https://example.com/?token=secret")
+OTHER = GenerateRequest(prompt="A grey fox")
+# Task states came to Airflow together with kills of triggers, in 3.3.
+AIRFLOW_HAS_TASK_STATES = hasattr(BaseTrigger, "on_kill")
+
+
+class TaskStates:
+    """Has the signature of Airflow's accessor, and refuses what that one refuses."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, str] = {}
+        self.retention: dict[str, timedelta | None] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return json.loads(self.written[key]) if key in self.written else default
+
+    def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
+        if value is None:
+            raise ValueError("Cannot set value as None")
+        self.written[key] = json.dumps(value, allow_nan=False)
+        self.retention[key] = retention
+
+    def delete(self, key: str) -> None:
+        self.written.pop(key, None)
+
+
+def opened(store: Store, try_number: int = 1, max_tries: int = 2, place: int = 0) -> Ledger:
+    """The ledger as a new process opens it: all that is left of the last try is in the store."""
+    return Ledger(store, try_number=try_number, max_tries=max_tries, place=place)
+
+
+def in_flight(store: Store, **kwargs: int) -> Ledger:
+    ledger = opened(store, **kwargs)
+    ledger.intend(REQUEST)
+    ledger.accept("n43")
+    return ledger

@@ -1,0 +1,49 @@
+"""Has Airflow report its metrics to a logger of ours."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import Stats
+
+
+def airflows(module: str) -> Any:
+    """Return a module of Airflow's metrics, which moved in Airflow 3."""
+    if find_spec("airflow.metrics") and find_spec(f"airflow.metrics.{module}"):
+        return import_module(f"airflow.metrics.{module}")
+    return import_module(f"airflow.sdk._shared.observability.metrics.{module}")
+
+
+def report_to(logger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have Airflow use a logger for its metrics, as its configuration would."""
+    if hasattr(Stats, "initialize"):
+        module = import_module(Stats.incr.__module__)
+        for name in ("_factory", "_backend", "_export_legacy_names"):
+            monkeypatch.setattr(module, name, getattr(module, name))
+        Stats.initialize(factory=lambda: logger, export_legacy_names=True)
+    else:
+        monkeypatch.setattr(Stats, "instance", logger, raising=False)
+
+
+_NoStatsLogger: Any = airflows("base_stats_logger").NoStatsLogger
+
+
+class Recorder(_NoStatsLogger):
+    """A logger that adds up what this package counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sums: Counter[str] = Counter()
+        report_to(self, monkeypatch)
+
+    def incr(self, stat: str, count: Any = 1, rate: float = 1, *, tags: dict[str, Any] | None = None) -> None:
+        if stat.startswith("qwenimage."):
+            self.sums[stat + "".join(f",{name}={value}" for name, value in (tags or {}).items())] += count
+
+
+def failure(kind: str, times: int = 1) -> dict[str, float]:
+    """Return what failures of a kind add to the sums."""
+    return {f"qwenimage.failures,kind={kind}": times, f"qwenimage.failures.{kind}": times}

@@ -1,0 +1,62 @@
+"""Storages for tests: in memory under any scheme, or this machine's disk with faults."""
+
+from __future__ import annotations
+
+import uuid
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from airflow.providers.common.compat.sdk import io as airflow_io  # type: ignore[attr-defined]
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+
+class MemoryStore(MemoryFileSystem):
+    """A store of its own under a scheme: what differs between schemes is how a file is moved into place."""
+
+    cachable = False
+    store: dict[str, Any]
+
+    def __init__(self, protocol: str, *, can_move: bool = True) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self.can_move = can_move
+        self.store, self.pseudo_dirs = {}, [""]
+
+    def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
+        if not self.can_move:
+            raise PermissionError(path2)
+        super().mv(path1, path2, **kwargs)
+
+
+class DiskThatFillsUp(LocalFileSystem):
+    """Puts half of a file. What happens then is up to `in_the_middle`."""
+
+    cachable = False
+
+    def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
+        content = Path(lpath).read_bytes()
+        with Path(rpath).open("wb") as stream:
+            stream.write(content[: len(content) // 2])
+            stream.flush()
+            self.in_the_middle()
+            stream.write(content[len(content) // 2 :])
+
+    def in_the_middle(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def attach(filesystem: Any, protocol: str) -> str:
+    """Have Airflow open a file system; return the start of a URL in it."""
+    # Airflow keeps what is attached for good, so each gets a connection id of its own.
+    conn_id = f"store_{uuid.uuid4().hex}"
+    import_module(f"{airflow_io.__name__}.store").attach(protocol=protocol, conn_id=conn_id, fs=filesystem)
+    return f"{protocol}://{conn_id}@"
+
+
+def store_at(protocol: str, *, can_move: bool = True) -> tuple[MemoryStore, ObjectStoragePath]:
+    """Return an empty store and a folder in it."""
+    store = MemoryStore(protocol, can_move=can_move)
+    return store, ObjectStoragePath(f"{attach(store, protocol)}bucket/images")

@@ -1,0 +1,33 @@
+"""Stores one image of several under the same name, time after time: for processes that do so at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_qwenimage import images
+from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
+from airflow_provider_qwenimage.storage import open_output_path
+
+
+def store_each(
+    snapshots: Sequence[Mapping[str, Any]], request: GenerateRequest, folders: Sequence[Path], number_of_writers: int
+) -> list[str]:
+    """Store each snapshot's image in its folder, at the same time as the other writers.
+
+    Returns:
+        The final path of each.
+    """
+    # The longest pause is made shorter, as writing to this machine's disk is.
+    images._PUT_PAUSE_SECONDS = 0.5
+    paths = []
+    for data, folder in zip(snapshots, folders, strict=True):
+        snapshot = TaskSnapshot.from_data(data)
+        target = open_output_path(f"file://{folder}")
+        (folder / f".{snapshot.task_id}.ready").touch()
+        while len(list(folder.glob(".*.ready"))) < number_of_writers:
+            time.sleep(0.001)
+        paths += images.save_images(snapshot, request, target)
+    return paths

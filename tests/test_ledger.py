@@ -1,0 +1,273 @@
+"""The ledger: what one try writes down, a next try, in a new process, finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_qwenimage import ledger as ledger_module
+from airflow_provider_qwenimage import storage
+from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus, task_failure
+from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.ledger import FileStore, NoStore, Store, TaskStateStore
+from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
+from tests.ledgers import AIRFLOW_HAS_TASK_STATES, OTHER, REQUEST, TaskStates, in_flight, opened
+
+
+@pytest.fixture(params=["file", "task states"] if AIRFLOW_HAS_TASK_STATES else ["file"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "file":
+        return FileStore(storage.open_output_path(f"file://{tmp_path}") / ".submission-0.json")
+    return TaskStateStore(TaskStates())
+
+
+def failed(credits_consumed: float | None, reason: str = "Out of paint") -> QwenImageTaskFailedError:
+    return task_failure(
+        TaskSnapshot(task_id="n43", status=TaskStatus.FAILED, consumed_credits=credits_consumed, error_message=reason)
+    )
+
+
+def test_a_first_try_submits(store: Store) -> None:
+    ledger = opened(store)
+    assert ledger.next_step(REQUEST) == Submit()
+    assert ledger.remembers
+    assert not ledger.is_cleared
+    assert ledger.spent == 0
+
+
+def test_a_crash_before_the_intent_leaves_nothing(store: Store) -> None:
+    opened(store).next_step(REQUEST)
+    assert store.read() is None
+    assert opened(store, try_number=2).next_step(REQUEST) == Submit()
+
+
+def test_a_crash_after_the_intent_stops_the_next_try_until_the_user_has_read_why_and_clears(store: Store) -> None:
+    opened(store).intend(REQUEST)
+    # Before the first report a Clear is no consent: nobody was told what it may cost.
+    for try_number, max_tries in ((2, 2), (3, 2), (4, 2)):
+        step = opened(store, try_number, max_tries).next_step(REQUEST)
+        assert isinstance(step, Stop)
+        assert isinstance(step.error, QwenImageSubmissionUnknownError)
+    assert isinstance(opened(store, 5, 6).next_step(REQUEST), Submit)
+
+
+def test_a_clear_of_a_running_submission_is_no_consent_before_the_report(store: Store) -> None:
+    opened(store).intend(REQUEST)
+    assert isinstance(opened(store, 2, 4).next_step(REQUEST), Stop)
+    assert isinstance(opened(store, 3, 4).next_step(REQUEST), Stop)
+    assert isinstance(opened(store, 4, 6).next_step(REQUEST), Submit)
+
+
+def test_consent_is_to_one_submission(store: Store) -> None:
+    opened(store).intend(REQUEST)
+    opened(store, 2).report()
+    cleared = opened(store, 3, 4)
+    assert isinstance(cleared.next_step(REQUEST), Submit)
+    cleared.intend(REQUEST)
+    assert isinstance(opened(store, 4, 4).next_step(REQUEST), Stop)
+
+
+def test_a_lost_answer_that_was_reported_waits_for_a_clear(store: Store) -> None:
+    ledger = opened(store)
+    ledger.intend(REQUEST)
+    ledger.report()
+    assert isinstance(opened(store, 2).next_step(REQUEST), Stop)
+    assert isinstance(opened(store, 2, 4).next_step(REQUEST), Submit)
+
+
+@pytest.mark.parametrize("request_now", [REQUEST, OTHER])
+def test_a_crash_after_the_id_is_gone_back_from(store: Store, request_now: GenerateRequest) -> None:
+    in_flight(store)
+    step = opened(store, try_number=2).next_step(request_now)
+    assert isinstance(step, GoBack)
+    assert (step.image_task_id, step.request) == ("n43", GenerateRequest(prompt="A red fox"))
+    assert "try 1" in step.notice
+
+
+def test_a_clear_goes_back_and_after_a_miss_the_next_clear_submits(store: Store) -> None:
+    in_flight(store)
+    cleared = opened(store, 2, 4)
+    assert cleared.is_cleared
+    assert isinstance(cleared.next_step(REQUEST), GoBack)
+    cleared.miss()
+    assert isinstance(opened(store, 3, 4).next_step(REQUEST), GoBack)
+    assert isinstance(opened(store, 4, 6).next_step(REQUEST), Submit)
+
+
+def test_a_clear_of_another_request_submits_that(store: Store) -> None:
+    in_flight(store)
+    assert isinstance(opened(store, 2, 4).next_step(OTHER), Submit)
+
+
+def test_a_task_stays_cleared_when_its_images_are_counted(store: Store) -> None:
+    in_flight(store)
+    cleared = opened(store, 2, 4)
+    assert cleared.count()
+    assert cleared.is_cleared
+    assert opened(store, 3, 4).is_cleared
+
+
+def test_equal_requests_of_mapped_tasks_are_told_apart(store: Store) -> None:
+    in_flight(store, place=1)
+    assert isinstance(opened(store, 2, 4, place=1).next_step(REQUEST), GoBack)
+    assert isinstance(opened(store, 2, 4, place=2).next_step(REQUEST), Submit)
+
+
+def test_a_withdrawn_intent_leaves_nothing(store: Store) -> None:
+    ledger = opened(store)
+    ledger.intend(REQUEST)
+    ledger.withdraw()
+    assert store.read() is None
+    assert ledger.next_step(REQUEST) == opened(store, 2).next_step(REQUEST) == Submit()
+
+
+def test_a_withdrawn_intent_leaves_what_was_before_it(store: Store) -> None:
+    first = in_flight(store)
+    first.fail(failed(5))
+    before = store.read()
+    second = opened(store, 2)
+    second.intend(REQUEST, 5)
+    second.withdraw()
+    assert store.read() == before
+    assert opened(store, 3).next_step(REQUEST) == Submit(5)
+
+
+def test_consent_outlives_a_submission_that_was_refused(store: Store) -> None:
+    opened(store).intend(REQUEST)
+    opened(store, 2).report()
+    cleared = opened(store, 3, 4)
+    cleared.intend(REQUEST)
+    cleared.withdraw()
+    assert isinstance(opened(store, 4, 4).next_step(REQUEST), Submit)
+
+
+def test_credits_of_failed_images_add_up_until_a_clear(store: Store) -> None:
+    for try_number, cost in ((1, 5), (2, None), (3, 2.5)):
+        ledger = opened(store, try_number)
+        step = ledger.next_step(REQUEST)
+        assert isinstance(step, Submit)
+        ledger.intend(REQUEST, step.spent)
+        ledger.accept(f"n{try_number}")
+        ledger.fail(failed(cost))
+    assert opened(store, 4).next_step(REQUEST) == Submit(7.5)
+    assert opened(store, 4).spent == 7.5
+    assert opened(store, 4, 6).next_step(REQUEST) == Submit(0)
+
+
+def test_a_failure_without_a_snapshot_costs_what_is_known(store: Store) -> None:
+    in_flight(store).fail(QwenImageTaskFailedError("failed"))
+    assert opened(store, 2).next_step(REQUEST) == Submit(0)
+
+
+def test_a_refused_prompt_is_submitted_again_only_after_a_clear(store: Store) -> None:
+    in_flight(store).fail(failed(0, "Content policy violation detected"))
+    step = opened(store, 2).next_step(REQUEST)
+    assert isinstance(step, Stop)
+    assert "Content policy violation detected" in str(step.error)
+    assert opened(store, 2, 4).next_step(REQUEST) == Submit()
+
+
+def test_an_image_is_counted_once_over_all_tries(store: Store) -> None:
+    assert in_flight(store).count()
+    for max_tries in (2, 4):
+        again = opened(store, 2, max_tries)
+        assert isinstance(again.next_step(REQUEST), GoBack)
+        assert not again.count()
+    anew = opened(store, 3)
+    anew.intend(REQUEST)
+    anew.accept("n44")
+    assert anew.count()
+    assert not anew.count()
+
+
+def test_what_was_never_submitted_is_counted_but_not_written_down(store: Store) -> None:
+    assert opened(store).count()
+    opened(store).finish()
+    opened(store).miss()
+    assert store.read() is None
+
+
+def test_a_finished_submission_is_over_with_after_a_clear(store: Store) -> None:
+    in_flight(store).finish()
+    assert opened(store, 2, 4).next_step(REQUEST) == Submit()
+
+
+class Faulty(NoStore):
+    """A store that fails to write, a number of times."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.content: dict[str, Any] | None = None
+
+    def read(self) -> object:
+        return self.content
+
+    def write(self, value: dict[str, Any]) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("The disk is full.")
+        self.content = value
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Faulty:
+    monkeypatch.setattr(ledger_module, "_WRITE_PAUSE_SECONDS", 0.0)
+    return Faulty()
+
+
+def test_an_intent_that_cannot_be_written_down_is_an_error(faulty: Faulty) -> None:
+    faulty.failures = 1
+    with pytest.raises(OSError, match="The disk is full"):
+        opened(faulty).intend(REQUEST)
+    assert opened(faulty, 2).next_step(REQUEST) == Submit()
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_paid_id_is_written_down_in_several_attempts(
+    faulty: Faulty, failures: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = opened(faulty)
+    ledger.intend(REQUEST)
+    faulty.failures = failures
+    ledger.accept("n43")
+    assert isinstance(opened(faulty, 2).next_step(REQUEST), GoBack)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * failures
+    assert "trying again: The disk is full." in caplog.text
+
+
+def test_a_paid_id_that_cannot_be_written_down_is_an_error_and_never_forgets_the_intent(faulty: Faulty) -> None:
+    ledger = opened(faulty)
+    ledger.intend(REQUEST)
+    faulty.failures = 3
+    with pytest.raises(OSError, match="The disk is full"):
+        ledger.accept("n43")
+    assert isinstance(opened(faulty, 2).next_step(REQUEST), Stop)
+
+
+def test_what_could_not_be_written_down_is_not_believed(faulty: Faulty) -> None:
+    ledger = opened(faulty)
+    ledger.intend(REQUEST)
+    for change in (ledger.miss, ledger.report, lambda: ledger.fail(failed(5))):
+        faulty.failures = 1
+        with pytest.raises(OSError, match="The disk is full"):
+            change()
+    assert ledger.spent == 0
+    assert isinstance(ledger.next_step(REQUEST), Stop)
+
+
+def test_nothing_is_remembered_where_there_is_no_store() -> None:
+    ledger = in_flight(NoStore())
+    assert not ledger.remembers
+    ledger.finish()
+    ledger.report()
+    assert opened(NoStore(), 2).next_step(REQUEST) == Submit()
+
+
+def test_within_its_process_a_ledger_without_a_store_still_knows_what_was_spent() -> None:
+    ledger = in_flight(NoStore())
+    ledger.fail(failed(5))
+    assert ledger.spent == 5
+    assert ledger.count()
+    assert not ledger.count()

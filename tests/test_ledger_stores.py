@@ -1,0 +1,239 @@
+"""Where submissions are remembered: in Airflow, in a file beside the images, or nowhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+from airflow_provider_qwenimage import storage
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.ledger import FileStore, NoStore, Store, TaskStateStore, open_ledger, place_of
+from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
+from tests.ledgers import AIRFLOW_HAS_TASK_STATES, REQUEST, TaskStates, in_flight, opened
+
+only_with_task_states = pytest.mark.skipif(
+    not AIRFLOW_HAS_TASK_STATES, reason="Airflow below 3.3 has no store for task states"
+)
+
+
+def folder_of(path: Path) -> ObjectStoragePath:
+    return storage.open_output_path(f"file://{path}")
+
+
+def ti(**fields: Any) -> SimpleNamespace:
+    identity = {"dag_id": "foxes", "run_id": "manual__1", "task_id": "draw", "map_index": -1}
+    return SimpleNamespace(**{**identity, "try_number": 1, "max_tries": 2} | fields)
+
+
+def context_of(states: TaskStates | None = None, **fields: Any) -> Any:
+    return {"ti": ti(**fields)} | ({} if states is None else {"task_state_store": states})
+
+
+def files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def test_the_file_is_hidden_holds_no_secret_and_goes_when_the_submission_is_finished(tmp_path: Path) -> None:
+    ledger = open_ledger(context_of(), folder_of(tmp_path), durable=True)
+    assert files(tmp_path) == []
+    ledger.intend(REQUEST)
+    (file,) = files(tmp_path)
+    assert file.parent == tmp_path
+    assert file.name.startswith(".submission-")
+    assert "A red fox" in file.read_text()
+    assert "callback" not in file.read_text()
+    assert "secret" not in file.read_text()
+    ledger.accept("n43")
+    assert files(tmp_path) == [file]
+    assert "n43" in file.read_text()
+    ledger.finish()
+    assert files(tmp_path) == []
+    ledger.finish()
+
+
+def test_each_task_instance_has_a_file_of_its_own_over_all_of_its_tries(tmp_path: Path) -> None:
+    instances: list[dict[str, Any]] = [
+        {},
+        {"dag_id": "cats"},
+        {"run_id": "manual__2"},
+        {"task_id": "paint"},
+        {"map_index": 0},
+        {"map_index": 1},
+        # Ids that are the same text when they are put together.
+        {"dag_id": "foxesm", "run_id": "anual__1"},
+    ]
+    for number, instance in enumerate(instances, start=1):
+        for later in ({}, {"try_number": 2}, {"try_number": 3, "max_tries": 7}):
+            open_ledger(context_of(**instance | later), folder_of(tmp_path), durable=True).intend(REQUEST)
+            assert len(files(tmp_path)) == number
+
+
+def test_the_next_try_of_a_task_instance_finds_its_own_submission(tmp_path: Path) -> None:
+    first = open_ledger(context_of(map_index=3), folder_of(tmp_path), durable=True)
+    first.intend(REQUEST)
+    first.accept("n43")
+    again = open_ledger(context_of(map_index=3, try_number=2), folder_of(tmp_path), durable=True)
+    assert isinstance(again.next_step(REQUEST), GoBack)
+    cleared = open_ledger(context_of(map_index=3, try_number=2, max_tries=4), folder_of(tmp_path), durable=True)
+    assert cleared.is_cleared
+    assert isinstance(cleared.next_step(REQUEST), GoBack)
+    for other in (context_of(map_index=2), context_of(map_index=-1)):
+        assert open_ledger(other, folder_of(tmp_path), durable=True).next_step(REQUEST) == Submit()
+
+
+@pytest.mark.parametrize(
+    ("has_states", "has_folder", "durable", "expected"),
+    [
+        (True, True, True, TaskStateStore),
+        (True, False, True, TaskStateStore),
+        (False, True, True, FileStore),
+        (False, False, True, NoStore),
+        (True, True, False, NoStore),
+        (False, True, False, NoStore),
+    ],
+)
+def test_airflows_own_store_goes_first_then_the_folder_then_none(
+    tmp_path: Path, has_states: bool, has_folder: bool, durable: bool, expected: type[Store]
+) -> None:
+    context = context_of(TaskStates() if has_states else None)
+    ledger = open_ledger(context, folder_of(tmp_path) if has_folder else None, durable=durable)
+    assert type(ledger._store) is expected
+    assert ledger.remembers == (expected is not NoStore)
+
+
+@pytest.mark.parametrize(("map_index", "place"), [(-1, 0), (0, 0), (1, 1), (41, 41), (None, 0)])
+def test_the_place_of_a_task_is_its_map_index(map_index: int | None, place: int) -> None:
+    assert place_of(ti(map_index=map_index)) == place
+    ledger = open_ledger(context_of(map_index=map_index), None, durable=False)
+    ledger.intend(REQUEST)
+    assert ledger._record is not None
+    assert ledger._record.fingerprint == REQUEST.fingerprint(place)
+
+
+class Anywhere(NoStore):
+    """Keeps what is written as Airflow's database does: as JSON."""
+
+    content: str | None = None
+
+    def read(self) -> object:
+        return None if self.content is None else json.loads(self.content)
+
+    def write(self, value: dict[str, Any]) -> None:
+        self.content = json.dumps(value)
+
+
+@pytest.mark.parametrize("letter", ["a", "狐", "🦊", "\x00", '"'], ids=ascii)
+def test_a_record_of_the_longest_prompt_fits_the_smallest_column(letter: str) -> None:
+    request = GenerateRequest(prompt="a" + letter * 1999, seed=2**63)
+    store = Anywhere()
+    ledger = opened(store)
+    ledger.intend(request)
+    ledger.accept("n" * 200)
+    ledger.fail(QwenImageTaskFailedError("no " * 3000))
+    assert store.content is not None
+    # MySQL's TEXT.
+    assert len(store.content.encode()) < 65_535
+    assert isinstance(opened(store, 2).next_step(request), Submit)
+
+
+def stops_until_a_clear(store: Store) -> None:
+    for try_number in (1, 2):
+        step = opened(store, try_number).next_step(REQUEST)
+        assert isinstance(step, Stop)
+        assert isinstance(step.error, QwenImageSubmissionUnknownError)
+    assert isinstance(opened(store, 3, 4).next_step(REQUEST), Submit)
+
+
+UNREADABLE = {
+    "empty": b"",
+    "cut off": b'{"image_task_id": "n4',
+    "no JSON": b"nonsense",
+    "no text": b"\xff\xfe",
+    "no object": b"[]",
+    "null": b"null",
+    "an empty object": b"{}",
+    "half a record": b'{"image_task_id": "n43", "max_tries": 2}',
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_file_that_cannot_be_read_stops_until_a_clear(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".submission-0.json").write_bytes(content)
+    stops_until_a_clear(FileStore(folder_of(tmp_path) / ".submission-0.json"))
+
+
+@only_with_task_states
+@pytest.mark.parametrize("value", ["n43", 5, True, [], ["n43"], {}, {"image_task_id": "n43"}], ids=repr)
+def test_a_task_state_that_is_no_record_stops_until_a_clear(value: object) -> None:
+    states = TaskStates()
+    states.set("qwenimage_submission", value)
+    stops_until_a_clear(TaskStateStore(states))
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [{"max_tries": "2"}, {"request": 5}, {"request": {"prompt": "a", "style": "oil"}}, {"failure": False}],
+    ids=repr,
+)
+def test_a_record_with_spoiled_values_stops_until_a_clear(tmp_path: Path, spoiled: dict[str, Any]) -> None:
+    file = tmp_path / ".submission-0.json"
+    store = FileStore(folder_of(tmp_path) / file.name)
+    in_flight(store)
+    file.write_text(json.dumps(json.loads(file.read_text()) | spoiled))
+    stops_until_a_clear(store)
+
+
+@only_with_task_states
+def test_a_kill_after_the_end_does_not_pay_again_where_airflow_remembers() -> None:
+    store = TaskStateStore(TaskStates())
+    in_flight(store).finish()
+    assert isinstance(opened(store, 2).next_step(REQUEST), GoBack)
+
+
+@only_with_task_states
+def test_airflow_keeps_what_may_be_paid_for_good_and_the_rest_as_long_as_it_likes() -> None:
+    from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined,unused-ignore]  # Airflow 3.3 and later
+
+    states = TaskStates()
+    ledger = open_ledger(context_of(states), None, durable=True)
+
+    def retention_after(change: Callable[[], object]) -> timedelta | None:
+        states.retention.clear()
+        change()
+        (retention,) = states.retention.values()
+        return retention
+
+    # Airflow looks for the very object.
+    assert retention_after(lambda: ledger.intend(REQUEST)) is NEVER_EXPIRE
+    assert retention_after(ledger.report) is NEVER_EXPIRE
+    assert retention_after(lambda: ledger.accept("n43")) is NEVER_EXPIRE
+    assert retention_after(ledger.miss) is NEVER_EXPIRE
+    assert retention_after(ledger.count) is NEVER_EXPIRE
+    assert retention_after(ledger.finish) is None
+    assert [json.loads(text)["finished"] for text in states.written.values()] == [True]
+    again = open_ledger(context_of(states), None, durable=True)
+    again.intend(REQUEST)
+    assert retention_after(again.withdraw) is None
+
+
+@only_with_task_states
+def test_the_stand_in_of_airflows_store_has_the_signature_of_the_real_one() -> None:
+    import inspect
+
+    from airflow.sdk.execution_time.context import (  # type: ignore[attr-defined,unused-ignore]
+        TaskStateStoreAccessor,
+    )
+
+    for name in ("get", "set", "delete"):
+        stand_in, real = (inspect.signature(getattr(kind, name)) for kind in (TaskStates, TaskStateStoreAccessor))
+        assert [(p.name, p.kind, p.default) for p in stand_in.parameters.values()] == [
+            (p.name, p.kind, p.default) for p in real.parameters.values()
+        ]

@@ -1,0 +1,176 @@
+"""A name in storage appears with all of its content, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+import airflow_provider_qwenimage
+from airflow_provider_qwenimage import storage
+from tests import killing_writers
+from tests.stores import DiskThatFillsUp, attach, store_at
+
+PROTOCOLS = ["s3", "gs", "abfs", "sftp", "file"]
+ROOT = Path(airflow_provider_qwenimage.__file__).parents[1]
+
+
+def folder_of(path: Path) -> ObjectStoragePath:
+    return storage.open_output_path(f"file://{path}")
+
+
+def folder_at(protocol: str, path: Path) -> ObjectStoragePath:
+    return folder_of(path) if protocol == "file" else store_at(protocol)[1]
+
+
+def names_in(path: Path) -> list[str]:
+    return sorted(file.name for file in path.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("output_path", ["", "  ", None, 5, "out/fox.png", "s3://bucket/fox.JPG", "file:///a/b.webp/"])
+def test_an_output_path_that_is_no_folder_is_refused(output_path: Any) -> None:
+    with pytest.raises(ValueError, match=r"output_path is .*allowed is the path or URL of a folder"):
+        storage.open_output_path(output_path)
+
+
+def test_a_storage_without_a_provider_says_what_to_install() -> None:
+    with pytest.raises(ValueError, match=r"output_path is 'gopher://bucket/x'.*Install the provider"):
+        storage.open_output_path("gopher://bucket/x")
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    storage.open_output_path(f"file://{tmp_path}/new/folder")
+    assert (tmp_path / "new" / "folder").is_dir()
+
+
+@pytest.mark.parametrize("start", ["", "file://"])
+def test_a_plain_path_works_like_a_file_url(tmp_path: Path, start: str) -> None:
+    folder = storage.open_output_path(f"{start}{tmp_path}/plain")
+    storage.put_json({"a": 1}, folder / "a.json")
+    assert json.loads((tmp_path / "plain" / "a.json").read_text()) == {"a": 1}
+    assert names_in(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_was_put_is_read_replaced_and_removed(protocol: str, tmp_path: Path) -> None:
+    file = folder_at(protocol, tmp_path) / ".record.json"
+    for content in ({"prompt": "狐 🦊 \x00", "spent": 2.5, "id": None}, {"shorter": True}):
+        storage.put_json(content, file)
+        assert storage.read_json(file) == content
+    storage.remove_file(file)
+    assert storage.read_json(file) is None
+    storage.remove_file(file)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_files_hash_is_that_of_all_of_its_bytes(protocol: str, tmp_path: Path) -> None:
+    file = folder_at(protocol, tmp_path) / "image.png"
+    assert storage.sha256_of(file) is None
+    for content in (b"\x00\xff" * 1_000_000, b""):
+        (tmp_path / "local").write_bytes(content)
+        storage.put_file(tmp_path / "local", file)
+        assert storage.sha256_of(file) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"nonsense", b"\xff\xfe", b"null", b"[]", b"5", b'"text"'])
+def test_what_is_no_json_object_is_told_from_no_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "record.json").write_bytes(content)
+    assert storage.read_json(folder_of(tmp_path) / "record.json") == {}
+
+
+def test_storage_that_cannot_be_read_is_an_error_and_not_an_absent_file(tmp_path: Path) -> None:
+    (tmp_path / "record.json").mkdir()
+    file = folder_of(tmp_path) / "record.json"
+    for read in (storage.read_json, storage.sha256_of):
+        with pytest.raises(OSError, match="record.json"):
+            read(file)
+
+
+def test_a_move_that_fails_leaves_nothing_behind() -> None:
+    store, folder = store_at("sftp", can_move=False)
+    with pytest.raises(PermissionError):
+        storage.put_json({"a": 1}, folder / "a.json")
+    assert store.store == {}
+
+
+@pytest.mark.parametrize("protocol", ["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"])
+def test_a_store_of_whole_objects_needs_no_move(protocol: str) -> None:
+    store, folder = store_at(protocol, can_move=False)
+    storage.put_json({"a": 1}, folder / "a.json")
+    assert [Path(name).name for name in store.store] == ["a.json"]
+
+
+@pytest.mark.parametrize("before", [None, {"first": "version"}])
+def test_a_disk_that_fills_up_changes_nothing(tmp_path: Path, before: dict[str, Any] | None) -> None:
+    file = ObjectStoragePath(f"{attach(DiskThatFillsUp(), 'file')}{tmp_path}/record.json")
+    if before is not None:
+        storage.put_json(before, folder_of(tmp_path) / "record.json")
+    with pytest.raises(OSError, match="No space left"):
+        storage.put_json({"second": "version"}, file)
+    assert storage.read_json(file) == before
+    assert names_in(tmp_path) == ([] if before is None else ["record.json"])
+
+
+def test_a_file_that_is_being_written_is_not_to_be_seen(tmp_path: Path) -> None:
+    half_written, may_go_on = threading.Event(), threading.Event()
+
+    class SlowDisk(DiskThatFillsUp):
+        def in_the_middle(self) -> None:
+            half_written.set()
+            assert may_go_on.wait(30)
+
+    storage.put_json({"version": 1}, folder_of(tmp_path) / "record.json")
+    file = ObjectStoragePath(f"{attach(SlowDisk(), 'file')}{tmp_path}/record.json")
+    writer = threading.Thread(target=storage.put_json, args=({"version": 2}, file), daemon=True)
+    writer.start()
+    assert half_written.wait(30)
+    assert storage.read_json(file) == {"version": 1}
+    assert [name for name in names_in(tmp_path) if not name.startswith(".")] == ["record.json"]
+    may_go_on.set()
+    writer.join(30)
+    assert storage.read_json(file) == {"version": 2}
+    assert names_in(tmp_path) == ["record.json"]
+
+
+def test_writers_of_one_name_do_not_meet_in_a_hidden_file(tmp_path: Path) -> None:
+    writers = 2
+    meeting = threading.Barrier(writers, timeout=30)
+
+    class BusyDisk(DiskThatFillsUp):
+        def in_the_middle(self) -> None:
+            meeting.wait()
+
+    file = ObjectStoragePath(f"{attach(BusyDisk(), 'file')}{tmp_path}/record.json")
+    contents = [{"writer": number, "filler": "x" * 100_000 * (number + 1)} for number in range(writers)]
+    threads = [threading.Thread(target=storage.put_json, args=(content, file)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert storage.read_json(file) in contents
+    assert names_in(tmp_path) == ["record.json"]
+
+
+def test_a_writer_that_is_killed_leaves_no_broken_file_under_a_final_name(tmp_path: Path) -> None:
+    search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    killing = subprocess.run(
+        [sys.executable, killing_writers.__file__, tmp_path],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(search), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    told = json.loads(killing.stderr.splitlines()[-1])
+    assert told["broken"] == []
+    assert told["found"] > 0
+    # Some were caught in the middle, or this test would show nothing.
+    assert told["cut_off"] > 0

@@ -1,0 +1,340 @@
+"""What was stored is found again if it stands there whole, and an image never stands beside another one's sidecar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from fsspec.implementations.local import LocalFileSystem
+
+from airflow_provider_qwenimage import downloads, images, storage
+from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
+from airflow_provider_qwenimage.exceptions import QwenImageImageError
+from airflow_provider_qwenimage.images import find_images, save_images
+from airflow_provider_qwenimage.retries import RequestRetries
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.stores import attach
+from tests.storing import store_each
+
+# With a random seed, each submission of it is another image.
+REQUEST = GenerateRequest(prompt="A red fox", size="768*1024")
+MADE_BY = {"dag_id": "foxes", "run_id": "manual__1", "task_id": "draw", "map_index": 3, "max_tries": 2}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Iterator[list[TaskSnapshot]]:
+    """Six image tasks of one request, and a sandbox that serves their images."""
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+
+    with Sandbox(seconds_per_image=0) as sandbox, pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", sandbox.connection_json)
+        monkeypatch.setattr(downloads, "_RETRIES", RequestRetries(limit=2, delay_seconds=0.0))
+        monkeypatch.setattr(images, "_PUT_PAUSE_SECONDS", 0.0)
+        with QwenImageHook() as hook:
+            yield [hook.wait_for_completion(hook.submit(REQUEST), poll_interval=0.05) for _ in range(6)]
+
+
+@dataclass
+class Stored:
+    """The images of one image task on this machine's disk."""
+
+    directory: Path
+    folder: ObjectStoragePath
+    snapshot: TaskSnapshot
+
+    def image(self, number: int = 1) -> Path:
+        return self.directory / f"{images.file_stem(REQUEST)}{'' if number == 1 else f'-{number}'}.jpg"
+
+    def sidecar(self, number: int = 1) -> Path:
+        return self.image(number).with_suffix(".json")
+
+    def edit(self, number: int = 1, **changes: Any) -> None:
+        self.sidecar(number).write_text(json.dumps(json.loads(self.sidecar(number).read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def originals(drawn: list[TaskSnapshot], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """One image task's one image, and another's three, stored."""
+    found = {}
+    for count in (1, 3):
+        found[count] = tmp_path_factory.mktemp("stored")
+        snapshot = replace(drawn[0], image_urls=tuple(snapshot.image_urls[0] for snapshot in drawn[:count]))
+        save_images(snapshot, REQUEST, storage.open_output_path(f"file://{found[count]}"), made_by=MADE_BY)
+    return found
+
+
+@pytest.fixture
+def stored(originals: dict[int, Path], drawn: list[TaskSnapshot], tmp_path: Path) -> Stored:
+    """One stored image, to be spoiled."""
+    return copy_of(originals[1], drawn[0], tmp_path)
+
+
+@pytest.fixture
+def three_stored(originals: dict[int, Path], drawn: list[TaskSnapshot], tmp_path: Path) -> Stored:
+    """Three stored images of one image task, to be spoiled."""
+    return copy_of(originals[3], drawn[0], tmp_path)
+
+
+def copy_of(original: Path, snapshot: TaskSnapshot, tmp_path: Path) -> Stored:
+    directory = Path(shutil.copytree(original, tmp_path / "images"))
+    return Stored(directory, storage.open_output_path(f"file://{directory}"), snapshot)
+
+
+def test_a_stored_image_is_found_with_all_that_is_known_of_it(stored: Stored) -> None:
+    found = find_images(REQUEST, stored.folder)
+    assert found == images.StoredImages(
+        image_task_id=stored.snapshot.task_id,
+        paths=(f"file://{stored.image()}",),
+        image_urls=stored.snapshot.image_urls,
+        consumed_credits=5,
+        made_by=MADE_BY,
+    )
+
+
+def test_all_images_of_a_task_are_found_in_their_order(three_stored: Stored, drawn: list[TaskSnapshot]) -> None:
+    found = find_images(REQUEST, three_stored.folder)
+    assert found is not None
+    assert found.paths == tuple(f"file://{three_stored.image(number)}" for number in (1, 2, 3))
+    assert found.image_urls == tuple(snapshot.image_urls[0] for snapshot in drawn[:3])
+
+
+def test_where_nothing_is_stored_nothing_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert find_images(REQUEST, storage.open_output_path(f"file://{tmp_path}")) is None
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({}, 1),
+        ({"seed": 0}, 0),
+        ({"size": "1024*768"}, 0),
+        ({"output_format": "png"}, 0),
+        ({"prompt": "A red fox!"}, 0),
+    ],
+)
+def test_the_image_of_another_request_is_not_found(stored: Stored, changes: dict[str, Any], place: int) -> None:
+    request = replace(REQUEST, **changes)
+    assert find_images(request, stored.folder, place=place) is None
+    # Not even under the other one's name.
+    stem = images.file_stem(request, place)
+    shutil.copy(stored.image(), stored.directory / f"{stem}{'.png' if request.output_format == 'png' else '.jpg'}")
+    shutil.copy(stored.sidecar(), stored.directory / f"{stem}.json")
+    assert find_images(request, stored.folder, place=place) is None
+
+
+def test_a_callback_url_makes_no_other_image(stored: Stored) -> None:
+    assert find_images(replace(REQUEST, callback_url="https://example.com"), stored.folder) is not None
+
+
+def test_with_a_seed_of_its_own_an_image_is_the_same_at_every_place(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
+    folder, request = storage.open_output_path(f"file://{tmp_path}"), replace(REQUEST, seed=7)
+    save_images(drawn[0], request, folder, place=1)
+    assert find_images(request, folder, place=2) is not None
+
+
+def test_equal_requests_with_a_random_seed_stand_side_by_side(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
+    folder = storage.open_output_path(f"file://{tmp_path}")
+    for place, snapshot in enumerate(drawn[:3]):
+        save_images(snapshot, REQUEST, folder, place=place)
+    for place, snapshot in enumerate(drawn[:3]):
+        found = find_images(REQUEST, folder, place=place)
+        assert found is not None
+        assert found.image_task_id == snapshot.task_id
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("spoil", [Path.unlink, truncate, flip_a_bit, lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("part", [Stored.image, Stored.sidecar])
+def test_an_image_that_is_not_whole_is_not_found(
+    three_stored: Stored,
+    part: Callable[[Stored, int], Path],
+    spoil: Callable[[Path], object],
+    number: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert find_images(REQUEST, three_stored.folder) is not None
+    if part is Stored.sidecar and spoil is flip_a_bit:
+        three_stored.edit(number, sha256="0" * 64)
+    elif part is Stored.sidecar and spoil is truncate:
+        three_stored.sidecar(number).write_text(three_stored.sidecar(number).read_text().rstrip()[:-1])
+    else:
+        spoil(part(three_stored, number))
+    assert find_images(REQUEST, three_stored.folder) is None
+    # Whoever pays for a new image is told why; with no first sidecar, nothing is stored at all.
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (part is not Stored.sidecar or spoil is not Path.unlink or number > 1)
+    assert all(f"{three_stored.image(number)} is missing, or not the file" in message for message in told)
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "task_id", "image_url", "sha256"])
+@pytest.mark.parametrize("value", [None, 5, [], {}])
+def test_a_sidecar_without_what_it_must_tell_does_not_count(three_stored: Stored, name: str, value: Any) -> None:
+    three_stored.edit(2, **{name: value})
+    assert find_images(REQUEST, three_stored.folder) is None
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "task_id", "sha256"])
+def test_a_sidecar_of_something_else_than_its_image_does_not_count(three_stored: Stored, name: str) -> None:
+    three_stored.edit(2, **{name: "something else"})
+    assert find_images(REQUEST, three_stored.folder) is None
+
+
+def test_a_sidecar_without_a_hash_does_not_stand_for_an_image_that_is_not_there(stored: Stored) -> None:
+    stored.edit(sha256=None)
+    stored.image().unlink()
+    assert find_images(REQUEST, stored.folder) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{}", b"\xff\xfe", b'{"image_count": 0}'])
+def test_a_sidecar_of_something_else_does_not_count(stored: Stored, content: bytes) -> None:
+    stored.sidecar().write_bytes(content)
+    assert find_images(REQUEST, stored.folder) is None
+
+
+@pytest.mark.parametrize("count", [2, 4, 10**12])
+def test_a_count_of_more_images_than_there_are_is_not_believed(stored: Stored, count: int) -> None:
+    stored.edit(image_count=count)
+    assert find_images(REQUEST, stored.folder) is None
+
+
+@pytest.mark.parametrize("count", [None, 0, -1, True, False, 1.5, "2", [], {}])
+def test_no_count_makes_a_result_without_an_image(stored: Stored, count: Any) -> None:
+    stored.edit(image_count=count)
+    found = find_images(REQUEST, stored.folder)
+    assert found is None or found.paths == (f"file://{stored.image()}",)
+
+
+@pytest.mark.parametrize("made_by", [None, MADE_BY])
+def test_the_sidecar_tells_who_stored_the_image(
+    drawn: list[TaskSnapshot], tmp_path: Path, made_by: dict[str, Any] | None
+) -> None:
+    folder = storage.open_output_path(f"file://{tmp_path}")
+    save_images(drawn[0], REQUEST, folder, made_by=made_by)
+    (sidecar,) = tmp_path.glob("*.json")
+    assert json.loads(sidecar.read_text())["made_by"] == (made_by or {})
+    found = find_images(REQUEST, folder)
+    assert found is not None
+    assert found.made_by == (made_by or {})
+
+
+class UnsteadyDisk(LocalFileSystem):
+    """Takes its time now and then, so that writers meet everywhere."""
+
+    cachable = False
+
+    def put_file(self, *args: Any, **kwargs: Any) -> None:
+        time.sleep(random.choice((0.0, 0.002, 0.01)))
+        super().put_file(*args, **kwargs)
+
+
+def pair_in(directory: Path) -> tuple[dict[str, Any], str]:
+    (image,), (sidecar,) = directory.glob("[!.]*.jpg"), directory.glob("[!.]*.json")
+    return json.loads(sidecar.read_text()), hashlib.sha256(image.read_bytes()).hexdigest()
+
+
+def test_the_image_tasks_of_these_tests_are_different_images(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
+    hashes = set()
+    for snapshot in drawn:
+        save_images(snapshot, REQUEST, storage.open_output_path(f"file://{tmp_path}"))
+        hashes.add(pair_in(tmp_path)[1])
+    assert len(hashes) == len(drawn)
+
+
+def test_threads_that_store_under_one_name_at_once_leave_a_pair(
+    drawn: list[TaskSnapshot], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_PUT_PAUSE_SECONDS", 0.5)
+    writers, start = 3, attach(UnsteadyDisk(), "file")
+    for number in range(12):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        folder, ready = ObjectStoragePath(f"{start}{directory}"), threading.Barrier(writers)
+
+        def save(snapshot: TaskSnapshot, folder: Any = folder, ready: threading.Barrier = ready) -> None:
+            ready.wait(30)
+            save_images(snapshot, REQUEST, folder)
+
+        with ThreadPoolExecutor(writers) as pool:
+            list(pool.map(save, drawn[:writers]))
+        sidecar, sha256 = pair_in(directory)
+        assert sidecar["sha256"] == sha256
+        found = find_images(REQUEST, folder)
+        assert found is not None
+        assert found.image_task_id in {snapshot.task_id for snapshot in drawn[:writers]}
+
+
+def test_processes_that_store_under_one_name_at_once_leave_a_pair(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
+    writers, directories = 2, [tmp_path / str(number) for number in range(15)]
+    for directory in directories:
+        directory.mkdir()
+    with ProcessPoolExecutor(writers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        storing = [
+            pool.submit(store_each, [drawn[number].to_data()] * len(directories), REQUEST, directories, writers)
+            for number in range(writers)
+        ]
+        for future in storing:
+            assert len(future.result(timeout=60)) == len(directories)
+    for directory in directories:
+        sidecar, sha256 = pair_in(directory)
+        assert sidecar["sha256"] == sha256
+        assert find_images(REQUEST, storage.open_output_path(f"file://{directory}")) is not None
+
+
+class RottenDisk(LocalFileSystem):
+    """Returns other bytes than were written, a number of times."""
+
+    cachable = False
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.puts: list[str] = []
+
+    def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
+        super().put_file(lpath, rpath, **kwargs)
+        self.puts.append(rpath)
+        if ".jpg" in rpath and self.times:
+            self.times -= 1
+            flip_a_bit(Path(rpath))
+
+
+def test_a_storage_that_keeps_returning_other_bytes_is_an_error(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
+    disk = RottenDisk(times=99)
+    folder = ObjectStoragePath(f"{attach(disk, 'file')}{tmp_path}")
+    with pytest.raises(
+        QwenImageImageError, match="stored 5 times.*not what its sidecar describes.*Check that"
+    ) as caught:
+        save_images(drawn[0], REQUEST, folder)
+    assert not caught.value.permanent
+    # The sidecar comes after its image: what has a sidecar is there.
+    assert [".jpg" in put for put in disk.puts] == [True, False] * 5
+    assert find_images(REQUEST, folder) is None
+
+
+def test_a_storage_that_returned_other_bytes_once_is_written_again(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
+    folder = ObjectStoragePath(f"{attach(RottenDisk(times=4), 'file')}{tmp_path}")
+    save_images(drawn[0], REQUEST, folder)
+    assert find_images(REQUEST, folder) is not None
