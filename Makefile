@@ -21,7 +21,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-airflow-2 check build constraints clean
+.PHONY: help demo up test test-slow test-airflow-2 chaos check build constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ test-slow: $(VENV)/installed ## Run the slow tests: a running Airflow, built pac
 
 test-airflow-2: $(VENV_2)/installed ## Run the tests on Airflow 2.11
 	$(VENV_2)/bin/python -m pytest -m "not slow" $(ARGS)
+
+chaos: $(VENV)/installed ## Kill Airflow's processes at every stage: nothing is paid twice, nothing lost (ARGS="--help")
+	$(VENV)/bin/python -m tests.chaos $(ARGS)
 
 check: $(VENV)/installed ## Check style, types and imports
 	$(VENV)/bin/python -m ruff check .

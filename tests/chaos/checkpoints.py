@@ -1,0 +1,149 @@
+"""Stops a task process at a chosen place of the generate operator, so that it can be killed exactly there.
+
+The generated DAG files call `install` in Airflow's own task processes. A plan is an empty file for each kill; a
+process that gets to the place claims one by renaming it, which tells its pid, and sleeps until it is killed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER_VARIABLE = "QWENIMAGE_CHAOS_CHECKPOINTS"
+
+INTENT = "intent"
+REQUEST = "request"
+ID = "id"
+WAIT = "wait"
+DEFER = "defer"
+RESUME = "resume"
+STORED = "stored"
+FINISHED = "finished"
+
+_LONGEST_STOP_SECONDS = 180.0
+
+# Which task this process runs: a task process runs only one.
+_running: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A process that stands at a checkpoint: where, in which task, with which pid."""
+
+    place: str
+    key: str
+    pid: int
+    claim: Path
+
+
+def key_of(dag_id: str, task_id: str, map_index: int) -> str:
+    return f"{dag_id}.{task_id}.{map_index}"
+
+
+def plan(folder: Path, place: str, key: str, kills: int) -> None:
+    """Let the next processes of a task stop at a place, each once."""
+    for number in range(kills):
+        file = folder / place / "planned" / f"{key}@{number}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+def stops(folder: Path) -> Iterator[Stop]:
+    """Return the processes that have come to a checkpoint and are not dealt with; see `deal_with`."""
+    for claim in sorted(folder.glob("*/reached/*")):
+        name, _, pid = claim.name.rpartition("@")
+        yield Stop(place=claim.parent.parent.name, key=name.rpartition("@")[0], pid=int(pid), claim=claim)
+
+
+def deal_with(stop: Stop) -> None:
+    """Don't return a stop again."""
+    stop.claim.unlink()
+
+
+def install() -> None:
+    """Put the checkpoints into the functions that the operator calls."""
+    from airflow_provider_qwenimage import operators
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+    from airflow_provider_qwenimage.ledger import Ledger
+
+    operator = operators.QwenImageGenerateOperator
+    if "execute" in _wrapped:
+        return
+    _around(operator, "execute", before=_remember)
+    _around(operator, "resume_execution", before=_remember_and_stop)
+    _around(Ledger, "intend", before=_stop(INTENT))
+    _around(QwenImageHook, "submit", before=_stop(REQUEST))
+    _around(Ledger, "accept", before=_stop(ID))
+    _around(QwenImageHook, "wait_for_completion", before=_watch_the_first_check)
+    _around(operators, "wait_deferred", after=_stop(DEFER))
+    _around(Ledger, "finish", before=_stop(STORED), after=_stop(FINISHED))
+
+
+_Action = Callable[..., None]
+_wrapped: set[str] = set()
+
+
+def _around(owner: Any, name: str, *, before: _Action | None = None, after: _Action | None = None) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def with_checkpoints(*args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            before(*args, **kwargs)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            # Also on an exception: that is how a task defers.
+            if after is not None:
+                after(*args, **kwargs)
+
+    setattr(owner, name, with_checkpoints)
+    _wrapped.add(name)
+
+
+def _remember(_operator: Any, *args: Any, **kwargs: Any) -> None:
+    context = kwargs["context"] if "context" in kwargs else args[-1]
+    instance = context["ti"]
+    index = -1 if instance.map_index is None else instance.map_index
+    _running["key"] = key_of(instance.dag_id, instance.task_id, index)
+
+
+def _remember_and_stop(*args: Any, **kwargs: Any) -> None:
+    _remember(*args, **kwargs)
+    _stop_at(RESUME)
+
+
+def _watch_the_first_check(hook: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Stop after the wait's first look at the API, in the middle of the wait."""
+    check = hook.check
+
+    def check_and_stop(image_task_id: str) -> Any:
+        outcome = check(image_task_id)
+        _stop_at(WAIT)
+        return outcome
+
+    hook.check = check_and_stop
+
+
+def _stop(place: str) -> _Action:
+    def stop(*_args: Any, **_kwargs: Any) -> None:
+        _stop_at(place)
+
+    return stop
+
+
+def _stop_at(place: str) -> None:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder is None or "key" not in _running:
+        return
+    for file in sorted(Path(folder, place, "planned").glob(f"{_running['key']}@*")):
+        claim = file.parent.parent / "reached" / f"{file.name}@{os.getpid()}"
+        claim.parent.mkdir(exist_ok=True)
+        file.rename(claim)
+        time.sleep(_LONGEST_STOP_SECONDS)
+        raise RuntimeError(f"Nobody killed process {os.getpid()} at the checkpoint {place!r}.")

@@ -1,0 +1,153 @@
+"""A running Airflow on PostgreSQL, with what the crash test needs to know of its tasks and to do to them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+import sqlalchemy
+
+from tests.chaos import checkpoints
+from tests.chaos.drawings import Drawing, DrawingDag
+from tests.integration.standalone import StandaloneAirflow
+
+Place = tuple[str, str, int]
+
+OVER = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
+UNKNOWN = "QwenImageSubmissionUnknownError"
+# What the log of a try says once there is an image task.
+SUBMITTED = ("Submitted image task", "Going back to image task")
+
+_ATTEMPT = re.compile(r"attempt=(\d+)\.log$")
+_TASKS = sqlalchemy.text("SELECT dag_id, task_id, map_index, state, pid, try_number FROM task_instance")
+_OPEN_RUNS = sqlalchemy.text("SELECT dag_id FROM dag_run WHERE state IN ('queued', 'running')")
+# What every task process would import anew: imported before Airflow forks them, each takes a third of a second less.
+_PRELOAD = """
+import aiohttp
+import PIL.Image
+import requests
+
+import airflow.dag_processing.dagbag
+import airflow.sdk.execution_time.task_runner
+"""
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A task instance as it stands in the database."""
+
+    place: Place
+    state: str | None
+    pid: int | None
+    try_number: int
+
+
+class Cluster(StandaloneAirflow):
+    """An Airflow whose scheduler is quick.
+
+    Args:
+        home: The AIRFLOW_HOME.
+        root: The folder that has the package and the tests.
+        database: The URL of its PostgreSQL.
+        stops: The folder of the checkpoints.
+    """
+
+    def __init__(self, home: Path, root: Path, database: str, stops: Path) -> None:
+        super().__init__(
+            home,
+            root,
+            {
+                "AIRFLOW__API__WORKERS": "1",
+                "AIRFLOW__CORE__PARALLELISM": "8",
+                # Everything is written before the start, and parsing takes time from the tasks.
+                "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
+                "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
+                "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+                "AIRFLOW__SCHEDULER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "4",
+                "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "4",
+                # A task's supervisor notices only after so many seconds that its process has ended.
+                "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+                checkpoints.FOLDER_VARIABLE: str(stops),
+            },
+        )
+        self._engine = sqlalchemy.create_engine(database)
+        self._runs: dict[str, str] = {}
+        config = home / "config"
+        config.mkdir()
+        (config / "airflow_local_settings.py").write_text(_PRELOAD)
+
+    def run(self, dag: DrawingDag) -> None:
+        """Start the one run of a DAG."""
+        self._runs[dag.dag_id] = self.trigger(dag.dag_id, {})
+
+    def look(self) -> dict[Place, TaskRow]:
+        """Return every task instance."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(_TASKS).all()
+        return {
+            (row.dag_id, row.task_id, row.map_index): TaskRow(
+                (row.dag_id, row.task_id, row.map_index), row.state, row.pid, row.try_number
+            )
+            for row in rows
+        }
+
+    def has_open_runs(self) -> bool:
+        """Whether any DAG run is not marked as finished yet."""
+        with self._engine.connect() as connection:
+            return connection.execute(_OPEN_RUNS).first() is not None
+
+    def clear_tasks(self, drawings: Iterable[Drawing], *, only_failed: bool) -> None:
+        """Clear tasks, as a user does on Airflow's page."""
+        by_dag: dict[str, list[Drawing]] = defaultdict(list)
+        for drawing in drawings:
+            by_dag[drawing.dag_id].append(drawing)
+        for dag_id, chosen in by_dag.items():
+            self._call(
+                "POST",
+                f"dags/{dag_id}/clearTaskInstances",
+                {
+                    "dry_run": False,
+                    "dag_run_id": self._runs[dag_id],
+                    "only_failed": only_failed,
+                    "task_ids": [
+                        drawing.task_id if drawing.map_index < 0 else [drawing.task_id, drawing.map_index]
+                        for drawing in chosen
+                    ],
+                },
+            )
+
+    def result(self, drawing: Drawing) -> Mapping[str, object]:
+        """Return what a finished task returned, or nothing."""
+        try:
+            value = self.returned(drawing.dag_id, self._runs[drawing.dag_id], drawing.task_id, drawing.map_index)
+        except requests.HTTPError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def tries(self, drawing: Drawing) -> list[str]:
+        """Return the log of each try of a task, oldest first."""
+        run_id = self._runs.get(drawing.dag_id)
+        folder = self.home / "logs" / f"dag_id={drawing.dag_id}" / f"run_id={run_id}" / f"task_id={drawing.task_id}"
+        if drawing.map_index >= 0:
+            folder /= f"map_index={drawing.map_index}"
+        logs = {int(match[1]): file for file in folder.glob("attempt=*.log") if (match := _ATTEMPT.search(file.name))}
+        return [logs[number].read_text(errors="replace") for number in sorted(logs)]
+
+    def _is_ready(self, dag_ids: tuple[str, ...]) -> bool:
+        if not super()._is_ready(dag_ids):
+            # A DAG file that cannot be imported would be waited for in vain.
+            with contextlib.suppress(requests.RequestException):
+                errors = self._call("GET", "importErrors")["import_errors"]
+                assert not errors, f"Airflow cannot import a DAG file:\n{errors[0]['stack_trace']}"
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Stop every process, and let the database go."""
+        self._engine.dispose()
+        super().stop()

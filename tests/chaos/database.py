@@ -1,0 +1,156 @@
+"""A PostgreSQL server of its own: a free port of this machine, a temporary folder, nothing left at the end."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.integration.standalone import wait_for
+
+_START_SECONDS = 60
+_STOP_SECONDS = 20
+_USER = "airflow"
+
+
+class PostgresMissingError(Exception):
+    """The PostgreSQL server programs are not installed; the message says what to install."""
+
+
+class Postgres:
+    """A server with an empty database, from `__enter__` to `__exit__`.
+
+    PostgreSQL refuses to run as root: then it runs as the user ``postgres`` or ``nobody``.
+
+    Raises:
+        PostgresMissingError: If its server programs are not found.
+    """
+
+    def __init__(self) -> None:
+        self._programs = _find_programs()
+        self._port = _free_port()
+        self._password = secrets.token_hex(16)
+        self._identity = _unprivileged_user() if os.geteuid() == 0 else {}
+        self._server: subprocess.Popen[bytes] | None = None
+        self._folder = Path()
+
+    @property
+    def url(self) -> str:
+        """The database's URL for SQLAlchemy."""
+        return f"postgresql+psycopg2://{_USER}:{self._password}@127.0.0.1:{self._port}/postgres"
+
+    def __enter__(self) -> Self:
+        self._folder = Path(tempfile.mkdtemp(prefix="qwenimage-chaos-postgres-"))
+        try:
+            self._initialize()
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _initialize(self) -> None:
+        password = self._folder / "password"
+        password.write_text(self._password)
+        if self._identity:
+            for path in (self._folder, password):
+                os.chown(path, self._identity["user"], self._identity["group"])
+        subprocess.run(
+            [
+                *(self._programs / "initdb", "--pgdata", self._folder / "data", "--username", _USER),
+                *("--pwfile", password, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync"),
+            ],
+            cwd=self._folder,
+            check=True,
+            capture_output=True,
+            timeout=_START_SECONDS,
+            **self._identity,
+        )
+
+    def _start(self) -> None:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self._port),
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            # What a power cut would destroy is thrown away anyway.
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+        }
+        arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        log = self._folder / "log"
+        with log.open("wb") as output:
+            self._server = subprocess.Popen(
+                [self._programs / "postgres", "-D", self._folder / "data", *arguments],
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for us; we stop it in order.
+                start_new_session=True,
+                **self._identity,
+            )
+        server = self._server
+
+        def answers() -> bool:
+            assert server.poll() is None, f"PostgreSQL did not start:\n{log.read_text()}"
+            return b"ready to accept connections" in log.read_bytes()
+
+        wait_for("PostgreSQL", answers, _START_SECONDS)
+
+    def _stop(self) -> None:
+        if self._server is not None and self._server.poll() is None:
+            # It ends without waiting for its clients.
+            self._server.send_signal(signal.SIGINT)
+            try:
+                self._server.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._server.pid, signal.SIGKILL)
+                self._server.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _find_programs() -> Path:
+    """Return the folder that has the server programs; Debian and others keep it off the PATH."""
+    folders = [Path(found).resolve().parent for found in (shutil.which("initdb"),) if found]
+    for pattern in ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql*/bin"):
+        folders += sorted(Path("/").glob(pattern), reverse=True)
+    for folder in folders:
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return folder
+    raise PostgresMissingError(
+        "The crash test runs Airflow on a PostgreSQL server of its own, and its programs (initdb, postgres) are not "
+        "found. Install them (Debian and Ubuntu: apt-get install postgresql), then run this again."
+    )
+
+
+def _unprivileged_user() -> dict[str, Any]:
+    for name in ("postgres", "nobody"):
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    raise PostgresMissingError(
+        "PostgreSQL refuses to run as root, and neither of the users postgres and nobody exists. Run this as another "
+        "user, or create the user postgres."
+    )
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        return int(bound.getsockname()[1])

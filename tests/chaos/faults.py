@@ -1,0 +1,161 @@
+"""The fault test: hundreds of images while the API answers one request in five wrongly."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.chaos.cluster import SUBMITTED, UNKNOWN
+from tests.chaos.drawings import DrawingDag, Group
+from tests.chaos.judge import Verdict
+from tests.chaos.scene import Scene
+from tests.chaos.watching import FolderWatch
+
+CONN_ID = "faults"
+TIMEOUT_SECONDS = 2
+
+_SECONDS = 900.0
+_MOST_ROUNDS = 8
+_MOST_DOWNLOADS = 3000
+_FAILED = "Task failed with exception"
+# One request in five.
+_FAULTY_SHARE = 0.2
+_SHARES = {
+    "server_error_share": 0.05,
+    "rate_limit_share": 0.05,
+    "html_share": 0.04,
+    "drop_share": 0.02,
+    "drop_after_share": 0.02,
+    "hang_share": 0.01,
+    "hang_after_share": 0.01,
+}
+_IMAGE_FAULTS = (
+    "truncate",
+    "truncate",
+    "truncate_with_length",
+    "truncate_with_length",
+    "server_error",
+    "rate_limit",
+    "html",
+    "drop",
+    "drop_after",
+    "hang",
+)
+
+
+def faulty_api(seed: int) -> Sandbox:
+    """Return an API that gives one answer in five wrongly, or not in time."""
+    api = Sandbox(
+        seconds_per_image=2.0,
+        retry_after=1.0,
+        hang_seconds=2.0 * TIMEOUT_SECONDS,
+        fault_seed=seed,
+        # Only an image can be truncated, so that images have faults of their own.
+        fault_paths=("generate", "status"),
+        **_SHARES,
+    )
+    draw = random.Random(seed)
+    api.script(
+        "image",
+        *(draw.choice(_IMAGE_FAULTS) if draw.random() < _FAULTY_SHARE else "ok" for _ in range(_MOST_DOWNLOADS)),
+    )
+    return api
+
+
+def fault_dags(*, quick: bool) -> list[DrawingDag]:
+    """Return the DAGs, one of each shape."""
+    worker, deferred, single = (6, 4, 1) if quick else (170, 100, 15)
+    shapes = {
+        "faults_worker_mapped": [Group("draw", deferrable=False, mapped=worker)],
+        "faults_deferred_mapped": [Group("draw", deferrable=True, mapped=deferred)],
+        "faults_worker": [Group(f"draw_{number}", deferrable=False) for number in range(single)],
+        "faults_deferred": [Group(f"draw_{number}", deferrable=True) for number in range(single)],
+    }
+    return [DrawingDag(name, CONN_ID, groups, retries=3, poll_interval=1.0) for name, groups in shapes.items()]
+
+
+@dataclass(frozen=True)
+class FaultResult:
+    """What came of the images.
+
+    Attributes:
+        images: How many were asked for.
+        requests: How many requests the API got.
+        faults: The faults that it made, by kind.
+        cleared: How many tasks stopped as unknown and were cleared.
+        paid_twice: How many were paid again without that.
+        lost: How many did not come, or are not whole.
+        wait_failures: How many tries failed once their image was submitted.
+        seen: How many files the watch looked at.
+        partial: How many of them were not whole.
+    """
+
+    images: int
+    requests: int
+    faults: Counter[str]
+    cleared: int
+    paid_twice: int
+    lost: int
+    wait_failures: int
+    seen: int
+    partial: int
+
+    @property
+    def rows(self) -> list[tuple[str, int]]:
+        return [
+            ("images", self.images),
+            ("requests", self.requests),
+            ("faults", self.faults.total()),
+            *((f"  {kind.replace('_', ' ')}", number) for kind, number in self.faults.most_common()),
+            ("stopped as unknown and cleared", self.cleared),
+            ("paid twice", self.paid_twice),
+            ("lost", self.lost),
+            ("failures while waiting or downloading", self.wait_failures),
+            ("files looked at as they came", self.seen),
+            ("partial files among them", self.partial),
+        ]
+
+
+def draw_through_faults(scene: Scene, dags: Sequence[DrawingDag]) -> FaultResult:
+    """Draw the images of all DAGs, clear what stops as unknown until nothing does, and judge."""
+    drawings = [drawing for dag in dags for drawing in dag.drawings]
+    with FolderWatch(scene.images) as watch:
+        for dag in dags:
+            scene.cluster.run(dag)
+        scene.follow(f"{len(drawings)} images, one answer in five is a fault", drawings, seconds=_SECONDS)
+        for _ in range(_MOST_ROUNDS):
+            verdicts = {evidence.name: evidence.verdict for evidence in scene.gather(drawings)}
+            stopped = [drawing for drawing in drawings if verdicts[drawing.key] is Verdict.UNKNOWN]
+            if not stopped:
+                break
+            scene.clear(stopped, only_failed=True)
+            scene.follow("Those that stopped as unknown, cleared", stopped, seconds=_SECONDS)
+    found = scene.gather(drawings)
+    broken = [evidence for evidence in found if evidence.verdict is not Verdict.STORED]
+    twice = [evidence for evidence in found if evidence.paid_twice]
+    failures = [
+        f"{drawing.key}: try {number} failed while its image was submitted"
+        for drawing in drawings
+        for number, log in enumerate(scene.cluster.tries(drawing), start=1)
+        if _FAILED in log and UNKNOWN not in log and any(words in log for words in SUBMITTED)
+    ]
+    scene.complaints.extend([f"faults: must have stored its image: {evidence}" for evidence in broken])
+    scene.complaints.extend([f"faults: paid twice: {evidence}" for evidence in twice])
+    scene.complaints.extend(failures)
+    scene.complaints.extend([f"faults: {name} stood there while it was not whole" for name in watch.partial])
+    requests = scene.apis[CONN_ID].requests
+    kinds = Counter(request.behaviour for request in requests if request.behaviour != "ok")
+    return FaultResult(
+        images=len(drawings),
+        requests=len(requests),
+        faults=kinds,
+        cleared=sum(scene.clears[drawing.place] for drawing in drawings),
+        paid_twice=len(twice),
+        lost=len(broken),
+        wait_failures=len(failures),
+        seen=watch.seen,
+        partial=len(watch.partial),
+    )

@@ -1,0 +1,145 @@
+"""Decides how a task came through its crashes, and whether anything was paid twice or lost. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """How a task ended."""
+
+    STORED = "stored"
+    UNKNOWN = "stopped as unknown"
+    LOST = "lost"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a task at the end.
+
+    Attributes:
+        name: The task, for messages.
+        state: Its state in Airflow.
+        accepted: How many submissions the API accepted, and charged, for it.
+        result_is_whole: Whether its result is there: an image that decodes with its sidecar, or, where nothing is
+            stored, the id of an accepted image task.
+        last_try_unknown: Whether its last try ended with `QwenImageSubmissionUnknownError`.
+        clears: How often it was cleared, each time by a decision to pay again.
+        kills: How often one of its processes was killed.
+    """
+
+    name: str
+    state: str | None
+    accepted: int
+    result_is_whole: bool
+    last_try_unknown: bool = False
+    clears: int = 0
+    kills: int = 0
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.state == "success" and self.accepted and self.result_is_whole:
+            return Verdict.STORED
+        if self.state == "failed" and self.last_try_unknown:
+            return Verdict.UNKNOWN
+        return Verdict.LOST
+
+    @property
+    def paid_twice(self) -> bool:
+        """Whether it was paid again without anybody's decision."""
+        return self.accepted > 1 + self.clears
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.verdict} (state {self.state}, accepted {self.accepted} times, result "
+            f"{'whole' if self.result_is_whole else 'missing or broken'}, killed {self.kills} times, cleared "
+            f"{self.clears} times)"
+        )
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A row of the table. A kill counts where it led to: the task went on, stopped as unknown or was lost."""
+
+    stage: str
+    kills: int = 0
+    resumed: int = 0
+    unknown: int = 0
+    paid_twice: int = 0
+    lost: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            stage=self.stage,
+            kills=self.kills + other.kills,
+            resumed=self.resumed + other.resumed,
+            unknown=self.unknown + other.unknown,
+            paid_twice=self.paid_twice + other.paid_twice,
+            lost=self.lost + other.lost,
+        )
+
+    @property
+    def cells(self) -> tuple[str | int, ...]:
+        return self.stage, self.kills, self.resumed, self.unknown, self.paid_twice, self.lost
+
+
+def tally(stage: str, tasks: Iterable[Evidence]) -> Tally:
+    """Return the row of a stage."""
+    row = Tally(stage)
+    for task in tasks:
+        verdict = task.verdict
+        # Only the last kill can have ended it: the task went on after each of the others.
+        ended = verdict is not Verdict.STORED
+        row += Tally(
+            stage,
+            kills=task.kills,
+            resumed=task.kills - (ended and task.kills > 0),
+            unknown=verdict is Verdict.UNKNOWN,
+            paid_twice=task.paid_twice,
+            lost=verdict is Verdict.LOST,
+        )
+    return row
+
+
+def total(rows: Iterable[Tally]) -> Tally:
+    """Return the sum of rows."""
+    return sum(rows, Tally("total"))
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a stage promises for each of its tasks.
+
+    Attributes:
+        verdict: How each must end, or None where both going on and stopping as unknown are honest.
+        accepted: How often each may have been accepted.
+    """
+
+    verdict: Verdict | None
+    accepted: frozenset[int] = frozenset({1})
+
+
+def complaints(stage: str, expected: Expectation, tasks: Iterable[Evidence], *, kills: int = 0) -> list[str]:
+    """Return what is not as promised, one line each.
+
+    Args:
+        stage: The row.
+        expected: What it promises.
+        tasks: Its tasks.
+        kills: How many kills it must have made.
+    """
+    tasks = list(tasks)
+    found = []
+    for task in tasks:
+        if task.paid_twice:
+            found.append(f"{stage}: paid twice: {task}")
+        elif task.verdict is Verdict.LOST or (expected.verdict is not None and task.verdict is not expected.verdict):
+            found.append(f"{stage}: must have ended as {expected.verdict or 'stored or unknown'}: {task}")
+        elif task.accepted not in expected.accepted:
+            found.append(f"{stage}: accepted {task.accepted} times: {task}")
+    made = sum(task.kills for task in tasks)
+    if made < kills:
+        found.append(f"{stage}: only {made} of {kills} kills were made")
+    return found

@@ -1,0 +1,59 @@
+"""Watches the output folder while images arrive: whatever stands there under its final name must be whole."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.chaos.evidence import is_whole
+
+_SUFFIXES = frozenset({".jpg", ".png", ".webp"})
+_PAUSE_SECONDS = 0.02
+
+
+class FolderWatch:
+    """Looks at each new or replaced image as soon as it is there, in a thread of its own.
+
+    Args:
+        folder: The folder that images are stored to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._known: set[tuple[str, int, int]] = set()
+        self.seen = 0
+        self.partial: list[str] = []
+
+    def __enter__(self) -> Self:
+        # What another test has left here is not looked at.
+        self._known = {version for _, version in self._versions()}
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_PAUSE_SECONDS):
+            for file, version in self._versions():
+                if version in self._known:
+                    continue
+                self._known.add(version)
+                self.seen += 1
+                if not is_whole(file):
+                    self.partial.append(file.name)
+
+    def _versions(self) -> Iterator[tuple[Path, tuple[str, int, int]]]:
+        """Return the images under their final names, each with what changes when it is written again."""
+        for file in self._folder.iterdir():
+            if not file.name.startswith(".") and file.suffix in _SUFFIXES:
+                status = file.stat()
+                yield file, (file.name, status.st_ino, status.st_mtime_ns)
