@@ -3,8 +3,10 @@
 
 # The Python that the environments are made with. Empty: the first suitable one of this machine.
 PYTHON ?=
-# More arguments for pytest, such as ARGS="-k sensor -x".
+# More arguments for pytest, such as ARGS="-k sensor -x", or ARGS="-n 0 --pdb" for tests one after another.
 ARGS ?=
+# A process for each core; each migrates an Airflow database of its own, so that many cores gain little more.
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 VENV := .venv
 VENV_2 := .venv-airflow-2.11
@@ -33,13 +35,13 @@ up: $(VENV)/installed ## Start Airflow and the sandbox to click around (PORT=808
 	@$(VENV)/bin/python -m scripts.up
 
 test: $(VENV)/installed ## Run the tests on Airflow 3
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-slow: $(VENV)/installed ## Run the slow tests: a running Airflow, built packages
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 test-airflow-2: $(VENV_2)/installed ## Run the tests on Airflow 2.11
-	$(VENV_2)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(VENV_2)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 chaos: $(VENV)/installed ## Kill Airflow's processes at every stage: nothing is paid twice, nothing lost (ARGS="--help")
 	$(VENV)/bin/python -m tests.chaos $(ARGS)
