@@ -199,6 +199,23 @@ def test_a_kill_after_the_end_does_not_pay_again_where_airflow_remembers() -> No
 
 
 @only_with_task_states
+def test_a_kill_after_the_end_of_a_cleared_task_does_not_pay_again_either() -> None:
+    store = TaskStateStore(TaskStates())
+    in_flight(store)
+    cleared = opened(store, 2, 4)
+    assert isinstance(cleared.next_step(REQUEST), GoBack)
+    cleared.finish()
+    assert isinstance(opened(store, 3, 4).next_step(REQUEST), GoBack)
+
+
+@only_with_task_states
+def test_an_end_that_is_written_down_is_counted_once() -> None:
+    store = TaskStateStore(TaskStates())
+    assert in_flight(store).finish()
+    assert not opened(store, 2).finish()
+
+
+@only_with_task_states
 def test_airflow_keeps_what_may_be_paid_for_good_and_the_rest_as_long_as_it_likes() -> None:
     from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined,unused-ignore]  # Airflow 3.3 and later
 

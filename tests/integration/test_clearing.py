@@ -132,6 +132,22 @@ def test_a_task_that_asks_for_something_else_when_it_is_cleared_submits_that(
 
 
 @waiting
+def test_a_crash_at_the_end_of_a_cleared_task_has_the_retry_go_back(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected_api.script("status", "not_found")
+    dag = dag_that_draws(**aim)
+    assert dag.run().state == "failed"
+    crash_once(monkeypatch, Ledger, "finish", after=True)
+
+    (end,) = _ends(dag.clear("draw"))
+    (submission,) = connected_api.submissions
+    assert (end.tries, [str(error) for error in end.errors]) == (3, ["finish"])
+    assert end.returned["task_id"] == submission.task_id
+    assert (end.returned["consumed_credits"], end.returned["reused"]) == (5, False)
+
+
+@waiting
 def test_a_clear_submits_a_refused_prompt_again(connected_api: Sandbox, aim: dict[str, Any]) -> None:
     connected_api.script("generate", "policy")
     dag = dag_that_draws(**aim)
