@@ -105,10 +105,18 @@ def test_an_image_that_is_used_again_costs_nothing(sandbox: Sandbox, counted: Co
     assert counted == DONE
 
 
-def test_a_failed_image_counts_what_it_cost(sandbox: Sandbox, counted: Counter[str], tmp_path: Path) -> None:
+# Nothing, as documented; but it is the API that says so each time.
+COSTS_OF_A_FAILURE = [(0, {}), (4, {"qwenimage.credits_consumed": 4})]
+
+
+@pytest.mark.parametrize(("cost", "charged"), COSTS_OF_A_FAILURE)
+def test_a_failed_image_counts_what_it_cost(
+    sandbox: Sandbox, counted: Counter[str], tmp_path: Path, cost: float, charged: dict[str, float]
+) -> None:
+    sandbox.configure(failed_credits=cost)
     with pytest.raises(AirflowFailException):
         tries(tmp_path, "[policy]")()
-    assert counted == {"qwenimage.submissions": 1} | failure("content_policy")
+    assert counted == {"qwenimage.submissions": 1} | charged | failure("content_policy")
 
 
 def test_a_submission_that_is_refused_is_none(sandbox: Sandbox, counted: Counter[str], tmp_path: Path) -> None:
@@ -119,9 +127,11 @@ def test_a_submission_that_is_refused_is_none(sandbox: Sandbox, counted: Counter
 
 
 @pytest.mark.parametrize("prompt", ["a fox", "[policy]"])
+@pytest.mark.parametrize(("cost", "charged"), COSTS_OF_A_FAILURE)
 def test_what_is_only_submitted_counts_where_it_is_waited_for(
-    sandbox: Sandbox, counted: Counter[str], prompt: str
+    sandbox: Sandbox, counted: Counter[str], prompt: str, cost: float, charged: dict[str, float]
 ) -> None:
+    sandbox.configure(failed_credits=cost)
     submit = QwenImageGenerateOperator(task_id="draw", prompt=prompt)
     image_task_id = submit.execute(context_of())
     assert counted == {"qwenimage.submissions": 1}
@@ -133,4 +143,4 @@ def test_what_is_only_submitted_counts_where_it_is_waited_for(
     else:
         with pytest.raises(AirflowFailException):
             wait.execute(context_of())
-        assert counted == failure("content_policy")
+        assert counted == charged | failure("content_policy")

@@ -29,7 +29,7 @@ class Submission:
         task_id: The id that was answered.
         request: What was asked for, with the defaults filled in.
         accepted_at: When it was accepted, in epoch seconds.
-        charged: Credits charged for it: 5, or 0 once it has failed.
+        charged: Credits charged for it: 5, or what a failure costs (0, unless set otherwise) once it has failed.
         status: Its status.
         seed: The seed that its image is drawn from: the asked one, or the one drawn for -1.
     """
@@ -97,6 +97,7 @@ class Task:
     seconds: float
     pending_seconds: float
     outcome: str
+    failed_credits: float
     created_at: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -117,8 +118,8 @@ class Task:
         return TaskStatus.IN_PROGRESS
 
     def charged_at(self, now: float) -> float:
-        """Return the credits charged for the task at a moment: failed tasks are refunded."""
-        return 0 if self.status_at(now) is TaskStatus.FAILED else CREDITS_PER_IMAGE
+        """Return the credits charged for the task at a moment: what a failure does not cost is refunded."""
+        return self.failed_credits if self.status_at(now) is TaskStatus.FAILED else CREDITS_PER_IMAGE
 
     def data_at(self, now: float, image_url: str) -> dict[str, Any]:
         """Return the ``data`` object of a status answer at a moment."""
@@ -126,12 +127,17 @@ class Task:
         return {
             "task_id": self.task_id,
             "status": str(status),
-            "consumed_credits": self.charged_at(now),
+            "consumed_credits": _without_fraction(self.charged_at(now)),
             "error_message": _ERROR_MESSAGES[self.outcome] if status is TaskStatus.FAILED else None,
             "created_at": self.created_at,
             "request": self.request.payload(),
             "response": [image_url] if status is TaskStatus.SUCCESS else None,
         }
+
+
+def _without_fraction(number: float) -> float:
+    """Return a whole number as the API's documented examples have it: 5, not 5.0."""
+    return int(number) if number == int(number) else number
 
 
 class Books:
@@ -147,7 +153,7 @@ class Books:
         self._lock = threading.Lock()
         self._tasks: dict[str, Task] = {}
         self._charged = 0.0
-        self._refunds: list[tuple[float, str]] = []
+        self._refunds: list[tuple[float, str, float]] = []
         self._requests: deque[RequestRecord] = deque(maxlen=request_log_size)
         self._callbacks: deque[CallbackRecord] = deque(maxlen=request_log_size)
 
@@ -173,6 +179,7 @@ class Books:
         seconds: float,
         pending_share: float,
         outcome: str,
+        failed_credits: float,
         credit_limit: float | None,
     ) -> Task | None:
         """Open a task and charge for it.
@@ -182,6 +189,7 @@ class Books:
             seconds: How long it takes.
             pending_share: The first part of that time in which it is PENDING.
             outcome: How it ends: ``ok``, ``failure`` or ``policy``.
+            failed_credits: What it costs if it ends as FAILED.
             credit_limit: The account's credits, or None for no limit.
 
         Returns:
@@ -199,11 +207,12 @@ class Books:
                 seconds=seconds,
                 pending_seconds=seconds * pending_share,
                 outcome=outcome,
+                failed_credits=failed_credits,
             )
             self._tasks[task.task_id] = task
             self._charged += CREDITS_PER_IMAGE
             if outcome != "ok":
-                heapq.heappush(self._refunds, (task.ends_at, task.task_id))
+                heapq.heappush(self._refunds, (task.ends_at, task.task_id, CREDITS_PER_IMAGE - failed_credits))
             return task
 
     def find(self, task_id: str) -> Task | None:
@@ -254,6 +263,6 @@ class Books:
 
     def _settle(self, now: float) -> float:
         while self._refunds and self._refunds[0][0] <= now:
-            heapq.heappop(self._refunds)
-            self._charged -= CREDITS_PER_IMAGE
+            *_, refund = heapq.heappop(self._refunds)
+            self._charged -= refund
         return self._charged

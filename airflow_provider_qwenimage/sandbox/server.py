@@ -197,6 +197,7 @@ class SandboxServer:
             seconds=task_seconds(asked.prompt, behaviour, settings),
             pending_share=settings.pending_share,
             outcome=state.faults.next_outcome(asked.prompt, behaviour, settings),
+            failed_credits=settings.failed_credits,
             credit_limit=settings.credits,
         )
         if task is None:

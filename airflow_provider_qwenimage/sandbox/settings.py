@@ -116,6 +116,9 @@ class SandboxSettings:
 
     failure_share: float = _setting(0.0, _SHARE, "share of tasks that end FAILED")
     policy_share: float = _setting(0.0, _SHARE, "share of tasks that the content policy refuses")
+    failed_credits: float = _setting(
+        0.0, _AMOUNT, "what a task costs that ends FAILED, for whatever reason: the API's documented examples show 0"
+    )
     rate_limit_share: float = _setting(0.0, _SHARE, "share of requests answered 429")
     retry_after: float = _setting(1.0, _SECONDS, "the Retry-After of a 429, rounded up to whole seconds")
     server_error_share: float = _setting(0.0, _SHARE, "share of requests answered 500")

@@ -74,12 +74,14 @@ def test_a_retry_does_not_ask_again_after_an_image_that_failed(connected_api: Sa
 def test_an_image_that_always_fails_is_submitted_by_each_try_and_the_price_is_pushed(
     connected_api: Sandbox, aim: dict[str, Any]
 ) -> None:
+    connected_api.configure(failed_credits=4)
     draw = _draw(prompt="Fog [fail]", **aim)
 
     assert (draw.state, draw.tries) == ("failed", 3)
     assert len(connected_api.submissions) == 3
     assert draw.xcoms["task_id"] == connected_api.submissions[-1].task_id
-    assert draw.xcoms["consumed_credits"] == 0
+    assert draw.xcoms["consumed_credits"] == 4
+    assert ["It cost 4 credits" in str(error) for error in draw.errors] == [True] * 3
     assert "return_value" not in draw.xcoms
 
 
@@ -89,6 +91,7 @@ def test_a_refused_prompt_is_not_submitted_again(connected_api: Sandbox, aim: di
 
     assert (draw.state, draw.tries) == ("failed", 1)
     assert "Content policy violation detected" in str(draw.error)
+    assert "It cost 0 credits" in str(draw.error)
     assert draw.xcoms["consumed_credits"] == 0
     assert len(connected_api.submissions) == 1
 

@@ -38,6 +38,26 @@ def test_failed_images_that_cost_nothing_use_up_no_limit(connected_api: Sandbox,
     assert len(connected_api.submissions) == 3
 
 
+@with_aims("waited for", "waited for, deferred", "stored", "stored, deferred", remembered=True)
+def test_failed_images_that_cost_something_use_up_the_limit_until_the_task_is_cleared(
+    connected_api: Sandbox, aim: dict[str, Any]
+) -> None:
+    connected_api.configure(failed_credits=4)
+    connected_api.script("generate", ("failure", 3))
+    dag = dag_that_draws(**aim, max_credits=9)
+    draw = dag.run()["draw"]
+
+    assert (draw.state, draw.tries) == ("failed", 3)
+    assert [submission.charged for submission in connected_api.submissions] == [4, 4]
+    *_, refused = draw.errors
+    assert str(refused).startswith("max_credits is 9; an image costs 5 credits (as documented)")
+    assert "this task has spent 8 before" in str(refused)
+
+    draw = dag.clear("draw")["draw"]
+    assert draw.state == "success"
+    assert [submission.charged for submission in connected_api.submissions] == [4, 4, 4, 5]
+
+
 def test_a_limit_does_not_keep_a_stored_image_from_being_used(connected_api: Sandbox, tmp_path: Path) -> None:
     assert dag_that_draws(output_path=str(tmp_path)).run().state == "success"
 

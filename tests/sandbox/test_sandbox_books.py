@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,15 @@ class Clock:
         return self.now
 
 
-def accept(books: Books, outcome: str = "ok", limit: float | None = None) -> Task | None:
-    request = GenerateRequest(prompt="a cat")
-    return books.accept(request, seconds=10, pending_share=0.3, outcome=outcome, credit_limit=limit)
+def accept(books: Books, outcome: str = "ok", limit: float | None = None, failed_credits: float = 0.0) -> Task | None:
+    return books.accept(
+        GenerateRequest(prompt="a cat"),
+        seconds=10,
+        pending_share=0.3,
+        outcome=outcome,
+        failed_credits=failed_credits,
+        credit_limit=limit,
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,28 @@ def test_credits_are_held_until_a_task_has_failed() -> None:
     assert accept(books, limit=5) is None
     clock.now += 10
     assert accept(books, limit=5)
+    assert books.credits_charged() == 5
+
+
+@pytest.mark.parametrize(("cost", "told"), [(0.0, "0"), (5.0, "5"), (2.5, "2.5"), (7.0, "7")])
+@pytest.mark.parametrize("outcome", ["failure", "policy"])
+def test_a_failure_may_cost_something(outcome: str, cost: float, told: str) -> None:
+    clock = Clock()
+    books = Books(10, clock)
+    task = accept(books, outcome, failed_credits=cost)
+    assert task is not None
+    assert books.credits_charged() == 5
+    clock.now += 10
+    assert books.credits_charged() == cost
+    assert [submission.charged for submission in books.submissions()] == [cost]
+    assert json.dumps(task.data_at(clock(), "http://x/y")["consumed_credits"]) == told
+
+
+def test_what_a_failure_costs_is_no_matter_of_an_image() -> None:
+    clock = Clock()
+    books = Books(10, clock)
+    accept(books, failed_credits=7.0)
+    clock.now += 10
     assert books.credits_charged() == 5
 
 
