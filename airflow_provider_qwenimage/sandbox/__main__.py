@@ -26,8 +26,8 @@ _BEHAVIOURS = "\n".join(
 )
 _EPILOG = f"""\
 magic words in a prompt:
-  [policy]  the content policy refuses it: FAILED, no credits
-  [fail]    ends FAILED with a general message, no credits
+  [policy]  the content policy refuses it: FAILED, for no credits (or --failed-credits)
+  [fail]    ends FAILED with a general message, for no credits (or --failed-credits)
   [slow]    takes ten times as long
 
 behaviours for --script and POST /sandbox/script:
