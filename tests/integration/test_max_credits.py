@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_qwenimage.ledger import Ledger
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.integration.dag_runs import dag_that_draws, with_aims
+from tests.integration.dag_runs import crash_once, dag_that_draws, with_aims
 
 
 @with_aims("submitted", "waited for, deferred", "stored")
@@ -56,6 +58,20 @@ def test_failed_images_that_cost_something_use_up_the_limit_until_the_task_is_cl
     draw = dag.clear("draw")["draw"]
     assert draw.state == "success"
     assert [submission.charged for submission in connected_api.submissions] == [4, 4, 4, 5]
+
+
+@with_aims("waited for", "waited for, deferred", "stored", "stored, deferred", remembered=True)
+def test_a_failed_image_that_a_retry_goes_back_to_uses_up_the_limit(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected_api.configure(failed_credits=4, seconds_per_image=0)
+    connected_api.script("generate", "failure")
+    crash_once(monkeypatch, Ledger, "accept", after=True)
+    draw = dag_that_draws(**aim, max_credits=8).run()["draw"]
+
+    assert (draw.state, draw.tries) == ("failed", 2)
+    assert "this task has spent 4 before" in str(draw.errors[-1])
+    assert len(connected_api.submissions) == 1
 
 
 def test_a_limit_does_not_keep_a_stored_image_from_being_used(connected_api: Sandbox, tmp_path: Path) -> None:
