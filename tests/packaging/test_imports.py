@@ -47,6 +47,8 @@ def watch(event, arguments):
         if "airflow_provider_qwenimage" in frame.f_code.co_filename:
             done.append(f"open {arguments[0]}")
 
+# In a fresh clone the import system would write its cache.
+sys.dont_write_bytecode = True
 sys.addaudithook(watch)
 
 def look(module):
