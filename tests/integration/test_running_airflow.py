@@ -237,7 +237,12 @@ def test_a_sensor_fails_at_once_on_a_wrong_key(world: World, finished: Finished,
 def test_a_sensor_survives_an_api_that_fails_five_times(world: World, finished: Finished, wait: str) -> None:
     assert _end(world, finished, f"flaky_{wait}") == ("success", 0)
     requests_seen = world.apis[f"flaky_{wait}"].requests
-    assert [request.code for request in requests_seen if request.route == "status"] == [500] * 5 + [200]
+    codes = [request.code for request in requests_seen if request.route == "status"]
+    # A try that Airflow counts by mistake, see `_end`, may come after the end and ask once more.
+    tries = world.airflow.tasks("sense", finished.sense)[f"flaky_{wait}", -1]["try_number"]
+    assert codes[:6] == [500] * 5 + [200]
+    assert codes[6:] == [200] * len(codes[6:])
+    assert len(codes[6:]) < tries
 
 
 @in_every_mode
