@@ -447,6 +447,30 @@ def test_the_rate_of_the_connection_is_kept(
     assert 5 <= len(times) <= 13
 
 
+def test_what_the_api_said_last_outlasts_a_failed_read(sandbox: Sandbox) -> None:
+    async def check(hook: QwenImageHook | QwenImageAsyncHook) -> Any:
+        outcome: Any = hook.check(task_id)
+        return await outcome if isinstance(hook, QwenImageAsyncHook) else outcome
+
+    async def look(hook: QwenImageHook | QwenImageAsyncHook) -> None:
+        assert hook.last_snapshot is None
+        sandbox.script("status", "ok", "server_error")
+        told = await check(hook)
+        assert told.task_id == task_id
+        assert isinstance(await check(hook), QwenImageServerError)
+        assert hook.last_snapshot is told
+
+    async def look_with_both() -> None:
+        with QwenImageHook() as hook:
+            await look(hook)
+        async with QwenImageAsyncHook() as async_hook:
+            await look(async_hook)
+
+    with QwenImageHook() as hook:
+        task_id = hook.generate("a fox")
+    asyncio.run(look_with_both())
+
+
 def test_both_clients_have_the_same_verbs_and_arguments() -> None:
     import inspect
 

@@ -194,6 +194,7 @@ def test_clearing_a_running_task_goes_back_to_its_image(start: StartCase) -> Non
     case.assert_stored_once()
     assert f"Going back to image task {case.image_task_id}" in case.log
     assert case.log.count(_ended_from_outside(case.image_task_id)) == 1
+    assert "it stays paid (5 credits, as the API said last)" in case.log
 
 
 @pytest.mark.parametrize("dag_id", ["moved_from_a_dead_triggerer", "moved_from_an_ended_triggerer"])
