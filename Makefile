@@ -5,7 +5,7 @@
 PYTHON ?=
 # More arguments for pytest, such as ARGS="-k sensor -x", or ARGS="-n 0 --pdb" for tests one after another.
 ARGS ?=
-# A process for each core; each migrates an Airflow database of its own, so that many cores gain little more.
+# A process for each core, up to four: each migrates an Airflow database of its own, so more would gain little.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 VENV := .venv

@@ -112,7 +112,10 @@ def where_they_hit(scene: Scene, drawings: Sequence[Drawing]) -> str:
     """Return how many random kills came before a submission, where nothing is at stake yet, and how many later."""
     killed = [log for drawing in drawings for log in scene.cluster.tries(drawing) if _KILLED in log]
     later = sum(any(words in log for words in SUBMITTED) for log in killed)
-    return f"Of the kills at a random moment, {len(killed) - later} came before a submission and {later} after it."
+    return (
+        f"Of the kills at a random moment that left a line in the task's log, {len(killed) - later} came before a "
+        f"submission and {later} after it."
+    )
 
 
 def _asked(api: Sandbox, drawings: Sequence[Drawing], since: float) -> Callable[[], bool]:

@@ -69,15 +69,22 @@ def _assert_tried_twice(run: DagRun, crash: str) -> None:
     assert [(end.tries, end.errors) for end in others] == [(1, [])] * len(others)
 
 
+def _assert_one_crash_is_paid_once(
+    monkeypatch: pytest.MonkeyPatch, crash: tuple[Any, str, bool], aim: dict[str, Any], api: Sandbox, folder: Path
+) -> None:
+    """Crash a task at one point: its retry ends with all it was to have, paid once."""
+    owner, name, after = crash
+    crash_once(monkeypatch, owner, name, after=after)
+    run = dag_that_draws(**aim).run()
+    _assert_tried_twice(run, name)
+    _assert_each_is_paid_once(run, api, aim, folder)
+
+
 @with_every_record
 def test_a_crash_before_the_intent_has_submitted_nothing(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crash_once(monkeypatch, Ledger, "intend")
-    run = dag_that_draws(**aim).run()
-
-    _assert_tried_twice(run, "intend")
-    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+    _assert_one_crash_is_paid_once(monkeypatch, (Ledger, "intend", False), aim, connected_api, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -206,12 +213,7 @@ def test_a_crash_after_a_submission_has_the_retry_go_back(
     monkeypatch: pytest.MonkeyPatch,
     crash: tuple[Any, str, bool],
 ) -> None:
-    owner, name, after = crash
-    crash_once(monkeypatch, owner, name, after=after)
-    run = dag_that_draws(**aim).run()
-
-    _assert_tried_twice(run, name)
-    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+    _assert_one_crash_is_paid_once(monkeypatch, crash, aim, connected_api, tmp_path)
 
 
 @waiting
@@ -220,11 +222,7 @@ def test_a_crash_while_waiting_has_the_retry_go_back(
 ) -> None:
     # In the worker before it asks the API, or in the resumed task before it reads what the trigger was told.
     owner, point = (operators, "snapshot_of") if "deferrable" in aim else (QwenImageHook, "check")
-    crash_once(monkeypatch, owner, point)
-    run = dag_that_draws(**aim).run()
-
-    _assert_tried_twice(run, point)
-    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+    _assert_one_crash_is_paid_once(monkeypatch, (owner, point, False), aim, connected_api, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -240,12 +238,7 @@ def test_a_crash_while_it_stores_has_the_retry_go_back(
     monkeypatch: pytest.MonkeyPatch,
     crash: tuple[Any, str, bool],
 ) -> None:
-    owner, name, after = crash
-    crash_once(monkeypatch, owner, name, after=after)
-    run = dag_that_draws(**aim).run()
-
-    _assert_tried_twice(run, name)
-    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+    _assert_one_crash_is_paid_once(monkeypatch, crash, aim, connected_api, tmp_path)
 
 
 @in_storage
