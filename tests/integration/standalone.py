@@ -136,6 +136,11 @@ class StandaloneAirflow:
         body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id}
         self._call("POST", f"dags/{dag_id}/clearTaskInstances", body)
 
+    def mistaken_crashes(self, dag_id: str, run_id: str, task_id: str) -> int:
+        """Return how often the scheduler took a task for crashed because it read an old message late."""
+        query = f"dag_id={dag_id}&run_id={run_id}&task_id={task_id}&event=state mismatch"
+        return int(self._call("GET", f"eventLogs?{query}")["total_entries"])
+
     def mark_failed(self, dag_id: str, run_id: str, task_id: str) -> None:
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
         self._call("PATCH", path, {"new_state": "failed"})

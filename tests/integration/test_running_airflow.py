@@ -43,7 +43,9 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2024, 1, 1),
     params={params!r},
-    default_args={{"retries": 2, "retry_delay": datetime.timedelta(0)}},
+    # Fewer processes at once than the machine would otherwise start: see `_end`.
+    max_active_tasks=5,
+    default_args={{"retries": {retries}, "retry_delay": datetime.timedelta(0)}},
 ):
     for wait, arguments in WAITS.items():
         for case in ("success", "failed"):
@@ -127,6 +129,8 @@ with DAG("outlast", schedule=None, start_date=pendulum.datetime(2024, 1, 1), par
 """
 
 _TIMEOUT_SECONDS = 30.0
+# No test counts on a retry; these are for the tries that Airflow takes from a rescheduled task by mistake, see `_end`.
+_RETRIES = 20
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     home, folder = tmp_path_factory.mktemp("airflow"), tmp_path_factory.mktemp("images")
     airflow = StandaloneAirflow(home, Path(airflow_provider_qwenimage.__file__).parents[1])
     params = ["success", "failed", "endless", *(f"flaky_{wait}" for wait in WAITS)]
-    (airflow.dags / "sense.py").write_text(_SENSE.format(waits=WAITS, params=dict.fromkeys(params, "")))
+    sense = _SENSE.format(waits=WAITS, params=dict.fromkeys(params, ""), retries=_RETRIES)
+    (airflow.dags / "sense.py").write_text(sense)
     (airflow.dags / "draw.py").write_text(_DRAW.format(folder=str(folder)))
     (airflow.dags / "outlast.py").write_text(_OUTLAST.format(timeout=_TIMEOUT_SECONDS))
     seconds_per_image = {"endless": 3600.0, "slow": 25.0, "quick": 6.0, "watched": 30.0}
@@ -189,7 +194,7 @@ def finished(world: World) -> Finished:
     ids = {"success": world.submit("watched"), "failed": world.submit("watched", "Fog [fail]")}
     ids |= {conn_id: world.submit(conn_id) for conn_id in ("endless", *(f"flaky_{wait}" for wait in WAITS))}
     sense = world.airflow.trigger("sense", ids)
-    world.airflow.wait_for_run("sense", sense, 180)
+    world.airflow.wait_for_run("sense", sense, 300)
     draw = world.airflow.trigger("draw", {})
     world.airflow.wait_for_run("draw", draw, 180)
     return Finished(sense, draw)
@@ -199,10 +204,14 @@ def _end(world: World, finished: Finished, task_id: str) -> tuple[str, int]:
     """Return the state of a sensor, and how often it failed.
 
     Its number of tries says less: on a busy machine Airflow's scheduler may read the message that a task was
-    rescheduled only after it is queued again, take it for a crash, and count a try for it.
+    rescheduled only after it is queued again, take it for a crash, and count a try for it: several in a row, if all
+    cores are busy. A failure in such a further try is none of the sensor's making.
     """
     state = world.airflow.tasks("sense", finished.sense)[task_id, -1]["state"]
-    return state, world.airflow.log("sense", finished.sense, task_id).count("Task failed with exception")
+    failures = world.airflow.log("sense", finished.sense, task_id).count("Task failed with exception")
+    if failures > 1 and failures <= 1 + world.airflow.mistaken_crashes("sense", finished.sense, task_id):
+        failures = 1
+    return state, failures
 
 
 in_every_mode = pytest.mark.parametrize("wait", WAITS)
