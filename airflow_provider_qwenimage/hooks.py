@@ -21,11 +21,13 @@ from airflow_provider_qwenimage.connection import (
     DEFAULT_CONN_ID,
     DEFAULT_TIMEOUT_SECONDS,
     TEST_TASK_ID,
+    AirflowConnection,
     ConnectionSettings,
     judge_connection,
     read_connection,
 )
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageError
+from airflow_provider_qwenimage.shared_clients import SharedClient
 from airflow_provider_qwenimage.transport import AiohttpTransport, RequestsTransport, describe
 
 if TYPE_CHECKING:
@@ -269,7 +271,8 @@ class QwenImageHook(_Hook):
 class QwenImageAsyncHook(_Hook):
     """Talks to the Qwen-Image API from an event loop, over aiohttp: same verbs, results and errors.
 
-    Use it as an ``async with`` block, or call `close` at the end. One hook belongs to one event loop.
+    Use it as an ``async with`` block, or call `close` at the end. One hook belongs to one event loop, where all
+    hooks of one connection share a session and the connection's `max_requests_per_second`.
 
     Args:
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL.
@@ -285,19 +288,20 @@ class QwenImageAsyncHook(_Hook):
     def _opening(self) -> asyncio.Lock:
         return asyncio.Lock()
 
+    @cached_property
+    def _share(self) -> SharedClient:
+        return SharedClient(self.qwenimage_conn_id, self._find_connection, self._read_connection)
+
     async def get_settings(self) -> ConnectionSettings:
         """Return what the connection says.
 
         Raises:
             ValueError: If a field of the connection is not usable.
         """
-        if self._settings is None:
-            connection = await _find_connection(self.qwenimage_conn_id)
-            self._settings = read_connection(connection, timeout_seconds=self.timeout_seconds)
-        return self._settings
+        return self._settings or self._read_connection(await self._find_connection())
 
     async def get_conn(self) -> aiohttp.ClientSession:
-        """Return the session that carries the key, to the API's own host only.
+        """Return the session that carries the key, to the API's own host only. Others use it too: don't close it.
 
         Raises:
             ValueError: If a field of the connection is not usable.
@@ -305,10 +309,9 @@ class QwenImageAsyncHook(_Hook):
         return (await self._get_transport()).session
 
     async def close(self) -> None:
-        """Close the session's connections. The hook opens them again when it is used again."""
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            await transport.close()
+        """Leave the session; the last hook to leave closes it. The hook joins again when it is used again."""
+        self._transport = None
+        await self._share.leave()
 
     async def __aenter__(self) -> Self:
         return self
@@ -379,12 +382,22 @@ class QwenImageAsyncHook(_Hook):
         delay = first_delay
         while True:
             await asyncio.sleep(delay)
-            outcome = await self.check(image_task_id)
+            outcome = await self._check_in_time(image_task_id, policy)
             decision = polling.decide(policy, state, outcome, image_task_id=image_task_id, now=time.time())
             self._log_notice(decision)
             if not isinstance(decision, polling.Wait):
                 return decision
             state, delay = decision.state, decision.delay
+
+    async def _check_in_time(self, image_task_id: str, policy: polling.PollPolicy) -> TaskSnapshot | QwenImageError:
+        seconds = policy.seconds_for_a_read(time.time())
+        if seconds is None:
+            return await self.check(image_task_id)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.check(image_task_id)
+        except TimeoutError:
+            return polling.read_too_late(seconds)
 
     async def test_connection(self) -> tuple[bool, str]:
         """Return whether the connection works, and what is wrong otherwise. Costs no credit."""
@@ -396,8 +409,15 @@ class QwenImageAsyncHook(_Hook):
     async def _get_transport(self) -> AiohttpTransport:
         async with self._opening:
             if self._transport is None:
-                self._transport = await AiohttpTransport.open(await self.get_settings())
+                self._transport = await self._share.join()
             return self._transport
+
+    async def _find_connection(self) -> AirflowConnection:
+        return await _find_connection(self.qwenimage_conn_id)
+
+    def _read_connection(self, connection: AirflowConnection) -> ConnectionSettings:
+        self._settings = read_connection(connection, timeout_seconds=self.timeout_seconds)
+        return self._settings
 
     async def _call(self, call: ApiCall[Result]) -> Result:
         transport = await self._get_transport()
@@ -413,7 +433,7 @@ class QwenImageAsyncHook(_Hook):
             sent_again += 1
 
 
-async def _find_connection(conn_id: str) -> Any:
+async def _find_connection(conn_id: str) -> AirflowConnection:
     try:
         try:
             return await get_async_connection(conn_id)

@@ -14,13 +14,21 @@ from typing import TypeAlias
 import pendulum
 
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, check_above_zero, printable, task_failure
-from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenImageError, QwenImageTimeoutError
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageConnectionError,
+    QwenImageContractError,
+    QwenImageError,
+    QwenImageTimeoutError,
+)
 
 # The API recommends to poll every 5 to 10 seconds.
 DEFAULT_POLL_INTERVAL = 5.0
 SLOWEST_RECOMMENDED_INTERVAL = 10.0
 DEFAULT_TIMEOUT = 1800.0
 DEFAULT_MAX_CONSECUTIVE_FAILURES = 10
+
+# How long after the deadline the last read may still be under way: less than what Airflow is given on top of it.
+LAST_READ_SECONDS = 60.0
 
 _GROWTH = 1.2
 _JITTER = 0.2
@@ -73,6 +81,27 @@ class PollPolicy:
         slowest = max(self.poll_interval, min(2 * self.poll_interval, SLOWEST_RECOMMENDED_INTERVAL))
         plain = min(slowest, self.poll_interval * _GROWTH ** min(polls, 16))
         return plain * (1 - _JITTER + 2 * _JITTER * draw())
+
+    def first_delay(self, now: float, draw: Callable[[], float] = random.random) -> float:
+        """Return the seconds before the first poll of a wait that may be one of many.
+
+        Args:
+            now: The time in epoch seconds.
+            draw: Returns a random number from 0 to 1.
+
+        Returns:
+            One interval on average, drawn evenly from half of one to one and a half: a thousand waits that
+            begin at once poll no faster than they will later. Not past the deadline.
+        """
+        return _until_deadline(self, now, self.poll_interval * (0.5 + draw()))
+
+    def seconds_for_a_read(self, now: float) -> float | None:
+        """Return how long a read may take, from waiting for its turn to its answer, or None for no limit.
+
+        Args:
+            now: The time in epoch seconds.
+        """
+        return None if self.end_time is None else max(0.0, self.end_time - now) + LAST_READ_SECONDS
 
 
 @dataclass(frozen=True)
@@ -193,6 +222,18 @@ def _after_failure(
         f"({failures} of at most {policy.max_consecutive_failures} in a row); asking again in {delay:.1f} s: {error}"
     )
     return Wait(delay, replace(state, polls=state.polls + 1, failures=failures), notice)
+
+
+def read_too_late(seconds: float) -> QwenImageConnectionError:
+    """Return the error for a read that was given up because the deadline has passed by far.
+
+    Args:
+        seconds: How long it took.
+    """
+    return QwenImageConnectionError(
+        f"No answer within {seconds:.0f} s, which is all that the deadline left. Many waits may stand in line: for a "
+        "slow API, for the connection's max_requests_per_second, or because the API asked to slow down (429)."
+    )
 
 
 def _is_over(policy: PollPolicy, now: float) -> bool:

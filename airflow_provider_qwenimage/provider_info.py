@@ -34,7 +34,7 @@ CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {
     },
     "max_requests_per_second": {
         "label": "Most requests per second",
-        "description": "The rate that one task or trigger does not exceed. Empty: no limit.",
+        "description": "The rate that a task, or a triggerer with all of its waits, does not exceed. Empty: no limit.",
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
     },
     # A string, because it is either a switch or a path, and the form has no field for both.

@@ -6,12 +6,14 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_qwenimage import __version__, retries
 from airflow_provider_qwenimage.answers import MAX_ANSWER_BYTES, ApiCall, HttpAnswer, Result
 from airflow_provider_qwenimage.contract import printable
+from airflow_provider_qwenimage.exceptions import QwenImageError
 from airflow_provider_qwenimage.rate_limit import RateLimit
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 _HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-qwenimage/{__version__}"}
 _CHUNK_BYTES = 65_536
+# How many connections one session opens at most, for however many waits.
+MAX_CONNECTIONS = 100
 
 
 class RequestsTransport:
@@ -39,6 +43,7 @@ class RequestsTransport:
     def __init__(self, settings: ConnectionSettings) -> None:
         import requests
 
+        _check_authorities(settings)
         self._settings = settings
         self._rate_limit = RateLimit(settings.max_requests_per_second)
         self.session = requests.Session()
@@ -67,7 +72,9 @@ class RequestsTransport:
         import requests
 
         settings = self._settings
-        time.sleep(self._rate_limit.reserve(time.monotonic()))
+        time.sleep(self._rate_limit.wait(time.monotonic()))
+        sent_at = time.monotonic()
+        self._rate_limit.sent(sent_at)
         body = None if call.body is None else _WatchedBody(call.body)
         try:
             with self.session.request(
@@ -90,7 +97,29 @@ class RequestsTransport:
         except requests.RequestException as error:
             sent = body.was_read if body is not None else not _never_connected(error)
             raise retries.lost(call, describe(error, settings), sent=sent) from error
-        return retries.read_answer(call, answer)
+        return _read_in_pace(self._rate_limit, sent_at, call, answer)
+
+
+class Pace:
+    """A rate limit that the tasks of an event loop wait for in one line."""
+
+    def __init__(self) -> None:
+        self.limit = RateLimit()
+        self._line = asyncio.Lock()
+
+    async def turn(self) -> float:
+        """Wait until the next request may be sent, and return that moment on the monotonic clock."""
+        now = time.monotonic()
+        if self.limit.is_idle:
+            self.limit.sent(now)
+            return now
+        async with self._line:
+            now = time.monotonic()
+            while (pause := self.limit.wait(now)) > 0:
+                await asyncio.sleep(pause)
+                now = time.monotonic()
+            self.limit.sent(now)
+            return now
 
 
 class AiohttpTransport:
@@ -99,19 +128,20 @@ class AiohttpTransport:
     Args:
         settings: What the connection says.
         session: Carries the key, to the API's own origin only.
+        pace: When to send.
     """
 
-    def __init__(self, settings: ConnectionSettings, session: aiohttp.ClientSession) -> None:
+    def __init__(self, settings: ConnectionSettings, session: aiohttp.ClientSession, pace: Pace) -> None:
         self._settings = settings
-        self._rate_limit = RateLimit(settings.max_requests_per_second)
+        self._pace = pace
         self.session = session
 
     @classmethod
-    async def open(cls, settings: ConnectionSettings) -> Self:
+    async def open(cls, settings: ConnectionSettings, pace: Pace) -> Self:
         """Return a transport with a session of its own."""
         # The first import takes longer than a triggerer's event loop may stand still.
         await asyncio.to_thread(import_module, "aiohttp")
-        return cls(settings, await _open_aiohttp_session(settings))
+        return cls(settings, await _open_aiohttp_session(settings), pace)
 
     async def close(self) -> None:
         """Close the session's connections."""
@@ -126,7 +156,7 @@ class AiohttpTransport:
         import aiohttp
 
         settings = self._settings
-        await asyncio.sleep(self._rate_limit.reserve(time.monotonic()))
+        sent_at = await self._pace.turn()
         try:
             async with self.session.request(
                 call.method,
@@ -145,7 +175,18 @@ class AiohttpTransport:
         except (aiohttp.ClientError, TimeoutError) as error:
             never_sent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
             raise retries.lost(call, describe(error, settings), sent=not never_sent) from error
-        return retries.read_answer(call, answer)
+        return _read_in_pace(self._pace.limit, sent_at, call, answer)
+
+
+def _read_in_pace(limit: RateLimit, sent_at: float, call: ApiCall[Result], answer: HttpAnswer) -> Result:
+    """Return what an answer means, and let the pace follow it."""
+    try:
+        result = retries.read_answer(call, answer)
+    except QwenImageError as error:
+        limit.learn(error, sent_at, time.monotonic())
+        raise
+    limit.learn(None, sent_at, time.monotonic())
+    return result
 
 
 class _WatchedBody:
@@ -183,6 +224,7 @@ async def _open_aiohttp_session(settings: ConnectionSettings) -> aiohttp.ClientS
 
     verify: bool | ssl.SSLContext
     if isinstance(settings.verify, str):
+        _check_authorities(settings)
         verify = await asyncio.to_thread(ssl.create_default_context, cafile=settings.verify)
     else:
         verify = settings.verify
@@ -194,7 +236,7 @@ async def _open_aiohttp_session(settings: ConnectionSettings) -> aiohttp.ClientS
         return await handler(request)
 
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=verify),
+        connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=verify),
         headers=_HEADERS,
         # Per connection and per read, as requests counts them.
         timeout=aiohttp.ClientTimeout(
@@ -205,6 +247,15 @@ async def _open_aiohttp_session(settings: ConnectionSettings) -> aiohttp.ClientS
         cookie_jar=aiohttp.DummyCookieJar(),
         middlewares=(authorize,),
     )
+
+
+def _check_authorities(settings: ConnectionSettings) -> None:
+    if isinstance(settings.verify, str) and not Path(settings.verify).is_file():
+        raise ValueError(
+            f"The connection has verify = {settings.verify!r} in its extra, and there is no such file on this machine; "
+            "allowed are true, false or the path of a file of certificate authorities (PEM), which must be on every "
+            "worker and triggerer."
+        )
 
 
 def _content_headers(call: ApiCall[Any]) -> dict[str, str]:

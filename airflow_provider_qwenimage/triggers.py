@@ -38,7 +38,7 @@ class QwenImageStatusTrigger(BaseTrigger):
         image_task_id: The API's id of the image task.
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL.
         poll_interval: Seconds between the first polls; it grows up to 10 s (see `polling.PollPolicy`).
-            The first poll is made one interval after the start.
+            The first poll is made about one interval after the start, spread so that many waits are no spike.
         end_time: The deadline in epoch seconds, or None for none. A restarted triggerer keeps it.
         max_consecutive_failures: How many failed reads in a row end the wait.
     """
@@ -97,9 +97,7 @@ class QwenImageStatusTrigger(BaseTrigger):
         self.log.warning("%s", what_stays_paid(self.image_task_id, snapshot))
 
     async def _wait(self, hook: QwenImageAsyncHook) -> polling.Done | polling.GiveUp:
-        delay = self.policy.interval(0)
-        if self.policy.end_time is not None:
-            delay = max(0.0, min(delay, self.policy.end_time - time.time()))
+        delay = self.policy.first_delay(time.time())
         try:
             return await hook.follow(self.image_task_id, self.policy, first_delay=delay)
         except (ValueError, AirflowNotFoundException) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
@@ -25,7 +24,6 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
     QwenImageSubmissionUnknownError,
 )
-from airflow_provider_qwenimage.rate_limit import RateLimit
 
 SUBMISSION = submission_call(GenerateRequest(prompt="a fox"))
 STATUS = status_call("n43")
@@ -164,15 +162,3 @@ def test_zero_retries_send_once() -> None:
 def test_a_bad_retry_argument_is_refused_by_name(arguments: dict[str, float], name: str) -> None:
     with pytest.raises(ValueError, match=rf"^{name} is .*allowed are"):
         retries.RequestRetries(**arguments)
-
-
-@given(per_second=st.floats(0.1, 1000), moments=st.lists(st.floats(0, 10), max_size=50).map(sorted))
-def test_requests_never_exceed_the_rate(per_second: float, moments: list[float]) -> None:
-    limit = RateLimit(per_second)
-    sent = [now + limit.reserve(now) for now in moments]
-    assert all(later - earlier >= 1 / per_second - 1e-9 for earlier, later in itertools.pairwise(sent))
-
-
-def test_no_rate_is_no_wait() -> None:
-    limit = RateLimit(None)
-    assert [limit.reserve(1.0) for _ in range(3)] == [0.0, 0.0, 0.0]

@@ -80,12 +80,12 @@ def test_a_success_is_fired_once_with_all_of_its_snapshot(sandbox: Sandbox) -> N
     assert snapshot_of(event).image_urls[0].startswith("http")
 
 
-def test_the_first_poll_comes_one_interval_after_the_start(sandbox: Sandbox) -> None:
+def test_the_first_poll_comes_about_one_interval_after_the_start(sandbox: Sandbox) -> None:
     task_id = submitted()
     started = time.time()
     fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.5))
     (poll,) = [record for record in sandbox.requests if record.route == "status"]
-    assert poll.time - started >= 0.4
+    assert poll.time - started >= 0.25
 
 
 @pytest.mark.parametrize(

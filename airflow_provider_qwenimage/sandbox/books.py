@@ -52,6 +52,7 @@ class RequestRecord:
         route: ``generate``, ``status``, ``image``, ``redirected`` (where a redirect points) or ``other``.
         authorized_header: Whether it carried an Authorization header.
         time: When it came, in epoch seconds.
+        client_port: The port that it came from: requests over one kept-alive connection share it.
         task_id: The task that it is about, if any; for a submission the new one.
         behaviour: The fault that was decided for it, or ``ok``.
         status: The HTTP status of the answer, or None while (or if) there is none.
@@ -63,6 +64,7 @@ class RequestRecord:
     route: str
     authorized_header: bool
     time: float
+    client_port: int | None = None
     task_id: str | None = None
     behaviour: str = "ok"
     status: int | None = None

@@ -134,6 +134,7 @@ class SandboxServer:
             route=route,
             authorized_header="Authorization" in request.headers,
             time=books.clock(),
+            client_port=_port_of(request),
         )
         books.note_request(record)
         return record
@@ -269,6 +270,11 @@ class SandboxServer:
         name, colon, port = host_header.rpartition(":")
         host = name if colon and port.isdigit() else host_header
         return f"{'https' if self._ssl_context else 'http'}://{host}:{self._cdn_port}"
+
+
+def _port_of(request: web.Request) -> int | None:
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return peer[1] if isinstance(peer, tuple) else None
 
 
 async def _read_body(request: web.Request) -> bytes:

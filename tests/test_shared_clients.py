@@ -1,0 +1,288 @@
+"""All waits of an event loop and connection share one client: counted, paced together, closed by the last."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_qwenimage import polling, shared_clients
+from airflow_provider_qwenimage.exceptions import QwenImageError
+from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
+from airflow_provider_qwenimage.polling import PollPolicy
+from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
+
+CONNECTION = "AIRFLOW_CONN_QWENIMAGE_DEFAULT"
+
+
+@pytest.fixture
+def sandbox(qwenimage_sandbox: Sandbox) -> Sandbox:
+    qwenimage_sandbox.configure(seconds_per_image=0.8)
+    return qwenimage_sandbox
+
+
+def change_connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, **extra: Any) -> None:
+    fields = json.loads(sandbox.connection_json)
+    monkeypatch.setenv(CONNECTION, json.dumps(fields | {"extra": json.dumps(extra)}))
+
+
+def submitted(number: int) -> list[str]:
+    with QwenImageHook() as hook:
+        return [hook.generate(f"Boat {place}") for place in range(number)]
+
+
+async def fired(image_task_id: str, **arguments: Any) -> Any:
+    trigger = QwenImageStatusTrigger(image_task_id=image_task_id, **{"poll_interval": 0.2} | arguments)
+    return [event.payload async for event in trigger.run()]
+
+
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    """Run it in an event loop of its own, which must be left without an open client."""
+
+    async def checked() -> Any:
+        result = await main()
+        assert not shared_clients._LANES.get(asyncio.get_running_loop()), "somebody has not left"
+        return result
+
+    return asyncio.run(checked())
+
+
+def status_reads(sandbox: Sandbox) -> list[Any]:
+    return [record for record in sandbox.requests if record.route == "status"]
+
+
+def test_a_hundred_waits_share_a_few_connections_and_every_one_ends(sandbox: Sandbox) -> None:
+    ids = submitted(100)
+
+    async def wait_for_all() -> list[Any]:
+        return await asyncio.gather(*(fired(image_task_id) for image_task_id in ids))
+
+    events = run(wait_for_all)
+    assert [event["status"] for (event,) in events] == ["success"] * 100
+    reads = status_reads(sandbox)
+    assert len(reads) >= 200
+    assert len({read.client_port for read in reads}) < 30
+
+
+def test_waits_one_after_another_share_a_connection_while_one_of_them_stays(sandbox: Sandbox) -> None:
+    sandbox.configure(seconds_per_image=0.1)
+    ids = submitted(5)
+
+    async def one_by_one() -> None:
+        async with QwenImageAsyncHook() as stays:
+            session = await stays.get_conn()
+            for image_task_id in ids:
+                await fired(image_task_id)
+                assert await stays.get_conn() is session
+
+    run(one_by_one)
+    assert len({read.client_port for read in status_reads(sandbox)}) == 1
+
+
+def test_the_last_to_leave_closes_the_client_and_the_next_one_opens_another(sandbox: Sandbox) -> None:
+    async def leave_and_come_back() -> None:
+        first, second = QwenImageAsyncHook(), QwenImageAsyncHook()
+        session = await first.get_conn()
+        assert await second.get_conn() is session
+        await first.close()
+        await first.close()
+        open_then = not session.closed
+        await second.close()
+        assert (open_then, session.closed) == (True, True)
+        assert await second.get_conn() is not session
+        await second.close()
+
+    run(leave_and_come_back)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.001, 0.05, 0.3])
+def test_a_cancelled_wait_leaves_the_others_and_the_last_one_closes(sandbox: Sandbox, moment: float) -> None:
+    sandbox.configure(seconds_per_image=60)
+    ids = submitted(3)
+
+    async def cancel_one_after_another() -> None:
+        waits = [asyncio.create_task(fired(image_task_id, poll_interval=0.02)) for image_task_id in ids]
+        for wait in waits:
+            await asyncio.sleep(moment)
+            wait.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await wait
+
+    run(cancel_one_after_another)
+
+
+def test_a_wait_that_fails_leaves_too(sandbox: Sandbox) -> None:
+    async def fail() -> Any:
+        return await asyncio.gather(fired("nobody knows this"), fired("nor this"))
+
+    assert {event["error"] for (event,) in run(fail)} == {"QwenImageNotFoundError"}
+
+
+def test_a_connection_that_is_not_usable_leaves_nothing_behind(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_connection(sandbox, monkeypatch, verify="/nowhere/ca.pem")
+    (event,) = run(lambda: fired("n43"))
+    assert "/nowhere/ca.pem" in event["message"]
+    assert event["permanent"]
+    with QwenImageHook() as hook, pytest.raises(ValueError, match="allowed are true, false or the path"):
+        hook.get_conn()
+
+
+def test_new_waits_use_a_changed_connection_while_old_ones_keep_theirs(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_clients, "_LOOK_UP_SECONDS", 0.0)
+    image_task_id, *_ = submitted(1)
+
+    async def change() -> None:
+        async with QwenImageAsyncHook() as old, QwenImageAsyncHook() as new:
+            session = await old.get_conn()
+            with Sandbox(api_keys=("sk-other",)) as other:
+                monkeypatch.setenv(CONNECTION, other.connection_json)
+                assert await new.get_conn() is not session
+                assert await new.test_connection() == (True, (await old.test_connection())[1])
+                assert len(status_reads(other)) == 1
+                assert await old.get_conn() is session
+                assert (await old.get_status(image_task_id)).task_id == image_task_id
+
+    run(change)
+
+
+def test_a_thousand_waits_look_their_connection_up_once() -> None:
+    looked_up = []
+
+    async def look_up() -> Any:
+        looked_up.append(1)
+        await asyncio.sleep(0.01)
+        return object()
+
+    async def look_up_together() -> None:
+        lane = shared_clients._Lane()
+        found: set[Any] = set(await asyncio.gather(*(lane.connection(look_up) for _ in range(1000))))
+        assert len(found) == 1
+
+    asyncio.run(look_up_together())
+    assert len(looked_up) == 1
+
+
+def test_a_look_up_that_failed_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [QwenImageError("Airflow is away"), "connection"]
+
+    async def look_up() -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def look_up_again() -> None:
+        lane = shared_clients._Lane()
+        with pytest.raises(QwenImageError, match="away"):
+            await lane.connection(look_up)
+        found: list[Any] = [await lane.connection(look_up) for _ in range(2)]
+        assert found == ["connection"] * 2
+
+    asyncio.run(look_up_again())
+
+
+def test_a_cancelled_look_up_goes_on_for_the_others() -> None:
+    async def look_up() -> Any:
+        await asyncio.sleep(0.05)
+        return "connection"
+
+    async def cancel_the_first() -> None:
+        lane = shared_clients._Lane()
+        first, second = (asyncio.create_task(lane.connection(look_up)) for _ in range(2))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        found: Any = await second
+        assert found == "connection"
+
+    asyncio.run(cancel_the_first())
+
+
+def test_many_waits_together_do_not_exceed_the_connections_rate(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = submitted(20)
+    change_connection(sandbox, monkeypatch, max_requests_per_second=50)
+
+    async def wait_for_all() -> list[Any]:
+        return await asyncio.gather(*(fired(image_task_id, poll_interval=0.05) for image_task_id in ids))
+
+    assert {event["status"] for (event,) in run(wait_for_all)} == {"success"}
+    times = sorted(read.time for read in status_reads(sandbox))
+    assert len(times) > 30
+    # As they arrive: a few milliseconds of the way add to or take from the gap between two of them.
+    assert all(later - earlier >= 0.02 * 10 - 0.02 for earlier, later in zip(times, times[10:], strict=False))
+
+
+def test_a_429_to_one_wait_holds_them_all(sandbox: Sandbox) -> None:
+    sandbox.configure(retry_after=1.0, seconds_per_image=3.0)
+    ids = submitted(20)
+
+    async def wait_for_all() -> list[Any]:
+        waits = [asyncio.create_task(fired(image_task_id, poll_interval=0.1)) for image_task_id in ids]
+        await asyncio.sleep(0.5)
+        sandbox.script("status", "rate_limit")
+        return await asyncio.gather(*waits)
+
+    assert {event["status"] for (event,) in run(wait_for_all)} == {"success"}
+    reads = status_reads(sandbox)
+    (refusal,) = [read.time for read in reads if read.code == 429]
+    # Those that were under way already are let through.
+    held = [read.time - refusal for read in reads if 0.1 < read.time - refusal < 0.95]
+    assert held == []
+    assert Counter(read.code for read in reads)[200] > 60
+
+
+def test_first_polls_of_many_waits_are_spread(sandbox: Sandbox) -> None:
+    sandbox.configure(seconds_per_image=0.1)
+    ids = submitted(200)
+
+    async def wait_for_all() -> list[Any]:
+        return await asyncio.gather(*(fired(image_task_id, poll_interval=2.0) for image_task_id in ids))
+
+    run(wait_for_all)
+    times = sorted(read.time for read in status_reads(sandbox))
+    assert len(times) == 200
+    # 100 a second on average; in no fifth of a second more than twice as many.
+    busiest = max(sum(1 for other in times if start <= other < start + 0.2) for start in times)
+    assert busiest <= 40
+    assert times[-1] - times[0] > 1.8
+
+
+def test_a_wait_that_never_gets_its_turn_ends_a_while_after_its_deadline(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.configure(seconds_per_image=60)
+    ids = submitted(2)
+    monkeypatch.setattr(polling, "LAST_READ_SECONDS", 0.5)
+    change_connection(sandbox, monkeypatch, max_requests_per_second=0.01)
+
+    async def wait_for_both() -> list[Any]:
+        end_time = time.time() + 0.3
+        return await asyncio.gather(*(fired(one, poll_interval=0.05, end_time=end_time) for one in ids))
+
+    started = time.time()
+    events = [event for (event,) in run(wait_for_both)]
+    assert time.time() - started < 5
+    assert {event["error"] for event in events} == {"QwenImageTimeoutError"}
+    assert any("max_requests_per_second" in event["message"] for event in events)
+    assert len(status_reads(sandbox)) == 1
+
+
+def test_spread_first_polls_stay_between_half_an_interval_and_one_and_a_half() -> None:
+    policy = PollPolicy(poll_interval=4.0)
+    drawn = iter([0.0, 0.25, 0.5, 0.75, 1.0])
+    delays = [policy.first_delay(0.0, drawn.__next__) for _ in range(5)]
+    assert delays == [2.0, 3.0, 4.0, 5.0, 6.0]
+    assert {later - earlier for earlier, later in itertools.pairwise(delays)} == {1.0}
+    assert PollPolicy(poll_interval=4.0, end_time=11.0).first_delay(10.0, lambda: 1.0) == 1.0
