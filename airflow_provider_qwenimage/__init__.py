@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
-    from airflow_provider_qwenimage.operators import QwenImageGenerateOperator
+    from airflow_provider_qwenimage.operators import QwenImageBatchOperator, QwenImageGenerateOperator
     from airflow_provider_qwenimage.sensors import QwenImageStatusSensor
     from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "QwenImageAsyncHook",
+    "QwenImageBatchOperator",
     "QwenImageGenerateOperator",
     "QwenImageHook",
     "QwenImageStatusSensor",
@@ -24,6 +25,7 @@ __all__ = [
 
 _MODULES = {
     "QwenImageAsyncHook": "hooks",
+    "QwenImageBatchOperator": "operators",
     "QwenImageGenerateOperator": "operators",
     "QwenImageHook": "hooks",
     "QwenImageStatusSensor": "sensors",

@@ -140,6 +140,26 @@ def check_above_zero(name: str, value: object, unit: str) -> None:
         raise ValueError(f"{name} is {value!r}; allowed are {unit} above 0.")
 
 
+def check_whole(name: str, value: object, *, at_least: int) -> None:
+    """Check a whole number.
+
+    Raises:
+        ValueError: If `value` is anything else, or less than `at_least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} is {value!r}; allowed are the integers from {at_least} upwards.")
+
+
+def check_max_credits(value: object) -> None:
+    """Check a `max_credits`.
+
+    Raises:
+        ValueError: If it is neither None nor a number of at least 0.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+        raise ValueError(f"max_credits is {value!r}; allowed are credits from 0 upwards, or None.")
+
+
 def seed_from_text(seed: int | str) -> int:
     """Return a seed as an integer, also when a template or a CSV file made a string of it.
 

@@ -16,6 +16,7 @@
     ├── QwenImageTaskFailedError              the image task ended as FAILED (.snapshot)
     │   └── QwenImageContentPolicyError       FAILED because the prompt was refused
     ├── QwenImageTimeoutError                 our own deadline passed
+    ├── QwenImageBatchError                   some images of a batch could not be had
     └── QwenImageImageError                   the bytes are not the image that was asked for
 
 A bad argument is a plain ``ValueError`` that names the argument, the value and what is allowed.
@@ -134,6 +135,19 @@ class QwenImageContentPolicyError(QwenImageTaskFailedError):
 
 class QwenImageTimeoutError(QwenImageError):
     """The deadline of this package passed before the image task ended."""
+
+
+class QwenImageBatchError(QwenImageError):
+    """Some images of a batch could not be had; those that could are stored.
+
+    Args:
+        message: How many, why, and what to do about it.
+        permanent: Whether another try would only meet the same errors again.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
 
 
 class QwenImageImageError(QwenImageError):

@@ -88,14 +88,11 @@ def remembering_what_is_paid(image_task_id: str, ledger: Ledger) -> Iterator[Non
     try:
         yield
     except QwenImageTaskFailedError as error:
-        with still_raising("the failure"):
-            ledger.fail(error)
+        write_down(error, ledger)
         raise
     except (Exception, AirflowTaskTimeout) as error:
         story = f"Image task {image_task_id} is submitted and may be paid."
-        if ledger.is_cleared and isinstance(error, _MISSED):
-            with still_raising("that it went back in vain"):
-                ledger.miss()
+        if write_down(error, ledger):
             advice = (
                 "This task was cleared and went back to it in vain. Clear it once more to submit, and pay for, another "
                 "one; or wait for this one with a QwenImageStatusSensor for that id."
@@ -108,6 +105,27 @@ def remembering_what_is_paid(image_task_id: str, ledger: Ledger) -> Iterator[Non
             raise _for_good(error, f" {story} {advice}") from error
         log.warning("%s %s", story, advice)
         raise
+
+
+def write_down(error: BaseException, ledger: Ledger) -> bool:
+    """Write down what a submitted image task ended with, as far as the next try has to know it.
+
+    Args:
+        error: What it, or the wait for it, ended with.
+        ledger: Where the next try will find it.
+
+    Returns:
+        Whether a cleared task has gone back to its image task in vain, so that the next Clear submits.
+    """
+    if isinstance(error, QwenImageTaskFailedError):
+        with still_raising("the failure"):
+            ledger.fail(error)
+        return False
+    in_vain = ledger.is_cleared and isinstance(error, _MISSED)
+    if in_vain:
+        with still_raising("that it went back in vain"):
+            ledger.miss()
+    return in_vain
 
 
 @contextmanager

@@ -7,7 +7,6 @@ wait goes on is decided in `contract`, `answers`, `retries` and `polling`, for b
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -49,6 +48,8 @@ class _Hook(BaseHook):
     conn_type = CONN_TYPE
     hook_name = provider_info.HOOK_NAME
 
+    # Whether each new status of an image task is worth a log line: not where there are thousands.
+    log_statuses = True
     # What `check` was told last: for the one who has to say what a wait that is cut off leaves behind.
     last_snapshot: TaskSnapshot | None = None
 
@@ -82,7 +83,10 @@ class _Hook(BaseHook):
     def _log_notice(self, decision: polling.Decision) -> None:
         if not isinstance(decision, polling.Wait) or not decision.notice:
             return
-        self.log.log(logging.WARNING if decision.state.failures else logging.INFO, "%s", decision.notice)
+        if decision.state.failures:
+            self.log.warning("%s", decision.notice)
+        elif self.log_statuses:
+            self.log.info("%s", decision.notice)
 
 
 class QwenImageHook(_Hook):
@@ -281,6 +285,7 @@ class QwenImageAsyncHook(_Hook):
         retry_delay: As for `QwenImageHook`.
     """
 
+    _connection: AirflowConnection | None = None
     _settings: ConnectionSettings | None = None
     _transport: AiohttpTransport | None = None
 
@@ -291,6 +296,14 @@ class QwenImageAsyncHook(_Hook):
     @cached_property
     def _share(self) -> SharedClient:
         return SharedClient(self.qwenimage_conn_id, self._find_connection, self._read_connection)
+
+    def use_connection(self, connection: AirflowConnection) -> None:
+        """Use a connection that was looked up already, instead of looking it up in the event loop.
+
+        Args:
+            connection: The Airflow connection.
+        """
+        self._connection = connection
 
     async def get_settings(self) -> ConnectionSettings:
         """Return what the connection says.
@@ -413,7 +426,7 @@ class QwenImageAsyncHook(_Hook):
             return self._transport
 
     async def _find_connection(self) -> AirflowConnection:
-        return await _find_connection(self.qwenimage_conn_id)
+        return self._connection or await _find_connection(self.qwenimage_conn_id)
 
     def _read_connection(self, connection: AirflowConnection) -> ConnectionSettings:
         self._settings = read_connection(connection, timeout_seconds=self.timeout_seconds)

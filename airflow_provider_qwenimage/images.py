@@ -13,6 +13,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -26,6 +27,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.storage import put_file, put_json, read_json, sha256_of
 
 if TYPE_CHECKING:
+    import requests
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,8 @@ def save_images(
     place: int = 0,
     max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
     made_by: Mapping[str, Any] | None = None,
+    session: requests.Session | None = None,
+    scratch: Path | None = None,
 ) -> list[str]:
     """Download, verify and store every image of a finished task.
 
@@ -87,6 +91,8 @@ def save_images(
         place: The request's place among its like; see `GenerateRequest.fingerprint`.
         max_image_bytes: A longer download is refused.
         made_by: What the sidecar tells of the Airflow task that stores them: plain JSON.
+        session: What `downloads.open_session` returned, to be used for further images; None opens one for this.
+        scratch: The local folder for the temporary files; None for the system's.
 
     Returns:
         The final path of each image, in the order of the snapshot's URLs.
@@ -96,11 +102,13 @@ def save_images(
             stands under a final name then.
     """
     paths = []
-    with tempfile.TemporaryDirectory(prefix="qwenimage-") as scratch, open_session() as session:
+    with ExitStack() as stack:
+        own = stack.enter_context(tempfile.TemporaryDirectory(prefix="qwenimage-", dir=scratch))
+        carrier = session or stack.enter_context(open_session())
         for number, url in enumerate(snapshot.image_urls, start=1):
             image, sidecar = _names(request, folder, place, number)
-            local = Path(scratch) / image.name
-            facts = fetch(session, url, local, request, max_image_bytes)
+            local = Path(own) / image.name
+            facts = fetch(carrier, url, local, request, max_image_bytes)
             description = {
                 "image": image.name,
                 "image_number": number,

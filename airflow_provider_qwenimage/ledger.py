@@ -18,6 +18,7 @@ import pendulum
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import (
     QwenImageContentPolicyError,
+    QwenImageError,
     QwenImageSubmissionUnknownError,
     QwenImageTaskFailedError,
 )
@@ -181,6 +182,17 @@ class Ledger:
             )
         )
 
+    def close(self, error: QwenImageError) -> None:
+        """Write down what a submission that brought no id leaves behind.
+
+        Args:
+            error: What it ended with: it may have been accepted, or it surely was not.
+        """
+        if isinstance(error, QwenImageSubmissionUnknownError):
+            self.report()
+        else:
+            self.withdraw()
+
     def withdraw(self) -> None:
         """Take an intent back, because the API surely did not accept the submission."""
         self._record = self._before
@@ -293,9 +305,28 @@ def open_ledger(context: Context, folder: ObjectStoragePath | None, *, durable: 
     if durable and accessor is not None:
         store = TaskStateStore(accessor)
     elif durable and folder is not None:
-        identity = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index])
-        store = FileStore(folder / f".submission-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
+        store = FileStore(_record_file(folder, ti))
     return Ledger(store, try_number=ti.try_number, max_tries=ti.max_tries, place=place_of(ti))
+
+
+def open_batch_ledger(ti: Any, folder: ObjectStoragePath, request: GenerateRequest, place: int) -> Ledger:
+    """Return the ledger of one image of a batch: in the output folder, whatever the Airflow.
+
+    Airflow's own store would take a request to its API server for each line of thousands.
+
+    Args:
+        ti: The task instance that runs.
+        folder: The folder for images.
+        request: What is asked for.
+        place: The request's place among its like; see `GenerateRequest.fingerprint`.
+    """
+    store = FileStore(_record_file(folder, ti, request.fingerprint(place)))
+    return Ledger(store, try_number=ti.try_number, max_tries=ti.max_tries, place=place)
+
+
+def _record_file(folder: ObjectStoragePath, ti: Any, *more: str) -> ObjectStoragePath:
+    identity = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index, *more])
+    return folder / f".submission-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
 
 
 def place_of(ti: Any) -> int:

@@ -1,4 +1,4 @@
-"""The operator that submits an image and, if asked, waits for it and stores it."""
+"""The operators: the one that submits an image and, if asked, waits for it and stores it; and the one of batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_qwenimage import contract, polling
+from airflow_provider_qwenimage.batch_operator import QwenImageBatchOperator
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
 from airflow_provider_qwenimage.downloads import DEFAULT_MAX_IMAGE_BYTES
@@ -19,12 +20,15 @@ from airflow_provider_qwenimage.metrics import count_end, count_failure
 from airflow_provider_qwenimage.running_task import RunningTask
 from airflow_provider_qwenimage.storage import check_output_path
 from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit, what_stays_paid
+from airflow_provider_qwenimage.templates import is_template
 from airflow_provider_qwenimage.triggers import snapshot_of
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
+
+__all__ = ["QwenImageBatchOperator", "QwenImageGenerateOperator"]
 
 _REQUEST_FIELDS = ("prompt", "size", "seed", "output_format", "callback_url")
 
@@ -274,21 +278,16 @@ class QwenImageGenerateOperator(BaseOperator):
         self._policy()
         contract.check_above_zero("timeout", self.timeout, "seconds")
         contract.check_above_zero("max_image_bytes", self.max_image_bytes, "bytes")
-        if self.max_credits is not None and not (
-            isinstance(self.max_credits, int | float)
-            and not isinstance(self.max_credits, bool)
-            and self.max_credits >= 0
-        ):
-            raise ValueError(f"max_credits is {self.max_credits!r}; allowed are credits from 0 upwards, or None.")
+        contract.check_max_credits(self.max_credits)
         literal: dict[str, Any] = {
             name: value
             for name in _REQUEST_FIELDS
-            if isinstance(value := getattr(self, name), str | int) and not _is_template(value)
+            if isinstance(value := getattr(self, name), str | int) and not is_template(value)
         }
         if "seed" in literal:
             literal["seed"] = contract.seed_from_text(literal["seed"])
         contract.GenerateRequest(**{"prompt": "unknown before it is rendered"} | literal)
-        if isinstance(self.output_path, str) and not _is_template(self.output_path):
+        if isinstance(self.output_path, str) and not is_template(self.output_path):
             check_output_path(self.output_path)
 
 
@@ -312,7 +311,3 @@ def _result(
         "output_format": request.output_format,
         "reused": reused,
     }
-
-
-def _is_template(value: object) -> bool:
-    return isinstance(value, str) and ("{{" in value or "{%" in value)

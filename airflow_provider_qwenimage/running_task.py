@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
 
 from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
-from airflow_provider_qwenimage.exceptions import (
-    QwenImageError,
-    QwenImageSubmissionUnknownError,
-    QwenImageTaskFailedError,
-)
+from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.failures import (
     keeping_what_is_paid,
     remembering_what_is_paid,
@@ -35,6 +31,12 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.submissions import Submit
 
 log = logging.getLogger(__name__)
+
+
+def description_of(ti: Any) -> dict[str, Any]:
+    """Return what a sidecar tells of a task instance. It changes when the task is cleared, not when it is retried."""
+    names = ("dag_id", "run_id", "task_id", "map_index", "max_tries")
+    return {name: getattr(ti, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,8 @@ class RunningTask:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What a sidecar tells of it. It changes when the task is cleared, not when it is retried."""
-        names = ("dag_id", "run_id", "task_id", "map_index", "max_tries")
-        return {name: getattr(self.ti, name) for name in names}
+        """What a sidecar tells of it."""
+        return description_of(self.ti)
 
     def push(self, key: str, value: Any) -> None:
         """Push an XCom."""
@@ -127,13 +128,9 @@ class RunningTask:
         try:
             with submitting():
                 image_task_id = hook.submit(request)
-        except QwenImageSubmissionUnknownError:
-            with still_raising("that the submission may have been accepted"):
-                self.ledger.report()
-            raise
-        except QwenImageError:
-            with still_raising("that the submission was not accepted"):
-                self.ledger.withdraw()
+        except QwenImageError as error:
+            with still_raising("what became of the submission"):
+                self.ledger.close(error)
             raise
         log.info("Submitted image task %s (%s, %s).", image_task_id, request.size, request.output_format)
         count_submission()

@@ -1,0 +1,223 @@
+"""Draws one image of a batch: goes back to what is paid, or submits; waits, downloads, verifies, stores."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from airflow_provider_qwenimage import polling
+from airflow_provider_qwenimage.downloads import DEFAULT_MAX_IMAGE_BYTES, open_session
+from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.failures import still_raising, write_down
+from airflow_provider_qwenimage.images import StoredImages, find_images, save_images
+from airflow_provider_qwenimage.ledger import Ledger, open_batch_ledger
+from airflow_provider_qwenimage.metrics import count_end, count_submission
+from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
+
+if TYPE_CHECKING:
+    import requests
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from airflow_provider_qwenimage.batch_requests import BatchRequest
+    from airflow_provider_qwenimage.contract import TaskSnapshot
+    from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
+
+log = logging.getLogger(__name__)
+
+Beginning: TypeAlias = StoredImages | GoBack | Submit | Stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """How the images of a batch are drawn and stored.
+
+    Attributes:
+        ti: Airflow's task instance.
+        made_by: What a sidecar tells of it.
+        folder: Where the images go.
+        scratch: A local folder for temporary files.
+        poll_interval: Seconds between the first polls.
+        timeout: Seconds to wait for one image at most.
+        max_consecutive_failures: How many failed reads in a row end the wait for one image.
+        max_image_bytes: A longer download is refused.
+        overwrite: Whether to draw a new image where the request's image stands already.
+    """
+
+    ti: Any
+    made_by: dict[str, Any]
+    folder: ObjectStoragePath
+    scratch: Path
+    poll_interval: float = polling.DEFAULT_POLL_INTERVAL
+    timeout: float = polling.DEFAULT_TIMEOUT
+    max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES
+    max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES
+    overwrite: bool = False
+
+
+class Drawer:
+    """Draws images, with one client for all and blocking work in threads.
+
+    Args:
+        hook: The client.
+        options: How they are drawn.
+        threads: How many images are downloaded, verified and stored at once.
+    """
+
+    def __init__(self, hook: QwenImageAsyncHook, options: DrawingOptions, threads: int) -> None:
+        self._hook = hook
+        self._options = options
+        self._sessions = threading.local()
+        # Apart from the event loop's own threads: a download that hangs must not keep an id from being written down.
+        self._storing = ThreadPoolExecutor(threads, thread_name_prefix="qwenimage-storing")
+
+    def close(self, *, wait: bool) -> None:
+        """End the threads that store images.
+
+        Args:
+            wait: Whether to wait for what they are doing.
+        """
+        self._storing.shutdown(wait=wait, cancel_futures=True)
+
+    def begin(self, item: BatchRequest) -> tuple[Beginning, Ledger]:
+        """Return how an image begins: with what is stored or submitted already, or with a submission. Blocks.
+
+        Args:
+            item: The request.
+        """
+        options = self._options
+        ledger = open_batch_ledger(options.ti, options.folder, item.request, item.place)
+        step = ledger.next_step(item.request)
+        if isinstance(step, Stop):
+            return step, ledger
+        stored = find_images(item.request, options.folder, place=item.place)
+        if isinstance(step, GoBack):
+            if stored is None or stored.image_task_id != step.image_task_id:
+                return step, ledger
+            if ledger.finish():
+                count_end(len(stored.paths), stored.consumed_credits)
+            return stored, ledger
+        if stored is not None and (self.is_own(stored) or not options.overwrite):
+            return stored, ledger
+        return step, ledger
+
+    def is_own(self, stored: StoredImages) -> bool:
+        """Whether this task has stored it, in this try or in an earlier one."""
+        return stored.made_by == self._options.made_by
+
+    async def submit(self, item: BatchRequest, ledger: Ledger, step: Submit) -> str:
+        """Submit a request, with an intent before it and the id written down after it.
+
+        Args:
+            item: The request.
+            ledger: Its ledger.
+            step: Why it is submitted.
+
+        Returns:
+            The API's id of the image task.
+
+        Raises:
+            QwenImageError: What the submission ended with; see `QwenImageHook.generate`.
+        """
+        if step.notice:
+            log.warning("%s", step.notice)
+        await asyncio.to_thread(ledger.intend, item.request, step.spent)
+        try:
+            image_task_id = await self._hook.submit(item.request)
+        except QwenImageError as error:
+            with still_raising("what became of the submission"):
+                await asyncio.to_thread(ledger.close, error)
+            raise
+        count_submission()
+        try:
+            await asyncio.to_thread(ledger.accept, image_task_id)
+        except Exception as error:  # noqa: BLE001  any storage's; the image is paid and can still be had
+            log.warning(
+                "Image task %s is submitted, but its id could not be written down (%s: %s). If this task ends before "
+                "the image is stored, get it with a QwenImageStatusSensor for that id.",
+                image_task_id,
+                type(error).__name__,
+                error,
+            )
+        return image_task_id
+
+    async def finish(self, item: BatchRequest, ledger: Ledger, image_task_id: str, *, at_once: bool) -> dict[str, Any]:
+        """Wait for a submitted image and store it.
+
+        Args:
+            item: The request.
+            ledger: Its ledger.
+            image_task_id: The API's id of the image task.
+            at_once: Whether it may have ended already.
+
+        Returns:
+            What the manifest tells of it.
+
+        Raises:
+            QwenImageError: If it cannot be had; the ledger knows.
+        """
+        options = self._options
+        now = time.time()
+        policy = polling.PollPolicy.for_timeout(
+            options.timeout, options.poll_interval, options.max_consecutive_failures, now=now
+        )
+        try:
+            delay = 0.0 if at_once else policy.first_delay(now)
+            end = await self._hook.follow(image_task_id, policy, first_delay=delay)
+            snapshot = _successful(end)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._storing, self._store, item, ledger, snapshot)
+        except Exception as error:
+            if isinstance(error, QwenImageTaskFailedError) and error.snapshot is not None:
+                count_end(0, error.snapshot.consumed_credits)
+            await asyncio.to_thread(write_down, error, ledger)
+            raise
+
+    def _store(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot) -> dict[str, Any]:
+        options = self._options
+        try:
+            paths = save_images(
+                snapshot,
+                item.request,
+                options.folder,
+                place=item.place,
+                max_image_bytes=options.max_image_bytes,
+                made_by=options.made_by,
+                session=self._session(),
+                scratch=options.scratch,
+            )
+        except BaseException:
+            # The credits are spent whether or not the image can be had.
+            if ledger.count():
+                count_end(len(snapshot.image_urls), snapshot.consumed_credits)
+            raise
+        # The image stands, and its sidecar with it: a record too many costs nothing.
+        with suppress(OSError):
+            if ledger.finish():
+                count_end(len(snapshot.image_urls), snapshot.consumed_credits)
+        return {
+            "task_id": snapshot.task_id,
+            "image_urls": list(snapshot.image_urls),
+            "paths": paths,
+            "consumed_credits": snapshot.consumed_credits,
+            "reused": False,
+        }
+
+    def _session(self) -> requests.Session:
+        """Return this thread's session for the image host: they are not made to be shared."""
+        session: requests.Session | None = getattr(self._sessions, "open", None)
+        if session is None:
+            session = self._sessions.open = open_session()
+        return session
+
+
+def _successful(end: polling.Done | polling.GiveUp) -> TaskSnapshot:
+    if isinstance(end, polling.GiveUp):
+        raise end.error
+    return end.snapshot

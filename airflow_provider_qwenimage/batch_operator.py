@@ -1,0 +1,300 @@
+"""The operator that draws many images in one task, with one process and one client."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_qwenimage import contract, polling
+from airflow_provider_qwenimage.batch import Batch
+from airflow_provider_qwenimage.batch_image import DrawingOptions
+from airflow_provider_qwenimage.batch_requests import (
+    ALLOWED_REQUESTS,
+    BatchRequests,
+    file_reader,
+    read_list,
+    read_request,
+)
+from airflow_provider_qwenimage.batch_totals import Limits, manifest_row
+from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID, read_connection
+from airflow_provider_qwenimage.downloads import DEFAULT_MAX_IMAGE_BYTES
+from airflow_provider_qwenimage.failures import failing_for_good, still_raising
+from airflow_provider_qwenimage.hooks import QwenImageHook
+from airflow_provider_qwenimage.running_task import description_of
+from airflow_provider_qwenimage.storage import check_output_path, open_output_path, put_file
+from airflow_provider_qwenimage.templates import is_template
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+
+_PROGRESS_SECONDS = 5.0
+# Longer than the submissions that are under way are waited for, shorter than Airflow waits before it kills.
+_STOP_SECONDS = 4.5
+
+
+class QwenImageBatchOperator(BaseOperator):
+    """Draws many images in one task: one process, one client. Each image costs credits (5, as documented).
+
+    Every request is checked before the first credit is spent. Then at most `max_in_flight` images are submitted, drawn,
+    downloaded, verified and stored at once, each with its ``.json`` sidecar, as by `QwenImageGenerateOperator`:
+    no image is paid twice, whatever crashes. Each submission is written down in a hidden file in `output_path`,
+    before and after it is sent; a retry goes on where the try before it has stopped, and what stands in `output_path`
+    already is not drawn again. Equal requests with the same seed are drawn once; with a random seed (the default)
+    four equal prompts are four images.
+
+    While it runs it logs its progress and pushes it as the XCom `progress`: ``requests``, ``done``, ``reused``,
+    ``failed``, ``in_flight``, ``consumed_credits``, ``images_per_second``, ``seconds_left``. At the end there is a
+    ``manifest.jsonl`` beside the images (``manifest-<map index>.jsonl`` in a mapped task) with one row for each
+    request, in their order, also where the task fails. The XCom `manifest` is its path, `consumed_credits` what the
+    task has spent since it was first run or last cleared.
+
+    It returns a dict: ``manifest``, ``requests``, ``images``, ``reused``, ``failed``, ``consumed_credits``.
+
+    Args:
+        requests: The prompts, or objects with the fields of a request (``prompt``, ``size``, ``seed``,
+            ``output_format``, ``callback_url``); or the path or URL of a JSON Lines, JSON or CSV file of them, in any
+            storage that Airflow knows. Templated.
+        output_path: The folder to store images in: a path or any URL of Airflow's object storage. Templated.
+        max_in_flight: How many images are under way at once.
+        max_credits: The most credits that this task may spend until it is cleared, or None for no limit. Before an
+            image that would pass it, at 5 credits for each (the documented price), it stops submitting.
+        max_failures: How many images may fail. With one more, nothing more is submitted, what is paid is finished, and
+            the task fails.
+        overwrite: Whether to draw new images where those of the requests stand already.
+        qwenimage_conn_id: The Airflow connection that holds the API key and the base URL. Templated.
+        poll_interval: Seconds between the first polls of an image; it grows up to 10 s (the API's documented range).
+        timeout: Seconds to wait at most for each image, from its submission on.
+        max_consecutive_failures: How many failed reads in a row end the wait for an image.
+        max_image_bytes: A longer download is refused. Default 50 MiB.
+        **kwargs: What every operator takes.
+
+    Raises:
+        ValueError: If an argument that is not a template is not what is allowed.
+    """
+
+    template_fields: Sequence[str] = ("requests", "output_path", "qwenimage_conn_id")
+    ui_color = "#cdbff9"
+
+    def __init__(
+        self,
+        *,
+        requests: Any,
+        output_path: str,
+        max_in_flight: int = 16,
+        max_credits: float | None = None,
+        max_failures: int = 0,
+        overwrite: bool = False,
+        qwenimage_conn_id: str = DEFAULT_CONN_ID,
+        poll_interval: float = polling.DEFAULT_POLL_INTERVAL,
+        timeout: float = polling.DEFAULT_TIMEOUT,
+        max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.requests = requests
+        self.output_path = output_path
+        self.max_in_flight = max_in_flight
+        self.max_credits = max_credits
+        self.max_failures = max_failures
+        self.overwrite = overwrite
+        self.qwenimage_conn_id = qwenimage_conn_id
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.max_consecutive_failures = max_consecutive_failures
+        self.max_image_bytes = max_image_bytes
+        self._batch: Batch | None = None
+        self._check_arguments()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Draw the batch.
+
+        Returns:
+            The dict described above.
+        """
+        with failing_for_good(), _scratch_folder() as scratch:
+            connection = QwenImageHook.get_connection(self.qwenimage_conn_id)
+            read_connection(connection)
+            ti = context["ti"]
+            requests = self._read_requests(_map_index_of(ti))
+            try:
+                # Before a submission: storage that cannot be reached must not cost an image.
+                folder = open_output_path(self.output_path)
+                batch = self._batch = Batch(
+                    requests,
+                    connection,
+                    self._options(ti, folder, scratch),
+                    Limits(self.max_credits, self.max_failures),
+                    self.max_in_flight,
+                )
+                self.log.info(
+                    "Drawing %d requests (%d images) into %s, %d at once.",
+                    len(requests),
+                    requests.number_to_draw,
+                    folder,
+                    self.max_in_flight,
+                )
+                self._run(ti, batch)
+                manifest = self._put_manifest(ti, folder, requests, batch, scratch)
+                return self._conclude(ti, manifest, len(requests), batch)
+            finally:
+                requests.close()
+
+    def on_kill(self) -> None:
+        """Have the batch end within seconds. The API has no way to cancel an image task; the next try goes on."""
+        if self._batch is not None:
+            self._batch.stop("the task is ended from outside")
+
+    def _run(self, ti: Any, batch: Batch) -> None:
+        last: dict[str, Any] = {}
+        batch.start()
+        try:
+            while not batch.wait(_PROGRESS_SECONDS):
+                last = self._report(ti, batch, last)
+        except BaseException as error:
+            # A signal, or the task's `execution_timeout`; nothing that is paid may be lost with it.
+            batch.stop(f"{type(error).__name__}: {error}")
+            with suppress(Exception):
+                batch.wait(_STOP_SECONDS)
+            self._report(ti, batch, last)
+            raise
+        self._report(ti, batch, last)
+
+    def _report(self, ti: Any, batch: Batch, last: Mapping[str, Any]) -> dict[str, Any]:
+        progress = batch.progress()
+        if progress == last:
+            return progress
+        with still_raising("the progress"):
+            ti.xcom_push(key="progress", value=progress)
+        seconds_left = progress["seconds_left"]
+        self.log.info(
+            "%d of %d images are there (%d reused), %d failed, %d in flight; %g credits, %.1f images a second%s.",
+            progress["done"],
+            progress["requests"],
+            progress["reused"],
+            progress["failed"],
+            progress["in_flight"],
+            progress["consumed_credits"],
+            progress["images_per_second"],
+            "" if seconds_left is None else f", about {seconds_left:.0f} s left",
+        )
+        return progress
+
+    def _conclude(self, ti: Any, manifest: str, requests: int, batch: Batch) -> dict[str, Any]:
+        totals = batch.totals
+        ti.xcom_push(key="manifest", value=manifest)
+        ti.xcom_push(key="consumed_credits", value=totals.spent)
+        problem = totals.problem(manifest, batch.interruption)
+        if problem is not None:
+            raise problem
+        if totals.failures:
+            self.log.warning("%d images failed, as max_failures allows; see %s.", totals.failures, manifest)
+        return {
+            "manifest": manifest,
+            "requests": requests,
+            "images": totals.drawn + totals.reused,
+            "reused": totals.reused,
+            "failed": totals.failures,
+            "consumed_credits": totals.spent,
+        }
+
+    def _put_manifest(
+        self, ti: Any, folder: ObjectStoragePath, requests: BatchRequests, batch: Batch, scratch: Path
+    ) -> str:
+        map_index = _map_index_of(ti)
+        name = "manifest.jsonl" if map_index < 0 else f"manifest-{map_index}.jsonl"
+        local = scratch / name
+        with local.open("w", encoding="utf-8") as stream:
+            for number in range(len(requests)):
+                item = requests[number]
+                outcome = batch.outcomes.get(number if item.same_as is None else item.same_as)
+                if outcome is not None and item.same_as is not None:
+                    outcome |= {"same_as": item.same_as + 1, "consumed_credits": 0}
+                row = manifest_row(number + 1, item.request.description(), outcome)
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        target = folder / name
+        put_file(local, target)
+        return str(target)
+
+    def _read_requests(self, map_index: int) -> BatchRequests:
+        source = self.requests
+        reader = file_reader(source) if isinstance(source, str) else None
+        if reader is None:
+            return BatchRequests(read_list(source), map_index=map_index)
+        from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+        try:
+            with ObjectStoragePath(source.strip()).open("rb") as stream:
+                return BatchRequests(reader(stream), map_index=map_index)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"requests is {source!r}, and there is no such file (yet). Check the path, and that the task which "
+                "writes it has run."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"requests is {source!r}, which is not a text in UTF-8 ({error}). Save it as UTF-8."
+            ) from error
+
+    def _options(self, ti: Any, folder: ObjectStoragePath, scratch: Path) -> DrawingOptions:
+        return DrawingOptions(
+            ti=ti,
+            made_by=description_of(ti),
+            folder=folder,
+            scratch=scratch,
+            poll_interval=self.poll_interval,
+            timeout=self.timeout,
+            max_consecutive_failures=self.max_consecutive_failures,
+            max_image_bytes=self.max_image_bytes,
+            overwrite=self.overwrite,
+        )
+
+    def _check_arguments(self) -> None:
+        """Refuse what can be refused while the DAG is parsed, rather than at night when it runs."""
+        polling.PollPolicy(poll_interval=self.poll_interval, max_consecutive_failures=self.max_consecutive_failures)
+        contract.check_above_zero("timeout", self.timeout, "seconds")
+        contract.check_above_zero("max_image_bytes", self.max_image_bytes, "bytes")
+        contract.check_whole("max_in_flight", self.max_in_flight, at_least=1)
+        contract.check_whole("max_failures", self.max_failures, at_least=0)
+        contract.check_max_credits(self.max_credits)
+        if isinstance(self.output_path, str) and not is_template(self.output_path):
+            check_output_path(self.output_path)
+        if isinstance(self.requests, str):
+            known = is_template(self.requests) or self.requests.strip().startswith("[") or file_reader(self.requests)
+            if not known:
+                raise ValueError(f"requests is {self.requests!r}; allowed is {ALLOWED_REQUESTS}.")
+        elif isinstance(self.requests, list | tuple):
+            for number, value in enumerate(self.requests, start=1):
+                _check_literal(number, value)
+
+
+def _map_index_of(ti: Any) -> int:
+    return -1 if ti.map_index is None else int(ti.map_index)
+
+
+def _check_literal(number: int, value: object) -> None:
+    parts = value.values() if isinstance(value, Mapping) else [value]
+    if not all(isinstance(part, str | int | float | None) and not is_template(part) for part in parts):
+        # Known only when it is rendered.
+        return
+    try:
+        read_request(value)
+    except ValueError as error:
+        raise ValueError(f"requests has a bad row {number}: {error}") from None
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="qwenimage-batch-"))
+    try:
+        yield folder
+    finally:
+        # A download that was cut off may still write there.
+        shutil.rmtree(folder, ignore_errors=True)
