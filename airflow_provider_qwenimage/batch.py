@@ -125,6 +125,10 @@ class Batch:
         if self._loop is not None and not self._done.is_set():
             self._loop.call_soon_threadsafe(self._cancel)
 
+    def close(self) -> None:
+        """Remove what is on disk of it."""
+        self.outcomes.close()
+
     def progress(self) -> dict[str, Any]:
         """Return where it stands, as plain JSON; see `BatchTotals.progress`."""
         return self.totals.progress(0.0 if self._began is None else time.monotonic() - self._began)

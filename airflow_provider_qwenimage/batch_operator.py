@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,33 +119,28 @@ class QwenImageBatchOperator(BaseOperator):
         Returns:
             The dict described above.
         """
-        with failing_for_good(), _scratch_folder() as scratch:
+        ti = context["ti"]
+        with failing_for_good(), ExitStack() as stack:
+            scratch = stack.enter_context(_scratch_folder())
             connection = QwenImageHook.get_connection(self.qwenimage_conn_id)
             read_connection(connection)
-            ti = context["ti"]
-            requests = self._read_requests(_map_index_of(ti))
-            try:
-                # Before a submission: storage that cannot be reached must not cost an image.
-                folder = open_output_path(self.output_path)
-                batch = self._batch = Batch(
-                    requests,
-                    connection,
-                    self._options(ti, folder, scratch),
-                    Limits(self.max_credits, self.max_failures),
-                    self.max_in_flight,
-                )
-                self.log.info(
-                    "Drawing %d requests (%d images) into %s, %d at once.",
-                    len(requests),
-                    requests.number_to_draw,
-                    folder,
-                    self.max_in_flight,
-                )
-                self._run(ti, batch)
-                manifest = self._put_manifest(ti, folder, requests, batch, scratch)
-                return self._conclude(ti, manifest, len(requests), batch)
-            finally:
-                requests.close()
+            requests = stack.enter_context(closing(self._read_requests(_map_index_of(ti))))
+            # Before a submission: storage that cannot be reached must not cost an image.
+            folder = open_output_path(self.output_path)
+            limits = Limits(self.max_credits, self.max_failures)
+            options = self._options(ti, folder, scratch)
+            batch = Batch(requests, connection, options, limits, self.max_in_flight)
+            self._batch = stack.enter_context(closing(batch))
+            self.log.info(
+                "%d requests, %d images, %d at once, into %s.",
+                len(requests),
+                requests.number_to_draw,
+                self.max_in_flight,
+                folder,
+            )
+            self._run(ti, batch)
+            manifest = self._put_manifest(ti, folder, requests, batch, scratch)
+            return self._conclude(ti, manifest, len(requests), batch)
 
     def on_kill(self) -> None:
         """Have the batch end within seconds. The API has no way to cancel an image task; the next try goes on."""

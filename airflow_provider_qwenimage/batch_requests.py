@@ -80,10 +80,16 @@ class BatchRequests:
     def __init__(self, rows: Iterable[Row], *, map_index: int = -1) -> None:
         self._spool = Spool()
         self.number_to_draw = 0
+        try:
+            self._read(rows, max(0, map_index) * _PLACES)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, rows: Iterable[Row], first_place: int) -> None:
         seen: dict[bytes, int] = {}
         problems: list[str] = []
         bad_rows = 0
-        first_place = max(0, map_index) * _PLACES
         for row in rows:
             try:
                 request = read_request(row.value)
@@ -105,7 +111,6 @@ class BatchRequests:
             self.number_to_draw += "same_as" not in entry
             self._spool.append(entry)
         if problems:
-            self._spool.close()
             raise ValueError(_complaint(problems, bad_rows, bad_rows + len(self._spool)))
 
     def __len__(self) -> int:
@@ -209,8 +214,8 @@ def _read_csv(stream: BinaryIO) -> Iterator[Row]:
             yield Row(number, value, reader.line_num)
     except csv.Error as error:
         raise ValueError(
-            f"The file of requests is not CSV at line {reader.line_num}: {error}. Allowed is comma-separated text with "
-            "quotes around what has commas, quotes or line breaks in it."
+            f"The file of requests is not CSV at line {reader.reader.line_num}: {error}. Allowed is comma-separated text "
+            "with quotes around what has commas, quotes or line breaks in it."
         ) from None
 
 

@@ -19,6 +19,7 @@ from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, task_f
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBadRequestError,
+    QwenImageBatchError,
     QwenImageConnectionError,
     QwenImageContentPolicyError,
     QwenImageContractError,
@@ -101,8 +102,9 @@ def names(errors: list[tuple[BaseException, bool]]) -> list[Any]:
 def test_every_error_of_this_package_is_looked_at() -> None:
     looked_at = {type(error) for error, _ in PERMANENT + PASSING} | {type(FAILED), type(REFUSED)}
     tree = [error for error in vars(exceptions).values() if isinstance(error, type) and issubclass(error, Exception)]
-    # A lost submission is over before anything is known to be submitted; the other one is only a base.
-    assert set(tree) - looked_at == {QwenImageSubmissionUnknownError, QwenImageRequestError}
+    # A lost submission is over before anything is known to be submitted, a batch when all of it is over; the third one
+    # is only a base.
+    assert set(tree) - looked_at == {QwenImageSubmissionUnknownError, QwenImageBatchError, QwenImageRequestError}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,231 @@
+"""The requests of a batch: what is taken, what is refused, and what of it is one image."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from contextlib import closing
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_qwenimage.batch_requests import (
+    BatchRequest,
+    BatchRequests,
+    Row,
+    file_reader,
+    read_list,
+    read_request,
+)
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.images import file_stem
+
+
+def rows_of(name: str, content: str | bytes) -> list[Row]:
+    reader = file_reader(name)
+    assert reader is not None
+    return list(reader(io.BytesIO(content if isinstance(content, bytes) else content.encode())))
+
+
+def checked(rows: Iterable[Row], map_index: int = -1) -> list[BatchRequest]:
+    with closing(BatchRequests(rows, map_index=map_index)) as requests:
+        items = [requests[number] for number in range(len(requests))]
+        assert requests.number_to_draw == sum(item.same_as is None for item in items)
+        return items
+
+
+def batch(values: Any, map_index: int = -1) -> list[BatchRequest]:
+    return checked(read_list(values), map_index)
+
+
+def drawn(requests: list[BatchRequest]) -> list[str]:
+    """The file name of each image that is drawn."""
+    return [file_stem(item.request, item.place) for item in requests if item.same_as is None]
+
+
+def test_prompts_and_objects_are_requests() -> None:
+    whole = {"prompt": "c", "size": "768*1024", "seed": 7, "output_format": "png", "callback_url": "https://a.b/c"}
+    requests = batch(["a", {"prompt": "b"}, whole])
+    assert [requests[number].request for number in range(3)] == [
+        GenerateRequest(prompt="a"),
+        GenerateRequest(prompt="b"),
+        GenerateRequest(**whole),
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["a", "b"],
+        ("a", "b"),
+        iter(["a", "b"]),
+        '["a", "b"]',
+        "['a', 'b']",
+        ' ["a",\n "b"] ',
+        [{"prompt": "a"}, "b"],
+        "[{'prompt': 'a', 'seed': None}, 'b']",
+    ],
+)
+def test_lists_come_in_many_forms(value: Any) -> None:
+    requests = batch(value)
+    assert [requests[number].request.prompt for number in range(2)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", ["A red fox", "[not a list", {"prompt": "a"}, None, 5, b"a"])
+def test_what_is_no_list_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^requests is .*allowed is a list of prompts"):
+        batch(value)
+
+
+def test_an_empty_list_is_a_batch_of_nothing() -> None:
+    requests = batch([])
+    assert requests == []
+
+
+def test_equal_prompts_with_a_random_seed_are_images_of_their_own() -> None:
+    requests = batch(["fox"] * 4)
+    assert len(set(drawn(requests))) == 4
+
+
+def test_equal_requests_with_one_seed_are_one_image() -> None:
+    fox = {"prompt": "fox", "seed": 5}
+    requests = batch(
+        [fox, "hare", fox, fox | {"callback_url": "https://a.b/c"}, fox | {"seed": 6}, fox | {"size": None}]
+    )
+    assert [requests[number].same_as for number in range(6)] == [None, None, 0, 0, None, 0]
+    assert len(drawn(requests)) == 3
+
+
+def test_a_row_that_comes_before_others_makes_no_new_images_of_them() -> None:
+    before = drawn(batch(["fox", "hare", "fox", "fox"]))
+    after = drawn(batch(["owl", "fox", "hare", "fox", "fox"]))
+    assert after[1:] == before
+
+
+def test_mapped_batches_do_not_share_the_images_of_random_seeds() -> None:
+    names = [drawn(batch(["fox", "fox"], map_index=index)) for index in (0, 1, 2)]
+    assert len({name for batch_names in names for name in batch_names}) == 6
+    assert drawn(batch(["fox", "fox"])) == names[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.jsonl", '"a"\n\n{"prompt": "b", "seed": 7.0}\n'),
+        ("p.ndjson", b'\xef\xbb\xbf"a"\r\n{"prompt": "b", "seed": "7"}'),
+        ("P.JSON", '["a", {"prompt": "b", "seed": 7}]'),
+        ("s3://bucket/x/p.csv", "prompt,seed,size\na,,\nb,7,\n"),
+        ("p.csv", b'\xef\xbb\xbfseed,prompt\r\n,a\r\n 7 ,"b"\r\n'),
+    ],
+)
+def test_a_file_is_read_by_its_name(name: str, content: str | bytes) -> None:
+    assert [read_request(row.value) for row in rows_of(name, content)] == [
+        GenerateRequest(prompt="a"),
+        GenerateRequest(prompt="b", seed=7),
+    ]
+
+
+def test_a_prompt_in_csv_may_have_commas_quotes_and_line_breaks() -> None:
+    (row,) = rows_of("p.csv", 'prompt\n"A fox, a ""hare""\nand an owl"\n')
+    assert read_request(row.value).prompt == 'A fox, a "hare"\nand an owl'
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p", "A red fox", "", "a.jsonl\nb"])
+def test_other_names_are_no_files_of_requests(name: str) -> None:
+    assert file_reader(name) is None
+
+
+def test_every_bad_row_is_named_in_one_error() -> None:
+    values = [
+        "good",
+        "",
+        5,
+        {"seed": 1},
+        {"prompt": "a", "sise": "1024*1024"},
+        {"prompt": "a", "size": "9*9"},
+        "x" * 2001,
+    ]
+    with pytest.raises(ValueError, match=r"^requests has 6 bad row\(s\) of 7; nothing was submitted") as caught:
+        batch(values)
+    for place, story in [
+        (2, "prompt is ''"),
+        (3, "5 is no request"),
+        (4, "prompt is missing"),
+        (5, "'sise' is no field of a request; allowed are prompt, size"),
+        (6, "size is '9*9'; allowed are 1024*1024"),
+        (7, "prompt has 2001 characters"),
+    ]:
+        assert f"row {place}: {story}" in str(caught.value)
+
+
+def test_of_very_many_bad_rows_all_are_named_and_the_first_are_quoted() -> None:
+    with pytest.raises(ValueError, match="5000 bad row") as caught:
+        batch([{"prompt": "a", "seed": "x"}] * 5000)
+    message = str(caught.value)
+    assert message.count("seed is 'x'") == 20
+    assert "Also bad: rows 21, 22, " in message
+    assert message.endswith(" 4999, 5000.")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('"a"\n\n{"prompt": \n"b"', 3),
+        ('"a"\n[1]', 2),
+        ('{"prompt": "a", "seed": 1.5}', 1),
+        ('{"prompt": "a", "seed": true}', 1),
+        ("[" * 100_000, 1),
+    ],
+)
+def test_a_bad_line_is_named_by_its_line(content: str, line: int) -> None:
+    with pytest.raises(ValueError, match=rf"row \d \(line {line}\): "):
+        checked(rows_of("p.jsonl", content))
+
+
+@pytest.mark.parametrize(
+    ("content", "story"),
+    [
+        ("promt,size\na,\n", "has the columns 'promt', 'size'"),
+        ("prompt,category\na,b\n", "'category'"),
+        ("", "has the columns none"),
+        ('prompt\n"a', "is not CSV at line 2"),
+    ],
+)
+def test_a_csv_file_with_other_columns_is_refused(content: str, story: str) -> None:
+    with pytest.raises(ValueError, match=story):
+        rows_of("p.csv", content)
+
+
+def test_a_csv_row_with_too_many_cells_is_a_bad_row() -> None:
+    with pytest.raises(ValueError, match=r"row 2 \(line 3\): more cells than the header"):
+        checked(rows_of("p.csv", "prompt,size\na,\nA fox, a hare,,\n"))
+
+
+@pytest.mark.parametrize("content", ["{}", '"a"', "[", "", "[" * 100_000])
+def test_a_json_file_that_is_no_array_is_refused(content: str) -> None:
+    with pytest.raises(ValueError, match="file of requests"):
+        rows_of("p.json", content)
+
+
+@given(
+    st.lists(st.sampled_from(["fox", "hare", {"prompt": "fox", "seed": 1}, {"prompt": "hare", "seed": 2}]), max_size=20)
+)
+def test_no_two_images_of_a_batch_share_a_file_and_every_row_has_one(values: list[Any]) -> None:
+    requests = batch(values)
+    names = drawn(requests)
+    assert len(names) == len(set(names))
+    for number, value in enumerate(values):
+        item = requests[number]
+        assert item.request == read_request(value)
+        if item.same_as is not None:
+            assert requests[item.same_as].request == item.request
+            assert requests[item.same_as].same_as is None
+
+
+@given(st.text(min_size=1, max_size=50).filter(lambda text: text.strip() and "\x00" not in text))
+def test_every_prompt_goes_through_json_lines_unchanged(prompt: str) -> None:
+    requests = checked(rows_of("p.jsonl", json.dumps({"prompt": prompt})))
+    assert requests[0].request.prompt == prompt

@@ -1,0 +1,237 @@
+"""What a batch may still submit, how it stands, and how it ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_qwenimage.batch_totals import BatchTotals, Limits, RowStatus, manifest_row
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, TaskSnapshot, task_failure
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageAuthError,
+    QwenImageBatchError,
+    QwenImageConnectionError,
+    QwenImageCreditsError,
+    QwenImageError,
+    QwenImageImageError,
+    QwenImageServerError,
+    QwenImageSubmissionUnknownError,
+    QwenImageTimeoutError,
+)
+
+
+def failure(reason: str = "no luck", consumed_credits: float = 0) -> QwenImageError:
+    return task_failure(
+        TaskSnapshot(task_id="n43", status="FAILED", error_message=reason, consumed_credits=consumed_credits)
+    )
+
+
+REFUSAL = failure("Content policy violation detected")
+
+
+def totals(requests: int = 10, **limits: Any) -> BatchTotals:
+    return BatchTotals(requests, Limits(**limits))
+
+
+def told(batch: BatchTotals, interruption: str | None = None) -> QwenImageBatchError:
+    problem = batch.problem("file:///m/manifest.jsonl", interruption)
+    assert problem is not None
+    assert "file:///m/manifest.jsonl" in str(problem)
+    return problem
+
+
+def test_nothing_stands_in_the_way_of_a_batch_without_limits() -> None:
+    batch = totals(2)
+    batch.begin()
+    assert batch.why_not_to_submit() is None
+
+
+@given(
+    limit=st.integers(0, 60), steps=st.lists(st.sampled_from(["submit", "store", "fail", "lose", "dear"]), max_size=60)
+)
+def test_max_credits_is_never_exceeded_by_what_is_spent_at_risk_and_in_flight(limit: int, steps: list[str]) -> None:
+    batch = totals(100, max_credits=limit, max_failures=100)
+    for step in steps:
+        if step == "submit" and batch.why_not_to_submit() is None:
+            batch.begin()
+        elif step != "submit" and batch.in_flight:
+            batch.in_flight -= 1
+            if step == "store":
+                batch.store(CREDITS_PER_IMAGE)
+            elif step == "lose":
+                batch.fail("row", QwenImageSubmissionUnknownError("lost"), paid=False)
+            else:
+                batch.fail("row", failure(consumed_credits=5 if step == "dear" else 0), paid=True)
+        assert batch.spent + batch.at_risk + CREDITS_PER_IMAGE * batch.in_flight <= limit
+
+
+def test_max_credits_allows_exactly_what_it_says() -> None:
+    batch = totals(max_credits=10)
+    batch.begin()
+    assert batch.why_not_to_submit() is None
+    batch.begin()
+    assert "max_credits is 10" in str(batch.why_not_to_submit())
+
+
+def test_an_image_under_way_that_failed_may_take_its_own_place_again() -> None:
+    batch = totals(max_credits=5)
+    batch.begin()
+    assert batch.why_not_to_submit() is not None
+    assert batch.why_not_to_submit_again(0) is None
+    assert "max_credits is 5, 1 are spent" in str(batch.why_not_to_submit_again(1))
+
+
+def test_one_failure_more_than_allowed_ends_the_submissions() -> None:
+    batch = totals(max_failures=1)
+    batch.fail("row 1", failure(), paid=True)
+    assert batch.why_not_to_submit() is None
+    batch.fail("row 2", failure(), paid=True)
+    assert batch.why_not_to_submit() == "2 failed, and max_failures is 1"
+
+
+def test_what_an_earlier_try_has_lost_does_not_keep_this_one_from_submitting() -> None:
+    batch = totals()
+    batch.fail("row 1", QwenImageSubmissionUnknownError("lost"), paid=True, earlier=True)
+    assert batch.why_not_to_submit() is None
+    assert batch.failures == 1
+
+
+@pytest.mark.parametrize("error", [QwenImageAuthError("no"), QwenImageCreditsError("empty")])
+def test_an_account_that_is_refused_ends_the_submissions_however_many_failures_are_allowed(
+    error: QwenImageError,
+) -> None:
+    batch = totals(max_failures=100)
+    batch.fail("row 1", error, paid=False)
+    assert "refuses this account" in str(batch.why_not_to_submit())
+
+
+@pytest.mark.parametrize(
+    ("error", "paid", "status", "spent", "at_risk"),
+    [
+        (failure(consumed_credits=2), True, RowStatus.FAILED, 2, 0),
+        (REFUSAL, True, RowStatus.FAILED, 0, 0),
+        (QwenImageSubmissionUnknownError("lost"), False, RowStatus.UNKNOWN, 0, 5),
+        (QwenImageTimeoutError("late"), True, RowStatus.UNFINISHED, 0, 5),
+        (OSError("disk full"), True, RowStatus.UNFINISHED, 0, 5),
+        (QwenImageImageError("other size", permanent=True), True, RowStatus.FAILED, 0, 5),
+        (QwenImageServerError("busy"), False, RowStatus.FAILED, 0, 0),
+    ],
+)
+def test_what_a_failure_makes_of_its_row(
+    error: Exception, paid: bool, status: RowStatus, spent: float, at_risk: float
+) -> None:
+    batch = totals()
+    assert batch.fail("row 1", error, paid=paid) is status
+    assert (batch.spent, batch.at_risk) == (spent, at_risk)
+
+
+def test_progress_tells_the_rate_of_what_is_drawn_now_and_the_time_that_is_left() -> None:
+    batch = totals(10)
+    batch.store(None, reused=True)
+    batch.store(5, now=False)
+    for _ in range(4):
+        batch.store(5)
+    batch.begin()
+    assert batch.progress(8.0) == {
+        "requests": 10,
+        "done": 6,
+        "reused": 1,
+        "failed": 0,
+        "in_flight": 1,
+        "consumed_credits": 25,
+        "images_per_second": 0.5,
+        "seconds_left": 8.0,
+    }
+
+
+def test_nothing_is_said_of_the_time_left_before_the_first_image() -> None:
+    assert totals().progress(0.0)["seconds_left"] is None
+    assert totals().progress(3.0)["seconds_left"] is None
+
+
+def test_what_will_not_be_submitted_takes_no_time() -> None:
+    batch = totals(10, max_credits=5)
+    batch.store(5)
+    assert batch.progress(2.0)["seconds_left"] == 0.0
+
+
+def test_an_image_whose_price_is_not_told_counts_as_documented() -> None:
+    batch = totals()
+    batch.store(None)
+    assert batch.spent == CREDITS_PER_IMAGE
+
+
+def test_a_batch_with_all_of_its_images_ends_well() -> None:
+    batch = totals(2)
+    batch.store(5)
+    batch.store(None, reused=True)
+    assert batch.problem("m") is None
+    assert batch.problem("m", "the task is ended from outside") is None
+
+
+def test_a_batch_with_as_many_failures_as_allowed_ends_well() -> None:
+    batch = totals(2, max_failures=1)
+    batch.store(5)
+    batch.fail("row 2", REFUSAL, paid=True)
+    assert batch.problem("m") is None
+
+
+@pytest.mark.parametrize(
+    ("errors", "permanent"),
+    [
+        ([REFUSAL], True),
+        ([QwenImageSubmissionUnknownError("lost")], True),
+        ([QwenImageAuthError("no")], True),
+        ([failure()], False),
+        ([QwenImageTimeoutError("late")], False),
+        ([OSError("disk full")], False),
+        ([REFUSAL, QwenImageConnectionError("away")], False),
+    ],
+)
+def test_a_retry_is_worth_it_where_a_failure_may_pass(errors: list[Exception], permanent: bool) -> None:
+    batch = totals(len(errors))
+    for error in errors:
+        batch.fail("row 7", error, paid=not isinstance(error, QwenImageAuthError | QwenImageConnectionError))
+    problem = told(batch)
+    assert problem.permanent is permanent
+    assert ("clear this task" in str(problem)) is permanent
+    assert ("The next try" in str(problem)) is not permanent
+
+
+def test_a_batch_that_ran_out_of_credits_fails_for_good_and_says_what_is_missing() -> None:
+    batch = totals(3, max_credits=5)
+    batch.store(5)
+    problem = told(batch)
+    assert problem.permanent
+    assert str(problem).startswith("2 of 3 images are missing: 2 were not submitted, because max_credits is 5, 5 are")
+
+
+def test_a_batch_that_is_ended_from_outside_can_go_on() -> None:
+    batch = totals(4)
+    batch.store(5)
+    batch.leave(RowStatus.UNFINISHED)
+    batch.leave(RowStatus.UNKNOWN)
+    problem = told(batch, "the task is ended from outside")
+    assert not problem.permanent
+    assert "1 may be paid" in str(problem)
+    assert "1 are paid, and can still be had" in str(problem)
+    assert "1 were not submitted, because the task is ended from outside" in str(problem)
+
+
+def test_the_error_quotes_the_first_failure_and_counts_the_others() -> None:
+    batch = totals(5)
+    batch.store(5)
+    batch.fail("row 2", REFUSAL, paid=True)
+    batch.fail("row 3", QwenImageSubmissionUnknownError("the answer was lost"), paid=False)
+    problem = str(told(batch))
+    assert problem.startswith("4 of 5 images are missing: 1 failed; 1 may be paid, because the answer")
+    assert "The first: row 2: Image task n43 failed" in problem
+    assert "Clearing it also submits again what may be paid" in problem
+
+
+def test_a_row_without_an_outcome_was_not_submitted() -> None:
+    assert manifest_row(3, {"prompt": "a"}, None) == {"row": 3, "status": "NOT_SUBMITTED", "prompt": "a"}
+    assert manifest_row(3, {"prompt": "a"}, {"status": "SUCCESS"})["status"] == "SUCCESS"
