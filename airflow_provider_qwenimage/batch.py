@@ -168,16 +168,22 @@ class Batch:
                 try:
                     await self._look_around(drawer)
                     self._began = time.monotonic()
-                    to_do = self._numbers(_TO_GO_BACK_TO, _TO_SUBMIT)
-                    await self._each(to_do, lambda number: self._draw(drawer, number))
+                    await self._each(self._to_do(), lambda number: self._draw(drawer, number))
+                    # An image that failed leaves its credits to one that was passed over because of max_credits.
+                    while self.totals.not_submitted and not self.totals.why_not_to_submit():
+                        await self._each(self._to_do(), lambda number: self._draw(drawer, number))
                     ended = True
                 finally:
                     await asyncio.shield(self._last_answers())
         finally:
             drawer.close(wait=ended)
 
-    def _numbers(self, *states: int) -> Iterator[int]:
-        return (number for state in states for number in range(len(self._states)) if self._states[number] == state)
+    def _to_do(self) -> Iterator[int]:
+        """Yield the rows without an outcome: what is paid first."""
+        for state in (_TO_GO_BACK_TO, _TO_SUBMIT):
+            for number, its_state in enumerate(self._states):
+                if its_state == state and self.outcomes.get(number) is None:
+                    yield number
 
     async def _each(self, numbers: Iterable[int], function: Callable[[int], Awaitable[None]]) -> None:
         """Call a function for each number, so many at a time."""
@@ -243,13 +249,12 @@ class Batch:
             if isinstance(outcome, dict):
                 self.totals.store(outcome["consumed_credits"])
                 self.outcomes[number] = {"status": str(RowStatus.SUCCESS), **outcome}
-            elif outcome is not None:
+            else:
                 self._settle(drawer, item, outcome)
 
     async def _draw_one(
         self, drawer: Drawer, item: BatchRequest, flight: _Flight
-    ) -> dict[str, Any] | StoredImages | Stop | None:
-        """Draw an image; None if it is not submitted after all."""
+    ) -> dict[str, Any] | StoredImages | Stop:
         beginning, ledger = await asyncio.to_thread(drawer.begin, item)
         if isinstance(beginning, StoredImages | Stop):
             return beginning
@@ -294,8 +299,8 @@ class Batch:
             self._land(number)
             if flight.left_behind is not None:
                 self._leave(number, flight.left_behind, flight.image_task_id)
-        for number in self._numbers(_TO_GO_BACK_TO):
-            if self.outcomes.get(number) is None:
+        for number in self._to_do():
+            if self._states[number] == _TO_GO_BACK_TO:
                 self._leave(number, RowStatus.UNFINISHED, None)
 
     def _leave(self, number: int, status: RowStatus, image_task_id: str | None) -> None:

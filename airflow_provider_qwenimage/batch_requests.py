@@ -214,8 +214,8 @@ def _read_csv(stream: BinaryIO) -> Iterator[Row]:
             yield Row(number, value, reader.line_num)
     except csv.Error as error:
         raise ValueError(
-            f"The file of requests is not CSV at line {reader.reader.line_num}: {error}. Allowed is comma-separated text "
-            "with quotes around what has commas, quotes or line breaks in it."
+            f"The file of requests is not CSV at line {reader.reader.line_num}: {error}. Allowed is comma-separated "
+            "text with quotes around what has commas, quotes or line breaks in it."
         ) from None
 
 

@@ -55,8 +55,9 @@ class BatchTotals:
         drawn: Images that this task has drawn and stored, in this try or in an earlier one.
         reused: Images that stood in storage before the task.
         failures: Images that could not be had, for whatever reason.
-        unknown: How many of these may have been accepted and paid.
-        unfinished: How many of these are paid, and can still be had.
+        left: Images that are left behind because the batch was ended from outside.
+        unknown: How many of these two may have been accepted and paid.
+        unfinished: How many of these two are paid, and can still be had.
         in_flight: Images that are being submitted, drawn, downloaded or stored.
         spent: Credits that the finished image tasks have cost.
         at_risk: Credits that those may have cost of which nothing more is known.
@@ -68,6 +69,7 @@ class BatchTotals:
     drawn: int = 0
     reused: int = 0
     failures: int = 0
+    left: int = 0
     unknown: int = 0
     unfinished: int = 0
     in_flight: int = 0
@@ -82,7 +84,7 @@ class BatchTotals:
     @property
     def not_submitted(self) -> int:
         """Images of which nothing was begun."""
-        return self.requests - self.drawn - self.reused - self.failures - self.in_flight
+        return self.requests - self.drawn - self.reused - self.failures - self.left - self.in_flight
 
     def why_not_to_submit(self) -> str | None:
         """Return why nothing more is submitted, or None if the next image may be."""
@@ -133,7 +135,7 @@ class BatchTotals:
         Args:
             status: UNFINISHED or UNKNOWN.
         """
-        self.failures += 1
+        self.left += 1
         self.unfinished += status is RowStatus.UNFINISHED
         self.unknown += status is RowStatus.UNKNOWN
 
@@ -203,7 +205,7 @@ class BatchTotals:
         if not missing:
             return None
         story = [
-            (self.failures - self.unknown - self.unfinished, "failed"),
+            (self.failures + self.left - self.unknown - self.unfinished, "failed"),
             (self.unknown, "may be paid, because the answer to the submission was lost"),
             (self.unfinished, "are paid, and can still be had"),
             (self.not_submitted, f"were not submitted, because {interruption or self.why_not_to_submit()}"),

@@ -214,6 +214,7 @@ def test_a_batch_that_is_ended_from_outside_can_go_on() -> None:
     batch.store(5)
     batch.leave(RowStatus.UNFINISHED)
     batch.leave(RowStatus.UNKNOWN)
+    assert (batch.progress(1.0)["failed"], batch.not_submitted) == (0, 1)
     problem = told(batch, "the task is ended from outside")
     assert not problem.permanent
     assert "1 may be paid" in str(problem)

@@ -1,0 +1,499 @@
+"""Many images in one task: what a user sees of a batch that goes well, of one that does not, and of its next try."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import task
+from PIL import Image
+
+from airflow_provider_qwenimage import (
+    QwenImageBatchOperator,
+    QwenImageGenerateOperator,
+    batch,
+    batch_operator,
+    images,
+    storage,
+)
+from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
+from airflow_provider_qwenimage.ledger import Ledger
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import TaskEnd, TestDag, crash_once, stored_files
+
+FOXES = ["A fox", "A fox", "A hare"]
+
+
+def dag_with_batch(folder: Path, dag: TestDag | None = None, **arguments: Any) -> TestDag:
+    dag = dag or TestDag()
+    with dag:
+        QwenImageBatchOperator(
+            **{"task_id": "draw", "requests": FOXES, "output_path": str(folder), "poll_interval": 0.05} | arguments
+        )
+    return dag
+
+
+def draw(folder: Path, **arguments: Any) -> TaskEnd:
+    return dag_with_batch(folder, **arguments).run()["draw"]
+
+
+def manifest(folder: Path, name: str = "manifest.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def statuses(folder: Path) -> list[str]:
+    return [row["status"] for row in manifest(folder)]
+
+
+def prompts(api: Sandbox) -> list[str]:
+    return sorted(submission.request["prompt"] for submission in api.submissions)
+
+
+def hidden_files(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir() if file.name.startswith(".")]
+
+
+@pytest.fixture
+def api(connected_api: Sandbox) -> Sandbox:
+    connected_api.configure(seconds_per_image=0.2)
+    return connected_api
+
+
+def test_every_image_is_stored_and_listed_in_the_order_of_the_requests(api: Sandbox, tmp_path: Path) -> None:
+    requests = [*FOXES, {"prompt": "An owl", "seed": 3, "size": "768*1024", "output_format": "png"}]
+    end = draw(tmp_path, requests=requests)
+    assert (end.state, end.tries) == ("success", 1)
+    assert end.returned == {
+        "manifest": str(tmp_path / "manifest.jsonl"),
+        "requests": 4,
+        "images": 4,
+        "reused": 0,
+        "failed": 0,
+        "consumed_credits": 20,
+    }
+    assert end.xcoms["manifest"] == end.returned["manifest"]
+    assert end.xcoms["consumed_credits"] == api.credits_charged == 20
+    rows = manifest(tmp_path)
+    assert [row["prompt"] for row in rows] == ["A fox", "A fox", "A hare", "An owl"]
+    assert [row["row"] for row in rows] == [1, 2, 3, 4]
+    assert statuses(tmp_path) == ["SUCCESS"] * 4
+    for row in rows:
+        (path,) = row["paths"]
+        with Image.open(path.removeprefix("file://")) as image:
+            image.load()
+            assert f"{image.width}*{image.height}" == row["size"]
+        sidecar = json.loads(Path(path.removeprefix("file://")).with_suffix(".json").read_text())
+        assert (sidecar["task_id"], sidecar["consumed_credits"]) == (row["task_id"], 5)
+    assert len({row["task_id"] for row in rows}) == 4
+    assert len(stored_files(tmp_path)) == 2 * 4 + 1
+    assert hidden_files(tmp_path) == []
+
+
+def test_equal_requests_with_one_seed_are_drawn_and_paid_once(api: Sandbox, tmp_path: Path) -> None:
+    fox = {"prompt": "A fox", "seed": 7}
+    end = draw(tmp_path, requests=[fox, "A hare", fox])
+    assert end.returned["images"] == 2
+    assert end.returned["requests"] == 3
+    assert prompts(api) == ["A fox", "A hare"]
+    first, _, third = manifest(tmp_path)
+    assert (third["same_as"], third["paths"], third["consumed_credits"]) == (1, first["paths"], 0)
+
+
+def test_no_more_than_max_in_flight_are_under_way_at_once(api: Sandbox, tmp_path: Path) -> None:
+    draw(tmp_path, requests=[f"Fox {number}" for number in range(9)], max_in_flight=3)
+    accepted = [submission.accepted_at for submission in api.submissions]
+    # None of a group of three is submitted before one of the group before it has been drawn.
+    assert len(accepted) == 9
+    assert all(later - earlier >= 0.2 for earlier, later in zip(accepted, accepted[3:], strict=False))
+
+
+def test_progress_is_pushed_and_logged_while_it_runs(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
+) -> None:
+    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.1)
+    end = draw(tmp_path, requests=[f"Fox {number}" for number in range(6)], max_in_flight=2)
+    progress = end.xcoms["progress"]
+    assert (progress["requests"], progress["done"], progress["in_flight"], progress["consumed_credits"]) == (
+        6,
+        6,
+        0,
+        30,
+    )
+    assert progress["images_per_second"] > 0
+    log = task_log()
+    assert log.count(" of 6 images are there") >= 3
+    assert "2 in flight" in log
+
+
+def test_a_file_of_requests_is_read_from_any_storage_once_it_is_rendered(api: Sandbox, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"A fox"\n{"prompt": "A hare", "seed": 5}\n')
+    dag = dag_with_batch(tmp_path / "images", TestDag(params={"file": f"file://{file}"}), requests="{{ params.file }}")
+    assert dag.run()["draw"].returned["images"] == 2
+    assert [row["prompt"] for row in manifest(tmp_path / "images")] == ["A fox", "A hare"]
+
+
+def test_requests_come_from_an_xcom_and_are_rendered(api: Sandbox, tmp_path: Path) -> None:
+    dag = TestDag()
+    with dag:
+
+        @task
+        def think_of_prompts() -> list[Any]:
+            return ["A fox", {"prompt": "A hare", "seed": 1}]
+
+        dag_with_batch(tmp_path / "a", dag, requests=think_of_prompts())
+        dag_with_batch(
+            tmp_path / "b",
+            dag,
+            task_id="listed",
+            requests=["{{ dag.dag_id }}", {"prompt": "{{ run_id }}", "seed": "{{ 3 + 4 }}"}],
+        )
+        dag_with_batch(
+            tmp_path / "c",
+            dag,
+            task_id="pulled",
+            requests="{{ ti.xcom_pull(task_ids='think_of_prompts') }}",
+        )
+        dag.dag.set_dependency("think_of_prompts", "pulled")
+    run = dag.run()
+    assert run.state == "success"
+    assert [row["prompt"] for row in manifest(tmp_path / "a")] == ["A fox", "A hare"]
+    assert [row["seed"] for row in manifest(tmp_path / "b")] == [-1, 7]
+    assert [row["prompt"] for row in manifest(tmp_path / "c")] == ["A fox", "A hare"]
+
+
+def test_mapped_batches_have_manifests_and_images_of_their_own(api: Sandbox, tmp_path: Path) -> None:
+    dag = TestDag()
+    with dag:
+        QwenImageBatchOperator.partial(task_id="draw", output_path=str(tmp_path), poll_interval=0.05).expand(
+            requests=[["A fox"], ["A fox", "A hare"]]
+        )
+    assert dag.run().state == "success"
+    assert len(api.submissions) == 3
+    paths = [row["paths"] for index in (0, 1) for row in manifest(tmp_path, f"manifest-{index}.jsonl")]
+    assert len({path for (path,) in paths}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "story"),
+    [
+        ({"requests": "{{ params.rows }}"}, "row 2: size is '9*9'"),
+        ({"requests": "{{ params.text }}"}, "requests is 'A fox'; allowed is a list"),
+    ],
+)
+def test_nothing_is_spent_where_a_request_is_bad(
+    api: Sandbox, tmp_path: Path, arguments: dict[str, Any], story: str
+) -> None:
+    params = {"rows": '["A fox", {"prompt": "A hare", "size": "9*9"}]', "text": "A fox"}
+    end = dag_with_batch(tmp_path, TestDag(params=params), **arguments).run()["draw"]
+    assert (end.state, end.tries) == ("failed", 1)
+    assert story in str(end.error)
+    assert api.submissions == []
+
+
+def test_a_file_that_is_not_there_yet_is_worth_a_retry(api: Sandbox, tmp_path: Path) -> None:
+    end = draw(tmp_path, requests=str(tmp_path / "prompts.csv"))
+    assert (end.state, end.tries) == ("failed", 3)
+    assert "there is no such file" in str(end.errors[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "story"),
+    [
+        ({"requests": "A red fox"}, "requests is 'A red fox'; allowed is a list of prompts"),
+        ({"requests": ["A fox", ""]}, "requests has a bad row 2: prompt is ''"),
+        ({"requests": [{"prompt": "A fox", "sise": "1024*1024"}]}, "'sise' is no field"),
+        ({"max_in_flight": 0}, "max_in_flight is 0; allowed are the integers from 1 upwards"),
+        ({"max_failures": -1}, "max_failures is -1; allowed are the integers from 0 upwards"),
+        ({"max_failures": True}, "max_failures is True"),
+        ({"max_credits": -5}, "max_credits is -5"),
+        ({"poll_interval": 0}, "poll_interval is 0"),
+        ({"timeout": 0}, "timeout is 0"),
+        ({"max_image_bytes": 0}, "max_image_bytes is 0"),
+        ({"output_path": "/tmp/a.jpg"}, "looks like an image file"),  # noqa: S108  a path that is never opened
+        ({"output_path": ""}, "output_path is ''"),
+    ],
+)
+def test_a_bad_argument_is_refused_while_the_dag_is_parsed(
+    tmp_path: Path, arguments: dict[str, Any], story: str
+) -> None:
+    with pytest.raises(ValueError, match=story.replace("(", r"\(")):
+        dag_with_batch(tmp_path, **arguments)
+
+
+def test_an_empty_batch_is_done_at_once(api: Sandbox, tmp_path: Path) -> None:
+    end = draw(tmp_path, requests=[])
+    assert end.state == "success"
+    assert end.returned["images"] == 0
+    assert manifest(tmp_path) == []
+
+
+def test_what_stands_there_already_is_not_paid_again(api: Sandbox, tmp_path: Path) -> None:
+    draw(tmp_path)
+    end = draw(tmp_path, requests=["An owl", *FOXES])
+    assert (end.returned["reused"], end.returned["consumed_credits"]) == (3, 5)
+    assert prompts(api) == ["A fox", "A fox", "A hare", "An owl"]
+    assert [row["reused"] for row in manifest(tmp_path)] == [False, True, True, True]
+    assert [row["consumed_credits"] for row in manifest(tmp_path)] == [5, 0, 0, 0]
+
+
+def test_a_batch_finds_what_single_tasks_have_drawn(api: Sandbox, tmp_path: Path) -> None:
+    dag = TestDag()
+    with dag:
+        QwenImageGenerateOperator(
+            task_id="draw", prompt="A hare", output_path=str(tmp_path), poll_interval=0.05, deferrable=False
+        )
+    dag.run()
+    assert draw(tmp_path).returned["reused"] == 1
+
+
+def test_overwrite_draws_anew_but_not_twice_in_one_task(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path)
+    crash_once(monkeypatch, QwenImageBatchOperator, "_put_manifest")
+    end = draw(tmp_path, overwrite=True)
+    assert end.state == "success"
+    assert len(api.submissions) == 6
+    assert end.returned["consumed_credits"] == 15
+    assert [row["reused"] for row in manifest(tmp_path)] == [False] * 3
+
+
+def test_a_failure_ends_the_submissions_finishes_what_is_paid_and_the_retry_goes_on(
+    api: Sandbox, tmp_path: Path
+) -> None:
+    end = draw(tmp_path, requests=["A fox", "Fog [fail]", "A hare", "An owl"], max_in_flight=2)
+    assert (end.state, end.tries) == ("failed", 3)
+    # Each try pays for what the one before it has left; the failure is met again each time.
+    assert Counter(prompts(api))["A fox"] == 1
+    assert set(Counter(prompts(api)).values()) <= {1, 3}
+    assert statuses(tmp_path)[:2] == ["SUCCESS", "FAILED"]
+    row = manifest(tmp_path)[1]
+    assert row["error"] == "QwenImageTaskFailedError"
+    assert "The image could not be drawn" in row["message"]
+    assert "row 2: Image task" in str(end.errors[-1])
+
+
+def test_a_refused_prompt_is_not_submitted_again_by_a_retry(api: Sandbox, tmp_path: Path) -> None:
+    end = draw(tmp_path, requests=["Fog [policy]", "A hare"], max_in_flight=1)
+    assert (end.state, end.tries) == ("failed", 1)
+    assert prompts(api) == ["Fog [policy]"]
+    assert statuses(tmp_path) == ["FAILED", "NOT_SUBMITTED"]
+    assert "1 failed; 1 were not submitted, because 1 failed, and max_failures is 0" in str(end.error)
+
+
+def test_as_many_failures_as_allowed_are_told_and_the_batch_goes_on(api: Sandbox, tmp_path: Path) -> None:
+    end = draw(tmp_path, requests=["Fog [policy]", "A hare", "Fog [fail]"], max_in_flight=1, max_failures=2)
+    assert (end.state, end.tries) == ("success", 1)
+    assert (end.returned["images"], end.returned["failed"]) == (1, 2)
+    assert statuses(tmp_path) == ["FAILED", "SUCCESS", "FAILED"]
+
+
+def test_max_credits_ends_the_submissions_and_a_cleared_task_with_more_goes_on(api: Sandbox, tmp_path: Path) -> None:
+    dag = dag_with_batch(tmp_path, requests=["A", "B", "C", "D"], max_credits=10)
+    end = dag.run()["draw"]
+    assert (end.state, end.tries) == ("failed", 1)
+    assert api.credits_charged == 10
+    assert "max_credits is 10, 10 are spent" in str(end.error)
+    assert Counter(statuses(tmp_path)) == {"SUCCESS": 2, "NOT_SUBMITTED": 2}
+    end = dag.clear("draw")["draw"]
+    assert end.state == "success"
+    assert api.credits_charged == 20
+    assert end.returned["consumed_credits"] == 10
+
+
+def test_max_credits_counts_what_earlier_tries_have_spent_on_rows_further_down(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, QwenImageBatchOperator, "_put_manifest")
+    end = draw(tmp_path, requests=["A [fail]", "B", "C"], max_credits=10, max_failures=2)
+    assert (end.state, end.tries) == ("failed", 2)
+    assert prompts(api) == ["A [fail]", "B", "C"]
+    assert statuses(tmp_path) == ["NOT_SUBMITTED", "SUCCESS", "SUCCESS"]
+    assert end.xcoms["consumed_credits"] == api.credits_charged == 10
+
+
+def test_a_wrong_key_ends_the_batch_at_once(api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = json.loads(api.connection_json) | {"password": "sk-wrong"}
+    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps(connection))
+    end = draw(tmp_path, requests=[f"Fox {number}" for number in range(50)], max_in_flight=2, max_failures=100)
+    assert (end.state, end.tries) == ("failed", 1)
+    assert len(api.requests) <= 4
+    assert "the API refuses this account" in str(end.error)
+
+
+def test_a_lost_answer_is_told_and_clearing_the_task_submits_that_row_again(api: Sandbox, tmp_path: Path) -> None:
+    api.script("generate", "ok", "drop_after")
+    dag = dag_with_batch(tmp_path, requests=["A", "B", "C"], max_in_flight=1, max_failures=0)
+    end = dag.run()["draw"]
+    assert (end.state, end.tries) == ("failed", 1)
+    assert statuses(tmp_path) == ["SUCCESS", "UNKNOWN", "NOT_SUBMITTED"]
+    assert "1 may be paid" in str(end.error)
+    end = dag.clear("draw")["draw"]
+    assert end.state == "success"
+    assert prompts(api) == ["A", "B", "B", "C"]
+    assert statuses(tmp_path) == ["SUCCESS"] * 3
+    assert hidden_files(tmp_path) == []
+
+
+CRASHES = {
+    "before the intent": (Ledger, "intend", False),
+    "after the intent": (Ledger, "intend", True),
+    "after the answer": (Ledger, "accept", False),
+    "with the id on record": (Ledger, "accept", True),
+    "before the image is stored": (images, "_put_pair", False),
+    "after the image is stored": (images, "_put_pair", True),
+    "before it is noted as finished": (Ledger, "finish", False),
+    "before the manifest": (QwenImageBatchOperator, "_put_manifest", False),
+}
+UNKNOWN_AFTER = ("after the intent", "after the answer")
+
+
+@pytest.mark.parametrize("moment", CRASHES)
+def test_a_crash_at_any_moment_costs_no_second_image(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    owner, name, after = CRASHES[moment]
+    crash_once(monkeypatch, owner, name, after=after)
+    # A crash ends the process; here, where it only ends the batch, nothing of it may go on.
+    monkeypatch.setattr(batch, "_LAST_ANSWERS_SECONDS", 0.0)
+    dag = dag_with_batch(tmp_path, requests=[*FOXES, "An owl"], max_in_flight=1)
+    end = dag.run()["draw"]
+    if moment in UNKNOWN_AFTER:
+        # The others are drawn first; then the task says what may be paid.
+        assert end.state == "failed"
+        assert Counter(statuses(tmp_path)) == {"UNKNOWN": 1, "SUCCESS": 3}
+        end = dag.clear("draw")["draw"]
+    assert end.state == "success"
+    assert statuses(tmp_path) == ["SUCCESS"] * 4
+    lost = 1 if moment == "after the answer" else 0
+    assert len(api.submissions) == 4 + lost
+    assert hidden_files(tmp_path) == []
+    assert len(stored_files(tmp_path)) == 2 * 4 + 1
+
+
+def test_a_retry_goes_back_to_what_is_paid_before_it_submits(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
+) -> None:
+    crash_once(monkeypatch, QwenImageAsyncHook, "follow")
+    end = draw(tmp_path, requests=["A", "B", "C"], max_in_flight=1)
+    assert (end.state, end.tries) == ("success", 2)
+    assert [submission.request["prompt"] for submission in api.submissions] == ["A", "B", "C"]
+    routes = [(request.route, request.task_id) for request in api.requests if request.route != "image"]
+    first = api.submissions[0].task_id
+    assert routes[1] == ("status", first), "the image of the first try is asked for before another is submitted"
+
+
+def test_an_execution_timeout_loses_nothing_and_the_next_try_goes_on(api: Sandbox, tmp_path: Path) -> None:
+    api.configure(seconds_per_image=3.5)
+    end = draw(tmp_path, execution_timeout=timedelta(seconds=2))
+    assert end.state == "success"
+    assert end.tries > 1
+    assert len(api.submissions) == 3
+    assert statuses(tmp_path) == ["SUCCESS"] * 3
+
+
+def test_a_batch_that_is_ended_from_outside_stops_within_seconds_with_everything_paid_on_record(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.configure(seconds_per_image=60.0)
+    dag = dag_with_batch(tmp_path, requests=[f"Fox {number}" for number in range(20)], max_in_flight=4, retries=0)
+    stopped_at: list[float] = []
+
+    def kill_when_in_flight() -> None:
+        while len(api.submissions) < 4:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        stopped_at.append(time.monotonic())
+        running.on_kill()
+
+    running: Any = None
+    remember_running: Callable[..., Any] = QwenImageBatchOperator._run
+
+    def run(self: Any, *args: Any) -> Any:
+        nonlocal running
+        running = self
+        threading.Thread(target=kill_when_in_flight, daemon=True).start()
+        return remember_running(self, *args)
+
+    monkeypatch.setattr(QwenImageBatchOperator, "_run", run)
+    end = dag.run()["draw"]
+    assert time.monotonic() - stopped_at[0] < 6
+    assert end.state == "failed"
+    assert "are paid, and can still be had" in str(end.error)
+    assert Counter(statuses(tmp_path)) == {"UNFINISHED": 4, "NOT_SUBMITTED": 16}
+    accepted = {submission.task_id for submission in api.submissions}
+    assert {row["task_id"] for row in manifest(tmp_path) if row["status"] == "UNFINISHED"} == accepted
+    # The next try, here after a Clear, goes back to them.
+    monkeypatch.undo()
+    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", api.connection_json)
+    on_record = [json.loads((tmp_path / name).read_text())["image_task_id"] for name in hidden_files(tmp_path)]
+    assert set(on_record) == accepted
+
+
+def test_a_submission_under_way_gets_a_few_seconds_for_its_answer(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.configure(seconds_per_image=60.0, latency_seconds=1.0, fault_paths=("generate",))
+    remember_running: Callable[..., Any] = QwenImageBatchOperator._run
+
+    def run(self: Any, *args: Any) -> Any:
+        threading.Timer(0.5, self.on_kill).start()
+        return remember_running(self, *args)
+
+    monkeypatch.setattr(QwenImageBatchOperator, "_run", run)
+    end = draw(tmp_path, requests=["A", "B"], max_in_flight=1, retries=0)
+    assert end.state == "failed"
+    assert statuses(tmp_path) == ["UNFINISHED", "NOT_SUBMITTED"]
+    (record,) = [json.loads((tmp_path / name).read_text()) for name in hidden_files(tmp_path)]
+    assert record["image_task_id"] == api.submissions[0].task_id
+
+
+def test_storage_that_cannot_be_written_fails_before_anything_is_paid(api: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    end = draw(tmp_path / "file" / "images")
+    assert end.state == "failed"
+    assert api.submissions == []
+
+
+def test_blips_of_every_kind_lose_no_image(api: Sandbox, tmp_path: Path, quick_downloads: None) -> None:
+    api.script("status", ("server_error", 2), "html", "drop", "rate_limit")
+    api.script("image", "truncate", "server_error", "drop")
+    api.configure(retry_after=0.2)
+    end = draw(tmp_path, requests=[f"Fox {number}" for number in range(5)], max_in_flight=3)
+    assert end.state == "success"
+    assert len(api.submissions) == 5
+    assert statuses(tmp_path) == ["SUCCESS"] * 5
+
+
+def test_one_image_that_cannot_be_stored_is_had_by_the_next_try_without_paying(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_file = storage.put_file
+    broken = iter([True])
+
+    def put(local: Path, target: Any) -> None:
+        if target.name.endswith(".jpg") and next(broken, False):
+            raise OSError("No space left on device")
+        put_file(local, target)
+
+    monkeypatch.setattr(images, "put_file", put)
+    end = draw(tmp_path, max_in_flight=1)
+    assert (end.state, end.tries) == ("success", 2)
+    assert "1 are paid, and can still be had" in str(end.errors[0])
+    assert len(api.submissions) == 3
+
+
+def test_a_batch_that_crashes_as_a_whole_ends_with_that_error_and_is_tried_again(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, batch.Batch, "_look_around")
+    end = draw(tmp_path)
+    assert (end.state, end.tries) == ("success", 2)
