@@ -110,6 +110,23 @@ with DAG(
     QwenImageGenerateOperator(task_id="wrong_key", prompt="A kite", qwenimage_conn_id="wrong_key")
 """
 
+_CROWD = """
+import pendulum
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_qwenimage import QwenImageStatusSensor
+
+with DAG("crowd", schedule=None, start_date=pendulum.datetime(2024, 1, 1), params={{"image_task_ids": []}}):
+    for number in range({waits!r}):
+        QwenImageStatusSensor(
+            task_id=f"wait_{{number}}",
+            image_task_id=f"{{{{{{{{ params.image_task_ids[{{number}}] }}}}}}}}",
+            qwenimage_conn_id="crowd",
+            poke_interval=1,
+            timeout=300,
+        )
+"""
+
 _OUTLAST = """
 import pendulum
 from airflow.providers.common.compat.sdk import DAG
@@ -129,6 +146,7 @@ with DAG("outlast", schedule=None, start_date=pendulum.datetime(2024, 1, 1), par
 """
 
 _TIMEOUT_SECONDS = 30.0
+_CROWD_WAITS = 5
 # No test counts on a retry; these are for the tries that Airflow takes from a rescheduled task by mistake, see `_end`.
 _RETRIES = 20
 
@@ -168,8 +186,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     sense = _SENSE.format(waits=WAITS, params=dict.fromkeys(params, ""), retries=_RETRIES)
     (airflow.dags / "sense.py").write_text(sense)
     (airflow.dags / "draw.py").write_text(_DRAW.format(folder=str(folder)))
+    (airflow.dags / "crowd.py").write_text(_CROWD.format(waits=_CROWD_WAITS))
     (airflow.dags / "outlast.py").write_text(_OUTLAST.format(timeout=_TIMEOUT_SECONDS))
-    seconds_per_image = {"endless": 3600.0, "slow": 25.0, "quick": 6.0, "watched": 30.0}
+    seconds_per_image = {"endless": 3600.0, "slow": 25.0, "quick": 6.0, "watched": 30.0, "crowd": 25.0}
     seconds_per_image |= {f"flaky_{wait}": 0.5 for wait in WAITS}
     with contextlib.ExitStack() as stack:
         apis = {
@@ -183,7 +202,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         connections["wrong_key"] = connections["watched"] | {"password": _WRONG_KEY}
         airflow.prepare(json.dumps(connections))
         stack.callback(airflow.stop)
-        airflow.start("sense", "draw", "outlast")
+        airflow.start("sense", "draw", "crowd", "outlast")
         yield World(airflow, apis, folder)
 
 
@@ -320,6 +339,21 @@ def test_deferred_waits_use_no_slot_and_outlast_a_triggerer_that_is_killed(world
     # The clock did not start afresh with the new triggerer. The last look is made at the deadline.
     assert looks[-1] - looks[1] < _TIMEOUT_SECONDS + 5
     assert looks[-1] < deferred_at + _TIMEOUT_SECONDS + 10
+
+
+def test_all_waits_of_a_connection_share_a_client_in_a_triggerer(world: World) -> None:
+    ids = [world.submit("crowd") for _ in range(_CROWD_WAITS)]
+    run_id = world.airflow.trigger("crowd", {"image_task_ids": ids})
+    world.airflow.wait_for_run("crowd", run_id, 120)
+    assert set(world.airflow.states("crowd", run_id).values()) == {"success"}
+    polls: dict[str, list[int | None]] = {image_task_id: [] for image_task_id in ids}
+    for request in world.apis["crowd"].requests:
+        if request.route == "status":
+            polls[str(request.task_id)].append(request.client_port)
+    # The first look at each is its worker's, before it is deferred.
+    in_triggerer = [port for ports in polls.values() for port in ports[1:]]
+    assert len(in_triggerer) >= 5 * _CROWD_WAITS
+    assert len(set(in_triggerer)) <= 3
 
 
 def _forms(secret: str) -> list[bytes]:
