@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +35,7 @@ DEFAULT_OUTPUT_FORMAT = "jpeg"
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
 
 _EXCERPT_CHARACTERS = 200
+_DOCUMENTED_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 
 
 class TaskStatus(StrEnum):
@@ -315,6 +319,11 @@ def _read_time(value: object) -> pendulum.DateTime | None:
         return None
     if not isinstance(value, str):
         raise not_documented("data.created_at", value, "an ISO 8601 time")
+    if _DOCUMENTED_TIME.fullmatch(value):
+        # The general parser takes a third of what reading a whole status costs.
+        with suppress(ValueError):
+            moment = datetime.fromisoformat(value)
+            return pendulum.DateTime(*moment.timetuple()[:6], tzinfo=pendulum.UTC)
     try:
         parsed = pendulum.parse(value)
     except Exception:  # noqa: BLE001  pendulum documents no closed set, and no date is worth losing a paid image
