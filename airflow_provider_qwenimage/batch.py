@@ -168,9 +168,10 @@ class Batch:
                 try:
                     await self._look_around(drawer)
                     self._began = time.monotonic()
-                    await self._each(self._to_do(), lambda number: self._draw(drawer, number))
-                    # An image that failed leaves its credits to one that was passed over because of max_credits.
-                    while self.totals.not_submitted and not self.totals.why_not_to_submit():
+                    left = None
+                    # More than once: an image that failed leaves its credits to one passed over because of max_credits.
+                    while self.totals.not_submitted != left and not (left and self.totals.why_not_to_submit()):
+                        left = self.totals.not_submitted
                         await self._each(self._to_do(), lambda number: self._draw(drawer, number))
                     ended = True
                 finally:
@@ -316,7 +317,8 @@ class Batch:
     ) -> None:
         where = f"row {item.number + 1}"
         status = self.totals.fail(where, error, paid=paid, earlier=earlier)
+        # What was told before is in the manifest and in the error at the end.
         if not earlier:
             count_failure(error)
-        log.warning("The image of %s could not be had: %s", where, error)
+            log.warning("The image of %s could not be had: %s", where, error)
         self.outcomes[item.number] = {"status": str(status), "task_id": task_id, **row_error(error)}

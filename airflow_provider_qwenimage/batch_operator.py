@@ -27,8 +27,14 @@ from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID, read_connecti
 from airflow_provider_qwenimage.downloads import DEFAULT_MAX_IMAGE_BYTES
 from airflow_provider_qwenimage.failures import failing_for_good, still_raising
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.running_task import description_of
-from airflow_provider_qwenimage.storage import check_output_path, open_output_path, put_file
+from airflow_provider_qwenimage.ledger import description_of
+from airflow_provider_qwenimage.storage import (
+    check_output_path,
+    open_output_path,
+    put_file,
+    remove_leftovers,
+    writer_of,
+)
 from airflow_provider_qwenimage.templates import is_template
 
 if TYPE_CHECKING:
@@ -121,7 +127,7 @@ class QwenImageBatchOperator(BaseOperator):
         """
         ti = context["ti"]
         with failing_for_good(), ExitStack() as stack:
-            scratch = stack.enter_context(_scratch_folder())
+            scratch = stack.enter_context(_scratch_folder(writer_of(description_of(ti))))
             connection = QwenImageHook.get_connection(self.qwenimage_conn_id)
             read_connection(connection)
             requests = stack.enter_context(closing(self._read_requests(_map_index_of(ti))))
@@ -215,7 +221,12 @@ class QwenImageBatchOperator(BaseOperator):
                 row = manifest_row(number + 1, item.request.description(), outcome)
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         target = folder / name
-        put_file(local, target)
+        writer = writer_of(description_of(ti))
+        put_file(local, target, writer=writer)
+        if ti.try_number > 1:
+            # Hidden files, which are in nobody's way.
+            with suppress(OSError):
+                remove_leftovers(folder, writer)
         return str(target)
 
     def _read_requests(self, map_index: int) -> BatchRequests:
@@ -286,8 +297,12 @@ def _check_literal(number: int, value: object) -> None:
 
 
 @contextmanager
-def _scratch_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="qwenimage-batch-"))
+def _scratch_folder(writer: str) -> Iterator[Path]:
+    """Make a local folder for temporary files, and remove those that killed tries of the task have left here."""
+    prefix = f"qwenimage-batch-{writer}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         yield folder
     finally:

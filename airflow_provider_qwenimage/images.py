@@ -24,7 +24,7 @@ from airflow_provider_qwenimage import __version__
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
 from airflow_provider_qwenimage.downloads import DEFAULT_MAX_IMAGE_BYTES, fetch, open_session, without_query
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
-from airflow_provider_qwenimage.storage import put_file, put_json, read_json, sha256_of
+from airflow_provider_qwenimage.storage import put_file, put_json, read_json, sha256_of, writer_of
 
 if TYPE_CHECKING:
     import requests
@@ -129,7 +129,7 @@ def save_images(
                 "made_by": dict(made_by or {}),
                 "package_version": __version__,
             }
-            _put_pair(local, image, description, sidecar)
+            _put_pair(local, image, description, sidecar, writer_of(made_by or {}))
             log.info(
                 "Stored %s: %d*%d %s, %d bytes.",
                 image,
@@ -202,7 +202,7 @@ def _names(
 
 
 def _put_pair(
-    local: Path, image: ObjectStoragePath, description: Mapping[str, Any], sidecar: ObjectStoragePath
+    local: Path, image: ObjectStoragePath, description: Mapping[str, Any], sidecar: ObjectStoragePath, writer: str
 ) -> None:
     """Put an image and its sidecar into storage, and read them back.
 
@@ -211,8 +211,8 @@ def _put_pair(
     """
     for _ in range(_PUT_TRIES):
         began = time.monotonic()
-        put_file(local, image)
-        put_json(description, sidecar)
+        put_file(local, image, writer=writer)
+        put_json(description, sidecar, writer=writer)
         stands = read_json(sidecar)
         if stands is not None and stands.get("sha256") == sha256_of(image):
             return

@@ -22,7 +22,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageSubmissionUnknownError,
     QwenImageTaskFailedError,
 )
-from airflow_provider_qwenimage.storage import put_json, read_json, remove_file
+from airflow_provider_qwenimage.storage import put_json, read_json, remove_file, writer_of
 from airflow_provider_qwenimage.submissions import UNREADABLE, Step, Stop, Submission, next_step
 
 if TYPE_CHECKING:
@@ -87,10 +87,12 @@ class FileStore:
 
     Args:
         file: Its path.
+        writer: Who writes; see `storage.writer_of`.
     """
 
-    def __init__(self, file: ObjectStoragePath) -> None:
+    def __init__(self, file: ObjectStoragePath, writer: str = "") -> None:
         self._file = file
+        self._writer = writer
 
     def read(self) -> object:
         """Return what was last written, or None."""
@@ -98,7 +100,7 @@ class FileStore:
 
     def write(self, value: dict[str, Any]) -> None:
         """Remember a JSON object."""
-        put_json(value, self._file)
+        put_json(value, self._file, writer=self._writer)
 
     def settle(self, value: dict[str, Any]) -> None:  # noqa: ARG002  the sidecar has it all
         """Forget a submission that is finished."""
@@ -305,7 +307,7 @@ def open_ledger(context: Context, folder: ObjectStoragePath | None, *, durable: 
     if durable and accessor is not None:
         store = TaskStateStore(accessor)
     elif durable and folder is not None:
-        store = FileStore(_record_file(folder, ti))
+        store = FileStore(_record_file(folder, ti), writer_of(description_of(ti)))
     return Ledger(store, try_number=ti.try_number, max_tries=ti.max_tries, place=place_of(ti))
 
 
@@ -320,13 +322,19 @@ def open_batch_ledger(ti: Any, folder: ObjectStoragePath, request: GenerateReque
         request: What is asked for.
         place: The request's place among its like; see `GenerateRequest.fingerprint`.
     """
-    store = FileStore(_record_file(folder, ti, request.fingerprint(place)))
+    store = FileStore(_record_file(folder, ti, request.fingerprint(place)), writer_of(description_of(ti)))
     return Ledger(store, try_number=ti.try_number, max_tries=ti.max_tries, place=place)
 
 
 def _record_file(folder: ObjectStoragePath, ti: Any, *more: str) -> ObjectStoragePath:
     identity = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index, *more])
     return folder / f".submission-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+
+
+def description_of(ti: Any) -> dict[str, Any]:
+    """Return what a sidecar tells of a task instance. It changes when the task is cleared, not when it is retried."""
+    names = ("dag_id", "run_id", "task_id", "map_index", "max_tries")
+    return {name: getattr(ti, name) for name in names}
 
 
 def place_of(ti: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ from airflow_provider_qwenimage.failures import (
     submitting,
 )
 from airflow_provider_qwenimage.images import StoredImages, find_images, save_images
-from airflow_provider_qwenimage.ledger import Ledger, open_ledger, place_of
+from airflow_provider_qwenimage.ledger import Ledger, description_of, open_ledger, place_of
 from airflow_provider_qwenimage.metrics import count_end, count_submission
-from airflow_provider_qwenimage.storage import open_output_path
+from airflow_provider_qwenimage.storage import open_output_path, remove_leftovers, writer_of
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.submissions import Submit
 
 log = logging.getLogger(__name__)
-
-
-def description_of(ti: Any) -> dict[str, Any]:
-    """Return what a sidecar tells of a task instance. It changes when the task is cleared, not when it is retried."""
-    names = ("dag_id", "run_id", "task_id", "map_index", "max_tries")
-    return {name: getattr(ti, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class RunningTask:
         """Store the images of a finished task, if there is a folder; see `images.save_images`."""
         if self.folder is None:
             return []
-        return save_images(
+        paths = save_images(
             snapshot,
             request,
             self.folder,
@@ -90,6 +84,11 @@ class RunningTask:
             max_image_bytes=max_image_bytes,
             made_by=self.description,
         )
+        if self.ti.try_number > 1:
+            # Hidden files, which are in nobody's way.
+            with suppress(OSError):
+                remove_leftovers(self.folder, writer_of(self.description))
+        return paths
 
     def submit(self, hook: QwenImageHook, request: GenerateRequest, step: Submit, *, max_credits: float | None) -> str:
         """Submit a request, with an intent before it and the id written down after it.

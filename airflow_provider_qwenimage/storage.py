@@ -64,18 +64,29 @@ def check_output_path(output_path: object) -> None:
         )
 
 
-def put_file(local: Path, target: ObjectStoragePath) -> None:
+def writer_of(made_by: Mapping[str, Any]) -> str:
+    """Return a name for the Airflow task that writes: the same in each of its tries.
+
+    Args:
+        made_by: What tells of the task: at least `dag_id`, `run_id`, `task_id` and `map_index`, or nothing.
+    """
+    identity = json.dumps([made_by.get(name) for name in ("dag_id", "run_id", "task_id", "map_index")])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def put_file(local: Path, target: ObjectStoragePath, *, writer: str = "") -> None:
     """Put a local file into storage, whole; what stood there before is replaced.
 
     Args:
         local: The file on this machine.
         target: Its final name.
+        writer: Who writes, for `remove_leftovers`; see `writer_of`.
     """
     filesystem = target.fs
     if target.protocol in _STORES_THAT_PUT_WHOLE_OBJECTS:
         filesystem.put_file(str(local), target.path)
         return
-    hidden = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
+    hidden = target.parent / f".{target.name}.{writer}-{uuid.uuid4().hex}.part"
     try:
         filesystem.put_file(str(local), hidden.path)
         if target.protocol in _LOCAL:
@@ -87,12 +98,27 @@ def put_file(local: Path, target: ObjectStoragePath) -> None:
         raise
 
 
-def put_json(content: Mapping[str, Any], target: ObjectStoragePath) -> None:
+def remove_leftovers(folder: ObjectStoragePath, writer: str) -> None:
+    """Remove what earlier tries of a task have left half written, because they were killed.
+
+    Args:
+        folder: The folder.
+        writer: Who has written it; see `writer_of`.
+    """
+    if folder.protocol in _STORES_THAT_PUT_WHOLE_OBJECTS:
+        return
+    left = re.compile(rf"\..*\.{re.escape(writer)}-[0-9a-f]{{32}}\.part")
+    for file in folder.iterdir():
+        if left.fullmatch(file.name):
+            remove_file(file)
+
+
+def put_json(content: Mapping[str, Any], target: ObjectStoragePath, *, writer: str = "") -> None:
     """Put a JSON object into storage, whole; what stood there before is replaced."""
     with tempfile.TemporaryDirectory(prefix="qwenimage-") as scratch:
         local = Path(scratch) / "object.json"
         local.write_text(json.dumps(content, indent=2) + "\n")
-        put_file(local, target)
+        put_file(local, target, writer=writer)
 
 
 def read_json(source: ObjectStoragePath) -> dict[str, Any] | None:

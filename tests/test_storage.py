@@ -174,3 +174,32 @@ def test_a_writer_that_is_killed_leaves_no_broken_file_under_a_final_name(tmp_pa
     assert told["found"] > 0
     # Some were caught in the middle, or this test would show nothing.
     assert told["cut_off"] > 0
+
+
+def test_what_a_killed_writer_has_left_half_written_goes_and_that_of_others_stays(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    task = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": 3, "max_tries": 2}
+    mine, other = storage.writer_of(task), storage.writer_of(task | {"map_index": 4})
+    assert storage.writer_of(task | {"max_tries": 5}) == mine != other
+    for writer in (mine, other):
+        (tmp_path / f".a-fox-1234.jpg.{writer}-{'0' * 32}.part").write_text("half")
+    for name in (f"a-{mine}.part", f".submission-{mine}.json", "a-fox-1234.jpg"):
+        (tmp_path / name).write_text("whole")
+    storage.remove_leftovers(folder, mine)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+        [f".a-fox-1234.jpg.{other}-{'0' * 32}.part", f".submission-{mine}.json", f"a-{mine}.part", "a-fox-1234.jpg"]
+    )
+
+
+def test_the_names_of_what_is_being_written_are_those_that_are_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path)
+    left: list[str] = []
+
+    monkeypatch.setattr(storage, "_flush_to_disk", lambda path: left.append(Path(path).name))
+    storage.put_json({"a": 1}, folder / "x.json", writer=storage.writer_of({}))
+    (tmp_path / left[0]).write_text("half")
+    storage.remove_leftovers(folder, storage.writer_of({}))
+    assert not (tmp_path / left[0]).exists()
+    assert (tmp_path / "x.json").exists()

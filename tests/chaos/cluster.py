@@ -13,7 +13,7 @@ import requests
 import sqlalchemy
 
 from tests.chaos import checkpoints
-from tests.chaos.drawings import Drawing, DrawingDag
+from tests.chaos.tasks import Dag, Task
 from tests.integration.standalone import StandaloneAirflow
 
 Place = tuple[str, str, int]
@@ -58,6 +58,8 @@ class Cluster(StandaloneAirflow):
     """
 
     def __init__(self, home: Path, root: Path, database: str, stops: Path) -> None:
+        scratch = home / "scratch"
+        scratch.mkdir()
         super().__init__(
             home,
             root,
@@ -73,6 +75,8 @@ class Cluster(StandaloneAirflow):
                 # A task's supervisor notices only after so many seconds that its process has ended.
                 "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
                 checkpoints.FOLDER_VARIABLE: str(stops),
+                # Where a process that is killed leaves its temporary files.
+                "TMPDIR": str(scratch),
             },
         )
         self._engine = sqlalchemy.create_engine(database)
@@ -81,7 +85,7 @@ class Cluster(StandaloneAirflow):
         config.mkdir()
         (config / "airflow_local_settings.py").write_text(_PRELOAD)
 
-    def run(self, dag: DrawingDag) -> None:
+    def run(self, dag: Dag) -> None:
         """Start the one run of a DAG."""
         self._runs[dag.dag_id] = self.trigger(dag.dag_id, {})
 
@@ -101,11 +105,11 @@ class Cluster(StandaloneAirflow):
         with self._engine.connect() as connection:
             return connection.execute(_OPEN_RUNS).first() is not None
 
-    def clear_tasks(self, drawings: Iterable[Drawing], *, only_failed: bool) -> None:
+    def clear_tasks(self, tasks: Iterable[Task], *, only_failed: bool) -> None:
         """Clear tasks, as a user does on Airflow's page."""
-        by_dag: dict[str, list[Drawing]] = defaultdict(list)
-        for drawing in drawings:
-            by_dag[drawing.dag_id].append(drawing)
+        by_dag: dict[str, list[Task]] = defaultdict(list)
+        for task in tasks:
+            by_dag[task.dag_id].append(task)
         for dag_id, chosen in by_dag.items():
             self._call(
                 "POST",
@@ -115,28 +119,38 @@ class Cluster(StandaloneAirflow):
                     "dag_run_id": self._runs[dag_id],
                     "only_failed": only_failed,
                     "task_ids": [
-                        drawing.task_id if drawing.map_index < 0 else [drawing.task_id, drawing.map_index]
-                        for drawing in chosen
+                        task.task_id if task.map_index < 0 else [task.task_id, task.map_index] for task in chosen
                     ],
                 },
             )
 
-    def result(self, drawing: Drawing) -> Mapping[str, object]:
+    def mark_task_failed(self, task: Task) -> None:
+        """Mark a task that is not mapped as failed, as a user does on Airflow's page."""
+        self.mark_failed(task.dag_id, self._runs[task.dag_id], task.task_id)
+
+    def result(self, task: Task) -> Mapping[str, object]:
         """Return what a finished task returned, or nothing."""
         try:
-            value = self.returned(drawing.dag_id, self._runs[drawing.dag_id], drawing.task_id, drawing.map_index)
+            value = self.returned(task.dag_id, self._runs[task.dag_id], task.task_id, task.map_index)
         except requests.HTTPError:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def tries(self, drawing: Drawing) -> list[str]:
+    def tries(self, task: Task) -> list[str]:
         """Return the log of each try of a task, oldest first."""
-        run_id = self._runs.get(drawing.dag_id)
-        folder = self.home / "logs" / f"dag_id={drawing.dag_id}" / f"run_id={run_id}" / f"task_id={drawing.task_id}"
-        if drawing.map_index >= 0:
-            folder /= f"map_index={drawing.map_index}"
-        logs = {int(match[1]): file for file in folder.glob("attempt=*.log") if (match := _ATTEMPT.search(file.name))}
+        logs = {int(match[1]): file for file in self._logs(task) if (match := _ATTEMPT.search(file.name))}
         return [logs[number].read_text(errors="replace") for number in sorted(logs)]
+
+    def log_of_try(self, task: Task, number: int) -> str:
+        """Return the log of one try of a task, as far as it is written."""
+        return "".join(file.read_text(errors="replace") for file in self._logs(task, str(number)))
+
+    def _logs(self, task: Task, number: str = "*") -> Iterable[Path]:
+        folder = self.home / "logs" / f"dag_id={task.dag_id}" / f"run_id={self._runs.get(task.dag_id)}"
+        folder /= f"task_id={task.task_id}"
+        if task.map_index >= 0:
+            folder /= f"map_index={task.map_index}"
+        return folder.glob(f"attempt={number}.log")
 
     def _is_ready(self, dag_ids: tuple[str, ...]) -> bool:
         if not super()._is_ready(dag_ids):

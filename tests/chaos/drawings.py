@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tests.chaos.checkpoints import key_of
+from tests.chaos.tasks import Task
 
 _DAG_FILE = '''"""Written by the crash test."""
 
@@ -40,28 +40,14 @@ with DAG(
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Drawing(Task):
     """A task that draws one image, with a prompt that no other task has.
 
     Attributes:
-        dag_id: Its DAG.
-        task_id: Its task.
-        map_index: Its place in a mapped task, or -1.
         stores: Whether it has an `output_path`; otherwise it only waits for the image.
     """
 
-    dag_id: str
-    task_id: str
-    map_index: int
     stores: bool
-
-    @property
-    def place(self) -> tuple[str, str, int]:
-        return self.dag_id, self.task_id, self.map_index
-
-    @property
-    def key(self) -> str:
-        return key_of(*self.place)
 
     @property
     def prompt(self) -> str:

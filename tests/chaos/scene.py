@@ -15,6 +15,7 @@ from tests.chaos.cluster import OVER, Cluster, Place, TaskRow
 from tests.chaos.drawings import Drawing
 from tests.chaos.evidence import gather
 from tests.chaos.judge import Evidence
+from tests.chaos.tasks import Task
 from tests.integration.standalone import wait_for
 
 Look = Callable[[Mapping[Place, TaskRow]], None]
@@ -49,12 +50,12 @@ class Scene:
     clears: Counter[Place] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
 
-    def follow(self, title: str, drawings: Sequence[Drawing], look: Look | None = None, *, seconds: float) -> None:
+    def follow(self, title: str, tasks: Sequence[Task], look: Look | None = None, *, seconds: float) -> None:
         """Wait until tasks are over.
 
         Args:
             title: What to show.
-            drawings: The tasks.
+            tasks: The tasks.
             look: Called about ten times a second with the tasks as they stand.
             seconds: How long it may take.
 
@@ -68,36 +69,36 @@ class Scene:
                 rows = self.cluster.look()
                 if look is not None:
                     look(rows)
-                states = Counter(_state(rows, drawing) for drawing in drawings)
+                states = Counter(_state(rows, task) for task in tasks)
                 done = sum(number for state, number in states.items() if state in OVER)
-                if time.monotonic() >= news or done == len(drawings):
-                    kills = sum(self.kills[drawing.place] for drawing in drawings)
+                if time.monotonic() >= news or done == len(tasks):
+                    kills = sum(self.kills[task.place] for task in tasks)
                     self.progress.update(
-                        f"{title}: {f'{kills} kills, ' if kills else ''}{done} of {len(drawings)} tasks done"
+                        f"{title}: {f'{kills} kills, ' if kills else ''}{done} of {len(tasks)} tasks done"
                     )
                     news = time.monotonic() + _NEWS_SECONDS
-                if done == len(drawings):
+                if done == len(tasks):
                     return
                 assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for: {title}; {dict(states)}"
                 time.sleep(_LOOK_SECONDS)
 
-    def states(self, drawings: Sequence[Drawing]) -> set[str | None]:
+    def states(self, tasks: Sequence[Task]) -> set[str | None]:
         """Return the states that tasks are in."""
         rows = self.cluster.look()
-        return {_state(rows, drawing) for drawing in drawings}
+        return {_state(rows, task) for task in tasks}
 
     def gather(self, drawings: Sequence[Drawing]) -> list[Evidence]:
         """Return what is known of tasks."""
         return gather(drawings, self.cluster, self.apis.values(), self.images, kills=self.kills, clears=self.clears)
 
-    def clear(self, drawings: Sequence[Drawing], *, only_failed: bool) -> None:
+    def clear(self, tasks: Sequence[Task], *, only_failed: bool) -> None:
         """Clear tasks of finished DAG runs, as a user does on Airflow's page."""
         # Airflow marks a run as finished a moment after its last task, and one that is cleared in between stays so.
         wait_for("the end of the DAG runs", lambda: not self.cluster.has_open_runs(), _RUNS_SECONDS)
-        self.cluster.clear_tasks(drawings, only_failed=only_failed)
-        self.clears.update(drawing.place for drawing in drawings)
+        self.cluster.clear_tasks(tasks, only_failed=only_failed)
+        self.clears.update(task.place for task in tasks)
 
 
-def _state(rows: Mapping[Place, TaskRow], drawing: Drawing) -> str | None:
-    row = rows.get(drawing.place)
+def _state(rows: Mapping[Place, TaskRow], task: Task) -> str | None:
+    row = rows.get(task.place)
     return row.state if row is not None else None

@@ -479,10 +479,10 @@ def test_one_image_that_cannot_be_stored_is_had_by_the_next_try_without_paying(
     put_file = storage.put_file
     broken = iter([True])
 
-    def put(local: Path, target: Any) -> None:
+    def put(local: Path, target: Any, **arguments: str) -> None:
         if target.name.endswith(".jpg") and next(broken, False):
             raise OSError("No space left on device")
-        put_file(local, target)
+        put_file(local, target, **arguments)
 
     monkeypatch.setattr(images, "put_file", put)
     end = draw(tmp_path, max_in_flight=1)

@@ -1,0 +1,119 @@
+"""The parts of `make chaos`, each with its DAGs, its APIs and what it has to tell at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.chaos import batch, batch_ending, crash, faults, stages
+from tests.chaos.aftermath import clear_what_stopped, run_again
+from tests.chaos.judge import total
+from tests.chaos.scene import Scene
+from tests.chaos.tables import table
+from tests.chaos.tasks import Dag
+
+_HEADER = ("killed", "kills", "resumed", "stopped as unknown", "paid twice", "lost")
+
+
+class Part(Protocol):
+    """A part that runs in an Airflow which has its DAGs, and connections to its APIs.
+
+    Attributes:
+        dags: Its DAGs.
+        apis: Its stand-ins of the API by the connections that lead to them.
+    """
+
+    dags: Sequence[Dag]
+    apis: Mapping[str, Sandbox]
+
+    def run(self, scene: Scene) -> str:
+        """Run it, add what is not as promised to the scene's complaints, and return what to print."""
+
+
+class Crash:
+    """Kills of tasks at every stage, of the triggerer, and at random moments.
+
+    Args:
+        seed: What the random moments are drawn from.
+        quick: Fewer tasks and kills, for a look while developing.
+    """
+
+    def __init__(self, *, seed: int, quick: bool) -> None:
+        self._seed = seed
+        self._quick = quick
+        self._stages = stages.all_stages(quick=quick)
+        self._waiting = stages.triggerer_dag(quick=quick)
+        self._randoms = stages.random_dags(quick=quick)
+        self.dags: Sequence[Dag] = [*(stage.dag for stage in self._stages), self._waiting, *self._randoms]
+        self.apis: Mapping[str, Sandbox] = stages.apis(self._stages)
+
+    def run(self, scene: Scene) -> str:
+        """Kill, clear what stopped as unknown, and run a finished DAG again."""
+        seed, quick = self._seed, self._quick
+        rows = crash.kill_at_stages(scene, self._stages)
+        rows.append(crash.kill_triggerer(scene, self._waiting, 2 if quick else 10, seed=seed))
+        row, random_drawings = crash.kill_at_random(
+            scene, self._randoms, 8 if quick else 100, at_first=1 if quick else 3, seed=seed
+        )
+        rows.append(row)
+        drawings = [drawing for stage in self._stages for drawing in stage.dag.drawings]
+        sentences = [
+            crash.where_they_hit(scene, random_drawings),
+            clear_what_stopped(scene, [*drawings, *self._waiting.drawings, *random_drawings]),
+            run_again(scene, stages.finished_dag(self._stages).drawings),
+        ]
+        return "\n".join([table(_HEADER, [row.cells for row in rows], total=total(rows).cells), "", *sentences])
+
+
+class Faults:
+    """Hundreds of images while the API answers one request in five wrongly.
+
+    Args:
+        seed: What the faults are drawn from.
+        quick: Fewer images.
+    """
+
+    def __init__(self, *, seed: int, quick: bool) -> None:
+        self._dags = faults.fault_dags(quick=quick)
+        self.dags: Sequence[Dag] = self._dags
+        self.apis: Mapping[str, Sandbox] = {faults.CONN_ID: faults.faulty_api(seed)}
+
+    def run(self, scene: Scene) -> str:
+        """Draw the images."""
+        result = faults.draw_through_faults(scene, self._dags)
+        return table(("while one answer in five is a fault", "number"), result.rows)
+
+
+class Batch:
+    """A task of many images that is killed again and again, and one that is marked as failed.
+
+    Args:
+        seed: What the random moments are drawn from.
+        quick: Fewer images and kills.
+    """
+
+    def __init__(self, *, seed: int, quick: bool) -> None:
+        self._seed = seed
+        self._quick = quick
+        self._killed = batch.killed_dag(quick=quick)
+        self._ended = batch_ending.ended_dag()
+        self.dags: Sequence[Dag] = [self._killed, self._ended]
+        self.apis: Mapping[str, Sandbox] = {
+            self._killed.dag_id: batch.slow_api(),
+            self._ended.dag_id: batch_ending.slower_api(),
+        }
+
+    def run(self, scene: Scene) -> str:
+        """Kill the one, and end the other."""
+        kills, late_kills = (5, 1) if self._quick else (20, 2)
+        result = batch.kill_batch(scene, self._killed, kills=kills, late_kills=late_kills, seed=self._seed)
+        sentence = batch_ending.end_batch(scene, self._ended)
+        return f"{table(('a batch that is killed while it draws', 'number'), result.rows)}\n\n{sentence}"
+
+
+class _MakePart(Protocol):
+    def __call__(self, *, seed: int, quick: bool) -> Part: ...
+
+
+PARTS: Mapping[str, _MakePart] = {"crash": Crash, "faults": Faults, "batch": Batch}
