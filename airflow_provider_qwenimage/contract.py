@@ -322,8 +322,8 @@ def _read_time(value: object) -> pendulum.DateTime | None:
     if _DOCUMENTED_TIME.fullmatch(value):
         # The general parser takes a third of what reading a whole status costs.
         with suppress(ValueError):
-            moment = datetime.fromisoformat(value)
-            return pendulum.DateTime(*moment.timetuple()[:6], tzinfo=pendulum.UTC)
+            at = datetime.fromisoformat(value)
+            return pendulum.DateTime(at.year, at.month, at.day, at.hour, at.minute, at.second, tzinfo=pendulum.UTC)
     try:
         parsed = pendulum.parse(value)
     except Exception:  # noqa: BLE001  pendulum documents no closed set, and no date is worth losing a paid image

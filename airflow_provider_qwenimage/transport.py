@@ -231,7 +231,8 @@ async def _open_aiohttp_session(settings: ConnectionSettings) -> aiohttp.ClientS
     origin, key = _origin(settings.base_url), settings.api_key
 
     async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        if _origin(str(request.url)) == origin:
+        url = request.url
+        if (url.scheme, url.host, url.port) == origin:
             request.headers["Authorization"] = f"Bearer {key}"
         return await handler(request)
 
