@@ -23,7 +23,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-airflow-2 chaos check build constraints clean
+.PHONY: help demo up test test-slow test-airflow-2 chaos bench-wait bench-dag bench-batch bench-import check build constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,18 @@ test-airflow-2: $(VENV_2)/installed ## Run the tests on Airflow 2.11
 
 chaos: $(VENV)/installed ## Kill Airflow's processes at every stage: nothing is paid twice, nothing lost (ARGS="--help")
 	$(VENV)/bin/python -m tests.chaos $(ARGS)
+
+bench-wait: $(VENV)/installed ## Compare the ways to wait for 1,000 and 10,000 images in one event loop (ARGS="--help")
+	@$(VENV)/bin/python -m benchmarks.waiting $(ARGS)
+
+bench-dag: $(VENV)/installed ## Compare the ways to draw 50 images in a DAG: CPU, processes, requests (ARGS="--help")
+	@$(VENV)/bin/python -m benchmarks.dags $(ARGS)
+
+bench-batch: $(VENV)/installed ## Hold the batch operator against a bare script: time, CPU, memory (ARGS="--help")
+	@$(VENV)/bin/python -m benchmarks.batches $(ARGS)
+
+bench-import: $(VENV)/installed ## Measure what the operators add to the parsing of a DAG file (ARGS="--help")
+	@$(VENV)/bin/python -m benchmarks.parsing $(ARGS)
 
 check: $(VENV)/installed ## Check style, types and imports
 	$(VENV)/bin/python -m ruff check .

@@ -1,0 +1,240 @@
+"""Holds the batch operator against a bare script: `make bench-batch`, or `python -m benchmarks.batches --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measuring import Usage
+from benchmarks.orders import orders, write_orders
+from benchmarks.painted_once import PaintedOnceSandbox
+from benchmarks.sandbox_process import ROOT
+from benchmarks.settings import Settings
+from benchmarks.tables import machine, table
+from scripts.local_airflow import CannotGoOnError, run_to_the_end
+from scripts.progress import Progress
+
+_MIB = 1024 * 1024
+_MOST_WALL = 1.1
+_MOST_CPU = 1.5
+# Above that share of a core, a process that holds Python's lock most of the time is what the others wait for.
+_BUSY = 0.8
+_NAMES = ("the batch operator", "the bare script")
+_HEADER = (
+    "images",
+    *("wall ratio", "CPU ratio"),
+    *("wall s", "bare wall s"),
+    *("CPU s", "bare CPU s"),
+    *("peak MiB", "bare peak MiB"),
+    *("requests", "bare requests"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one contestant has used for a number of images.
+
+    Attributes:
+        usage: Its process.
+        requests: The requests that it sent.
+        sandbox_share: The share of one core that the sandbox used meanwhile.
+    """
+
+    usage: Usage
+    requests: int
+    sandbox_share: float
+
+
+Pair = tuple[Result, Result]
+
+
+def main() -> int:
+    """Run what was asked for, and return the exit code."""
+    arguments = _read_arguments()
+    return run_to_the_end(lambda: _run(arguments))
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.batches",
+        description="Draws images in the sandbox with QwenImageBatchOperator and with a bare asyncio script, with "
+        "equal concurrency, and compares time, CPU time and memory. 1,000 images take some two minutes each.",
+    )
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[100, 1000], help="how many images, one run each (default: 100 1000)"
+    )
+    parser.add_argument("--in-flight", type=int, default=16, help="images at the same time (default: 16)")
+    parser.add_argument("--seconds-per-image", type=float, default=1.0, help="how long one is drawn (default: 1)")
+    parser.add_argument("--poll-interval", type=float, default=1.0, help="seconds between polls (default: 1)")
+    parser.add_argument("--size", default="1024*1024", help="width times height (default: 1024*1024)")
+    return parser.parse_args()
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    progress = Progress(sys.stderr)
+    folder = Path(tempfile.mkdtemp(prefix="qwenimage-benchmark-"))
+    try:
+        with PaintedOnceSandbox(seconds_per_image=arguments.seconds_per_image) as api:
+            contest = _Contest(folder, api, arguments)
+            with progress.step("Making Airflow's database"):
+                contest.prepare()
+            pairs: dict[int, Pair] = {}
+            for images in arguments.images:
+                with progress.step(f"{images} images with the bare script"):
+                    bare = contest.draw("bare", images)
+                with progress.step(f"{images} images with QwenImageBatchOperator"):
+                    pairs[images] = contest.draw("batch", images), bare
+        print(f"\n{table(_HEADER, [_cells(images, *pair) for images, pair in pairs.items()])}\n")
+        print("\n".join(_sentences(pairs, arguments)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Contest:
+    def __init__(self, folder: Path, api: PaintedOnceSandbox, arguments: argparse.Namespace) -> None:
+        self._folder = folder
+        self._home = folder / "airflow"
+        self._api = api
+        self._arguments = arguments
+        ours = ("AIRFLOW", "_AIRFLOW", "QWENIMAGE_", "PYTHONPATH")
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
+            "PYTHONPATH": str(ROOT),
+            "AIRFLOW_HOME": str(self._home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self._home / "dags"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            "AIRFLOW_CONN_QWENIMAGE_DEFAULT": api.connection_json,
+            "QWENIMAGE_API_KEY": api.api_key,
+        }
+
+    def prepare(self) -> None:
+        """Make an Airflow that `dag.test()` can do with."""
+        dags = self._home / "dags"
+        dags.mkdir(parents=True)
+        shutil.copy(Path(__file__).with_name("batch_task.py"), dags)
+        self._call([sys.executable, "-m", "airflow", "db", "migrate"], {})
+
+    def draw(self, contestant: str, images: int) -> Result:
+        """Have a contestant draw images that nobody has drawn yet."""
+        arguments, folder = self._arguments, self._folder / f"{contestant}-{images}"
+        folder.mkdir()
+        requests = folder / "requests.jsonl"
+        write_orders(requests, orders(contestant, images, arguments.size))
+        settings = Settings(
+            images=images,
+            in_flight=arguments.in_flight,
+            poll_interval=arguments.poll_interval,
+            folder=str(folder),
+        )
+        self._api.take_counts()
+        sandbox_began = self._api.cpu_seconds()
+        if contestant == "bare":
+            command = [sys.executable, "-m", "benchmarks.bare_script", str(requests), str(settings.output("bare"))]
+            command += ["--url", self._api.url, "--in-flight", str(arguments.in_flight)]
+            usage = json.loads(self._call([*command, "--poll-interval", str(arguments.poll_interval)], {}))
+        else:
+            self._call([sys.executable, str(self._home / "dags" / "batch_task.py")], settings.to_environment())
+            usage = json.loads((folder / "usage.json").read_text())
+        sandbox_used = self._api.cpu_seconds() - sandbox_began
+        sent = self._api.take_counts().requests
+        found = len(list(settings.output(contestant).rglob("*.jp*g")))
+        submitted = sent.get("generate", 0)
+        if not images == found == submitted:
+            raise CannotGoOnError(
+                f"{contestant} was to draw {images} images, submitted {submitted} and stored {found}. "
+                "Numbers of unequal work are worth nothing; correct that first."
+            )
+        shutil.rmtree(folder)
+        return Result(Usage(**usage), sum(sent.values()), sandbox_used / max(usage["wall_seconds"], sandbox_used))
+
+    def _call(self, command: list[str], environment: dict[str, str]) -> str:
+        done = subprocess.run(
+            command,
+            cwd=self._folder,
+            env=self._environment | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise CannotGoOnError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+        return done.stdout
+
+
+def _cells(images: int, batch: Result, bare: Result) -> list[str]:
+    return [
+        f"{images:,}",
+        f"{batch.usage.wall_seconds / bare.usage.wall_seconds:.2f}",
+        f"{batch.usage.cpu_seconds / bare.usage.cpu_seconds:.2f}",
+        *(f"{result.usage.wall_seconds:.1f}" for result in (batch, bare)),
+        *(f"{result.usage.cpu_seconds:.2f}" for result in (batch, bare)),
+        *(f"{result.usage.peak_bytes / _MIB:.0f}" for result in (batch, bare)),
+        *(f"{result.requests:,}" for result in (batch, bare)),
+    ]
+
+
+def _sentences(pairs: dict[int, Pair], arguments: argparse.Namespace) -> list[str]:
+    most = max(pairs)
+    batch, bare = (result.usage for result in pairs[most])
+    pace = f"{arguments.seconds_per_image:g} s to draw one, polls from {arguments.poll_interval:g} s on"
+    said = [
+        machine(),
+        f"Each in a process of its own; {arguments.in_flight} images in flight, {pace}.",
+        "Measured is the work: the operator's execute, with what it imports, and the script's main. Before it:",
+        *(f"  {_start(name, [pair[place] for pair in pairs.values()])}" for place, name in enumerate(_NAMES)),
+        *(f"{images:,} images: {_what_bounded(*pair)}" for images, pair in pairs.items()),
+        f"Goals, with {most:,} images:",
+        _goal(f"  wall at most {_MOST_WALL:g} times the script's", batch.wall_seconds / bare.wall_seconds, _MOST_WALL),
+        _goal(f"  CPU at most {_MOST_CPU:g} times the script's", batch.cpu_seconds / bare.cpu_seconds, _MOST_CPU),
+    ]
+    if len(pairs) > 1:
+        said += [_growth(name, pairs, place) for place, name in enumerate(_NAMES)]
+    return said
+
+
+def _start(name: str, results: Sequence[Result]) -> str:
+    usages = [result.usage for result in results]
+    seconds = sum(usage.start_cpu_seconds for usage in usages) / len(usages)
+    used = sum(usage.start_bytes for usage in usages) / len(usages)
+    return f"{name}'s process has used {seconds:.1f} CPU s and {used / _MIB:.0f} MiB."
+
+
+def _what_bounded(batch: Result, bare: Result) -> str:
+    def share(result: Result) -> float:
+        return result.usage.cpu_seconds / result.usage.wall_seconds
+
+    shares = (
+        f"the batch operator used {share(batch):.0%} of a core, the bare script {share(bare):.0%}, the sandbox "
+        f"{batch.sandbox_share:.0%} and {bare.sandbox_share:.0%}"
+    )
+    if max(batch.sandbox_share, bare.sandbox_share) > _BUSY:
+        return f"{shares}: the sandbox bounded the wall time, so its ratio says little."
+    if max(share(batch), share(bare)) > _BUSY:
+        return f"{shares}: its own CPU time bounded the wall time of the one that is busy."
+    return f"{shares}: the API's pace bounded the wall time."
+
+
+def _goal(text: str, value: float, most: float) -> str:
+    return f"{text}: {'met' if value <= most else 'MISSED'} ({value:.2f})."
+
+
+def _growth(name: str, pairs: dict[int, Pair], place: int) -> str:
+    (fewest, first), *_, (most, last) = ((images, pair[place].usage) for images, pair in sorted(pairs.items()))
+    grown = (last.peak_bytes - first.peak_bytes) / _MIB
+    return (
+        f"Peak memory of {name} from {fewest:,} to {most:,} images: {grown:+.0f} MiB, "
+        f"{grown * 1024 / (most - fewest):+.1f} KiB for each image."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
