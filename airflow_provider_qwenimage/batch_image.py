@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_qwenimage import polling
-from airflow_provider_qwenimage.downloads import DEFAULT_MAX_IMAGE_BYTES, open_session
+from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES
+from airflow_provider_qwenimage.downloads import open_session
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.failures import still_raising, write_down
 from airflow_provider_qwenimage.images import StoredImages, find_images, save_images

@@ -13,21 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_qwenimage import contract, polling
-from airflow_provider_qwenimage.batch import Batch
-from airflow_provider_qwenimage.batch_image import DrawingOptions
-from airflow_provider_qwenimage.batch_requests import (
-    ALLOWED_REQUESTS,
-    BatchRequests,
-    file_reader,
-    read_list,
-    read_request,
-)
-from airflow_provider_qwenimage.batch_totals import Limits, manifest_row
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID, read_connection
-from airflow_provider_qwenimage.downloads import DEFAULT_MAX_IMAGE_BYTES
-from airflow_provider_qwenimage.failures import failing_for_good, still_raising
-from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.ledger import description_of
 from airflow_provider_qwenimage.storage import (
     check_output_path,
     open_output_path,
@@ -39,6 +25,10 @@ from airflow_provider_qwenimage.templates import is_template
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+
+    from airflow_provider_qwenimage.batch import Batch
+    from airflow_provider_qwenimage.batch_image import DrawingOptions
+    from airflow_provider_qwenimage.batch_requests import BatchRequests
 
 _PROGRESS_SECONDS = 5.0
 # Longer than the submissions that are under way are waited for, shorter than Airflow waits before it kills.
@@ -101,7 +91,7 @@ class QwenImageBatchOperator(BaseOperator):
         poll_interval: float = polling.DEFAULT_POLL_INTERVAL,
         timeout: float = polling.DEFAULT_TIMEOUT,
         max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
-        max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
+        max_image_bytes: int = contract.DEFAULT_MAX_IMAGE_BYTES,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -125,6 +115,13 @@ class QwenImageBatchOperator(BaseOperator):
         Returns:
             The dict described above.
         """
+        # Airflow parses DAG files all day: what only a task needs is not loaded for them.
+        from airflow_provider_qwenimage.batch import Batch
+        from airflow_provider_qwenimage.batch_totals import Limits
+        from airflow_provider_qwenimage.failures import failing_for_good
+        from airflow_provider_qwenimage.hooks import QwenImageHook
+        from airflow_provider_qwenimage.ledger import description_of
+
         ti = context["ti"]
         with failing_for_good(), ExitStack() as stack:
             scratch = stack.enter_context(_scratch_folder(writer_of(description_of(ti))))
@@ -169,6 +166,8 @@ class QwenImageBatchOperator(BaseOperator):
         self._report(ti, batch, last)
 
     def _report(self, ti: Any, batch: Batch, last: Mapping[str, Any]) -> dict[str, Any]:
+        from airflow_provider_qwenimage.failures import still_raising
+
         progress = batch.progress()
         if progress == last:
             return progress
@@ -209,6 +208,9 @@ class QwenImageBatchOperator(BaseOperator):
     def _put_manifest(
         self, ti: Any, folder: ObjectStoragePath, requests: BatchRequests, batch: Batch, scratch: Path
     ) -> str:
+        from airflow_provider_qwenimage.batch_totals import manifest_row
+        from airflow_provider_qwenimage.ledger import description_of
+
         map_index = _map_index_of(ti)
         name = "manifest.jsonl" if map_index < 0 else f"manifest-{map_index}.jsonl"
         local = scratch / name
@@ -230,6 +232,8 @@ class QwenImageBatchOperator(BaseOperator):
         return str(target)
 
     def _read_requests(self, map_index: int) -> BatchRequests:
+        from airflow_provider_qwenimage.batch_requests import BatchRequests, file_reader, read_list
+
         source = self.requests
         reader = file_reader(source) if isinstance(source, str) else None
         if reader is None:
@@ -250,6 +254,9 @@ class QwenImageBatchOperator(BaseOperator):
             ) from error
 
     def _options(self, ti: Any, folder: ObjectStoragePath, scratch: Path) -> DrawingOptions:
+        from airflow_provider_qwenimage.batch_image import DrawingOptions
+        from airflow_provider_qwenimage.ledger import description_of
+
         return DrawingOptions(
             ti=ti,
             made_by=description_of(ti),
@@ -272,6 +279,8 @@ class QwenImageBatchOperator(BaseOperator):
         contract.check_max_credits(self.max_credits)
         if isinstance(self.output_path, str) and not is_template(self.output_path):
             check_output_path(self.output_path)
+        from airflow_provider_qwenimage.batch_requests import ALLOWED_REQUESTS, file_reader
+
         if isinstance(self.requests, str):
             known = is_template(self.requests) or self.requests.strip().startswith("[") or file_reader(self.requests)
             if not known:
@@ -286,6 +295,8 @@ def _map_index_of(ti: Any) -> int:
 
 
 def _check_literal(number: int, value: object) -> None:
+    from airflow_provider_qwenimage.batch_requests import read_request
+
     parts = value.values() if isinstance(value, Mapping) else [value]
     if not all(isinstance(part, str | int | float | None) and not is_template(part) for part in parts):
         # Known only when it is rendered.

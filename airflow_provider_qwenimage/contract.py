@@ -33,6 +33,8 @@ DEFAULT_SIZE = "1024*1024"
 SIZES = ("1024*1024", "1024*1536", "1536*1024", "768*1024", "1024*768")
 DEFAULT_OUTPUT_FORMAT = "jpeg"
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
+# Several times the largest documented size (1024*1536) as an uncompressed bitmap.
+DEFAULT_MAX_IMAGE_BYTES = 50 * 1024 * 1024
 
 _EXCERPT_CHARACTERS = 200
 _DOCUMENTED_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Several times the largest documented size (1024*1536) as an uncompressed bitmap.
-DEFAULT_MAX_IMAGE_BYTES = 50 * 1024 * 1024
-
 _TIMEOUT_SECONDS = 60.0
 _RETRIES = RequestRetries(limit=5, delay_seconds=1.0)
 _CHUNK_BYTES = 256 * 1024

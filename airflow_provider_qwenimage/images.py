@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import pendulum
 
 from airflow_provider_qwenimage import __version__
-from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
-from airflow_provider_qwenimage.downloads import DEFAULT_MAX_IMAGE_BYTES, fetch, open_session, without_query
+from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, GenerateRequest, TaskSnapshot
+from airflow_provider_qwenimage.downloads import fetch, open_session, without_query
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.storage import put_file, put_json, read_json, sha256_of, writer_of
 

@@ -10,23 +10,18 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf
 from airflow_provider_qwenimage import contract, polling
 from airflow_provider_qwenimage.batch_operator import QwenImageBatchOperator
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
-from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
-from airflow_provider_qwenimage.downloads import DEFAULT_MAX_IMAGE_BYTES
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError
-from airflow_provider_qwenimage.failures import failing_for_good
-from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.images import StoredImages
-from airflow_provider_qwenimage.metrics import count_end, count_failure
-from airflow_provider_qwenimage.running_task import RunningTask
 from airflow_provider_qwenimage.storage import check_output_path
-from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit, what_stays_paid
 from airflow_provider_qwenimage.templates import is_template
-from airflow_provider_qwenimage.triggers import snapshot_of
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+    from airflow_provider_qwenimage.images import StoredImages
+    from airflow_provider_qwenimage.running_task import RunningTask
+    from airflow_provider_qwenimage.submissions import GoBack
 
 __all__ = ["QwenImageBatchOperator", "QwenImageGenerateOperator"]
 
@@ -98,7 +93,7 @@ class QwenImageGenerateOperator(BaseOperator):
         timeout: float = polling.DEFAULT_TIMEOUT,
         max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         output_path: str | None = None,
-        max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
+        max_image_bytes: int = contract.DEFAULT_MAX_IMAGE_BYTES,
         overwrite: bool = False,
         durable: bool = True,
         max_credits: float | None = None,
@@ -132,6 +127,13 @@ class QwenImageGenerateOperator(BaseOperator):
         Returns:
             The API's task id, or the dict described above.
         """
+        # Airflow parses DAG files all day: what only a task needs is not loaded for them.
+        from airflow_provider_qwenimage.failures import failing_for_good
+        from airflow_provider_qwenimage.hooks import QwenImageHook
+        from airflow_provider_qwenimage.metrics import count_failure
+        from airflow_provider_qwenimage.running_task import RunningTask
+        from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
+
         with failing_for_good(), QwenImageHook(self.qwenimage_conn_id) as hook:
             request = self._request()
             # Before a submission: storage that cannot be reached must not cost an image.
@@ -162,6 +164,10 @@ class QwenImageGenerateOperator(BaseOperator):
             context: The task's context.
             event: What the trigger fired.
         """
+        from airflow_provider_qwenimage.failures import failing_for_good
+        from airflow_provider_qwenimage.running_task import RunningTask
+        from airflow_provider_qwenimage.triggers import snapshot_of
+
         with failing_for_good():
             task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
             with task.keeping(str(task.pushed("task_id"))):
@@ -174,16 +180,23 @@ class QwenImageGenerateOperator(BaseOperator):
         """Resume as Airflow says; where the trigger itself failed, keep the paid image from being paid again."""
         if next_method == "execute_complete":
             return super().resume_execution(next_method, next_kwargs, context)
+        from airflow_provider_qwenimage.failures import failing_for_good
+        from airflow_provider_qwenimage.running_task import RunningTask
+
         task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
         with failing_for_good(), task.keeping(str(task.pushed("task_id"))):
             return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
         """Say what stays paid when the task is ended from outside. The API has no way to cancel an image task."""
+        from airflow_provider_qwenimage.submissions import what_stays_paid
+
         if self._submitted is not None and self._hook is not None:
             self.log.warning("%s", what_stays_paid(self._submitted, self._hook.last_snapshot))
 
     def _go_back(self, task: RunningTask, hook: QwenImageHook, step: GoBack) -> Any:
+        from airflow_provider_qwenimage.metrics import count_end
+
         self.log.info("%s", step.notice)
         stored = task.find_images(step.request)
         if stored is not None and stored.image_task_id == step.image_task_id:
@@ -211,9 +224,13 @@ class QwenImageGenerateOperator(BaseOperator):
                 timeout=self.timeout,
                 max_consecutive_failures=self.max_consecutive_failures,
             )
+        from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
+
         return wait_deferred(self, hook, image_task_id, self._policy(end_time_of(self, self.timeout)))
 
     def _finish(self, task: RunningTask, request: GenerateRequest, snapshot: TaskSnapshot) -> dict[str, Any]:
+        from airflow_provider_qwenimage.metrics import count_end
+
         task.push("consumed_credits", snapshot.consumed_credits)
         try:
             paths = task.save_images(snapshot, request, max_image_bytes=self.max_image_bytes)

@@ -18,13 +18,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_qwenimage import polling
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
-from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
-from airflow_provider_qwenimage.failures import failing_for_good
-from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.metrics import count_end
-from airflow_provider_qwenimage.submissions import what_stays_paid
-from airflow_provider_qwenimage.triggers import snapshot_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +26,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_qwenimage.contract import TaskSnapshot
+    from airflow_provider_qwenimage.hooks import QwenImageHook
 
 
 class QwenImageStatusSensor(BaseSensorOperator):
@@ -91,6 +86,8 @@ class QwenImageStatusSensor(BaseSensorOperator):
             with self._hook() as self._poking_hook:
                 return super().execute(context)
         with self._skipping_softly(), self._failing_as_sensors_do(context), self._hook() as hook:
+            from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
+
             policy = self._policy(end_time_of(self, self.timeout))
             snapshot = wait_deferred(self, hook, self.image_task_id, policy)
             return self._finish(context, snapshot)
@@ -102,6 +99,8 @@ class QwenImageStatusSensor(BaseSensorOperator):
             context: The task's context.
             event: What the trigger fired.
         """
+        from airflow_provider_qwenimage.triggers import snapshot_of
+
         with self._failing_as_sensors_do(context):
             return self._finish(context, snapshot_of(event))
 
@@ -124,6 +123,8 @@ class QwenImageStatusSensor(BaseSensorOperator):
     def on_kill(self) -> None:
         """Say what stays paid when the task is ended from outside while it pokes; it does nothing else."""
         if self._poking_hook is not None:
+            from airflow_provider_qwenimage.submissions import what_stays_paid
+
             self.log.warning("%s", what_stays_paid(self.image_task_id, self._poking_hook.last_snapshot))
 
     def _get_next_poke_interval(
@@ -135,6 +136,9 @@ class QwenImageStatusSensor(BaseSensorOperator):
         return max(0.0, min(self._delay, self.timeout - run_duration()))
 
     def _hook(self) -> QwenImageHook:
+        # Airflow parses DAG files all day: what only a task needs is not loaded for them.
+        from airflow_provider_qwenimage.hooks import QwenImageHook
+
         return QwenImageHook(self.qwenimage_conn_id)
 
     def _policy(self, end_time: float | None = None) -> polling.PollPolicy:
@@ -145,6 +149,8 @@ class QwenImageStatusSensor(BaseSensorOperator):
         )
 
     def _finish(self, context: Context, snapshot: TaskSnapshot) -> list[str]:
+        from airflow_provider_qwenimage.metrics import count_end
+
         context["ti"].xcom_push(key="consumed_credits", value=snapshot.consumed_credits)
         count_end(len(snapshot.image_urls), snapshot.consumed_credits)
         self.log.info(
@@ -157,6 +163,9 @@ class QwenImageStatusSensor(BaseSensorOperator):
 
     @contextmanager
     def _failing_as_sensors_do(self, context: Context) -> Iterator[None]:
+        from airflow_provider_qwenimage.failures import failing_for_good
+        from airflow_provider_qwenimage.metrics import count_end
+
         with failing_for_good():
             try:
                 yield

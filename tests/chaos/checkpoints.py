@@ -67,7 +67,7 @@ def deal_with(stop: Stop) -> None:
 
 def install() -> None:
     """Put the checkpoints into the functions that the operator calls."""
-    from airflow_provider_qwenimage import operators
+    from airflow_provider_qwenimage import deferral, operators
     from airflow_provider_qwenimage.hooks import QwenImageHook
     from airflow_provider_qwenimage.ledger import Ledger
 
@@ -80,7 +80,7 @@ def install() -> None:
     _around(QwenImageHook, "submit", before=_stop(REQUEST))
     _around(Ledger, "accept", before=_stop(ID))
     _around(QwenImageHook, "wait_for_completion", before=_watch_the_first_check)
-    _around(operators, "wait_deferred", after=_stop(DEFER))
+    _around(deferral, "wait_deferred", after=_stop(DEFER))
     _around(Ledger, "finish", before=_stop(STORED), after=_stop(FINISHED))
 
 
