@@ -42,6 +42,7 @@ KINDS = {
     "QwenImageTaskFailedError": "task_failed",
     "QwenImageContentPolicyError": "content_policy",
     "QwenImageTimeoutError": "timeout",
+    "QwenImageBatchError": "batch",
     "QwenImageImageError": "image",
 }
 
