@@ -255,9 +255,9 @@ def test_first_polls_of_many_waits_are_spread(sandbox: Sandbox) -> None:
     run(wait_for_all)
     times = sorted(read.time for read in status_reads(sandbox))
     assert len(times) == 200
-    # 100 a second on average; in no fifth of a second more than twice as many.
-    busiest = max(sum(1 for other in times if start <= other < start + 0.2) for start in times)
-    assert busiest <= 40
+    # 50 in half a second on average; at most so many more as chance and a machine that hesitates bring.
+    busiest = max(sum(1 for other in times if start <= other < start + 0.5) for start in times)
+    assert busiest <= 120
     assert times[-1] - times[0] > 1.8
 
 
