@@ -264,12 +264,11 @@ class Batch:
             try:
                 return await drawer.finish(item, ledger, beginning.image_task_id, at_once=True)
             except QwenImageTaskFailedError as error:
-                cost = (error.snapshot.consumed_credits if error.snapshot else None) or 0.0
-                if error.permanent or self.totals.why_not_to_submit_again(cost):
+                if error.permanent or self.totals.why_not_to_submit_again(error.cost):
                     raise
                 count_failure(error)
                 log.warning("%s This try submits it again.", error)
-                self.totals.spent += cost
+                self.totals.spent += error.cost
                 flight.image_task_id = None
                 beginning = Submit(ledger.spent)
         await self._submit(drawer, item, ledger, beginning, flight)

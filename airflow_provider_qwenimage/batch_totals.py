@@ -16,9 +16,9 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBatchError,
     QwenImageCreditsError,
-    QwenImageError,
     QwenImageSubmissionUnknownError,
     QwenImageTaskFailedError,
+    is_permanent,
 )
 
 
@@ -61,7 +61,7 @@ class BatchTotals:
         in_flight: Images that are being submitted, drawn, downloaded or stored.
         spent: Credits that the finished image tasks have cost.
         at_risk: Credits that those may have cost of which nothing more is known.
-        drawn_now: Images that were drawn since `started`.
+        drawn_now: How many of `drawn` this try has drawn.
     """
 
     requests: int
@@ -155,12 +155,12 @@ class BatchTotals:
         self._new_failures += not earlier
         if self._first_problem is None:
             self._first_problem = f"{where}: {error}"
-        permanent = isinstance(error, ValueError) or (isinstance(error, QwenImageError) and error.permanent)
+        permanent = is_permanent(error)
         self._transient += not permanent
         if isinstance(error, QwenImageAuthError | QwenImageCreditsError):
             self._refusal = f"the API refuses this account ({error})"
         if isinstance(error, QwenImageTaskFailedError):
-            self.spent += (error.snapshot.consumed_credits if error.snapshot else None) or 0.0
+            self.spent += error.cost
             return RowStatus.FAILED
         if isinstance(error, QwenImageSubmissionUnknownError):
             self.unknown += 1

@@ -126,6 +126,11 @@ class QwenImageTaskFailedError(QwenImageError):
         super().__init__(message)
         self.snapshot = snapshot
 
+    @property
+    def cost(self) -> float:
+        """Credits that the failure cost, as far as the API said; otherwise 0."""
+        return (self.snapshot.consumed_credits if self.snapshot else None) or 0.0
+
 
 class QwenImageContentPolicyError(QwenImageTaskFailedError):
     """The image task FAILED because the prompt breaks the content policy."""
@@ -161,3 +166,8 @@ class QwenImageImageError(QwenImageError):
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether a retry of the task would only meet the same error again."""
+    return isinstance(error, ValueError) or (isinstance(error, QwenImageError) and error.permanent)

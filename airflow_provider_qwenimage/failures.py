@@ -10,11 +10,11 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_provider_qwenimage.exceptions import (
     QwenImageContractError,
-    QwenImageError,
     QwenImageImageError,
     QwenImageNotFoundError,
     QwenImageTaskFailedError,
     QwenImageTimeoutError,
+    is_permanent,
 )
 from airflow_provider_qwenimage.metrics import count_failure
 from airflow_provider_qwenimage.retries import submission_unknown
@@ -53,11 +53,6 @@ def failing_for_good() -> Iterator[None]:
         if is_permanent(error):
             raise _for_good(error) from error
         raise
-
-
-def is_permanent(error: BaseException) -> bool:
-    """Whether a retry of the task would only meet the same error again."""
-    return isinstance(error, ValueError) or (isinstance(error, QwenImageError) and error.permanent)
 
 
 @contextmanager

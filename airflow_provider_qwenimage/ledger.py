@@ -7,7 +7,6 @@ new try does about that is decided in `submissions`.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from dataclasses import replace
@@ -232,11 +231,10 @@ class Ledger:
         Args:
             error: The failure.
         """
-        cost = error.snapshot.consumed_credits if error.snapshot else None
         self._change(
             failure=str(error),
             refused=isinstance(error, QwenImageContentPolicyError),
-            spent=self.spent + (cost or 0.0),
+            spent=self.spent + error.cost,
         )
 
     def miss(self) -> None:
@@ -307,7 +305,7 @@ def open_ledger(context: Context, folder: ObjectStoragePath | None, *, durable: 
     if durable and accessor is not None:
         store = TaskStateStore(accessor)
     elif durable and folder is not None:
-        store = FileStore(_record_file(folder, ti), writer_of(description_of(ti)))
+        store = _file_store(folder, ti)
     return Ledger(store, try_number=ti.try_number, max_tries=ti.max_tries, place=place_of(ti))
 
 
@@ -322,13 +320,14 @@ def open_batch_ledger(ti: Any, folder: ObjectStoragePath, request: GenerateReque
         request: What is asked for.
         place: The request's place among its like; see `GenerateRequest.fingerprint`.
     """
-    store = FileStore(_record_file(folder, ti, request.fingerprint(place)), writer_of(description_of(ti)))
+    store = _file_store(folder, ti, request.fingerprint(place))
     return Ledger(store, try_number=ti.try_number, max_tries=ti.max_tries, place=place)
 
 
-def _record_file(folder: ObjectStoragePath, ti: Any, *more: str) -> ObjectStoragePath:
-    identity = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index, *more])
-    return folder / f".submission-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+def _file_store(folder: ObjectStoragePath, ti: Any, fingerprint: str | None = None) -> FileStore:
+    writer = writer_of(description_of(ti))
+    name = writer if fingerprint is None else hashlib.sha256(f"{writer} {fingerprint}".encode()).hexdigest()[:16]
+    return FileStore(folder / f".submission-{name}.json", writer)
 
 
 def description_of(ti: Any) -> dict[str, Any]:

@@ -33,10 +33,10 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageSubmissionUnknownError,
     QwenImageTaskFailedError,
     QwenImageTimeoutError,
+    is_permanent,
 )
 from airflow_provider_qwenimage.failures import (
     failing_for_good,
-    is_permanent,
     keeping_what_is_paid,
     remembering_what_is_paid,
     submitting,
