@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +123,10 @@ class Batch:
             reason: What ends it, for messages.
         """
         self.interruption = self.interruption or reason
-        if self._loop is not None and not self._done.is_set():
-            self._loop.call_soon_threadsafe(self._cancel)
+        # A loop that is closed has nothing left to stop.
+        with suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._cancel)
 
     def close(self) -> None:
         """Remove what is on disk of it."""
@@ -216,20 +219,20 @@ class Batch:
 
         await self._each(range(len(self._requests)), look)
 
-    def _settle(self, drawer: Drawer, item: BatchRequest, beginning: StoredImages | Stop) -> None:
+    def _settle(self, drawer: Drawer, item: BatchRequest, end: StoredImages | Stop, *, now: bool = False) -> None:
         self._states[item.number] = _SETTLED
-        if isinstance(beginning, Stop):
-            lost_before = isinstance(beginning.error, QwenImageSubmissionUnknownError)
-            self._fail(item, beginning.error, paid=True, earlier=lost_before)
+        if isinstance(end, Stop):
+            lost_before = isinstance(end.error, QwenImageSubmissionUnknownError)
+            self._fail(item, end.error, paid=True, earlier=lost_before)
             return
-        reused = not drawer.is_own(beginning)
-        self.totals.store(beginning.consumed_credits, reused=reused, now=False)
+        reused = not drawer.is_own(end)
+        self.totals.store(end.consumed_credits, reused=reused, now=now)
         self.outcomes[item.number] = {
             "status": str(RowStatus.SUCCESS),
-            "task_id": beginning.image_task_id,
-            "image_urls": list(beginning.image_urls),
-            "paths": list(beginning.paths),
-            "consumed_credits": 0 if reused else beginning.consumed_credits,
+            "task_id": end.image_task_id,
+            "image_urls": list(end.image_urls),
+            "paths": list(end.paths),
+            "consumed_credits": 0 if reused else end.consumed_credits,
             "reused": reused,
         }
 
@@ -241,28 +244,23 @@ class Batch:
         flight = self._flights[number] = _Flight()
         self.totals.begin()
         try:
-            outcome = await self._draw_one(drawer, item, flight)
+            end, now = await self._draw_one(drawer, item, flight)
         except Exception as error:  # noqa: BLE001  whatever is wrong with one image, the others go on
             self._land(number)
             self._fail(item, error, paid=flight.image_task_id is not None, task_id=flight.image_task_id)
         else:
             self._land(number)
-            if isinstance(outcome, dict):
-                self.totals.store(outcome["consumed_credits"])
-                self.outcomes[number] = {"status": str(RowStatus.SUCCESS), **outcome}
-            else:
-                self._settle(drawer, item, outcome)
+            self._settle(drawer, item, end, now=now)
 
-    async def _draw_one(
-        self, drawer: Drawer, item: BatchRequest, flight: _Flight
-    ) -> dict[str, Any] | StoredImages | Stop:
+    async def _draw_one(self, drawer: Drawer, item: BatchRequest, flight: _Flight) -> tuple[StoredImages | Stop, bool]:
+        """Return what an image ends with, and whether this try has drawn it."""
         beginning, ledger = await asyncio.to_thread(drawer.begin, item)
         if isinstance(beginning, StoredImages | Stop):
-            return beginning
+            return beginning, False
         if isinstance(beginning, GoBack):
             flight.image_task_id = beginning.image_task_id
             try:
-                return await drawer.finish(item, ledger, beginning.image_task_id, at_once=True)
+                return await drawer.finish(item, ledger, beginning.image_task_id, at_once=True), True
             except QwenImageTaskFailedError as error:
                 if error.permanent or self.totals.why_not_to_submit_again(error.cost):
                     raise
@@ -272,7 +270,7 @@ class Batch:
                 flight.image_task_id = None
                 beginning = Submit(ledger.spent)
         await self._submit(drawer, item, ledger, beginning, flight)
-        return await drawer.finish(item, ledger, str(flight.image_task_id), at_once=False)
+        return await drawer.finish(item, ledger, str(flight.image_task_id), at_once=False), True
 
     async def _submit(self, drawer: Drawer, item: BatchRequest, ledger: Ledger, step: Submit, flight: _Flight) -> None:
         flight.submitting = True

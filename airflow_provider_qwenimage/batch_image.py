@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_qwenimage import polling
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES
-from airflow_provider_qwenimage.downloads import open_session
+from airflow_provider_qwenimage.downloads import open_session, without_query
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.failures import still_raising, write_down
 from airflow_provider_qwenimage.images import StoredImages, find_images, save_images
@@ -148,7 +148,7 @@ class Drawer:
             )
         return image_task_id
 
-    async def finish(self, item: BatchRequest, ledger: Ledger, image_task_id: str, *, at_once: bool) -> dict[str, Any]:
+    async def finish(self, item: BatchRequest, ledger: Ledger, image_task_id: str, *, at_once: bool) -> StoredImages:
         """Wait for a submitted image and store it.
 
         Args:
@@ -158,7 +158,7 @@ class Drawer:
             at_once: Whether it may have ended already.
 
         Returns:
-            What the manifest tells of it.
+            The image as it stands in storage.
 
         Raises:
             QwenImageError: If it cannot be had; the ledger knows.
@@ -180,7 +180,7 @@ class Drawer:
             await asyncio.to_thread(write_down, error, ledger)
             raise
 
-    def _store(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot) -> dict[str, Any]:
+    def _store(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot) -> StoredImages:
         options = self._options
         try:
             paths = save_images(
@@ -202,13 +202,14 @@ class Drawer:
         with suppress(OSError):
             if ledger.finish():
                 count_end(len(snapshot.image_urls), snapshot.consumed_credits)
-        return {
-            "task_id": snapshot.task_id,
-            "image_urls": list(snapshot.image_urls),
-            "paths": paths,
-            "consumed_credits": snapshot.consumed_credits,
-            "reused": False,
-        }
+        return StoredImages(
+            image_task_id=snapshot.task_id,
+            paths=tuple(paths),
+            # As in the sidecar: the query of a URL may grant access, and the manifest stands beside the images.
+            image_urls=tuple(without_query(url) for url in snapshot.image_urls),
+            consumed_credits=snapshot.consumed_credits,
+            made_by=options.made_by,
+        )
 
     def _session(self) -> requests.Session:
         """Return this thread's session for the image host: they are not made to be shared."""

@@ -7,16 +7,13 @@ many images a second, it would be all that is measured.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from functools import lru_cache
-from typing import Self
 
 import psutil
 
 from airflow_provider_qwenimage.sandbox import pictures
-from benchmarks import sandbox_process
-from benchmarks.sandbox_process import ROOT, SandboxProcess
+from benchmarks.sandbox_process import SandboxProcess, serve
 
 _PICTURES = 8
 
@@ -24,17 +21,7 @@ _PICTURES = 8
 class PaintedOnceSandbox(SandboxProcess):
     """A `SandboxProcess` whose pictures are painted already: what an image shows does not depend on its prompt."""
 
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.painted_once", json.dumps(self._arguments)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        said = self._read()
-        self.url, self.api_key, self.connection_json = said["url"], said["api_key"], said["connection_json"]
-        return self
+    _module = "benchmarks.painted_once"
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds that it has used."""
@@ -58,4 +45,4 @@ def _paint(number: int, pixel_size: tuple[int, int], output_format: str) -> byte
 if __name__ == "__main__":
     # By name: the sandbox has no place to choose its painter, and should not get one for this.
     setattr(pictures, "paint_once", _picture)  # noqa: B010
-    sandbox_process._serve(json.loads(sys.argv[1]))  # noqa: SLF001
+    serve(json.loads(sys.argv[1]))

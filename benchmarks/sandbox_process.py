@@ -58,6 +58,8 @@ class SandboxProcess:
         connection_json: The value of ``AIRFLOW_CONN_QWENIMAGE_DEFAULT``.
     """
 
+    _module = "benchmarks.sandbox_process"
+
     def __init__(self, **arguments: Any) -> None:
         self._arguments = arguments
         self._process: subprocess.Popen[str] | None = None
@@ -67,7 +69,7 @@ class SandboxProcess:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.sandbox_process", json.dumps(self._arguments)],
+            [sys.executable, "-m", self._module, json.dumps(self._arguments)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -138,7 +140,12 @@ class _Connections:
         return counted
 
 
-def _serve(arguments: dict[str, Any]) -> None:
+def serve(arguments: dict[str, Any]) -> None:
+    """Serve as a sandbox in this process, and tell what was counted, until the input ends.
+
+    Args:
+        arguments: The arguments of `Sandbox`.
+    """
     connections = _Connections()
     connections.watch()
     with Sandbox(**arguments) as sandbox:
@@ -167,4 +174,4 @@ def _say(value: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _serve(json.loads(sys.argv[1]))
+    serve(json.loads(sys.argv[1]))
