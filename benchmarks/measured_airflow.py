@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -139,16 +137,5 @@ class MeasuredAirflow(StandaloneAirflow):
                 raise CannotGoOnError(f"Airflow cannot import a DAG file:\n{error['stack_trace']}")
         return False
 
-    def _run(self, command: str) -> None:
-        with self.output.open("ab") as output:
-            self._processes.append(
-                subprocess.Popen(
-                    adopting(sys.executable, "-m", "airflow", command),
-                    env=self._environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    cwd=self.home,
-                    start_new_session=True,
-                )
-            )
+    def _command(self, *module: str) -> list[str]:
+        return adopting(*super()._command(*module))

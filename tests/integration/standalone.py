@@ -193,11 +193,15 @@ class StandaloneAirflow:
                     for column, value in zip(columns, row, strict=True):
                         yield table, column, value
 
+    def _command(self, *module: str) -> list[str]:
+        """Return what starts one of Airflow's programs."""
+        return [sys.executable, "-m", *module]
+
     def _run(self, command: str) -> None:
         with self.output.open("ab") as output:
             self._processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "airflow", command],
+                    self._command("airflow", command),
                     env=self._environment,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
