@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,26 @@ def test_every_image_is_stored_and_listed_in_the_order_of_the_requests(api: Sand
     assert len({row["task_id"] for row in rows}) == 4
     assert len(stored_files(tmp_path)) == 2 * 4 + 1
     assert hidden_files(tmp_path) == []
+
+
+def test_a_signature_in_the_url_of_an_image_does_not_get_beside_the_images(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow = QwenImageAsyncHook.follow
+
+    async def follow_signed(self: QwenImageAsyncHook, *args: Any, **kwargs: Any) -> Any:
+        end = await follow(self, *args, **kwargs)
+        signed = tuple(f"{url}?Signature=secret" for url in end.snapshot.image_urls)
+        return replace(end, snapshot=replace(end.snapshot, image_urls=signed))
+
+    monkeypatch.setattr(QwenImageAsyncHook, "follow", follow_signed)
+    draw(tmp_path)
+    assert [request.path.endswith("?Signature=secret") for request in api.requests if request.route == "image"] == [
+        True
+    ] * 3
+    assert statuses(tmp_path) == ["SUCCESS"] * 3
+    for file in tmp_path.glob("*.json*"):
+        assert "secret" not in file.read_text()
 
 
 def test_equal_requests_with_one_seed_are_drawn_and_paid_once(api: Sandbox, tmp_path: Path) -> None:
