@@ -75,16 +75,19 @@ class Drawer:
         self._hook = hook
         self._options = options
         self._sessions = threading.local()
+        self._open_sessions: list[requests.Session] = []
         # Apart from the event loop's own threads: a download that hangs must not keep an id from being written down.
         self._storing = ThreadPoolExecutor(threads, thread_name_prefix="qwenimage-storing")
 
     def close(self, *, wait: bool) -> None:
-        """End the threads that store images.
+        """End the threads that store images, and their sessions.
 
         Args:
             wait: Whether to wait for what they are doing.
         """
         self._storing.shutdown(wait=wait, cancel_futures=True)
+        for session in self._open_sessions:
+            session.close()
 
     def begin(self, item: BatchRequest) -> tuple[Beginning, Ledger]:
         """Return how an image begins: with what is stored or submitted already, or with a submission. Blocks.
@@ -216,6 +219,7 @@ class Drawer:
         session: requests.Session | None = getattr(self._sessions, "open", None)
         if session is None:
             session = self._sessions.open = open_session()
+            self._open_sessions.append(session)
         return session
 
 

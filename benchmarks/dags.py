@@ -21,9 +21,9 @@ from benchmarks.orders import write_orders
 from benchmarks.sandbox_process import ROOT, SandboxProcess
 from benchmarks.settings import Settings
 from benchmarks.tables import machine, table
-from scripts.local_airflow import CannotGoOnError, run_to_the_end
+from scripts.local_airflow import CannotGoOnError
 from scripts.progress import Progress
-from tests.chaos.database import Postgres, PostgresMissingError
+from tests.chaos.database import Postgres, run_on_postgres
 
 CONTESTANTS = {
     "stock": "HttpOperator, HttpSensor (reschedule), @task",
@@ -33,7 +33,6 @@ CONTESTANTS = {
     "bare": "a script without Airflow",
 }
 
-_MISSING = 2
 _BURN = "burn"
 _BURNT_SECONDS = 5.0
 _MOST_BURN_ERROR = 0.5
@@ -81,12 +80,7 @@ class Scene:
 def main() -> int:
     """Run what was asked for, and return the exit code."""
     arguments = _read_arguments()
-    try:
-        postgres = Postgres()
-    except PostgresMissingError as error:
-        sys.stderr.write(f"{error}\n")
-        return _MISSING
-    return run_to_the_end(lambda: (_check if arguments.check else _compare)(arguments, postgres))
+    return run_on_postgres(lambda postgres: (_check if arguments.check else _compare)(arguments, postgres))
 
 
 def _read_arguments() -> argparse.Namespace:

@@ -15,27 +15,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from airflow_provider_qwenimage.sandbox import Sandbox
-from scripts.local_airflow import CannotGoOnError, run_to_the_end
+from scripts.local_airflow import CannotGoOnError
 from scripts.progress import Progress
 from tests.chaos.cluster import Cluster
-from tests.chaos.database import Postgres, PostgresMissingError
+from tests.chaos.database import Postgres, run_on_postgres
 from tests.chaos.parts import PARTS, Part
 from tests.chaos.scene import Scene
 
 _ROOT = Path(__file__).resolve().parents[2]
-_MISSING = 2
 _PATIENCE_SECONDS = 30.0
 
 
 def main() -> int:
     """Run what was asked for, and return the exit code."""
     arguments = _read_arguments()
-    try:
-        postgres = Postgres()
-    except PostgresMissingError as error:
-        sys.stderr.write(f"{error}\n")
-        return _MISSING
-    return run_to_the_end(lambda: _run(arguments, postgres))
+    return run_on_postgres(lambda postgres: _run(arguments, postgres))
 
 
 def _read_arguments() -> argparse.Namespace:

@@ -9,16 +9,20 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from scripts.local_airflow import run_to_the_end
 from tests.integration.standalone import wait_for
 
 _START_SECONDS = 60
 _STOP_SECONDS = 20
 _USER = "airflow"
+_MISSING = 2
 
 
 class PostgresMissingError(Exception):
@@ -122,6 +126,23 @@ class Postgres:
                 os.killpg(self._server.pid, signal.SIGKILL)
                 self._server.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def run_on_postgres(run: Callable[[Postgres], None]) -> int:
+    """Run a program that needs a server, until it ends, cannot go on or is interrupted.
+
+    Args:
+        run: The program. It starts the server.
+
+    Returns:
+        The exit code: 2 where the server programs are missing.
+    """
+    try:
+        postgres = Postgres()
+    except PostgresMissingError as error:
+        sys.stderr.write(f"{error}\n")
+        return _MISSING
+    return run_to_the_end(lambda: run(postgres))
 
 
 def _find_programs() -> Path:
