@@ -421,6 +421,33 @@ def test_an_execution_timeout_loses_nothing_and_the_next_try_goes_on(api: Sandbo
     assert statuses(tmp_path) == ["SUCCESS"] * 3
 
 
+def test_nothing_more_is_submitted_once_an_execution_timeout_has_passed(api: Sandbox, tmp_path: Path) -> None:
+    end = draw(
+        tmp_path,
+        requests=[f"Fox {number}" for number in range(100)],
+        max_in_flight=2,
+        execution_timeout=timedelta(seconds=2),
+        retries=0,
+    )
+    assert end.state == "failed"
+    submitted = len(api.submissions)
+    assert 0 < submitted < 100
+    accepted = [submission.accepted_at for submission in api.submissions]
+    assert max(accepted) - min(accepted) < 2.5
+    time.sleep(1.5)
+    assert len(api.submissions) == submitted
+    stored = len(list(tmp_path.glob("*.jpg")))
+    assert stored + len(hidden_files(tmp_path)) == submitted
+
+
+def test_an_execution_timeout_waits_for_the_answer_of_a_submission_under_way(api: Sandbox, tmp_path: Path) -> None:
+    api.configure(seconds_per_image=60.0, latency_seconds=3.0, fault_paths=("generate",))
+    end = draw(tmp_path, requests=["A", "B"], max_in_flight=1, execution_timeout=timedelta(seconds=2), retries=0)
+    assert end.state == "failed"
+    (record,) = [json.loads((tmp_path / name).read_text()) for name in hidden_files(tmp_path)]
+    assert record["image_task_id"] == api.submissions[0].task_id
+
+
 def test_a_batch_that_is_ended_from_outside_stops_within_seconds_with_everything_paid_on_record(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
