@@ -194,7 +194,6 @@ class Drawer:
                 max_image_bytes=options.max_image_bytes,
                 made_by=options.made_by,
                 session=self._session(),
-                scratch=options.scratch,
             )
         except BaseException:
             # The credits are spent whether or not the image can be had.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -36,16 +35,20 @@ def open_session() -> requests.Session:
 
 
 def fetch(
-    session: requests.Session, url: str, file: Path, request: GenerateRequest, max_image_bytes: int
-) -> ImageFacts:
+    session: requests.Session, url: str, request: GenerateRequest, max_image_bytes: int
+) -> tuple[bytes, ImageFacts]:
     """Download one image and verify it, again after a fault that may pass.
+
+    It is held in memory: to be verified it is decoded, which takes several times as much.
 
     Args:
         session: What `open_session` returned.
         url: Where the image is.
-        file: Where it goes on this machine.
         request: What was asked for.
         max_image_bytes: A longer download is refused.
+
+    Returns:
+        The bytes of the file, and what was verified of them.
 
     Raises:
         QwenImageImageError: If it does not come, or is not what was asked for.
@@ -53,8 +56,8 @@ def fetch(
     tries = 0
     while True:
         try:
-            _download(session, url, file, max_image_bytes)
-            return verify_image(file, request)
+            content = _download(session, url, max_image_bytes)
+            return content, verify_image(content, request)
         except QwenImageImageError as error:
             pause = _RETRIES.pause(error, tries)
             if pause is None:
@@ -64,7 +67,7 @@ def fetch(
         tries += 1
 
 
-def _download(session: requests.Session, url: str, file: Path, max_image_bytes: int) -> None:
+def _download(session: requests.Session, url: str, max_image_bytes: int) -> bytes:
     import requests
 
     shown = without_query(url)
@@ -78,20 +81,19 @@ def _download(session: requests.Session, url: str, file: Path, max_image_bytes: 
             promised = _content_length(response)
             if promised is not None and promised > max_image_bytes:
                 raise _too_large(shown, promised, max_image_bytes)
-            received = 0
-            with file.open("wb") as stream:
-                for chunk in response.iter_content(_CHUNK_BYTES):
-                    received += len(chunk)
-                    if received > max_image_bytes:
-                        raise _too_large(shown, received, max_image_bytes)
-                    stream.write(chunk)
+            content = bytearray()
+            for chunk in response.iter_content(_CHUNK_BYTES):
+                content += chunk
+                if len(content) > max_image_bytes:
+                    raise _too_large(shown, len(content), max_image_bytes)
     except requests.RequestException as error:
         raise QwenImageImageError(
             f"{shown} could not be downloaded: {type(error).__name__}: {printable(str(error))}. Check that the worker "
             "may reach the image host."
         ) from error
-    if promised is not None and received != promised:
-        raise QwenImageImageError(f"{shown} ended after {received} of {promised} bytes. Try again.")
+    if promised is not None and len(content) != promised:
+        raise QwenImageImageError(f"{shown} ended after {len(content)} of {promised} bytes. Try again.")
+    return bytes(content)
 
 
 def _content_length(response: requests.Response) -> int | None:

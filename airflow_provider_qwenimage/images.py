@@ -1,7 +1,7 @@
 """Brings a finished image into the user's storage, whole and verified, or not at all; and finds it there again.
 
-The bytes go to a temporary file on the worker first. Only an image that decodes, in the format and pixel
-size that were asked for, is moved to its final name, and its ``.json`` sidecar follows.
+Only an image that decodes, in the format and pixel size that were asked for, gets a name there, and its ``.json``
+sidecar follows.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import random
 import re
-import tempfile
 import time
 import unicodedata
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pendulum
@@ -24,7 +22,7 @@ from airflow_provider_qwenimage import __version__
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, GenerateRequest, TaskSnapshot
 from airflow_provider_qwenimage.downloads import fetch, open_session, without_query
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
-from airflow_provider_qwenimage.storage import put_file, put_json, read_json, sha256_of, writer_of
+from airflow_provider_qwenimage.storage import put_bytes, put_json, read_json, sha256_of, writer_of
 
 if TYPE_CHECKING:
     import requests
@@ -80,7 +78,6 @@ def save_images(
     max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
     made_by: Mapping[str, Any] | None = None,
     session: requests.Session | None = None,
-    scratch: Path | None = None,
 ) -> list[str]:
     """Download, verify and store every image of a finished task.
 
@@ -92,7 +89,6 @@ def save_images(
         max_image_bytes: A longer download is refused.
         made_by: What the sidecar tells of the Airflow task that stores them: plain JSON.
         session: What `downloads.open_session` returned, to be used for further images; None opens one for this.
-        scratch: The local folder for the temporary files; None for the system's.
 
     Returns:
         The final path of each image, in the order of the snapshot's URLs.
@@ -102,13 +98,10 @@ def save_images(
             stands under a final name then.
     """
     paths = []
-    with ExitStack() as stack:
-        own = stack.enter_context(tempfile.TemporaryDirectory(prefix="qwenimage-", dir=scratch))
-        carrier = session or stack.enter_context(open_session())
+    with open_session() if session is None else nullcontext(session) as carrier:
         for number, url in enumerate(snapshot.image_urls, start=1):
             image, sidecar = _names(request, folder, place, number)
-            local = Path(own) / image.name
-            facts = fetch(carrier, url, local, request, max_image_bytes)
+            content, facts = fetch(carrier, url, request, max_image_bytes)
             description = {
                 "image": image.name,
                 "image_number": number,
@@ -129,15 +122,7 @@ def save_images(
                 "made_by": dict(made_by or {}),
                 "package_version": __version__,
             }
-            _put_pair(local, image, description, sidecar, writer_of(made_by or {}))
-            log.info(
-                "Stored %s: %d*%d %s, %d bytes.",
-                image,
-                facts.width,
-                facts.height,
-                facts.output_format,
-                facts.size_bytes,
-            )
+            _put_pair(content, image, description, sidecar, writer_of(made_by or {}))
             paths.append(str(image))
     return paths
 
@@ -202,7 +187,7 @@ def _names(
 
 
 def _put_pair(
-    local: Path, image: ObjectStoragePath, description: Mapping[str, Any], sidecar: ObjectStoragePath, writer: str
+    content: bytes, image: ObjectStoragePath, description: Mapping[str, Any], sidecar: ObjectStoragePath, writer: str
 ) -> None:
     """Put an image and its sidecar into storage, and read them back.
 
@@ -211,8 +196,8 @@ def _put_pair(
     """
     for _ in range(_PUT_TRIES):
         began = time.monotonic()
-        put_file(local, image, writer=writer)
-        put_json(description, sidecar, writer=writer)
+        put_bytes(content, image, writer=writer)
+        put_json(description, sidecar, writer=writer, indent=2)
         stands = read_json(sidecar)
         if stands is not None and stands.get("sha256") == sha256_of(image):
             return

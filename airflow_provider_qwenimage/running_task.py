@@ -84,6 +84,8 @@ class RunningTask:
             max_image_bytes=max_image_bytes,
             made_by=self.description,
         )
+        for path in paths:
+            log.info("Stored %s.", path)
         if self.ti.try_number > 1:
             # Hidden files, which are in nobody's way.
             with suppress(OSError):

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -38,7 +39,7 @@ def open_output_path(output_path: str) -> ObjectStoragePath:
 
     check_output_path(output_path)
     try:
-        folder = ObjectStoragePath(output_path)
+        folder = ObjectStoragePath(os.path.expanduser(output_path))  # noqa: PTH111  a URL is not to be changed
         _ = folder.fs
     except (ValueError, ImportError) as error:
         raise ValueError(
@@ -82,20 +83,40 @@ def put_file(local: Path, target: ObjectStoragePath, *, writer: str = "") -> Non
         target: Its final name.
         writer: Who writes, for `remove_leftovers`; see `writer_of`.
     """
-    filesystem = target.fs
     if target.protocol in _STORES_THAT_PUT_WHOLE_OBJECTS:
-        filesystem.put_file(str(local), target.path)
+        target.fs.put_file(str(local), target.path)
         return
-    hidden = target.parent / f".{target.name}.{writer}-{uuid.uuid4().hex}.part"
-    try:
-        filesystem.put_file(str(local), hidden.path)
-        if target.protocol in _LOCAL:
-            _flush_to_disk(hidden.path)
-        filesystem.mv(hidden.path, target.path)
-    except BaseException:
-        if filesystem.exists(hidden.path):
-            filesystem.rm_file(hidden.path)
-        raise
+    with local.open("rb") as source, _replacing(target, writer) as stream:
+        shutil.copyfileobj(source, stream)
+
+
+def put_bytes(content: bytes, target: ObjectStoragePath, *, writer: str = "") -> None:
+    """Put a file into storage, whole; what stood there before is replaced.
+
+    Args:
+        content: All of its bytes.
+        target: Its final name.
+        writer: Who writes, for `remove_leftovers`; see `writer_of`.
+    """
+    if target.protocol in _STORES_THAT_PUT_WHOLE_OBJECTS:
+        target.fs.pipe_file(target.path, content)
+        return
+    with _replacing(target, writer) as stream:
+        stream.write(content)
+
+
+def put_json(
+    content: Mapping[str, Any], target: ObjectStoragePath, *, writer: str = "", indent: int | None = None
+) -> None:
+    """Put a JSON object into storage, whole; what stood there before is replaced.
+
+    Args:
+        content: The object.
+        target: Its final name.
+        writer: Who writes, for `remove_leftovers`; see `writer_of`.
+        indent: How far lines are indented, for people; None puts it into one line.
+    """
+    put_bytes(json.dumps(content, indent=indent).encode("ascii") + b"\n", target, writer=writer)
 
 
 def remove_leftovers(folder: ObjectStoragePath, writer: str) -> None:
@@ -113,20 +134,23 @@ def remove_leftovers(folder: ObjectStoragePath, writer: str) -> None:
             remove_file(file)
 
 
-def put_json(content: Mapping[str, Any], target: ObjectStoragePath, *, writer: str = "") -> None:
-    """Put a JSON object into storage, whole; what stood there before is replaced."""
-    with tempfile.TemporaryDirectory(prefix="qwenimage-") as scratch:
-        local = Path(scratch) / "object.json"
-        local.write_text(json.dumps(content, indent=2) + "\n")
-        put_file(local, target, writer=writer)
+def read_bytes(source: ObjectStoragePath) -> bytes | None:
+    """Return all of a stored file, or None where there is no file."""
+    try:
+        # In one piece: file objects of some stores trust a listing that another process has made stale.
+        content: bytes = source.fs.cat_file(source.path)
+    except FileNotFoundError:
+        return None
+    return content
 
 
 def read_json(source: ObjectStoragePath) -> dict[str, Any] | None:
     """Return a JSON object from storage, None where there is no file, or an empty one for a file of something else."""
-    try:
-        content = json.loads(source.fs.cat_file(source.path))
-    except FileNotFoundError:
+    written = read_bytes(source)
+    if written is None:
         return None
+    try:
+        content = json.loads(written)
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
@@ -134,12 +158,8 @@ def read_json(source: ObjectStoragePath) -> dict[str, Any] | None:
 
 def sha256_of(source: ObjectStoragePath) -> str | None:
     """Return the SHA-256 of a stored file in hexadecimal, or None where there is no file."""
-    try:
-        # In one piece: file objects of some stores trust a listing that another process has made stale.
-        content = source.fs.cat_file(source.path)
-    except FileNotFoundError:
-        return None
-    return hashlib.sha256(content).hexdigest()
+    content = read_bytes(source)
+    return None if content is None else hashlib.sha256(content).hexdigest()
 
 
 def remove_file(target: ObjectStoragePath) -> None:
@@ -150,10 +170,21 @@ def remove_file(target: ObjectStoragePath) -> None:
         return
 
 
-def _flush_to_disk(path: str) -> None:
-    """Have a file survive a machine that loses power, not only a process that is killed."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _replacing(target: ObjectStoragePath, writer: str) -> Iterator[IO[bytes]]:
+    """Open a hidden file that takes the place of another one when it is complete."""
+    filesystem = target.fs
+    parent, separator, name = target.path.rpartition("/")
+    hidden = f"{parent}{separator}.{name}.{writer}-{uuid.uuid4().hex}.part"
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with filesystem.open(hidden, "wb") as stream:
+            yield stream
+            if target.protocol in _LOCAL:
+                # It has to survive a machine that loses power, not only a process that is killed.
+                stream.flush()
+                os.fsync(stream.fileno())
+        filesystem.mv(hidden, target.path)
+    except BaseException:
+        if filesystem.exists(hidden):
+            filesystem.rm_file(hidden)
+        raise

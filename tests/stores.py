@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -32,17 +31,24 @@ class MemoryStore(MemoryFileSystem):
 
 
 class DiskThatFillsUp(LocalFileSystem):
-    """Puts half of a file. What happens then is up to `in_the_middle`."""
+    """Writes half of what it is given. What happens then is up to `in_the_middle`."""
 
     cachable = False
 
-    def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
-        content = Path(lpath).read_bytes()
-        with Path(rpath).open("wb") as stream:
-            stream.write(content[: len(content) // 2])
-            stream.flush()
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> Any:
+        stream = super()._open(path, mode, block_size, **kwargs)
+        if "w" not in mode:
+            return stream
+        write = stream.f.write
+
+        def write_slowly(content: bytes) -> int:
+            write(content[: len(content) // 2])
+            stream.f.flush()
             self.in_the_middle()
-            stream.write(content[len(content) // 2 :])
+            return int(write(content[len(content) // 2 :]))
+
+        stream.write = write_slowly
+        return stream
 
     def in_the_middle(self) -> None:
         raise OSError(28, "No space left on device")

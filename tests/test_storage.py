@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
+from fsspec.implementations.local import LocalFileSystem
 
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage import storage
@@ -56,6 +57,16 @@ def test_a_plain_path_works_like_a_file_url(tmp_path: Path, start: str) -> None:
     folder = storage.open_output_path(f"{start}{tmp_path}/plain")
     storage.put_json({"a": 1}, folder / "a.json")
     assert json.loads((tmp_path / "plain" / "a.json").read_text()) == {"a": 1}
+    assert names_in(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("output_path", ["~/images", "images", "."])
+def test_a_path_may_begin_at_home_or_where_the_worker_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_path: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    storage.put_json({"a": 1}, storage.open_output_path(output_path) / "a.json")
     assert names_in(tmp_path) == ["a.json"]
 
 
@@ -191,15 +202,20 @@ def test_what_a_killed_writer_has_left_half_written_goes_and_that_of_others_stay
     )
 
 
-def test_the_names_of_what_is_being_written_are_those_that_are_removed_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_names_of_what_is_being_written_are_those_that_are_removed_later(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
-    left: list[str] = []
+    left: list[Path] = []
 
-    monkeypatch.setattr(storage, "_flush_to_disk", lambda path: left.append(Path(path).name))
-    storage.put_json({"a": 1}, folder / "x.json", writer=storage.writer_of({}))
-    (tmp_path / left[0]).write_text("half")
+    class Disk(LocalFileSystem):
+        cachable = False
+
+        def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
+            left.append(Path(path1))
+            super().mv(path1, path2, **kwargs)
+
+    target = ObjectStoragePath(f"{attach(Disk(), 'file')}{tmp_path}/x.json")
+    storage.put_json({"a": 1}, target, writer=storage.writer_of({}))
+    left[0].write_text("half")
     storage.remove_leftovers(folder, storage.writer_of({}))
-    assert not (tmp_path / left[0]).exists()
+    assert not left[0].exists()
     assert (tmp_path / "x.json").exists()

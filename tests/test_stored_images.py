@@ -245,9 +245,9 @@ class UnsteadyDisk(LocalFileSystem):
 
     cachable = False
 
-    def put_file(self, *args: Any, **kwargs: Any) -> None:
+    def mv(self, *args: Any, **kwargs: Any) -> None:
         time.sleep(random.choice((0.0, 0.002, 0.01)))
-        super().put_file(*args, **kwargs)
+        super().mv(*args, **kwargs)
 
 
 def pair_in(directory: Path) -> tuple[dict[str, Any], str]:
@@ -313,12 +313,12 @@ class RottenDisk(LocalFileSystem):
         self.times = times
         self.puts: list[str] = []
 
-    def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
-        super().put_file(lpath, rpath, **kwargs)
-        self.puts.append(rpath)
-        if ".jpg" in rpath and self.times:
+    def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
+        super().mv(path1, path2, **kwargs)
+        self.puts.append(path2)
+        if path2.endswith(".jpg") and self.times:
             self.times -= 1
-            flip_a_bit(Path(rpath))
+            flip_a_bit(Path(path2))
 
 
 def test_a_storage_that_keeps_returning_other_bytes_is_an_error(drawn: list[TaskSnapshot], tmp_path: Path) -> None:

@@ -524,15 +524,15 @@ def test_blips_of_every_kind_lose_no_image(api: Sandbox, tmp_path: Path, quick_d
 def test_one_image_that_cannot_be_stored_is_had_by_the_next_try_without_paying(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_file = storage.put_file
+    put_bytes = storage.put_bytes
     broken = iter([True])
 
-    def put(local: Path, target: Any, **arguments: str) -> None:
+    def put(content: bytes, target: Any, **arguments: str) -> None:
         if target.name.endswith(".jpg") and next(broken, False):
             raise OSError("No space left on device")
-        put_file(local, target, **arguments)
+        put_bytes(content, target, **arguments)
 
-    monkeypatch.setattr(images, "put_file", put)
+    monkeypatch.setattr(images, "put_bytes", put)
     end = draw(tmp_path, max_in_flight=1)
     assert (end.state, end.tries) == ("success", 2)
     assert "1 are paid, and can still be had" in str(end.errors[0])

@@ -227,7 +227,7 @@ def test_a_crash_while_waiting_has_the_retry_go_back(
 
 @pytest.mark.parametrize(
     "crash",
-    [(images, "fetch", False), (images, "fetch", True), (images, "put_file", True), (images, "put_json", True)],
+    [(images, "fetch", False), (images, "fetch", True), (images, "put_bytes", True), (images, "put_json", True)],
     ids=["before the download", "before it is stored", "between image and sidecar", "after the sidecar"],
 )
 @in_storage
