@@ -118,11 +118,13 @@ fi
 endef
 
 # $(call install,environment,constraints,dependency group)
+# With bytecode, which uv leaves out otherwise: each of Airflow's processes would compile what it imports, time after
+# time where PYTHONDONTWRITEBYTECODE is set.
 define install
 $(call bootstrap,$(1),$(2)); \
 echo "Installing Airflow and what the project needs into $(1) (about a minute the first time) ..."; \
 { $(1)/bin/python -m uv pip install --python $(1)/bin/python --constraints $(2) --build-constraints $(2) \
-	--editable '.[sandbox]' --group $(3) 2>&1 || echo "FAILED"; } \
+	--compile-bytecode --editable '.[sandbox]' --group $(3) 2>&1 || echo "FAILED"; } \
 	| { failed=0; while IFS= read -r line; do \
 		case "$$line" in " + "*|" - "*|" ~ "*) ;; FAILED) failed=1 ;; *) printf '  %s\n' "$$line" ;; esac; \
 	done; [ $$failed = 0 ]; } \

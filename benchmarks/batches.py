@@ -17,7 +17,7 @@ from benchmarks.measuring import Usage
 from benchmarks.orders import orders, write_orders
 from benchmarks.painted_once import PaintedOnceSandbox
 from benchmarks.sandbox_process import ROOT
-from benchmarks.settings import Settings
+from benchmarks.settings import COMPILED, Settings
 from benchmarks.tables import machine, table
 from scripts.local_airflow import CannotGoOnError, run_to_the_end
 from scripts.progress import Progress
@@ -106,6 +106,7 @@ class _Contest:
         self._arguments = arguments
         ours = ("AIRFLOW", "_AIRFLOW", "QWENIMAGE_", "PYTHONPATH")
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
+            **COMPILED,
             "PYTHONPATH": str(ROOT),
             "AIRFLOW_HOME": str(self._home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self._home / "dags"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.measured_airflow import MeasuredAirflow, RunUsage
 from benchmarks.orders import write_orders
 from benchmarks.sandbox_process import ROOT, SandboxProcess
-from benchmarks.settings import Settings
+from benchmarks.settings import COMPILED, Settings
 from benchmarks.tables import machine, table
 from scripts.local_airflow import CannotGoOnError
 from scripts.progress import Progress
@@ -238,10 +238,9 @@ def _draw_without_airflow(scene: Scene) -> RunUsage:
     command = [sys.executable, "-m", "benchmarks.bare_script", str(requests), str(settings.output("bare"))]
     command += ["--url", scene.api.url, "--in-flight", str(settings.in_flight)]
     command += ["--poll-interval", str(settings.poll_interval)]
+    environment = os.environ | COMPILED | {"QWENIMAGE_API_KEY": scene.api.api_key}
     began = time.monotonic()
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"QWENIMAGE_API_KEY": scene.api.api_key}, stdout=subprocess.PIPE, check=True
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
     said = json.loads(done.stdout)
     # The whole of it, as with Airflow's tasks: the interpreter and the imports as well.
     wall = time.monotonic() - began

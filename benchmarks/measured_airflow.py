@@ -14,7 +14,7 @@ import sqlalchemy
 
 from benchmarks.processes import adopting, cpu_seconds_below
 from benchmarks.sandbox_process import ROOT
-from benchmarks.settings import Settings
+from benchmarks.settings import COMPILED, Settings
 from scripts.local_airflow import CannotGoOnError
 from tests.integration.standalone import StandaloneAirflow
 
@@ -68,6 +68,7 @@ class MeasuredAirflow(StandaloneAirflow):
                 "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "5",
                 "AIRFLOW__SCHEDULER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "30",
                 "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "30",
+                **COMPILED,
                 **settings.to_environment(),
             },
         )

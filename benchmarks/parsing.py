@@ -13,6 +13,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from benchmarks.measured_parsing import Parse
+from benchmarks.settings import COMPILED
 from benchmarks.tables import machine, quantile, table
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -80,9 +81,7 @@ def _measure(folder: Path, operators: Sequence[str], rounds: int) -> list[dict[s
     for path, text in zip(paths, files.values(), strict=True):
         path.write_text(text)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    # As installed: compiled once, not at each parse.
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    environment |= {"AIRFLOW_HOME": str(folder / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    environment |= COMPILED | {"AIRFLOW_HOME": str(folder / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     command = [sys.executable, "-m", "benchmarks.measured_parsing", str(rounds), *map(str, paths)]
     said = subprocess.run(command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     lines = [json.loads(line) for line in said.splitlines() if line.startswith('{"ours"')]

@@ -15,6 +15,9 @@ from benchmarks.orders import orders
 # sensors that reschedule themselves every few seconds, and without retries it would end the whole run.
 RETRIES: dict[str, Any] = {"retries": 10, "retry_delay": timedelta(0)}
 
+# As installed at a user's: compiled once, not at the start of each process.
+COMPILED = {"PYTHONDONTWRITEBYTECODE": ""}
+
 _PREFIX = "QWENIMAGE_BENCHMARK_"
 
 

@@ -24,6 +24,7 @@ from airflow_provider_qwenimage.polling import DEFAULT_POLL_INTERVAL
 from benchmarks.certificates import write_certificate
 from benchmarks.measured_waits import Measured, Plan
 from benchmarks.sandbox_process import ROOT, SandboxProcess
+from benchmarks.settings import COMPILED
 from benchmarks.tables import machine
 from benchmarks.wait_table import EXPLANATION, Outcome, Setting, summary, wait_table
 from benchmarks.waits import CONTESTANTS, Api
@@ -188,7 +189,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 def _environment(folder: Path) -> dict[str, str]:
     """Return this environment without the user's Airflow, and with an empty home for another."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    return mine | {"AIRFLOW_HOME": str(folder / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    return mine | COMPILED | {"AIRFLOW_HOME": str(folder / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
 
 
 if __name__ == "__main__":
