@@ -153,6 +153,13 @@ class Ledger:
         """Whether the task was cleared since the last submission was written down."""
         return self._record is not None and self._max_tries != self._record.max_tries
 
+    @property
+    def submitted(self) -> tuple[str, GenerateRequest] | None:
+        """The id and the request of the image task that was last submitted, if that is on record."""
+        if self._record is None or self._record.image_task_id is None:
+            return None
+        return self._record.image_task_id, GenerateRequest(**self._record.request)
+
     def next_step(self, request: GenerateRequest) -> Step:
         """Return what this try does; see the function of that name.
 

@@ -170,11 +170,10 @@ class QwenImageGenerateOperator(BaseOperator):
 
         with failing_for_good():
             task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
-            with task.keeping(str(task.pushed("task_id"))):
+            image_task_id, request = task.submitted()
+            with task.keeping(image_task_id):
                 snapshot = snapshot_of(event)
-                submitted = task.pushed("request")
-                request = contract.GenerateRequest(**submitted) if submitted else self._request()
-                return self._finish(task, request, snapshot)
+                return self._finish(task, request or self._request(), snapshot)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume as Airflow says; where the trigger itself failed, keep the paid image from being paid again."""
@@ -184,7 +183,7 @@ class QwenImageGenerateOperator(BaseOperator):
         from airflow_provider_qwenimage.running_task import RunningTask
 
         task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
-        with failing_for_good(), task.keeping(str(task.pushed("task_id"))):
+        with failing_for_good(), task.keeping(task.submitted()[0]):
             return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:

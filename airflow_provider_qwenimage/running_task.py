@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
 
-from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.failures import (
     keeping_what_is_paid,
@@ -26,7 +26,7 @@ from airflow_provider_qwenimage.storage import open_output_path, remove_leftover
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
-    from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
+    from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.hooks import QwenImageHook
     from airflow_provider_qwenimage.submissions import Submit
 
@@ -64,8 +64,17 @@ class RunningTask:
         """Push an XCom."""
         self.ti.xcom_push(key=key, value=value)
 
-    def pushed(self, key: str) -> Any:
-        """Return an XCom that it has pushed, or None."""
+    def submitted(self) -> tuple[str, GenerateRequest | None]:
+        """Return the id of the image task that it has submitted before it was deferred, and the request if it is known.
+
+        The ledger has been read already; each XCom takes a request to Airflow's API.
+        """
+        if self.ledger.submitted is not None:
+            return self.ledger.submitted
+        request = self._pushed("request")
+        return str(self._pushed("task_id")), GenerateRequest(**request) if request else None
+
+    def _pushed(self, key: str) -> Any:
         return self.ti.xcom_pull(task_ids=self.ti.task_id, key=key, map_indexes=self.ti.map_index)
 
     def find_images(self, request: GenerateRequest) -> StoredImages | None:
