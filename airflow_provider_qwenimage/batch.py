@@ -180,7 +180,7 @@ class Batch:
                 finally:
                     await asyncio.shield(self._last_answers())
         finally:
-            drawer.close(wait=ended)
+            await drawer.close(wait=ended)
 
     def _to_do(self) -> Iterator[int]:
         """Yield the rows without an outcome: what is paid first."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,16 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_qwenimage import polling
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES
-from airflow_provider_qwenimage.downloads import open_session, without_query
-from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.downloads import fetch_async, open_async_session, without_query
+from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.failures import still_raising, write_down
-from airflow_provider_qwenimage.images import StoredImages, find_images, save_images
+from airflow_provider_qwenimage.images import StoredImages, find_images, store_image
 from airflow_provider_qwenimage.ledger import Ledger, open_batch_ledger
 from airflow_provider_qwenimage.metrics import count_end, count_submission
 from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.verification import verify_image
 
 if TYPE_CHECKING:
-    import requests
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     from airflow_provider_qwenimage.batch_requests import BatchRequest
@@ -63,31 +62,31 @@ class DrawingOptions:
 
 
 class Drawer:
-    """Draws images, with one client for all and blocking work in threads.
+    """Draws images, with one client for all and blocking work in threads. To be made in the event loop that uses it.
 
     Args:
         hook: The client.
         options: How they are drawn.
-        threads: How many images are downloaded, verified and stored at once.
+        at_once: How many images are downloaded, verified and stored at once, and held in memory for it.
     """
 
-    def __init__(self, hook: QwenImageAsyncHook, options: DrawingOptions, threads: int) -> None:
+    def __init__(self, hook: QwenImageAsyncHook, options: DrawingOptions, at_once: int) -> None:
         self._hook = hook
         self._options = options
-        self._sessions = threading.local()
-        self._open_sessions: list[requests.Session] = []
-        # Apart from the event loop's own threads: a download that hangs must not keep an id from being written down.
-        self._storing = ThreadPoolExecutor(threads, thread_name_prefix="qwenimage-storing")
+        self._session = open_async_session(at_once)
+        # From the download to the storage: images that wait in memory for a thread are bounded as well.
+        self._places = asyncio.Semaphore(at_once)
+        # Apart from the event loop's own threads: storage that takes its time must not keep an id from being written.
+        self._storing = ThreadPoolExecutor(at_once, thread_name_prefix="qwenimage-storing")
 
-    def close(self, *, wait: bool) -> None:
-        """End the threads that store images, and their sessions.
+    async def close(self, *, wait: bool) -> None:
+        """End the downloads, and the threads that store images.
 
         Args:
-            wait: Whether to wait for what they are doing.
+            wait: Whether to wait for what the threads are doing.
         """
         self._storing.shutdown(wait=wait, cancel_futures=True)
-        for session in self._open_sessions:
-            session.close()
+        await self._session.close()
 
     def begin(self, item: BatchRequest) -> tuple[Beginning, Ledger]:
         """Return how an image begins: with what is stored or submitted already, or with a submission. Blocks.
@@ -175,51 +174,71 @@ class Drawer:
             delay = 0.0 if at_once else policy.first_delay(now)
             end = await self._hook.follow(image_task_id, policy, first_delay=delay)
             snapshot = _successful(end)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._storing, self._store, item, ledger, snapshot)
+            return await self._save(item, ledger, snapshot)
         except Exception as error:
             if isinstance(error, QwenImageTaskFailedError) and error.snapshot is not None:
                 count_end(0, error.snapshot.consumed_credits)
             await asyncio.to_thread(write_down, error, ledger)
             raise
 
-    def _store(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot) -> StoredImages:
-        options = self._options
+    async def _save(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot) -> StoredImages:
+        numbers = range(1, len(snapshot.image_urls) + 1)
         try:
-            paths = save_images(
-                snapshot,
-                item.request,
-                options.folder,
-                place=item.place,
-                max_image_bytes=options.max_image_bytes,
-                made_by=options.made_by,
-                session=self._session(),
-            )
-        except BaseException:
+            paths = [await self._save_image(item, ledger, snapshot, number) for number in numbers]
+        except Exception:
             # The credits are spent whether or not the image can be had.
-            if ledger.count():
+            if await asyncio.to_thread(ledger.count):
                 count_end(len(snapshot.image_urls), snapshot.consumed_credits)
             raise
-        # The image stands, and its sidecar with it: a record too many costs nothing.
-        with suppress(OSError):
-            if ledger.finish():
-                count_end(len(snapshot.image_urls), snapshot.consumed_credits)
         return StoredImages(
             image_task_id=snapshot.task_id,
             paths=tuple(paths),
             # As in the sidecar: the query of a URL may grant access, and the manifest stands beside the images.
             image_urls=tuple(without_query(url) for url in snapshot.image_urls),
             consumed_credits=snapshot.consumed_credits,
-            made_by=options.made_by,
+            made_by=self._options.made_by,
         )
 
-    def _session(self) -> requests.Session:
-        """Return this thread's session for the image host: they are not made to be shared."""
-        session: requests.Session | None = getattr(self._sessions, "open", None)
-        if session is None:
-            session = self._sessions.open = open_session()
-            self._open_sessions.append(session)
-        return session
+    async def _save_image(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot, number: int) -> str:
+        loop = asyncio.get_running_loop()
+
+        async def verify_and_store(content: bytes) -> str | QwenImageImageError:
+            return await loop.run_in_executor(
+                self._storing, self._verify_and_store, content, item, ledger, snapshot, number
+            )
+
+        url = snapshot.image_urls[number - 1]
+        async with self._places:
+            stored = await fetch_async(self._session, url, self._options.max_image_bytes, verify_and_store)
+        if isinstance(stored, QwenImageImageError):
+            raise stored
+        return stored
+
+    def _verify_and_store(
+        self, content: bytes, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot, number: int
+    ) -> str | QwenImageImageError:
+        """Return the path of an image, or why it could not be stored, which another download would not help."""
+        facts = verify_image(content, item.request)
+        options = self._options
+        try:
+            path = store_image(
+                content,
+                facts,
+                snapshot,
+                item.request,
+                options.folder,
+                number=number,
+                place=item.place,
+                made_by=options.made_by,
+            )
+        except QwenImageImageError as error:
+            return error
+        if number == len(snapshot.image_urls):
+            # The image stands, and its sidecar with it: a record too many costs nothing.
+            with suppress(OSError):
+                if ledger.finish():
+                    count_end(number, snapshot.consumed_credits)
+        return path
 
 
 def _successful(end: polling.Done | polling.GiveUp) -> TaskSnapshot:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from airflow_provider_qwenimage import __version__
 from airflow_provider_qwenimage.contract import GenerateRequest, printable
@@ -14,24 +18,58 @@ from airflow_provider_qwenimage.retries import RequestRetries
 from airflow_provider_qwenimage.verification import ImageFacts, verify_image
 
 if TYPE_CHECKING:
+    import aiohttp
     import requests
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 60.0
 _RETRIES = RequestRetries(limit=5, delay_seconds=1.0)
 _CHUNK_BYTES = 256 * 1024
+_USER_AGENT = f"airflow-provider-qwenimage/{__version__}"
 
 
 def open_session() -> requests.Session:
     """Return a session for the image host; a context manager."""
     import requests
 
-    session = requests.Session()
-    session.headers["User-Agent"] = f"airflow-provider-qwenimage/{__version__}"
+    class WithoutCredentials(requests.Session):
+        def rebuild_auth(self, prepared_request: object, response: object) -> None:
+            """Add nothing: at a redirect, requests would look into the netrc file again."""
+
+    session = WithoutCredentials()
+    session.headers["User-Agent"] = _USER_AGENT
     # Otherwise requests would look for credentials in a netrc file.
     session.auth = lambda request: request
     return session
+
+
+def open_async_session(connections: int) -> aiohttp.ClientSession:
+    """Return a session for the image host, of the event loop that runs; an asynchronous context manager.
+
+    Args:
+        connections: How many are open at once, at most.
+    """
+    import aiohttp
+
+    async def without_credentials(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        # Where a proxy is to be found, aiohttp looks for credentials in a netrc file as well.
+        request.headers.popall("Authorization", None)
+        return await handler(request)
+
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections),
+        headers={"User-Agent": _USER_AGENT},
+        # Per connection and per read, as requests counts them.
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT_SECONDS, sock_read=_TIMEOUT_SECONDS),
+        trust_env=bool(getproxies()),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        middlewares=(without_credentials,),
+    )
 
 
 def fetch(
@@ -39,7 +77,7 @@ def fetch(
 ) -> tuple[bytes, ImageFacts]:
     """Download one image and verify it, again after a fault that may pass.
 
-    It is held in memory: to be verified it is decoded, which takes several times as much.
+    It is held in memory: to be verified it is decoded, which takes as much again.
 
     Args:
         session: What `open_session` returned.
@@ -59,57 +97,129 @@ def fetch(
             content = _download(session, url, max_image_bytes)
             return content, verify_image(content, request)
         except QwenImageImageError as error:
-            pause = _RETRIES.pause(error, tries)
+            pause = _pause(error, tries, url)
             if pause is None:
                 raise
-            log.warning("Download of %s failed; trying again in %.1f s: %s", without_query(url), pause, error)
         time.sleep(pause)
         tries += 1
+
+
+async def fetch_async(
+    session: aiohttp.ClientSession, url: str, max_image_bytes: int, use: Callable[[bytes], Awaitable[Result]]
+) -> Result:
+    """Download one image and hand it on, again after a fault that may pass.
+
+    Args:
+        session: What `open_async_session` returned.
+        url: Where the image is.
+        max_image_bytes: A longer download is refused.
+        use: Verifies the bytes of the file, in a thread.
+
+    Returns:
+        What `use` returned.
+
+    Raises:
+        QwenImageImageError: If it does not come, or is not what was asked for.
+    """
+    tries = 0
+    while True:
+        try:
+            return await use(await _download_async(session, url, max_image_bytes))
+        except QwenImageImageError as error:
+            pause = _pause(error, tries, url)
+            if pause is None:
+                raise
+        await asyncio.sleep(pause)
+        tries += 1
+
+
+def _pause(error: QwenImageImageError, tries: int, url: str) -> float | None:
+    pause = _RETRIES.pause(error, tries)
+    if pause is not None:
+        log.warning("Download of %s failed; trying again in %.1f s: %s", without_query(url), pause, error)
+    return pause
 
 
 def _download(session: requests.Session, url: str, max_image_bytes: int) -> bytes:
     import requests
 
-    shown = without_query(url)
+    download = _Download(url, max_image_bytes)
     try:
         with session.get(url, stream=True, timeout=_TIMEOUT_SECONDS) as response:
-            if response.status_code != requests.codes.ok:
-                raise QwenImageImageError(
-                    f"{shown} answered HTTP {response.status_code} instead of the image. Image URLs may expire; "
-                    "if it is too late, submit the prompt again."
-                )
-            promised = _content_length(response)
-            if promised is not None and promised > max_image_bytes:
-                raise _too_large(shown, promised, max_image_bytes)
-            content = bytearray()
+            download.begin(response.status_code, response.headers)
             for chunk in response.iter_content(_CHUNK_BYTES):
-                content += chunk
-                if len(content) > max_image_bytes:
-                    raise _too_large(shown, len(content), max_image_bytes)
+                download.add(chunk)
     except requests.RequestException as error:
-        raise QwenImageImageError(
-            f"{shown} could not be downloaded: {type(error).__name__}: {printable(str(error))}. Check that the worker "
-            "may reach the image host."
-        ) from error
-    if promised is not None and len(content) != promised:
-        raise QwenImageImageError(f"{shown} ended after {len(content)} of {promised} bytes. Try again.")
-    return bytes(content)
+        raise download.lost(error) from error
+    return download.content()
 
 
-def _content_length(response: requests.Response) -> int | None:
-    value = response.headers.get("Content-Length", "")
+async def _download_async(session: aiohttp.ClientSession, url: str, max_image_bytes: int) -> bytes:
+    import aiohttp
+
+    download = _Download(url, max_image_bytes)
+    try:
+        async with session.get(url) as response:
+            download.begin(response.status, response.headers)
+            async for chunk in response.content.iter_any():
+                download.add(chunk)
+    # A URL that is none raises a ValueError as well, as it does in requests.
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise download.lost(error) from error
+    return download.content()
+
+
+class _Download:
+    """What becomes of an answer of the image host, whichever client reads it."""
+
+    def __init__(self, url: str, max_image_bytes: int) -> None:
+        self._shown = without_query(url)
+        self._max_image_bytes = max_image_bytes
+        self._promised: int | None = None
+        self._content = bytearray()
+
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        if status != HTTPStatus.OK:
+            raise QwenImageImageError(
+                f"{self._shown} answered HTTP {status} instead of the image. Image URLs may expire; "
+                "if it is too late, submit the prompt again."
+            )
+        self._promised = _content_length(headers)
+        if self._promised is not None:
+            self._check_size(self._promised)
+
+    def add(self, chunk: bytes) -> None:
+        self._content += chunk
+        self._check_size(len(self._content))
+
+    def content(self) -> bytes:
+        if self._promised is not None and len(self._content) != self._promised:
+            raise QwenImageImageError(
+                f"{self._shown} ended after {len(self._content)} of {self._promised} bytes. Try again."
+            )
+        return bytes(self._content)
+
+    def lost(self, error: Exception) -> QwenImageImageError:
+        return QwenImageImageError(
+            f"{self._shown} could not be downloaded: {type(error).__name__}: {printable(str(error))}. Check that the "
+            "worker may reach the image host."
+        )
+
+    def _check_size(self, size_bytes: int) -> None:
+        if size_bytes > self._max_image_bytes:
+            raise QwenImageImageError(
+                f"{self._shown} is larger than allowed: at least {size_bytes} bytes, limit {self._max_image_bytes}. "
+                "Raise max_image_bytes if images may be that large.",
+                permanent=True,
+            )
+
+
+def _content_length(headers: Mapping[str, str]) -> int | None:
+    value = headers.get("Content-Length", "")
     # A compressed transfer's length is not the file's.
-    if "Content-Encoding" in response.headers or not (value.isascii() and value.isdigit()):
+    if "Content-Encoding" in headers or not (value.isascii() and value.isdigit()):
         return None
     return int(value[:18])
-
-
-def _too_large(shown: str, size_bytes: int, max_image_bytes: int) -> QwenImageImageError:
-    return QwenImageImageError(
-        f"{shown} is larger than allowed: at least {size_bytes} bytes, limit {max_image_bytes}. Raise max_image_bytes "
-        "if images may be that large.",
-        permanent=True,
-    )
 
 
 def without_query(url: str) -> str:

@@ -12,7 +12,6 @@ import re
 import time
 import unicodedata
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -25,8 +24,9 @@ from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.storage import put_bytes, put_json, read_json, sha256_of, writer_of
 
 if TYPE_CHECKING:
-    import requests
     from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from airflow_provider_qwenimage.verification import ImageFacts
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,6 @@ def save_images(
     place: int = 0,
     max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
     made_by: Mapping[str, Any] | None = None,
-    session: requests.Session | None = None,
 ) -> list[str]:
     """Download, verify and store every image of a finished task.
 
@@ -88,7 +87,6 @@ def save_images(
         place: The request's place among its like; see `GenerateRequest.fingerprint`.
         max_image_bytes: A longer download is refused.
         made_by: What the sidecar tells of the Airflow task that stores them: plain JSON.
-        session: What `downloads.open_session` returned, to be used for further images; None opens one for this.
 
     Returns:
         The final path of each image, in the order of the snapshot's URLs.
@@ -97,34 +95,68 @@ def save_images(
         QwenImageImageError: If an image does not come, or is not what was asked for. Nothing of it
             stands under a final name then.
     """
-    paths = []
-    with open_session() if session is None else nullcontext(session) as carrier:
+    with open_session() as session:
+        paths = []
         for number, url in enumerate(snapshot.image_urls, start=1):
-            image, sidecar = _names(request, folder, place, number)
-            content, facts = fetch(carrier, url, request, max_image_bytes)
-            description = {
-                "image": image.name,
-                "image_number": number,
-                "image_count": len(snapshot.image_urls),
-                "request": request.description(),
-                "fingerprint": request.fingerprint(place),
-                "task_id": snapshot.task_id,
-                "status": str(snapshot.status),
-                "consumed_credits": snapshot.consumed_credits,
-                "image_url": without_query(url),
-                "width": facts.width,
-                "height": facts.height,
-                "output_format": facts.output_format,
-                "size_bytes": facts.size_bytes,
-                "sha256": facts.sha256,
-                "created_at": snapshot.created_at.isoformat() if snapshot.created_at else None,
-                "stored_at": pendulum.now("UTC").isoformat(),
-                "made_by": dict(made_by or {}),
-                "package_version": __version__,
-            }
-            _put_pair(content, image, description, sidecar, writer_of(made_by or {}))
-            paths.append(str(image))
+            content, facts = fetch(session, url, request, max_image_bytes)
+            paths.append(
+                store_image(content, facts, snapshot, request, folder, number=number, place=place, made_by=made_by)
+            )
     return paths
+
+
+def store_image(
+    content: bytes,
+    facts: ImageFacts,
+    snapshot: TaskSnapshot,
+    request: GenerateRequest,
+    folder: ObjectStoragePath,
+    *,
+    number: int,
+    place: int = 0,
+    made_by: Mapping[str, Any] | None = None,
+) -> str:
+    """Store one image of a finished task, and its sidecar.
+
+    Args:
+        content: The bytes of the file.
+        facts: What was verified of them.
+        snapshot: The task's snapshot.
+        request: What was asked for.
+        folder: Where it goes; see `storage.open_output_path`.
+        number: Its place among the snapshot's URLs, counted from 1.
+        place: The request's place among its like; see `GenerateRequest.fingerprint`.
+        made_by: What the sidecar tells of the Airflow task that stores it: plain JSON.
+
+    Returns:
+        Its final path.
+
+    Raises:
+        QwenImageImageError: If what stands there is not what was stored.
+    """
+    image, sidecar = _names(request, folder, place, number)
+    description = {
+        "image": image.name,
+        "image_number": number,
+        "image_count": len(snapshot.image_urls),
+        "request": request.description(),
+        "fingerprint": request.fingerprint(place),
+        "task_id": snapshot.task_id,
+        "status": str(snapshot.status),
+        "consumed_credits": snapshot.consumed_credits,
+        "image_url": without_query(snapshot.image_urls[number - 1]),
+        "width": facts.width,
+        "height": facts.height,
+        "output_format": facts.output_format,
+        "size_bytes": facts.size_bytes,
+        "sha256": facts.sha256,
+        "created_at": snapshot.created_at.isoformat() if snapshot.created_at else None,
+        "stored_at": pendulum.now("UTC").isoformat(),
+        "made_by": dict(made_by or {}),
+        "package_version": __version__,
+    }
+    _put_pair(content, image, description, sidecar, writer_of(made_by or {}))
+    return str(image)
 
 
 def find_images(request: GenerateRequest, folder: ObjectStoragePath, *, place: int = 0) -> StoredImages | None:

@@ -521,6 +521,27 @@ def test_blips_of_every_kind_lose_no_image(api: Sandbox, tmp_path: Path, quick_d
     assert statuses(tmp_path) == ["SUCCESS"] * 5
 
 
+def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_MOST_THREADS", 2)
+    put_bytes, may_go_on, first = storage.put_bytes, threading.Event(), threading.Lock()
+    fetched: list[int] = []
+
+    def put(content: bytes, target: Any, **arguments: str) -> None:
+        if first.acquire(blocking=False):
+            # Long enough for all of them to be drawn and fetched, if they were.
+            time.sleep(3)
+            fetched.append([request.route for request in api.requests].count("image"))
+            may_go_on.set()
+        assert may_go_on.wait(30)
+        put_bytes(content, target, **arguments)
+
+    monkeypatch.setattr(images, "put_bytes", put)
+    assert draw(tmp_path, requests=[f"Fox {number}" for number in range(6)], max_in_flight=6).state == "success"
+    assert fetched == [2]
+
+
 def test_one_image_that_cannot_be_stored_is_had_by_the_next_try_without_paying(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

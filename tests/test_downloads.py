@@ -1,0 +1,156 @@
+"""A download ends the same way through either client: with the image, or with an error that says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_qwenimage import downloads
+from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, GenerateRequest
+from airflow_provider_qwenimage.exceptions import QwenImageImageError
+from airflow_provider_qwenimage.hooks import QwenImageHook
+from airflow_provider_qwenimage.retries import RequestRetries
+from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.verification import verify_image
+
+REQUEST = GenerateRequest(prompt="A red fox", size="768*1024", seed=7, output_format="png")
+Download = Callable[[str, int], bytes]
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(port=0, seconds_per_image=0) as running:
+        yield running
+
+
+@pytest.fixture
+def url(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> str:
+    sandbox.reset()
+    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", sandbox.connection_json)
+    monkeypatch.setattr(downloads, "_RETRIES", RequestRetries(limit=2, delay_seconds=0.0))
+    with QwenImageHook() as hook:
+        return hook.wait_for_completion(hook.submit(REQUEST), poll_interval=0.05).image_urls[0]
+
+
+def with_requests(url: str, max_image_bytes: int) -> bytes:
+    with downloads.open_session() as session:
+        return downloads.fetch(session, url, REQUEST, max_image_bytes)[0]
+
+
+def with_aiohttp(url: str, max_image_bytes: int) -> bytes:
+    async def download() -> bytes:
+        async def verified(content: bytes) -> bytes:
+            await asyncio.to_thread(partial(verify_image, content, REQUEST))
+            return content
+
+        async with downloads.open_async_session(2) as session:
+            return await downloads.fetch_async(session, url, max_image_bytes, verified)
+
+    return asyncio.run(download())
+
+
+@pytest.fixture(params=[with_requests, with_aiohttp], ids=["requests", "aiohttp"])
+def download(request: pytest.FixtureRequest) -> Download:
+    function: Download = request.param
+    return function
+
+
+def downloads_of(sandbox: Sandbox) -> int:
+    return [record.route for record in sandbox.requests].count("image")
+
+
+@pytest.mark.parametrize(
+    "behaviour", ["truncate", "truncate_with_length", "html", "garbage", "not_found", "server_error", "drop"]
+)
+def test_what_breaks_is_downloaded_again(sandbox: Sandbox, url: str, download: Download, behaviour: str) -> None:
+    whole = download(url, DEFAULT_MAX_IMAGE_BYTES)
+    sandbox.script("image", behaviour, behaviour)
+    assert download(url, DEFAULT_MAX_IMAGE_BYTES) == whole
+    assert downloads_of(sandbox) == 4
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("truncate", "could not be downloaded.*may reach the image host|ended after .* of .* bytes"),
+        ("drop", "could not be downloaded.*may reach the image host"),
+        ("truncate_with_length", "whole image|no end"),
+        ("html", "do not decode"),
+        ("not_found", "HTTP 404.*may expire"),
+    ],
+)
+def test_what_stays_broken_is_one_clear_error(
+    sandbox: Sandbox, url: str, download: Download, behaviour: str, message: str
+) -> None:
+    # More often than it is tried: aiohttp sends a GET once more by itself when a connection drops.
+    sandbox.script("image", (behaviour, 9))
+    with pytest.raises(QwenImageImageError, match=message):
+        download(url, DEFAULT_MAX_IMAGE_BYTES)
+    assert downloads_of(sandbox) >= 3
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("wrong_size", r"768\*1024 was asked for"),
+        ("oversized", "larger than allowed.*Raise max_image_bytes"),
+    ],
+)
+def test_what_another_download_would_not_mend_is_not_downloaded_again(
+    sandbox: Sandbox, url: str, download: Download, behaviour: str, message: str
+) -> None:
+    sandbox.script("image", (behaviour, 9))
+    with pytest.raises(QwenImageImageError, match=message):
+        download(url, DEFAULT_MAX_IMAGE_BYTES)
+    assert downloads_of(sandbox) == 1
+
+
+def test_an_image_longer_than_allowed_is_not_read_to_its_end(sandbox: Sandbox, url: str, download: Download) -> None:
+    with pytest.raises(QwenImageImageError, match="at least .* bytes, limit 10000"):
+        download(url, 10_000)
+    assert downloads_of(sandbox) == 1
+
+
+def test_a_host_that_cannot_be_reached_is_named(download: Download) -> None:
+    with pytest.raises(QwenImageImageError, match=r"http://127.0.0.1:9/a.png could not be downloaded"):
+        downloads_retried_at_once(download, "http://127.0.0.1:9/a.png?signature=secret")
+
+
+def downloads_retried_at_once(download: Download, url: str) -> bytes:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(downloads, "_RETRIES", RequestRetries(limit=0))
+        return download(url, DEFAULT_MAX_IMAGE_BYTES)
+
+
+def test_no_key_and_no_netrc_file_reaches_the_image_host_even_where_a_proxy_is_set(
+    sandbox: Sandbox, url: str, download: Download, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login somebody password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    # A proxy that is not to be used for this host: aiohttp reads the environment, and the netrc file with it.
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    sandbox.script("image", "redirect")
+    download(url, DEFAULT_MAX_IMAGE_BYTES)
+    records = [record for record in sandbox.requests if record.route == "image"]
+    assert len(records) == 2
+    assert not any(record.authorized_header for record in records)
+
+
+def test_the_image_is_had_through_a_proxy_where_one_is_set(
+    sandbox: Sandbox, url: str, download: Download, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    # The sandbox takes a request in a proxy's form as well, so it can stand for one.
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, sandbox.url)
+    elsewhere = url.replace("127.0.0.1", "images.invalid")
+    assert download(elsewhere, DEFAULT_MAX_IMAGE_BYTES)
