@@ -235,6 +235,15 @@ def test_garbage_inside_an_image_does_not_pass(output_format: str) -> None:
         verify_image(spoiled, GenerateRequest(prompt="a", size="768*1024", output_format=output_format))
 
 
+def test_a_png_whose_checksum_is_wrong_does_not_pass() -> None:
+    spoiled = bytearray(WHOLE["png"])
+    data = spoiled.index(b"IDAT")
+    checksum = data + 4 + int.from_bytes(spoiled[data - 4 : data], "big")
+    spoiled[checksum] ^= 1
+    with pytest.raises(QwenImageImageError, match="do not decode"):
+        verify_image(bytes(spoiled), GenerateRequest(prompt="a", size="768*1024", output_format="png"))
+
+
 @pytest.mark.parametrize("output_format", ["jpeg", "png", "webp"])
 def test_the_whole_image_passes(output_format: str) -> None:
     request = GenerateRequest(prompt="a", size="768*1024", output_format=output_format)

@@ -542,6 +542,18 @@ def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
     assert fetched == [2]
 
 
+def test_an_image_that_storage_spoils_is_not_downloaded_again_in_the_same_try(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_downloads: None
+) -> None:
+    monkeypatch.setattr(images, "_PUT_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(images, "sha256_of", lambda file: "of other bytes")
+    end = draw(tmp_path, requests=["A fox"])
+    assert end.state == "failed"
+    assert "not what its sidecar describes" in str(end.errors[0])
+    assert [request.route for request in api.requests].count("image") == end.tries
+    assert len(api.submissions) == 1
+
+
 def test_one_image_that_cannot_be_stored_is_had_by_the_next_try_without_paying(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
