@@ -183,7 +183,7 @@ class QwenImageBatchOperator(BaseOperator):
             progress["in_flight"],
             progress["consumed_credits"],
             progress["images_per_second"],
-            "" if seconds_left is None else f", about {seconds_left:.0f} s left",
+            f", about {seconds_left:.0f} s left" if seconds_left else "",
         )
         return progress
 
