@@ -156,14 +156,15 @@ def _download(session: requests.Session, url: str, max_image_bytes: int) -> byte
 
 async def _download_async(session: aiohttp.ClientSession, url: str, max_image_bytes: int) -> bytes:
     import aiohttp
+    from yarl import URL
 
     download = _Download(url, max_image_bytes)
     try:
-        async with session.get(url) as response:
+        # As it is written: a signature may be of the very characters, where yarl knows two spellings of one thing.
+        async with session.get(URL(url, encoded=url.isascii())) as response:
             download.begin(response.status, response.headers)
             async for chunk in response.content.iter_any():
                 download.add(chunk)
-    # A URL that is none raises a ValueError as well, as it does in requests.
     except (aiohttp.ClientError, TimeoutError) as error:
         raise download.lost(error) from error
     return download.content()

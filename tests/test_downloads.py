@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,26 @@ def test_no_key_and_no_netrc_file_reaches_the_image_host_even_where_a_proxy_is_s
     records = [record for record in sandbox.requests if record.route == "image"]
     assert len(records) == 2
     assert not any(record.authorized_header for record in records)
+
+
+def test_a_signed_url_is_asked_for_as_it_is_written(url: str, download: Download) -> None:
+    content = with_requests(url, DEFAULT_MAX_IMAGE_BYTES)
+    asked: list[str] = []
+
+    class Host(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    path = "/a%2Fb.png?Expires=1&Signature=ab%2Bc%2Fd%3D&x=%20y"
+    with HTTPServer(("127.0.0.1", 0), Host) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert download(f"http://127.0.0.1:{server.server_port}{path}", DEFAULT_MAX_IMAGE_BYTES) == content
+        server.shutdown()
+    assert asked == [path]
 
 
 def test_the_image_is_had_through_a_proxy_where_one_is_set(
