@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif)/?$", re.IGNORECASE)
 # An object appears in these stores only once its upload is complete; elsewhere a rename does that.
 _STORES_THAT_PUT_WHOLE_OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "adl", "az", "wasb", "wasbs"})
@@ -39,7 +40,7 @@ def open_output_path(output_path: str) -> ObjectStoragePath:
 
     check_output_path(output_path)
     try:
-        folder = ObjectStoragePath(os.path.expanduser(output_path))  # noqa: PTH111  a URL is not to be changed
+        folder = ObjectStoragePath(output_path if _URL.match(output_path) else str(_absolute(output_path)))
         _ = folder.fs
     except (ValueError, ImportError) as error:
         raise ValueError(
@@ -48,6 +49,11 @@ def open_output_path(output_path: str) -> ObjectStoragePath:
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _absolute(path: str) -> Path:
+    """Return where a plain path leads: some versions of Airflow take a relative one for one at the root."""
+    return Path(path).expanduser().absolute()
 
 
 def check_output_path(output_path: object) -> None:

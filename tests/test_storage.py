@@ -52,7 +52,7 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "folder").is_dir()
 
 
-@pytest.mark.parametrize("start", ["", "file://"])
+@pytest.mark.parametrize("start", ["", "file:", "file://"])
 def test_a_plain_path_works_like_a_file_url(tmp_path: Path, start: str) -> None:
     folder = storage.open_output_path(f"{start}{tmp_path}/plain")
     storage.put_json({"a": 1}, folder / "a.json")
