@@ -5,17 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from airflow_provider_qwenimage.contract import GenerateRequest, printable
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-# Pillow's verify() compares the checksums of a PNG, where decoding does not, and does nothing for the others. After it
-# an image has to be opened anew to be decoded.
-_CHECKED_BY_VERIFY = "png"
 _END_MARKS = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 
 
@@ -55,13 +48,12 @@ def verify_image(content: bytes, request: GenerateRequest) -> ImageFacts:
             found_format, found_size = (image.format or "").lower(), image.size
             # The size is compared before any pixel is decoded: a bomb of another size stays unexploded.
             _check_kind(found_format, found_size, request)
-            if found_format != _CHECKED_BY_VERIFY:
-                _decode(image)
-            else:
-                image.verify()
-        if found_format == _CHECKED_BY_VERIFY:
-            with Image.open(io.BytesIO(content)) as image:
-                _decode(image)
+            image.verify()
+        # verify() compares a PNG's checksums, where decoding does not; after it, only a second opening can decode.
+        with Image.open(io.BytesIO(content)) as image:
+            # A JPEG is read to its end at any scale, and damage is found there; its pixels are computed at an eighth.
+            image.draft("L", (image.width // 8, image.height // 8))
+            image.load()
     except QwenImageImageError:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen classes on broken files
@@ -77,12 +69,6 @@ def verify_image(content: bytes, request: GenerateRequest) -> ImageFacts:
         size_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-
-
-def _decode(image: Image.Image) -> None:
-    # A JPEG is read to its end at any scale, and damage is found there; only its pixels are computed at an eighth.
-    image.draft("L", (image.width // 8, image.height // 8))
-    image.load()
 
 
 def _check_kind(found_format: str, found_size: tuple[int, int], request: GenerateRequest) -> None:

@@ -117,15 +117,10 @@ def test_an_image_longer_than_allowed_is_not_read_to_its_end(sandbox: Sandbox, u
     assert downloads_of(sandbox) == 1
 
 
-def test_a_host_that_cannot_be_reached_is_named(download: Download) -> None:
+def test_a_host_that_cannot_be_reached_is_named(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_RETRIES", RequestRetries(limit=0))
     with pytest.raises(QwenImageImageError, match=r"http://127.0.0.1:9/a.png could not be downloaded"):
-        downloads_retried_at_once(download, "http://127.0.0.1:9/a.png?signature=secret")
-
-
-def downloads_retried_at_once(download: Download, url: str) -> bytes:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(downloads, "_RETRIES", RequestRetries(limit=0))
-        return download(url, DEFAULT_MAX_IMAGE_BYTES)
+        download("http://127.0.0.1:9/a.png?signature=secret", DEFAULT_MAX_IMAGE_BYTES)
 
 
 def test_no_key_and_no_netrc_file_reaches_the_image_host_even_where_a_proxy_is_set(
