@@ -132,6 +132,18 @@ class Batch:
         """Remove what is on disk of it."""
         self.outcomes.close()
 
+    def outcome(self, number: int) -> dict[str, Any] | None:
+        """Return what became of a row so far, or None if nothing was begun.
+
+        Args:
+            number: The row, counted from 0.
+        """
+        outcome = self.outcomes.get(number)
+        flight = self._flights.get(number)
+        if outcome is None and flight is not None:
+            return {"status": str(RowStatus.IN_PROGRESS), "task_id": flight.image_task_id}
+        return outcome
+
     def progress(self) -> dict[str, Any]:
         """Return where it stands, as plain JSON; see `BatchTotals.progress`."""
         return self.totals.progress(0.0 if self._began is None else time.monotonic() - self._began)
@@ -234,6 +246,7 @@ class Batch:
             "paths": list(end.paths),
             "consumed_credits": 0 if reused else end.consumed_credits,
             "reused": reused,
+            "stored_at": end.stored_at,
         }
 
     async def _draw(self, drawer: Drawer, number: int) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import pendulum
+
 from airflow_provider_qwenimage import polling
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES
 from airflow_provider_qwenimage.downloads import fetch_async, open_async_session, without_query
@@ -197,6 +199,7 @@ class Drawer:
             image_urls=tuple(without_query(url) for url in snapshot.image_urls),
             consumed_credits=snapshot.consumed_credits,
             made_by=self._options.made_by,
+            stored_at=pendulum.now("UTC").isoformat(),
         )
 
     async def _save_image(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot, number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +13,8 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_qwenimage import contract, polling
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID, read_connection
-from airflow_provider_qwenimage.storage import (
-    check_output_path,
-    open_output_path,
-    put_file,
-    remove_leftovers,
-    writer_of,
-)
+from airflow_provider_qwenimage.links import GENERATED_IMAGES
+from airflow_provider_qwenimage.storage import check_output_path, open_output_path, writer_of
 from airflow_provider_qwenimage.templates import is_template
 
 if TYPE_CHECKING:
@@ -28,6 +22,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.batch import Batch
     from airflow_provider_qwenimage.batch_image import DrawingOptions
+    from airflow_provider_qwenimage.batch_manifest import BatchManifest
     from airflow_provider_qwenimage.batch_requests import BatchRequests
 
 _PROGRESS_SECONDS = 5.0
@@ -46,10 +41,11 @@ class QwenImageBatchOperator(BaseOperator):
     four equal prompts are four images.
 
     While it runs it logs its progress and pushes it as the XCom `progress`: ``requests``, ``done``, ``reused``,
-    ``failed``, ``in_flight``, ``consumed_credits``, ``images_per_second``, ``seconds_left``. At the end there is a
-    ``manifest.jsonl`` beside the images (``manifest-<map index>.jsonl`` in a mapped task) with one row for each
-    request, in their order, also where the task fails. The XCom `manifest` is its path, `consumed_credits` what the
-    task has spent since it was first run or last cleared.
+    ``failed``, ``in_flight``, ``consumed_credits``, ``images_per_second``, ``seconds_left``, and ``rows``, a hidden
+    file from which the gallery in Airflow's UI fills. At the end there is a ``manifest.jsonl`` beside the
+    images (``manifest-<map index>.jsonl`` in a mapped task) with one row for each request, in their order, also where
+    the task fails. The XCom `manifest` is its path, `consumed_credits` what the task has spent since it was first run
+    or last cleared.
 
     It returns a dict: ``manifest``, ``requests``, ``images``, ``reused``, ``failed``, ``consumed_credits``.
 
@@ -76,6 +72,7 @@ class QwenImageBatchOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("requests", "output_path", "qwenimage_conn_id")
+    operator_extra_links = (GENERATED_IMAGES,)
     ui_color = "#cdbff9"
 
     def __init__(
@@ -117,13 +114,14 @@ class QwenImageBatchOperator(BaseOperator):
         """
         # Airflow parses DAG files all day: what only a task needs is not loaded for them.
         from airflow_provider_qwenimage.batch import Batch
+        from airflow_provider_qwenimage.batch_manifest import BatchManifest
         from airflow_provider_qwenimage.batch_totals import Limits
         from airflow_provider_qwenimage.failures import failing_for_good
         from airflow_provider_qwenimage.hooks import QwenImageHook
         from airflow_provider_qwenimage.ledger import description_of
 
         ti = context["ti"]
-        with failing_for_good(), ExitStack() as stack:
+        with failing_for_good(ti), ExitStack() as stack:
             scratch = stack.enter_context(_scratch_folder(writer_of(description_of(ti))))
             connection = QwenImageHook.get_connection(self.qwenimage_conn_id)
             read_connection(connection)
@@ -141,21 +139,23 @@ class QwenImageBatchOperator(BaseOperator):
                 self.max_in_flight,
                 folder,
             )
-            self._run(ti, batch)
-            manifest = self._put_manifest(ti, folder, requests, batch, scratch)
-            return self._conclude(ti, manifest, len(requests), batch)
+            # Airflow itself stores links only when a task ends.
+            ti.xcom_push(key=GENERATED_IMAGES.xcom_key, value=GENERATED_IMAGES.get_link(self, ti_key=ti))
+            manifest = BatchManifest(folder, requests, batch, options.made_by, scratch)
+            self._run(ti, batch, manifest)
+            return self._conclude(ti, self._put_manifest(ti, manifest), len(requests), batch)
 
     def on_kill(self) -> None:
         """Have the batch end within seconds. The API has no way to cancel an image task; the next try goes on."""
         if self._batch is not None:
             self._batch.stop("the task is ended from outside")
 
-    def _run(self, ti: Any, batch: Batch) -> None:
+    def _run(self, ti: Any, batch: Batch, manifest: BatchManifest) -> None:
         last: dict[str, Any] = {}
         batch.start()
         try:
             while not batch.wait(_PROGRESS_SECONDS):
-                last = self._report(ti, batch, last)
+                last = self._report(ti, batch, last, manifest.list_rows())
         except BaseException as error:
             # A signal, or the task's `execution_timeout`; nothing that is paid may be lost with it.
             batch.stop(f"{type(error).__name__}: {error}")
@@ -165,10 +165,10 @@ class QwenImageBatchOperator(BaseOperator):
             raise
         self._report(ti, batch, last)
 
-    def _report(self, ti: Any, batch: Batch, last: Mapping[str, Any]) -> dict[str, Any]:
+    def _report(self, ti: Any, batch: Batch, last: Mapping[str, Any], rows: str | None = None) -> dict[str, Any]:
         from airflow_provider_qwenimage.failures import still_raising
 
-        progress = batch.progress()
+        progress = batch.progress() | ({} if rows is None else {"rows": rows})
         if progress == last:
             return progress
         with still_raising("the progress"):
@@ -205,31 +205,8 @@ class QwenImageBatchOperator(BaseOperator):
             "consumed_credits": totals.spent,
         }
 
-    def _put_manifest(
-        self, ti: Any, folder: ObjectStoragePath, requests: BatchRequests, batch: Batch, scratch: Path
-    ) -> str:
-        from airflow_provider_qwenimage.batch_totals import manifest_row
-        from airflow_provider_qwenimage.ledger import description_of
-
-        map_index = _map_index_of(ti)
-        name = "manifest.jsonl" if map_index < 0 else f"manifest-{map_index}.jsonl"
-        local = scratch / name
-        with local.open("w", encoding="utf-8") as stream:
-            for number in range(len(requests)):
-                item = requests[number]
-                outcome = batch.outcomes.get(number if item.same_as is None else item.same_as)
-                if outcome is not None and item.same_as is not None:
-                    outcome |= {"same_as": item.same_as + 1, "consumed_credits": 0}
-                row = manifest_row(number + 1, item.request.description(), outcome)
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        target = folder / name
-        writer = writer_of(description_of(ti))
-        put_file(local, target, writer=writer)
-        if ti.try_number > 1:
-            # Hidden files, which are in nobody's way.
-            with suppress(OSError):
-                remove_leftovers(folder, writer)
-        return str(target)
+    def _put_manifest(self, ti: Any, manifest: BatchManifest) -> str:
+        return manifest.put(is_first_try=ti.try_number == 1)
 
     def _read_requests(self, map_index: int) -> BatchRequests:
         from airflow_provider_qwenimage.batch_requests import BatchRequests, file_reader, read_list

@@ -1,7 +1,8 @@
 """Counts what became of the images of a batch, and decides whether another is submitted and how the batch ends. No I/O.
 
 The status of a row is the API's SUCCESS or FAILED where there is one; a row that has none is UNKNOWN (its submission
-may have been accepted), UNFINISHED (it is paid, and its image is not stored yet) or NOT_SUBMITTED.
+may have been accepted), UNFINISHED (it is paid, and its image is not stored yet) or NOT_SUBMITTED; and, while the batch
+runs, IN_PROGRESS.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class RowStatus(StrEnum):
     UNKNOWN = "UNKNOWN"
     UNFINISHED = "UNFINISHED"
     NOT_SUBMITTED = "NOT_SUBMITTED"
+    IN_PROGRESS = "IN_PROGRESS"
 
 
 @dataclass(frozen=True)
@@ -234,12 +236,15 @@ def row_error(error: BaseException) -> dict[str, Any]:
     return {"error": type(error).__name__, "message": str(error)}
 
 
-def manifest_row(number: int, request: Mapping[str, Any], outcome: Mapping[str, Any] | None) -> dict[str, Any]:
+def manifest_row(
+    number: int, request: Mapping[str, Any], outcome: Mapping[str, Any] | None, writer: str
+) -> dict[str, Any]:
     """Return a row of the manifest.
 
     Args:
         number: The row, counted from 1.
         request: The fields that describe the image.
         outcome: What became of it, if anything did.
+        writer: Which Airflow task tells it; see `storage.writer_of`.
     """
-    return {"row": number, "status": str(RowStatus.NOT_SUBMITTED), **request, **(outcome or {})}
+    return {"row": number, "status": str(RowStatus.NOT_SUBMITTED), **request, **(outcome or {}), "writer": writer}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -13,9 +16,12 @@ from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL, TaskSnapshot, 
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageConnectionError,
+    QwenImageCreditsError,
     QwenImageError,
     QwenImageNotFoundError,
+    QwenImageRateLimitError,
     QwenImageRequestError,
+    QwenImageServerError,
 )
 
 CONN_TYPE = "qwenimage"
@@ -26,6 +32,7 @@ TEST_TASK_ID = "connection-test"
 
 # The connection page's Test button sends 0 for an empty port; 443 is what the default base URL has anyway.
 _NO_PORT_OF_ITS_OWN = (None, 0, 443)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify")
 
 
@@ -91,23 +98,121 @@ def read_connection(
     )
 
 
-def judge_connection(outcome: TaskSnapshot | QwenImageError | ValueError) -> tuple[bool, str]:
-    """Return whether a connection works, and what to tell the user.
+def judge_connection(outcome: TaskSnapshot | QwenImageError, settings: ConnectionSettings) -> tuple[bool, str]:
+    """Return whether a connection works, and one sentence that tells the user so.
 
     Args:
-        outcome: What asking after a task that does not exist ended with, or why it could not be asked.
+        outcome: What asking after a task that does not exist ended with.
+        settings: What the connection says.
     """
-    if isinstance(outcome, ValueError):
-        return False, str(outcome)
-    if isinstance(outcome, QwenImageAuthError):
-        return False, f"The API was reached, but it refused the key. {outcome}"
-    if isinstance(outcome, QwenImageConnectionError):
-        return False, f"Cannot reach the API. {outcome}"
-    if isinstance(outcome, TaskSnapshot) or (isinstance(outcome, QwenImageNotFoundError) and outcome.from_api):
-        return True, "Connection works: the API answered and did not refuse the key. This test costs no credit."
-    if isinstance(outcome, QwenImageRequestError) and outcome.from_api:
-        return False, f"The API was reached, but it is in trouble or does not accept requests now. {outcome}"
-    return False, f"What answers there is not the Qwen-Image API. Check the connection's host. {outcome}"
+    where = settings.base_url
+    from_api = isinstance(outcome, QwenImageRequestError) and outcome.from_api
+    if isinstance(outcome, TaskSnapshot) or (isinstance(outcome, QwenImageNotFoundError) and from_api):
+        works, story = (
+            True,
+            f"Connection works: {where} answered and did not refuse the key; this test costs no credit.",
+        )
+    elif isinstance(outcome, QwenImageConnectionError):
+        works, story = False, f"Cannot reach {where}: {_why_unreachable(outcome, settings)}."
+    elif isinstance(outcome, QwenImageRequestError):
+        works, story = False, _explain_refusal(outcome, where)
+    else:
+        works, story = False, _not_the_api(where, _say_what_came(outcome))
+    return works, settings.without_key(story)
+
+
+def _explain_refusal(error: QwenImageRequestError, where: str) -> str:
+    code = error.code
+    if isinstance(error, QwenImageAuthError):
+        story = f"{where} refused the key (code {code}): put a valid one into the API key field (password)."
+        if not error.from_api:
+            story = (
+                f"{where} refused the key, but without the API's JSON (code {code}): check the API key (password) and "
+                "the base URL (host)."
+            )
+    elif isinstance(error, QwenImageRateLimitError):
+        pause = f"in {error.retry_after:g} seconds" if error.retry_after else "in a minute"
+        story = f"{where} was reached, but takes no more requests for now (code {code}): test again {pause}."
+    elif isinstance(error, QwenImageServerError) and not error.from_api:
+        story = (
+            f"What answers at {where} is not the Qwen-Image API (code {code} without the API's JSON), or a proxy "
+            "before it: test again later, and check the base URL (host)."
+        )
+    elif not error.from_api:
+        story = _not_the_api(where, f"code {code} without the API's JSON")
+    elif isinstance(error, QwenImageServerError):
+        story = f"{where} was reached, but the API is in trouble (code {code}): test again later."
+    elif isinstance(error, QwenImageCreditsError):
+        story = f"{where} was reached, but the key's account has no credits left (code {code}): buy credits."
+    else:
+        story = (
+            f"{where} was reached, but the API did not accept the test's question (code {code}), which proves the key "
+            "neither right nor wrong: run a task to find out."
+        )
+    return story
+
+
+def _not_the_api(where: str, what: str) -> str:
+    return (
+        f"What answers at {where} is not the Qwen-Image API ({what}): correct the base URL (host), which is "
+        f"{DEFAULT_BASE_URL} for the public service."
+    )
+
+
+def _say_what_came(error: QwenImageError) -> str:
+    redirect = re.search(r"redirect \(HTTP \d+\) to (\S+),", str(error))
+    return f"it redirects to {redirect[1]}" if redirect else "its answer is not the API's JSON"
+
+
+def _why_unreachable(error: QwenImageConnectionError, settings: ConnectionSettings) -> str:
+    causes = list(_causes(error))
+    # No type that both clients share; and what a proxy did would be told as what the API did.
+    if any("Proxy" in type(cause).__name__ for cause in causes):
+        return "the proxy of this machine does not let it through; check the HTTPS_PROXY and NO_PROXY of its processes"
+    stories = (_explain_cause(cause, settings) for cause in reversed(causes))
+    last = causes[-1]
+    detail = (isinstance(last, OSError) and last.strerror) or type(last).__name__
+    return next(filter(None, stories), f"no whole answer came ({detail}); check the base URL (host) and the network")
+
+
+def _explain_cause(cause: BaseException, settings: ConnectionSettings) -> str | None:
+    match cause:
+        # The clients have errors of these types without what Python's own say.
+        case ssl.SSLCertVerificationError():
+            reason = getattr(cause, "verify_message", "").rstrip(".") or type(cause).__name__
+            story = (
+                f"its TLS certificate is not trusted ({reason}); check the base URL (host), or give the file of its "
+                "certificate authority as verify in the extra"
+            )
+        case ssl.SSLError():
+            reason = getattr(cause, "reason", None) or type(cause).__name__
+            story = (
+                f"no TLS connection came about ({reason}); check whether the base URL (host) should begin with "
+                "http://, and the certificate file where verify in the extra names one"
+            )
+        case socket.gaierror():
+            host = urlsplit(settings.base_url).hostname
+            story = f"the name {host} is not known here; check the base URL (host) and this machine's network"
+        case ConnectionRefusedError():
+            story = "nothing listens on that port; check the base URL (host) and that the service runs"
+        case TimeoutError():
+            story = (
+                f"no answer came within {settings.timeout_seconds:g} s; check the base URL (host) and the network, or "
+                "raise timeout_seconds in the extra"
+            )
+        case _:
+            return None
+    return story
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it came from, the innermost last."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def _read_key(where: str, password: str | None) -> str:
@@ -115,13 +220,13 @@ def _read_key(where: str, password: str | None) -> str:
     key = (password or "").strip()
     if not key:
         raise ValueError(
-            f"{where} has no API key: its password is empty. Put the key (sk-…) in the password, "
-            "or in the URI form: qwenimage://:YOUR-KEY@"
+            f"{where} has no API key: put it (sk-…) into its API key field (password), which is written "
+            "qwenimage://:YOUR-KEY@ in the URI form."
         )
     if not key.isascii() or any(character.isspace() or not character.isprintable() for character in key):
         raise ValueError(
-            f"{where} has a password that cannot be an API key: allowed are printable ASCII characters without "
-            "white space. Copy the key again."
+            f"{where} has a password that cannot be an API key: copy the key again; allowed are printable ASCII "
+            "characters without white space."
         )
     return key
 
@@ -142,6 +247,7 @@ def _read_base_url(where: str, connection: AirflowConnection) -> str:
         parts = urlsplit(host)
         port = parts.port or connection.port
         hostname = parts.hostname
+        (hostname or "").encode("idna")
     except ValueError:
         raise problem from None
     spaced = any(character.isspace() for character in host)
@@ -150,7 +256,8 @@ def _read_base_url(where: str, connection: AirflowConnection) -> str:
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"{where} has a user or a key inside its host; put the key in the password instead.")
     name = f"[{hostname}]" if ":" in hostname else hostname
-    return f"{parts.scheme}://{name}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+    shown_port = f":{port}" if port and port != _DEFAULT_PORTS[parts.scheme] else ""
+    return f"{parts.scheme}://{name}{shown_port}{parts.path.rstrip('/')}"
 
 
 def _read_extra(where: str, extra: str | None) -> Mapping[str, Any]:

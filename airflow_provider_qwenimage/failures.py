@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout
 
@@ -37,8 +37,11 @@ _MISSED = (
 
 
 @contextmanager
-def failing_for_good() -> Iterator[None]:
-    """End the task without a retry on an error that a retry would only meet again, and count every failure.
+def failing_for_good(ti: Any = None) -> Iterator[None]:
+    """End the task without a retry on an error that a retry would only meet again; count and show every failure.
+
+    Args:
+        ti: The task instance whose XCom `error` shows the failure in the gallery, or None.
 
     Raises:
         AirflowFailException: For a bad argument or a permanent `QwenImageError`. Other errors pass
@@ -49,7 +52,11 @@ def failing_for_good() -> Iterator[None]:
     # Airflow's `execution_timeout` is no Exception, so that tasks don't swallow it by accident.
     except (Exception, AirflowTaskTimeout) as error:
         told_again = isinstance(error, AirflowException) and error.__cause__ is not None
-        count_failure(error.__cause__ if told_again and error.__cause__ else error)
+        cause = error.__cause__ if told_again and error.__cause__ else error
+        count_failure(cause)
+        if ti is not None:
+            with still_raising("the XCom error"):
+                ti.xcom_push(key="error", value=_shown(cause, str(error)))
         if is_permanent(error):
             raise _for_good(error) from error
         raise
@@ -159,6 +166,11 @@ def keeping_what_is_paid(image_task_id: str) -> Iterator[None]:
             "would submit, and pay, again. Get the image with a QwenImageStatusSensor for that id, or clear this task "
             "to pay for a new one.",
         ) from error
+
+
+def _shown(error: BaseException, told: str) -> dict[str, str]:
+    name = type(error).__name__
+    return {"error": name, "message": told.removeprefix(f"{name}: ")}
 
 
 def _for_good(error: BaseException, more: str = "") -> AirflowFailException:

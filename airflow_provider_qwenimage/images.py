@@ -60,6 +60,7 @@ class StoredImages:
         image_urls: Where they came from, without the queries of the URLs.
         consumed_credits: What they cost, or None where the API did not say.
         made_by: The Airflow task that stored them; see `save_images`.
+        stored_at: When that was, in ISO 8601, if it is known.
     """
 
     image_task_id: str
@@ -67,6 +68,7 @@ class StoredImages:
     image_urls: tuple[str, ...]
     consumed_credits: float | None
     made_by: Mapping[str, Any]
+    stored_at: str | None = None
 
 
 def save_images(
@@ -190,6 +192,7 @@ def find_images(request: GenerateRequest, folder: ObjectStoragePath, *, place: i
         image_urls=tuple(urls),
         consumed_credits=first.get("consumed_credits"),
         made_by=first.get("made_by") or {},
+        stored_at=first.get("stored_at"),
     )
 
 

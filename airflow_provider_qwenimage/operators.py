@@ -11,6 +11,7 @@ from airflow_provider_qwenimage import contract, polling
 from airflow_provider_qwenimage.batch_operator import QwenImageBatchOperator
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
 from airflow_provider_qwenimage.storage import check_output_path
 from airflow_provider_qwenimage.templates import is_template
 
@@ -31,13 +32,13 @@ _REQUEST_FIELDS = ("prompt", "size", "seed", "output_format", "callback_url")
 class QwenImageGenerateOperator(BaseOperator):
     """Submits one image to the Qwen-Image API. Costs credits (5 for each image, as documented).
 
-    It pushes the XCom `task_id`, the API's id of the image task, before anything else can fail.
+    It pushes the XCom `request` (what is submitted) before the submission, and `task_id`, the API's id of the image
+    task, before anything else can fail after it. Where it fails, the XCom `error` says why.
 
     - By default it only submits, and returns that id: hand it to a `QwenImageStatusSensor`.
     - With `wait_for_completion` it waits, in the triggerer where `deferrable` is set, and returns a dict:
       ``task_id``, ``status``, ``image_urls``, ``paths``, ``consumed_credits``, ``seed``, ``size``,
-      ``output_format``, ``reused``. It also pushes the XComs `request` (what was submitted) and
-      `consumed_credits`.
+      ``output_format``, ``reused``. It also pushes the XCom `consumed_credits`.
     - With `output_path`, which implies waiting, each image is downloaded, verified and stored first. A request
       whose image stands there already is not submitted: ``reused`` is true then, and the credits are 0.
 
@@ -76,6 +77,7 @@ class QwenImageGenerateOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = (*_REQUEST_FIELDS, "qwenimage_conn_id", "output_path")
+    operator_extra_links = (GENERATED_IMAGES, IMAGE)
     ui_color = "#dcd3fb"
 
     def __init__(
@@ -119,6 +121,8 @@ class QwenImageGenerateOperator(BaseOperator):
         # For `on_kill`: what is submitted, and the client that waits for it.
         self._submitted: str | None = None
         self._hook: QwenImageHook | None = None
+        # For the link "Image": what this task returns.
+        self.outcome: dict[str, Any] | None = None
         self._check_arguments()
 
     def execute(self, context: Context) -> Any:
@@ -134,7 +138,7 @@ class QwenImageGenerateOperator(BaseOperator):
         from airflow_provider_qwenimage.running_task import RunningTask
         from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
 
-        with failing_for_good(), QwenImageHook(self.qwenimage_conn_id) as hook:
+        with failing_for_good(context["ti"]), QwenImageHook(self.qwenimage_conn_id) as hook:
             request = self._request()
             # Before a submission: storage that cannot be reached must not cost an image.
             task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
@@ -154,6 +158,8 @@ class QwenImageGenerateOperator(BaseOperator):
             # What an earlier try of this task has stored is its own: no reuse, and nothing to overwrite.
             if stored is not None and (stored.made_by == task.description or not self.overwrite):
                 return self._use_stored(task, request, stored, reused=stored.made_by != task.description)
+            # Before the submission: what fails is shown with its prompt as well.
+            task.push("request", request.description())
             image_task_id = task.submit(hook, request, step, max_credits=self.max_credits)
             return self._follow(task, hook, image_task_id, request)
 
@@ -168,7 +174,7 @@ class QwenImageGenerateOperator(BaseOperator):
         from airflow_provider_qwenimage.running_task import RunningTask
         from airflow_provider_qwenimage.triggers import snapshot_of
 
-        with failing_for_good():
+        with failing_for_good(context["ti"]):
             task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
             image_task_id, request = task.submitted()
             with task.keeping(image_task_id):
@@ -183,7 +189,7 @@ class QwenImageGenerateOperator(BaseOperator):
         from airflow_provider_qwenimage.running_task import RunningTask
 
         task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
-        with failing_for_good(), task.keeping(task.submitted()[0]):
+        with failing_for_good(context["ti"]), task.keeping(task.submitted()[0]):
             return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
@@ -202,6 +208,7 @@ class QwenImageGenerateOperator(BaseOperator):
             if task.ledger.finish():
                 count_end(len(stored.paths), stored.consumed_credits)
             return self._use_stored(task, step.request, stored, reused=False)
+        task.push("request", step.request.description())
         return self._follow(task, hook, step.image_task_id, step.request)
 
     def _follow(self, task: RunningTask, hook: QwenImageHook, image_task_id: str, request: GenerateRequest) -> Any:
@@ -211,8 +218,9 @@ class QwenImageGenerateOperator(BaseOperator):
             if not self.wait_for_completion and task.folder is None:
                 task.ledger.finish()
                 return image_task_id
-            # Templates are rendered anew when a deferred task resumes; the request must stay what was paid.
-            task.push("request", request.description())
+            if not self.deferrable:
+                # Airflow itself stores links only when a task defers or ends.
+                task.push(GENERATED_IMAGES.xcom_key, GENERATED_IMAGES.get_link(self, ti_key=task.ti))
             return self._finish(task, request, self._wait(hook, image_task_id))
 
     def _wait(self, hook: QwenImageHook, image_task_id: str) -> TaskSnapshot:
@@ -246,7 +254,7 @@ class QwenImageGenerateOperator(BaseOperator):
             len(snapshot.image_urls),
             snapshot.consumed_credits,
         )
-        return _result(
+        return self._conclude(
             request,
             task_id=snapshot.task_id,
             image_urls=snapshot.image_urls,
@@ -269,7 +277,7 @@ class QwenImageGenerateOperator(BaseOperator):
         task.push("task_id", stored.image_task_id)
         task.push("request", request.description())
         task.push("consumed_credits", consumed_credits)
-        return _result(
+        return self._conclude(
             request,
             task_id=stored.image_task_id,
             image_urls=stored.image_urls,
@@ -277,6 +285,29 @@ class QwenImageGenerateOperator(BaseOperator):
             consumed_credits=consumed_credits,
             reused=reused,
         )
+
+    def _conclude(
+        self,
+        request: GenerateRequest,
+        *,
+        task_id: str,
+        image_urls: Sequence[str],
+        paths: Sequence[str],
+        consumed_credits: float | None,
+        reused: bool,
+    ) -> dict[str, Any]:
+        self.outcome = {
+            "task_id": task_id,
+            "status": str(contract.TaskStatus.SUCCESS),
+            "image_urls": list(image_urls),
+            "paths": list(paths),
+            "consumed_credits": consumed_credits,
+            "seed": request.seed,
+            "size": request.size,
+            "output_format": request.output_format,
+            "reused": reused,
+        }
+        return self.outcome
 
     def _request(self) -> GenerateRequest:
         fields = {name: getattr(self, name) for name in _REQUEST_FIELDS}
@@ -305,25 +336,3 @@ class QwenImageGenerateOperator(BaseOperator):
         contract.GenerateRequest(**{"prompt": "unknown before it is rendered"} | literal)
         if isinstance(self.output_path, str) and not is_template(self.output_path):
             check_output_path(self.output_path)
-
-
-def _result(
-    request: GenerateRequest,
-    *,
-    task_id: str,
-    image_urls: Sequence[str],
-    paths: Sequence[str],
-    consumed_credits: float | None,
-    reused: bool,
-) -> dict[str, Any]:
-    return {
-        "task_id": task_id,
-        "status": str(contract.TaskStatus.SUCCESS),
-        "image_urls": list(image_urls),
-        "paths": list(paths),
-        "consumed_credits": consumed_credits,
-        "seed": request.seed,
-        "size": request.size,
-        "output_format": request.output_format,
-        "reused": reused,
-    }

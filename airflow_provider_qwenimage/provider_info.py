@@ -11,10 +11,12 @@ from typing import Any
 
 from airflow_provider_qwenimage import __version__
 
-HOOK_NAME = "Qwen-Image"
+HOOK_NAME = "Qwen Image"
 INTEGRATION_NAME = "Qwen-Image"
 
-HIDDEN_FIELDS: Sequence[str] = ("login",)
+# The port, which the base URL may hold, is shown: the Test button of Airflow 3.3 answers "Bad Request" for every
+# stored connection without one, because it sends 0 for none.
+HIDDEN_FIELDS: Sequence[str] = ("login", "schema")
 RELABELING: Mapping[str, str] = {
     "host": "Base URL",
     "password": "API key",
@@ -22,8 +24,7 @@ RELABELING: Mapping[str, str] = {
 PLACEHOLDERS: Mapping[str, str] = {
     "host": "https://qwen-image-2512.org",
     "password": "sk-…",
-    "schema": "https (only needed when the base URL is a bare host name)",
-    "port": "443 (Airflow's Test button fails while this is empty)",
+    "port": "443, or the base URL's own (Airflow's Test fails without)",
 }
 # Each is also the name of a key in the connection's extra.
 CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {

@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_qwenimage import polling
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,8 @@ class QwenImageStatusSensor(BaseSensorOperator):
     """Waits until an image task is ``SUCCESS`` or ``FAILED``.
 
     On ``SUCCESS`` it returns the list of image URLs. On ``FAILED`` it fails at once, without a retry, with the
-    API's message. In both cases it pushes the XCom `consumed_credits`. It never spends a credit.
+    API's message. In both cases it pushes the XCom `consumed_credits`; before, the XCom `task_id`, the id that it
+    waits for; and where it fails, the XCom `error`. It never spends a credit.
 
     Args:
         image_task_id: The API's id of the image task, for example the output of a submit-only
@@ -52,6 +54,7 @@ class QwenImageStatusSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("image_task_id", "qwenimage_conn_id")
+    operator_extra_links = (GENERATED_IMAGES, IMAGE)
     ui_color = "#e8e4fb"
 
     def __init__(
@@ -74,6 +77,8 @@ class QwenImageStatusSensor(BaseSensorOperator):
         self._state = polling.PollState()
         self._delay = self.poke_interval
         self._poking_hook: QwenImageHook | None = None
+        # For the link "Image": what the image task ended with.
+        self.outcome: dict[str, Any] | None = None
 
     def execute(self, context: Context) -> Any:
         """Wait, in the way that `deferrable` and `mode` say.
@@ -82,10 +87,12 @@ class QwenImageStatusSensor(BaseSensorOperator):
             The list of image URLs.
         """
         if not self.deferrable:
+            self._announce(context)
             # One client for all pokes of this process: a kept-alive connection instead of a new one each time.
             with self._hook() as self._poking_hook:
                 return super().execute(context)
         with self._skipping_softly(), self._failing_as_sensors_do(context), self._hook() as hook:
+            self._announce(context)
             from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
 
             policy = self._policy(end_time_of(self, self.timeout))
@@ -148,10 +155,19 @@ class QwenImageStatusSensor(BaseSensorOperator):
             max_consecutive_failures=self.max_consecutive_failures,
         )
 
+    def _announce(self, context: Context) -> None:
+        """Tell the gallery what is waited for, as soon as it is."""
+        ti = context["ti"]
+        ti.xcom_push(key="task_id", value=self.image_task_id)
+        if not self.deferrable:
+            # Airflow itself stores links only when a task defers or ends.
+            ti.xcom_push(key=GENERATED_IMAGES.xcom_key, value=GENERATED_IMAGES.get_link(self, ti_key=ti))
+
     def _finish(self, context: Context, snapshot: TaskSnapshot) -> list[str]:
         from airflow_provider_qwenimage.metrics import count_end
 
-        context["ti"].xcom_push(key="consumed_credits", value=snapshot.consumed_credits)
+        self.outcome = {"image_urls": list(snapshot.image_urls), "paths": []}
+        _show(context, snapshot)
         count_end(len(snapshot.image_urls), snapshot.consumed_credits)
         self.log.info(
             "Image task %s is done: %d image(s), %s credits.",
@@ -166,14 +182,14 @@ class QwenImageStatusSensor(BaseSensorOperator):
         from airflow_provider_qwenimage.failures import failing_for_good
         from airflow_provider_qwenimage.metrics import count_end
 
-        with failing_for_good():
+        with failing_for_good(context["ti"]):
             try:
                 yield
             except QwenImageTimeoutError as error:
                 raise AirflowSensorTimeout(str(error)) from error
             except QwenImageTaskFailedError as error:
                 if error.snapshot is not None:
-                    context["ti"].xcom_push(key="consumed_credits", value=error.snapshot.consumed_credits)
+                    _show(context, error.snapshot)
                     count_end(0, error.snapshot.consumed_credits)
                 # The task has ended: asking again would bring the same answer.
                 raise AirflowFailException(f"{type(error).__name__}: {error}") from error
@@ -187,3 +203,11 @@ class QwenImageStatusSensor(BaseSensorOperator):
             if self.soft_fail or getattr(self, "never_fail", False):
                 raise AirflowSkipException(f"Skipped because of soft_fail or never_fail: {error}") from error
             raise
+
+
+def _show(context: Context, snapshot: TaskSnapshot) -> None:
+    ti = context["ti"]
+    ti.xcom_push(key="consumed_credits", value=snapshot.consumed_credits)
+    if snapshot.request:
+        # Where another DAG has submitted it, nothing else tells what the image is of.
+        ti.xcom_push(key="request", value=dict(snapshot.request))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from array import array
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ _NOTHING = -1
 
 
 class Spool:
-    """A list of JSON objects in a temporary file, which goes with it. To be used from one thread at a time.
+    """A list of JSON objects in a temporary file, which goes with it. Threads may share it.
 
     Args:
         folder: Where the file is; None for the system's folder for temporary files.
@@ -22,6 +23,8 @@ class Spool:
         self._file = tempfile.TemporaryFile(prefix="qwenimage-spool-", dir=folder)  # noqa: SIM115  closed by `close`
         self._offsets = array("q")
         self._end = 0
+        # A place in the file is found and then used: nobody else may move it between.
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -33,19 +36,22 @@ class Spool:
     def __setitem__(self, number: int, row: dict[str, Any]) -> None:
         """Put a row at a place, counted from 0; what stood there is forgotten, what is skipped is missing."""
         line = json.dumps(row).encode("ascii") + b"\n"
-        self._file.seek(self._end)
-        self._file.write(line)
-        if number >= len(self):
-            self._offsets.extend([_NOTHING] * (number + 1 - len(self)))
-        self._offsets[number] = self._end
-        self._end += len(line)
+        with self._lock:
+            self._file.seek(self._end)
+            self._file.write(line)
+            if number >= len(self):
+                self._offsets.extend([_NOTHING] * (number + 1 - len(self)))
+            self._offsets[number] = self._end
+            self._end += len(line)
 
     def get(self, number: int) -> dict[str, Any] | None:
         """Return the row at a place, or None if there is none."""
-        if number >= len(self) or self._offsets[number] == _NOTHING:
-            return None
-        self._file.seek(self._offsets[number])
-        row: dict[str, Any] = json.loads(self._file.readline())
+        with self._lock:
+            if number >= len(self) or self._offsets[number] == _NOTHING:
+                return None
+            self._file.seek(self._offsets[number])
+            line = self._file.readline()
+        row: dict[str, Any] = json.loads(line)
         return row
 
     def close(self) -> None:

@@ -225,7 +225,13 @@ async def _open_aiohttp_session(settings: ConnectionSettings) -> aiohttp.ClientS
     verify: bool | ssl.SSLContext
     if isinstance(settings.verify, str):
         _check_authorities(settings)
-        verify = await asyncio.to_thread(ssl.create_default_context, cafile=settings.verify)
+        try:
+            verify = await asyncio.to_thread(ssl.create_default_context, cafile=settings.verify)
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"The connection has verify = {settings.verify!r} in its extra, and that file holds no certificates "
+                f"({error.reason or error}); allowed is a file of certificate authorities in PEM form."
+            ) from error
     else:
         verify = settings.verify
     origin, key = _origin(settings.base_url), settings.api_key

@@ -234,5 +234,10 @@ def test_the_error_quotes_the_first_failure_and_counts_the_others() -> None:
 
 
 def test_a_row_without_an_outcome_was_not_submitted() -> None:
-    assert manifest_row(3, {"prompt": "a"}, None) == {"row": 3, "status": "NOT_SUBMITTED", "prompt": "a"}
-    assert manifest_row(3, {"prompt": "a"}, {"status": "SUCCESS"})["status"] == "SUCCESS"
+    assert manifest_row(3, {"prompt": "a"}, None, "us") == {
+        "row": 3,
+        "status": "NOT_SUBMITTED",
+        "prompt": "a",
+        "writer": "us",
+    }
+    assert manifest_row(3, {"prompt": "a"}, {"status": "SUCCESS"}, "us")["status"] == "SUCCESS"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import ssl
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import Connection
 
-from airflow_provider_qwenimage.connection import ConnectionSettings, judge_connection, read_connection
-from airflow_provider_qwenimage.contract import TaskSnapshot
-from airflow_provider_qwenimage.exceptions import (
-    QwenImageAuthError,
-    QwenImageConnectionError,
-    QwenImageContractError,
-    QwenImageError,
-    QwenImageNotFoundError,
-    QwenImageServerError,
+from airflow_provider_qwenimage.answers import HttpAnswer, parse_status
+from airflow_provider_qwenimage.connection import (
+    TEST_TASK_ID,
+    ConnectionSettings,
+    judge_connection,
+    read_connection,
 )
-from airflow_provider_qwenimage.hooks import QwenImageHook
+from airflow_provider_qwenimage.contract import TaskSnapshot
+from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageError
+from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 
 KEY = "sk-test-0123456789"
 
@@ -50,6 +53,10 @@ def test_a_key_alone_reaches_the_public_service() -> None:
         ({"host": ""}, "https://qwen-image-2512.org"),
         ({"port": 443}, "https://qwen-image-2512.org"),
         ({"host": "http://127.0.0.1", "port": 0}, "http://127.0.0.1"),
+        ({"host": "https://proxy.example/qwen", "port": 443}, "https://proxy.example/qwen"),
+        ({"host": "http://127.0.0.1:8512", "port": 443}, "http://127.0.0.1:8512"),
+        ({"host": "http://proxy.example:80"}, "http://proxy.example"),
+        ({"host": "https://proxy.example", "port": 80}, "https://proxy.example:80"),
     ],
 )
 def test_the_host_is_a_full_url_or_host_schema_and_port(fields: dict[str, Any], base_url: str) -> None:
@@ -66,6 +73,8 @@ def test_the_host_is_a_full_url_or_host_schema_and_port(fields: dict[str, Any], 
         {"host": "http://proxy.example:99999"},
         {"host": "proxy.example", "schema": "gopher"},
         {"host": "http://[::1"},
+        {"host": "http://proxy..example"},
+        {"host": f"http://{'a' * 64}.example"},
         {"port": 8512},
     ],
 )
@@ -170,25 +179,155 @@ def test_the_key_does_not_show() -> None:
     assert KEY not in repr(settings())
 
 
+# What the API's or somebody else's answer becomes on its way to the test.
+def answered(status: int, body: object, **headers: str) -> TaskSnapshot | QwenImageError:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        return parse_status(HttpAnswer(status, named, content), TEST_TASK_ID)
+    except QwenImageError as error:
+        return error
+
+
+def says_no(code: int) -> TaskSnapshot | QwenImageError:
+    return answered(code, {"code": code, "message": "No. Not at all."})
+
+
 @pytest.mark.parametrize(
     ("outcome", "works", "story"),
     [
-        (QwenImageNotFoundError("no such task", code=404, from_api=True), True, "works"),
-        (TaskSnapshot(task_id="connection-test", status="SUCCESS"), True, "works"),
-        (QwenImageAuthError("bad key", code=401, from_api=True), False, "refused the key"),
-        (QwenImageConnectionError("refused"), False, "Cannot reach"),
-        (QwenImageNotFoundError("a page", code=404, from_api=False), False, "not the Qwen-Image API"),
-        (QwenImageContractError("a page"), False, "not the Qwen-Image API"),
-        (QwenImageServerError("oops", code=500, from_api=True), False, "in trouble"),
-        (ValueError("Connection 'c' has no API key"), False, "no API key"),
+        (says_no(404), True, "Connection works: https://api.example answered and did not refuse the key"),
+        (TaskSnapshot(task_id=TEST_TASK_ID, status="SUCCESS"), True, "Connection works"),
+        (says_no(401), False, "https://api.example refused the key (code 401): put a valid one into the API key field"),
+        (answered(403, b"<html>"), False, "refused the key, but without the API's JSON (code 403): check the API key"),
+        (answered(404, b"a page"), False, "is not the Qwen-Image API (code 404 without the API's JSON): correct"),
+        (answered(200, b"a page"), False, "is not the Qwen-Image API (its answer is not the API's JSON): correct"),
+        (
+            answered(301, b"", location="https://www.api.example/a.b"),
+            False,
+            "is not the Qwen-Image API (it redirects to https://www.api.example/a.b): correct the base URL",
+        ),
+        (answered(502, b"<html>"), False, "not the Qwen-Image API (code 502 without the API's JSON), or a proxy"),
+        (
+            says_no(500),
+            False,
+            "https://api.example was reached, but the API is in trouble (code 500): test again later",
+        ),
+        (says_no(429), False, "takes no more requests for now (code 429): test again in a minute"),
+        (
+            answered(429, b"slow", retry_after="7"),
+            False,
+            "takes no more requests for now (code 429): test again in 7 s",
+        ),
+        (says_no(402), False, "no credits left (code 402): buy credits"),
+        (says_no(400), False, "did not accept the test's question (code 400), which proves the key neither"),
+        (QwenImageConnectionError("cut off"), False, "Cannot reach https://api.example: no whole answer came"),
     ],
 )
-def test_a_connection_test_tells_its_outcomes_apart(
-    outcome: TaskSnapshot | QwenImageError | ValueError, works: bool, story: str
+def test_a_connection_test_tells_its_outcomes_apart_in_one_sentence(
+    outcome: TaskSnapshot | QwenImageError, works: bool, story: str
 ) -> None:
-    result, message = judge_connection(outcome)
+    result, message = judge_connection(outcome, settings(host="https://api.example"))
     assert result is works
     assert story in message
+    assert_one_sentence(message)
+
+
+def assert_one_sentence(message: str) -> None:
+    assert message.endswith(".")
+    assert ". " not in message
+    assert "\n" not in message
+
+
+def test_a_connection_test_does_not_show_a_key_that_it_was_sent() -> None:
+    redirect = answered(302, b"", location=f"https://login.example/?key={KEY}")
+    assert KEY not in judge_connection(redirect, settings())[1]
+
+
+@pytest.mark.parametrize(
+    ("cause", "story"),
+    [
+        (ConnectionRefusedError(111, "refused"), "nothing listens on that port"),
+        (socket.gaierror(-2, "Name or service not known"), "the name api.example is not known here"),
+        (TimeoutError("timed out"), "no answer came within 7 s"),
+        (ssl.SSLCertVerificationError(1, "self-signed"), "its TLS certificate is not trusted"),
+        (ssl.SSLError(1, "wrong version number"), "no TLS connection came about"),
+        (OSError(101, "Network is unreachable"), "no whole answer came (Network is unreachable)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, OSError) else None,
+)
+@pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "bare"])
+def test_an_api_that_is_not_reached_is_named_with_the_reason(cause: OSError, story: str, wrapped: bool) -> None:
+    lost = QwenImageConnectionError("no answer")
+    lost.__cause__ = RuntimeError("what a library makes of it") if wrapped else cause
+    if wrapped:
+        lost.__cause__.__context__ = cause
+    works, message = judge_connection(lost, settings(host="https://api.example", extra={"timeout_seconds": 7}))
+    assert not works
+    assert f"Cannot reach https://api.example: {story}" in message
+    assert_one_sentence(message)
+
+
+@pytest.fixture
+def tested(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Returns what a connection's test says, through either client."""
+
+    async def ask() -> tuple[bool, str]:
+        async with QwenImageAsyncHook("my_qwen") as hook:
+            return await hook.test_connection()
+
+    def test(**fields: Any) -> str:
+        monkeypatch.setenv("AIRFLOW_CONN_MY_QWEN", json.dumps({"conn_type": "qwenimage", "password": KEY} | fields))
+        with QwenImageHook("my_qwen") as hook:
+            works, message = hook.test_connection()
+        assert (works, message) == asyncio.run(ask())
+        assert not works
+        assert_one_sentence(message)
+        assert KEY not in message
+        return message
+
+    return test
+
+
+@pytest.mark.parametrize(
+    ("fields", "story"),
+    [
+        ({"password": ""}, "The connection has no API key: put it"),
+        ({"password": "sk-one two"}, "The connection has a password that cannot be an API key"),
+        ({"host": "ftp://proxy.example"}, "The connection has host 'ftp://proxy.example'"),
+        ({"host": f"https://:{KEY}@proxy.example"}, "The connection has a user or a key inside its host"),
+        ({"extra": {"timeout_seconds": 0}}, "The connection has timeout_seconds = 0"),
+        ({"extra": {"verify": "/no/such/file.pem"}}, "The connection has verify = '/no/such/file.pem'"),
+    ],
+)
+def test_a_test_of_an_unusable_connection_says_why_without_the_id_that_the_test_button_made_up(
+    tested: Callable[..., str], fields: dict[str, Any], story: str
+) -> None:
+    message = tested(**fields)
+    assert message.startswith(story)
+    assert "my_qwen" not in message
+
+
+def test_a_test_names_a_port_where_nothing_listens(tested: Callable[..., str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    assert tested(host=url).startswith(f"Cannot reach {url}: nothing listens on that port")
+
+
+def test_a_test_names_an_unknown_host(tested: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    message = tested(host="https://no-such-host.invalid")
+    assert "the name no-such-host.invalid is not known here" in message
+
+
+def test_a_test_names_a_proxy_that_is_in_the_way(tested: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        proxy = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert tested(host="http://api.example").startswith("Cannot reach http://api.example: the proxy of this machine")
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ def test_a_stored_image_is_found_with_all_that_is_known_of_it(stored: Stored) ->
         image_urls=stored.snapshot.image_urls,
         consumed_credits=5,
         made_by=MADE_BY,
+        stored_at=json.loads(stored.sidecar().read_text())["stored_at"],
     )
 
 

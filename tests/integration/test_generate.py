@@ -29,7 +29,11 @@ def test_without_waiting_it_returns_and_pushes_the_task_id(connected_api: Sandbo
 
     (submission,) = connected_api.submissions
     assert draw.state == "success"
-    assert draw.xcoms == {"task_id": submission.task_id, "return_value": submission.task_id}
+    assert draw.xcoms == {
+        "request": submission.request,
+        "task_id": submission.task_id,
+        "return_value": submission.task_id,
+    }
     assert [request.route for request in connected_api.requests] == ["generate"]
 
 

@@ -38,10 +38,19 @@ def test_the_sensor_returns_the_image_urls_of_what_was_submitted(connected_api: 
 
     (submission,) = connected_api.submissions
     assert run.state == "success"
-    assert run["submit"].xcoms == {"task_id": submission.task_id, "return_value": submission.task_id}
+    assert run["submit"].xcoms == {
+        "request": submission.request,
+        "task_id": submission.task_id,
+        "return_value": submission.task_id,
+    }
     (url,) = run["sense"].returned
     assert submission.task_id in url
-    assert run["sense"].xcoms["consumed_credits"] == 5
+    assert run["sense"].xcoms == {
+        "task_id": submission.task_id,
+        "consumed_credits": 5,
+        "request": submission.request,
+        "return_value": [url],
+    }
     assert connected_api.credits_charged == 5
     looks = [request for request in connected_api.requests if request.route == "status"]
     assert len(looks) >= 2, "the image was done before the sensor had to wait"
@@ -56,7 +65,11 @@ def test_a_failed_image_fails_the_sensor_at_once_with_the_reason(connected_api: 
     assert isinstance(sense.error, AirflowFailException)
     assert "The image could not be drawn" in str(sense.error)
     assert "It cost 0 credits" in str(sense.error)
-    assert sense.xcoms == {"consumed_credits": 0}
+    assert sense.xcoms["consumed_credits"] == 0
+    assert sense.xcoms["error"] == {
+        "error": "QwenImageTaskFailedError",
+        "message": str(sense.error).removeprefix("QwenImageTaskFailedError: "),
+    }
 
 
 @deferred_and_poking

@@ -16,14 +16,17 @@ NEED_AIOHTTP_OR_PILLOW = {
     "airflow_provider_qwenimage.sandbox.server",
     "airflow_provider_qwenimage.sandbox.wire",
 }
+# The gallery's pages, which load in the API server of Airflow 3.1 and later, where most of this is loaded anyway.
+PAGES = {"airflow_provider_qwenimage.plugin.app", "airflow_provider_qwenimage.plugin.runs"}
 MODULES = sorted(
-    [
+    {
         "airflow_provider_qwenimage",
         *(
             module.name
             for module in pkgutil.walk_packages(airflow_provider_qwenimage.__path__, "airflow_provider_qwenimage.")
         ),
-    ]
+    }
+    - PAGES
 )
 
 # Airflow is loaded once; each module is then imported in a fork of its own, where nothing of ours is loaded yet.

@@ -69,7 +69,9 @@ def test_airflow_draws_the_connection_form_from_it(run_script: RunScript) -> Non
         "print(json.dumps({'fields': fields, 'behaviour': manager.field_behaviours.get('qwenimage')}))"
     )
     assert form["fields"] == sorted(f"extra__qwenimage__{name}" for name in provider_info.CONN_FIELDS)
-    assert form["behaviour"]["hidden_fields"] == ["login"]
+    # The port stays: without one, the Test button of Airflow 3.3 answers "Bad Request".
+    assert form["behaviour"]["hidden_fields"] == ["login", "schema"]
+    assert form["behaviour"]["placeholders"]["port"].startswith("443")
     assert form["behaviour"]["relabeling"] == {"host": "Base URL", "password": "API key"}
     assert form["behaviour"]["placeholders"]["host"] == DEFAULT_BASE_URL
 
@@ -102,7 +104,7 @@ def test_airflow_lists_the_connection_type_without_a_warning(airflow_says: Any) 
         "airflow_provider_qwenimage.hooks.QwenImageHook",
         "qwenimage_conn_id",
         NAME,
-        "Qwen-Image",
+        "Qwen Image",
     ):
         assert expected in line
     assert "error" not in line.lower()

@@ -1,0 +1,101 @@
+"""Lists what became of each request of a batch: at its end for people, and while it runs for the gallery."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_qwenimage.batch_totals import manifest_row
+from airflow_provider_qwenimage.storage import put_file, remove_file, remove_leftovers, writer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from airflow_provider_qwenimage.batch import Batch
+    from airflow_provider_qwenimage.batch_requests import BatchRequests
+
+# How often the rows are written while the batch runs, and the share of the time that it may take.
+_SECONDS = 10.0
+_SHARE = 0.02
+
+
+class BatchManifest:
+    """Writes the rows of a batch into the folder of its images.
+
+    Args:
+        folder: That folder.
+        requests: What is asked for.
+        batch: What becomes of it.
+        made_by: What tells of the Airflow task; see `storage.writer_of`.
+        scratch: A local folder for temporary files.
+    """
+
+    def __init__(
+        self,
+        folder: ObjectStoragePath,
+        requests: BatchRequests,
+        batch: Batch,
+        made_by: Mapping[str, Any],
+        scratch: Path,
+    ) -> None:
+        map_index = made_by["map_index"]
+        self._folder = folder
+        self._requests = requests
+        self._batch = batch
+        self._writer = writer_of(made_by)
+        self._name = "manifest.jsonl" if map_index is None or map_index < 0 else f"manifest-{map_index}.jsonl"
+        self._scratch = scratch
+        self._rows_file = folder / f".rows-{self._writer}.jsonl"
+        self._next_time = 0.0
+        self._is_listed = False
+
+    def list_rows(self) -> str | None:
+        """Write the rows as they are into a hidden file, unless that was done a short time ago.
+
+        Returns:
+            Its path, or None where it could not be written yet: it is only for show.
+        """
+        began = time.monotonic()
+        if began >= self._next_time:
+            with suppress(Exception):
+                self._put(self._rows_file)
+                self._is_listed = True
+            took = time.monotonic() - began
+            self._next_time = began + max(_SECONDS, took / _SHARE)
+        return str(self._rows_file) if self._is_listed else None
+
+    def put(self, *, is_first_try: bool) -> str:
+        """Write the manifest, and remove what this task has left in the folder for the time before it.
+
+        Args:
+            is_first_try: Whether nothing can be left of earlier tries.
+
+        Returns:
+            Its path.
+        """
+        target = self._folder / self._name
+        self._put(target)
+        # Hidden files, which are in nobody's way.
+        with suppress(Exception):
+            if self._is_listed or not is_first_try:
+                remove_file(self._rows_file)
+            if not is_first_try:
+                remove_leftovers(self._folder, self._writer)
+        return str(target)
+
+    def _put(self, target: ObjectStoragePath) -> None:
+        local = self._scratch / "rows.jsonl"
+        with local.open("w", encoding="utf-8") as stream:
+            for number in range(len(self._requests)):
+                item = self._requests[number]
+                outcome = self._batch.outcome(number if item.same_as is None else item.same_as)
+                if outcome is not None and item.same_as is not None:
+                    outcome |= {"same_as": item.same_as + 1, "consumed_credits": 0}
+                row = manifest_row(number + 1, item.request.description(), outcome, self._writer)
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        put_file(local, target, writer=self._writer)

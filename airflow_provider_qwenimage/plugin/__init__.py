@@ -1,0 +1,61 @@
+"""The gallery in Airflow's web UI (3.1 and later).
+
+Every process of Airflow loads this module, so it imports next to nothing. The pages themselves load in the API server,
+with the first request for one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowPlugin, conf
+
+from airflow_provider_qwenimage.gallery_urls import DAG_ROUTE, NAV_ROUTE, PREFIX, RUN_ROUTE, TASK_ROUTE
+
+_NAME = "Generated images"
+# Short: with a longer one, the tabs of a mapped task take two lines.
+_TAB_NAME = "Images"
+# Plugins have pages of their own in Airflow's UI since 3.1.
+_HAS_PAGES = hasattr(AirflowPlugin, "external_views")
+
+
+class GalleryApp:
+    """The ASGI application of the gallery, which loads when it is first asked for something."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        from airflow_provider_qwenimage.plugin.app import app
+
+        await app(scope, receive, send)
+
+
+def _view(destination: str, route: str, path: str) -> dict[str, Any]:
+    from urllib.parse import urlsplit
+
+    # Where Airflow is not at the root of its host, its base URL says so.
+    root = f"{urlsplit(conf.get('api', 'base_url', fallback='') or '').path.rstrip('/')}{PREFIX}"
+    return {
+        "name": _NAME if destination == "nav" else _TAB_NAME,
+        "href": f"{root}{path}",
+        "destination": destination,
+        "url_route": route,
+        "icon": f"{root}/static/icon.svg",
+        "icon_dark_mode": f"{root}/static/icon-dark.svg",
+    }
+
+
+class QwenImagePlugin(AirflowPlugin):
+    """Tells Airflow where the gallery is: a page, and a tab on each DAG, DAG run and task instance."""
+
+    name = "qwenimage"
+    fastapi_apps = [{"app": GalleryApp(), "url_prefix": PREFIX, "name": _NAME}] if _HAS_PAGES else []
+    external_views = (
+        [
+            _view("nav", NAV_ROUTE, "/") | {"category": "browse"},
+            _view("dag", DAG_ROUTE, "/dags/{DAG_ID}"),
+            _view("dag_run", RUN_ROUTE, "/dags/{DAG_ID}/runs/{RUN_ID}"),
+            _view("task_instance", TASK_ROUTE, "/dags/{DAG_ID}/runs/{RUN_ID}/tasks/{TASK_ID}?map_index={MAP_INDEX}"),
+        ]
+        if _HAS_PAGES
+        else []
+    )

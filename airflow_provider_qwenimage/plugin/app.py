@@ -1,0 +1,450 @@
+"""The gallery's pages: who may see what of which DAG, and in which form it is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import quote, urlencode
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.configuration import AIRFLOW_HOME
+from airflow.providers.common.compat.sdk import conf
+from anyio import CapacityLimiter, to_thread
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import HTMLResponse, JSONResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from airflow_provider_qwenimage import __version__
+from airflow_provider_qwenimage.gallery_urls import PREFIX, dag_page, image_path, quoted, run_page, task_page
+from airflow_provider_qwenimage.plugin import stored_images
+from airflow_provider_qwenimage.plugin.records import (
+    BatchRecord,
+    ImageRecord,
+    Records,
+    Status,
+    Totals,
+    totals_of,
+)
+from airflow_provider_qwenimage.plugin.runs import Runs
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError
+from airflow_provider_qwenimage.plugin.thumbnails import MEDIA_TYPE, MOST_BYTES, ThumbnailCache
+
+Result = TypeVar("Result")
+
+_STATIC = Path(__file__).with_name("static")
+_STATIC_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_MOST_ITEMS = 200
+_MOST_TEXT = 200
+
+_HEADERS = {
+    # Images of the API are shown from where they are; nothing else comes from elsewhere, and nothing is inline.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' https: http:; "
+        "frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+# An image by its URL stays the same; whoever has seen it may see it again for a while.
+_CACHED = {"Cache-Control": "private, max-age=3600"}
+
+
+class _Headers:
+    """Puts the headers on every answer, errors as well, that has not its own."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+# The gallery shows XComs, so whoever may not see those of a DAG does not see its images.
+app = FastAPI(
+    title="Qwen-Image gallery",
+    dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.XCOM))],
+    docs_url=None,
+    redoc_url=None,
+    openapi_url=None,
+)
+app.add_middleware(_Headers)
+
+_runs = Runs()
+# Apart from the threads of Airflow's own pages: however many images are asked for, those go on answering.
+_data_threads = CapacityLimiter(2)
+_image_threads = CapacityLimiter(4)
+
+
+async def _in_thread(limiter: CapacityLimiter, function: Callable[[], Result]) -> Result:
+    return await to_thread.run_sync(function, limiter=limiter)
+
+
+@cache
+def _thumbnails() -> ThumbnailCache:
+    folder = conf.get("qwenimage", "thumbnails_folder", fallback="") or Path(AIRFLOW_HOME) / "qwenimage-thumbnails"
+    most_bytes = conf.getint("qwenimage", "thumbnails_megabytes", fallback=MOST_BYTES // 2**20) * 2**20
+    return ThumbnailCache(Path(folder), most_bytes)
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=StrictUndefined
+    )
+
+
+def _page(request: Request, title: str, scope: str, path: str, query: str = "") -> HTMLResponse:
+    root = request.scope.get("root_path", "")
+    html = (
+        _templates()
+        .get_template("gallery.html")
+        .render(
+            title=title,
+            static=f"{root}/static",
+            data_url=f"{root}{path}/data{query}",
+            scope=scope,
+            version=__version__,
+            statuses=[str(status) for status in Status],
+        )
+    )
+    return HTMLResponse(html)
+
+
+@app.get("/")
+async def show_all(request: Request) -> HTMLResponse:
+    """Show the page of the newest images of all DAGs that the user may read."""
+    return _page(request, "Generated images", "all", "")
+
+
+@app.get("/dags/{dag_id}")
+async def show_dag(request: Request, dag_id: str) -> HTMLResponse:
+    """Show the page of a DAG's newest images."""
+    return _page(request, dag_id, "dag", dag_page(dag_id))
+
+
+@app.get("/dags/{dag_id}/runs/{run_id}")
+async def show_run(request: Request, dag_id: str, run_id: str) -> HTMLResponse:
+    """Show the page of a DAG run's images."""
+    return _page(request, f"{dag_id} {run_id}", "run", run_page(dag_id, run_id))
+
+
+@app.get("/dags/{dag_id}/runs/{run_id}/tasks/{task_id}")
+async def show_task(request: Request, dag_id: str, run_id: str, task_id: str, map_index: str = "") -> HTMLResponse:
+    """Show the page of a task instance's images."""
+    index = _map_index(map_index)
+    query = "" if index is None else f"?map_index={index}"
+    return _page(request, task_id, "task", f"{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}", query)
+
+
+def _map_index(text: str) -> int | None:
+    """Return a map index from a URL, in which Airflow leaves its placeholder where a task is not mapped."""
+    return int(text) if re.fullmatch(r"-1|\d{1,9}", text, re.ASCII) else None
+
+
+class _Window:
+    """Which part of the images is asked for."""
+
+    def __init__(
+        self,
+        offset: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=0, le=_MOST_ITEMS)] = 60,
+        status: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
+        text: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
+    ) -> None:
+        if status and status not in set(Status):
+            raise HTTPException(422, f"status is {status!r}; allowed are {', '.join(Status)}.")
+        self.offset = offset
+        self.limit = limit
+        self.status = status
+        self.words = text.casefold().split()
+
+
+WindowDep = Annotated[_Window, Depends()]
+
+
+@app.get("/data")
+async def list_all(request: Request, window: WindowDep, session: SessionDep, user: GetUserDep) -> JSONResponse:
+    """List the newest images of all DAGs that the user may read."""
+
+    def read() -> JSONResponse:
+        dag_ids = get_auth_manager().get_authorized_dag_ids(user=user, method="GET")
+        return _list_newest(request, window, session, dag_ids)
+
+    return await _in_thread(_data_threads, read)
+
+
+@app.get("/dags/{dag_id}/data")
+async def list_dag(request: Request, dag_id: str, window: WindowDep, session: SessionDep) -> JSONResponse:
+    """List the newest images of a DAG."""
+    return await _in_thread(_data_threads, lambda: _list_newest(request, window, session, {dag_id}))
+
+
+@app.get("/dags/{dag_id}/runs/{run_id}/data")
+async def list_run(request: Request, dag_id: str, run_id: str, window: WindowDep, session: SessionDep) -> JSONResponse:
+    """List the images of a DAG run."""
+
+    def read() -> JSONResponse:
+        run = _runs.get(session, dag_id, run_id)
+        return _listing(request, window, run.records, is_active=run.is_active)
+
+    return await _in_thread(_data_threads, read)
+
+
+@app.get("/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/data")
+async def list_task(
+    *,
+    request: Request,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    window: WindowDep,
+    session: SessionDep,
+    map_index: int | None = None,
+) -> JSONResponse:
+    """List the images of a task instance; without a map index, those of all instances of the task."""
+
+    def read() -> JSONResponse:
+        run = _runs.get(session, dag_id, run_id)
+        images = [record for record in run.records.images if record.is_of(task_id, map_index)]
+        batches = [
+            batch
+            for batch in run.records.batches
+            if batch.task.task_id == task_id and map_index in (None, batch.task.map_index)
+        ]
+        return _listing(request, window, Records(images, batches), is_active=run.is_active)
+
+    return await _in_thread(_data_threads, read)
+
+
+def _list_newest(request: Request, window: _Window, session: Any, dag_ids: set[str]) -> JSONResponse:
+    runs, is_cut = _runs.newest(session, dag_ids)
+    images = [record for run in runs for record in run.records.images]
+    batches = [batch for run in runs for batch in run.records.batches if not batch.task.has_ended]
+    note = f"These are the newest {len(runs)} runs with images; the page of each older run has its own."
+    records = Records(images, batches)
+    is_active = any(run.is_active for run in runs)
+    return _listing(request, window, records, is_active=is_active, note=note if is_cut else None)
+
+
+def _listing(
+    request: Request, window: _Window, records: Records, *, is_active: bool, note: str | None = None
+) -> JSONResponse:
+    found: Sequence[ImageRecord] = records.images
+    if window.status or window.words:
+        found = [record for record in found if record.matches(window.status, window.words)]
+    root = str(request.scope.get("root_path", "")).removesuffix(PREFIX)
+    return JSONResponse(
+        {
+            "totals": _totals(totals_of(records)),
+            "found": len(found),
+            "offset": window.offset,
+            "items": [_item(root, record) for record in found[window.offset : window.offset + window.limit]],
+            "batches": [_batch(root, batch) for batch in records.batches],
+            "is_active": is_active,
+            "note": note,
+        }
+    )
+
+
+def _totals(totals: Totals) -> dict[str, Any]:
+    return {
+        "images": totals.images,
+        "counts": dict(totals.counts),
+        "credits": totals.consumed_credits,
+        "at_risk": totals.at_risk,
+    }
+
+
+def _item(root: str, record: ImageRecord) -> dict[str, Any]:
+    task = record.task
+    item: dict[str, Any] = {
+        "key": f"{task.dag_id}\n{task.run_id}\n{task.task_id}\n{task.map_index}\n{record.number}",
+        "dag_id": task.dag_id,
+        "run_id": task.run_id,
+        "task_id": task.task_id,
+        "map_index": task.map_index,
+        "status": str(record.status),
+        "state": record.state,
+        "prompt": record.request.get("prompt"),
+        "size": record.request.get("size"),
+        "seed": record.request.get("seed"),
+        "output_format": record.request.get("output_format"),
+        "image_task_id": record.image_task_id,
+        "credits": record.consumed_credits,
+        "at_risk": record.at_risk,
+        "reused": record.reused,
+        "error": record.error,
+        "message": record.message,
+        "time": record.changed_at,
+        "waited_for_by": record.waited_for_by.task_id if record.waited_for_by else None,
+        "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index)}",
+        "run_url": f"{root}{run_page(task.dag_id, task.run_id)}",
+        "image": None,
+        "thumbnail": None,
+        "details": None,
+    }
+    if record.path is not None:
+        # With the id of the image task: one that is drawn anew has another URL, and no old picture in a cache.
+        drawn = record.image_task_id or ""
+        for name, kind in {"image": "", "thumbnail": "thumbnail", "details": "details"}.items():
+            place = task.dag_id, task.run_id, task.task_id, task.map_index, record.number
+            item[name] = f"{root}{image_path(*place, kind=kind)}&{urlencode({'drawn': drawn})}"
+    elif record.image_url is not None:
+        item["image"] = item["thumbnail"] = record.image_url
+    return item
+
+
+def _batch(root: str, batch: BatchRecord) -> dict[str, Any]:
+    task = batch.task
+    return {
+        "task_id": task.task_id,
+        "run_id": task.run_id,
+        "map_index": task.map_index,
+        "state": task.state,
+        "has_ended": task.has_ended,
+        "progress": dict(batch.progress),
+        "problem": batch.problem,
+        "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index)}",
+    }
+
+
+_IMAGE = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/images/{number}"
+
+
+class _Stored:
+    """A stored image of a task instance, for a user who may see it."""
+
+    def __init__(
+        self,
+        *,
+        request: Request,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        number: int,
+        session: SessionDep,
+        user: GetUserDep,
+        map_index: int = -1,
+    ) -> None:
+        self._request = request
+        self._place = (dag_id, run_id, task_id, map_index, number)
+        self._session = session
+        self._user = user
+
+    def sidecar(self) -> Mapping[str, Any]:
+        """Return its sidecar; see `stored_images.read_sidecar`."""
+        return stored_images.read_sidecar(self.record, self._may_read_dag)
+
+    def image(self, sidecar: Mapping[str, Any]) -> stored_images.StoredImage:
+        """Return the image itself; see `stored_images.read_image`."""
+        return stored_images.read_image(self.record, sidecar)
+
+    @property
+    def record(self) -> ImageRecord:
+        """What its task has recorded.
+
+        Raises:
+            HTTPException: If it has recorded no such image.
+        """
+        dag_id, run_id, task_id, map_index, number = self._place
+        record = _runs.find(self._session, dag_id, run_id, (task_id, map_index, number))
+        if record is None or record.path is None:
+            raise HTTPException(404, "This task has recorded no such image.")
+        return record
+
+    def _may_read_dag(self, dag_id: str) -> bool:
+        try:
+            requires_access_dag("GET", DagAccessEntity.XCOM, dag_id)(self._request, self._user)
+        except HTTPException:
+            return False
+        return True
+
+
+StoredDep = Annotated[_Stored, Depends()]
+
+
+@app.get(_IMAGE)
+async def send_image(request: Request, stored: StoredDep, *, download: bool = False) -> Response:
+    """Send a stored image, whole and as it was verified."""
+
+    def read() -> Response:
+        sidecar = stored.sidecar()
+        etag = f'"{sidecar["sha256"]}"'
+        if not download and request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers={"ETag": etag, **_CACHED})
+        image = stored.image(sidecar)
+        disposition = f"{'attachment' if download else 'inline'}; filename*=UTF-8''{quote(image.name)}"
+        headers = {"ETag": etag, "Content-Disposition": disposition, **_CACHED}
+        return Response(image.content, media_type=image.media_type, headers=headers)
+
+    return await _in_thread(_image_threads, read)
+
+
+@app.get(f"{_IMAGE}/thumbnail")
+async def send_thumbnail(stored: StoredDep) -> Response:
+    """Send a small picture of a stored image."""
+
+    def read() -> Response:
+        sidecar = stored.sidecar()
+        path = str(stored.record.path)
+        small = _thumbnails().get(path, sidecar["sha256"], lambda: stored.image(sidecar).content)
+        return Response(small, media_type=MEDIA_TYPE, headers=_CACHED)
+
+    return await _in_thread(_image_threads, read)
+
+
+@app.get(f"{_IMAGE}/details")
+async def send_details(stored: StoredDep) -> JSONResponse:
+    """Send the sidecar of a stored image, with its path."""
+
+    def read() -> JSONResponse:
+        return JSONResponse({**stored.sidecar(), "path": stored.record.path})
+
+    return await _in_thread(_image_threads, read)
+
+
+@app.get("/static/{name}")
+async def send_static(name: str) -> Response:
+    """Send a script, a style sheet or an icon of the pages."""
+    file = {file.name: file for file in _STATIC.iterdir()}.get(name)
+    if file is None or file.suffix not in _STATIC_TYPES:
+        raise HTTPException(404, "There is no such file.")
+    headers = {"Cache-Control": "private, max-age=3600"}
+    return Response(file.read_bytes(), media_type=_STATIC_TYPES[file.suffix], headers=headers)
+
+
+@app.exception_handler(RefusedError)
+async def answer_refusal(_request: Request, error: Exception) -> JSONResponse:
+    """Say why a file is not shown."""
+    return JSONResponse({"detail": str(error)}, status_code=404)
+
+
+@app.exception_handler(StarletteHTTPException)
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Say what is wrong, to a person as a page."""
+    assert isinstance(error, StarletteHTTPException)  # noqa: S101  what it is registered for
+    if "text/html" not in request.headers.get("accept", ""):
+        return await http_exception_handler(request, error)
+    advice = {401: "Log in to Airflow and open this page again.", 403: "You may not read this DAG."}
+    detail = advice.get(error.status_code, str(error.detail))
+    html = _templates().get_template("error.html").render(status=error.status_code, detail=detail)
+    return HTMLResponse(html, status_code=error.status_code, headers=dict(error.headers or {}))

@@ -1,0 +1,517 @@
+// Shows the images of a scope (a task, a DAG run, a DAG, all) and keeps them up to date.
+// Everything that comes from a task is put into the page as text, never as HTML.
+
+const PAGE = 60;
+const MOST_AT_ONCE = 200;
+const ACTIVE_MS = 3000;
+const QUIET_MS = 15000;
+
+const STATUSES = { done: "Done", drawing: "Drawing", waiting: "Waiting", failed: "Failed", unknown: "Possibly paid" };
+const STATES = {
+  reused: "Reused",
+  submitted: "Submitted",
+  up_for_retry: "Retrying",
+  deferred: "Drawing",
+  upstream_failed: "Not begun",
+  not_submitted: "Waiting",
+};
+const EMPTY = {
+  task: ["This task has no generated images", "Tasks that draw with Qwen-Image show theirs here as soon as they have submitted them."],
+  run: ["This run has no generated images", "Its tasks that draw with Qwen-Image show theirs here as soon as they have submitted them."],
+  dag: ["This DAG has no generated images yet", "Trigger it: what its tasks draw with Qwen-Image appears here."],
+  all: ["There are no generated images yet", "Trigger a DAG that draws with Qwen-Image: what it draws appears here."],
+};
+
+const at = (id) => document.getElementById(id);
+const grid = at("grid");
+const viewer = at("viewer");
+const scope = document.body.dataset.scope;
+const number = new Intl.NumberFormat();
+
+// By their place in the list: what is shown, and in which element.
+const slots = [];
+const visible = new Set();
+const filter = { status: "", text: "" };
+let found = 0;
+let active = true;
+let loading = false;
+let timer = 0;
+let shown = -1;
+let generation = 0;
+
+// --- Airflow around the page
+
+function followTheme() {
+  const root = document.documentElement;
+  const mark = () => {
+    let dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    root.style.removeProperty("--page");
+    try {
+      const classes = window.parent.document.documentElement.classList;
+      const stored = localStorage.getItem("theme");
+      if (window.parent !== window && (classes.contains("dark") || classes.contains("light"))) {
+        dark = classes.contains("dark");
+        // Airflow's own ground, which differs between its versions and themes.
+        root.style.setProperty("--page", getComputedStyle(window.parent.document.body).backgroundColor);
+      } else if (stored === "dark" || stored === "light") {
+        dark = stored === "dark";
+      }
+    } catch {
+      // Another page than Airflow's is around this one.
+    }
+    root.dataset.theme = dark ? "dark" : "light";
+  };
+  mark();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", mark);
+  addEventListener("storage", mark);
+  try {
+    new MutationObserver(mark).observe(window.parent.document.documentElement, { attributeFilter: ["class"] });
+  } catch {
+    // As above.
+  }
+}
+
+// A tab of Airflow may not send its own window elsewhere; Airflow's page may.
+function openAround(event) {
+  if (window.parent === window || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  const link = window.parent.document.createElement("a");
+  link.href = event.currentTarget.href;
+  link.click();
+}
+
+// --- Elements
+
+function element(name, properties = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key === "dataset") Object.assign(made.dataset, value);
+    else made[key] = value;
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+function taskLink(item, text) {
+  const link = element("a", { href: item.task_url, target: "_top", textContent: text });
+  link.addEventListener("click", openAround);
+  return link;
+}
+
+const taskName = (item) => (item.map_index < 0 ? item.task_id : `${item.task_id}[${item.map_index}]`);
+const stateName = (item) => STATES[item.state] ?? STATUSES[item.status];
+const credits = (count) => `${number.format(count)} ${count === 1 ? "credit" : "credits"}`;
+const moment = (iso) => (iso ? new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : null);
+
+function seedName(item) {
+  if (item.seed === null) return null;
+  return item.seed === -1 ? "random seed" : `seed ${item.seed}`;
+}
+
+function costName(item) {
+  if (item.at_risk) return `${credits(item.at_risk)} at risk`;
+  return item.credits === null ? null : credits(item.credits);
+}
+
+// --- Cards
+
+function picture(item) {
+  if (!item.thumbnail) {
+    const text = { waiting: "Not begun yet", drawing: "Being drawn", done: "No image" }[item.status] ?? item.error ?? "No image";
+    return element("span", { className: "none", textContent: text });
+  }
+  const image = element("img", { loading: "lazy", decoding: "async", alt: item.prompt ?? "", src: item.thumbnail });
+  image.referrerPolicy = "no-referrer";
+  image.addEventListener("error", async () => {
+    const text = await whyNot(item.thumbnail);
+    image.replaceWith(element("span", { className: "none", textContent: text }));
+  });
+  return image;
+}
+
+async function whyNot(url) {
+  const elsewhere = "The image cannot be loaded from where the API has it: such addresses may be short-lived.";
+  if (new URL(url, location.href).origin !== location.origin) return elsewhere;
+  try {
+    return (await (await fetch(url)).json()).detail;
+  } catch {
+    return "The image cannot be loaded.";
+  }
+}
+
+function card(place, item) {
+  const open = element("button", { type: "button", className: "picture" }, picture(item));
+  open.setAttribute("aria-label", `${stateName(item)}: ${item.prompt ?? taskName(item)}`);
+  open.append(element("span", { className: "badge", textContent: stateName(item) }));
+  open.addEventListener("click", () => view(place));
+  const facts = [item.size?.replace("*", " × "), item.output_format, seedName(item), costName(item)];
+  const ids = element("p", { className: "ids" }, taskLink(item, taskName(item)));
+  if (item.time) ids.append(" · ", moment(item.time));
+  if (item.image_task_id) ids.append(element("br"), element("code", { textContent: item.image_task_id }));
+  return element(
+    "article",
+    { className: "card", dataset: { status: item.status, place } },
+    open,
+    element(
+      "div",
+      { className: "text" },
+      item.prompt ? element("p", { className: "prompt", dir: "auto", title: item.prompt, textContent: item.prompt }) : null,
+      item.message || (item.status === "failed" && !item.prompt)
+        ? element("p", { className: "error", title: item.message ?? "", textContent: item.message ?? "It failed; its task's log says why." })
+        : null,
+      element("p", { className: "facts", textContent: facts.filter(Boolean).join(" · ") }),
+      ids,
+    ),
+  );
+}
+
+function runHeading(item) {
+  const link = element("a", { href: item.run_url, target: "_top", textContent: item.run_id });
+  link.addEventListener("click", openAround);
+  return element("h2", { className: "run" }, scope === "all" ? `${item.dag_id} · ` : null, link);
+}
+
+function put(place, item) {
+  const text = JSON.stringify(item);
+  const slot = slots[place];
+  if (slot?.text === text) return;
+  const made = card(place, item);
+  if (slot) {
+    const focused = slot.card.contains(document.activeElement);
+    watcher.unobserve(slot.card);
+    slot.card.replaceWith(made);
+    if (focused) made.querySelector("button").focus({ preventScroll: true });
+  } else {
+    grid.append(made);
+  }
+  watcher.observe(made);
+  slots[place] = { item, text, card: made, heading: slot?.heading ?? null };
+  headings(place);
+  if (shown === place && viewer.open) fill(place);
+}
+
+function headings(place) {
+  if (scope === "run" || scope === "task") return;
+  const { item, card: its, heading } = slots[place];
+  const before = slots[place - 1]?.item;
+  heading?.remove();
+  slots[place].heading = null;
+  if (!before || before.run_id !== item.run_id || before.dag_id !== item.dag_id) {
+    slots[place].heading = runHeading(item);
+    its.before(slots[place].heading);
+  }
+}
+
+function cut(length) {
+  for (const slot of slots.splice(length)) {
+    watcher.unobserve(slot.card);
+    visible.delete(Number(slot.card.dataset.place));
+    slot.heading?.remove();
+    slot.card.remove();
+  }
+}
+
+const watcher = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) {
+      const place = Number(entry.target.dataset.place);
+      if (entry.isIntersecting) visible.add(place);
+      else visible.delete(place);
+    }
+  },
+  { rootMargin: "200px" },
+);
+
+// --- Totals, filter, batches
+
+function total(name, text, className = "") {
+  return element("div", { className }, element("dt", { textContent: name }), element("dd", { textContent: text }));
+}
+
+function showTotals(totals) {
+  const { counts } = totals;
+  const open = counts.drawing + counts.waiting;
+  at("totals").replaceChildren(
+    total("images", open || counts.failed || counts.unknown ? `${number.format(counts.done)} of ${number.format(totals.images)}` : number.format(counts.done)),
+    total("failed", number.format(counts.failed), counts.failed ? "failed" : ""),
+    total("credits spent", number.format(totals.credits)),
+    total("credits at risk", number.format(totals.at_risk), totals.at_risk ? "unknown" : ""),
+  );
+  const news = `${counts.done} of ${totals.images} images, ${counts.failed} failed, ${credits(totals.credits)} spent`;
+  if (at("news").textContent !== news) at("news").textContent = news;
+  for (const button of at("statuses").children) {
+    const { status } = button.dataset;
+    button.querySelector("span").textContent = number.format(status ? counts[status] : totals.images);
+    button.hidden = status !== "" && !counts[status] && filter.status !== status;
+  }
+}
+
+function makeFilter() {
+  for (const [status, name] of [["", "All"], ...Object.entries(STATUSES)]) {
+    const button = element("button", { type: "button", dataset: { status } }, `${name} `, element("span"));
+    button.setAttribute("aria-pressed", String(status === ""));
+    button.addEventListener("click", () => choose({ status }));
+    at("statuses").append(button);
+  }
+  let pause = 0;
+  at("text").addEventListener("input", () => {
+    clearTimeout(pause);
+    pause = setTimeout(() => choose({ text: at("text").value }), 250);
+  });
+  at("filter").addEventListener("submit", (event) => {
+    event.preventDefault();
+    choose({ text: at("text").value });
+  });
+}
+
+function choose(change) {
+  Object.assign(filter, change);
+  for (const button of at("statuses").children) {
+    button.setAttribute("aria-pressed", String(button.dataset.status === filter.status));
+  }
+  generation += 1;
+  loading = false;
+  cut(0);
+  load(0, PAGE);
+}
+
+function showBatches(batches) {
+  at("batches").replaceChildren(
+    ...batches
+      .filter((batch) => !batch.has_ended || batch.problem)
+      .map((batch) => {
+        const { progress } = batch;
+        const done = progress.done ?? 0;
+        const all = progress.requests ?? 0;
+        const told = [
+          all ? `${number.format(done)} of ${number.format(all)} images` : batch.state ?? "waiting",
+          progress.failed ? `${number.format(progress.failed)} failed` : null,
+          progress.in_flight && !batch.has_ended ? `${number.format(progress.in_flight)} in flight` : null,
+          all ? credits(progress.consumed_credits ?? 0) : null,
+          progress.images_per_second && !batch.has_ended ? `${progress.images_per_second.toFixed(1)} images/s` : null,
+          progress.seconds_left && !batch.has_ended ? `about ${duration(progress.seconds_left)} left` : null,
+        ];
+        const made = element(
+          "div",
+          { className: "batch" },
+          element("p", {}, taskLink(batch, taskName(batch)), element("span", { textContent: told.filter(Boolean).join(" · ") })),
+        );
+        if (all) {
+          const bar = element("progress", { max: all, value: done });
+          bar.setAttribute("aria-label", `Progress of ${taskName(batch)}`);
+          made.append(bar);
+        }
+        if (batch.problem) made.append(element("p", { className: "problem", textContent: batch.problem }));
+        return made;
+      }),
+  );
+}
+
+function duration(seconds) {
+  return seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
+}
+
+function showState(listing) {
+  at("note").hidden = !listing.note;
+  at("note").textContent = listing.note ?? "";
+  const isFiltered = filter.status || filter.text;
+  const isEmpty = found === 0 && !(listing.batches.length && !isFiltered);
+  at("empty").hidden = !isEmpty;
+  if (isEmpty) {
+    const [title, text] = isFiltered ? ["No image matches", "Choose another status, or search for something else."] : EMPTY[scope];
+    at("empty").replaceChildren(element("strong", { textContent: title }), text);
+  }
+  at("more").textContent = slots.length < found ? `${number.format(slots.length)} of ${number.format(found)} shown` : "";
+}
+
+// --- Loading
+
+async function load(offset, limit) {
+  if (loading) return;
+  loading = true;
+  const mine = generation;
+  const address = new URL(document.body.dataset.url, location.href);
+  address.searchParams.set("offset", offset);
+  address.searchParams.set("limit", limit);
+  if (filter.status) address.searchParams.set("status", filter.status);
+  if (filter.text.trim()) address.searchParams.set("text", filter.text.trim());
+  try {
+    const answer = await fetch(address, { headers: { Accept: "application/json" } });
+    if (mine !== generation) return;
+    if (!answer.ok) throw new Error(await complaint(answer));
+    const listing = await answer.json();
+    if (mine !== generation) return;
+    found = listing.found;
+    active = listing.is_active;
+    listing.items.forEach((item, index) => put(offset + index, item));
+    if (slots.length > found) cut(found);
+    showTotals(listing.totals);
+    showBatches(listing.batches);
+    showState(listing);
+  } catch (error) {
+    if (mine === generation) at("more").textContent = `${error.message || error} It is tried again.`;
+  } finally {
+    if (mine === generation) {
+      loading = false;
+      grid.ariaBusy = "false";
+      plan();
+      if (isNearEnd()) more();
+    }
+  }
+}
+
+async function complaint(answer) {
+  if (answer.status === 401) return "You are logged out of Airflow: log in and load this page again.";
+  if (answer.status === 403) return "You may not read this DAG.";
+  return `Airflow answered with HTTP ${answer.status}.`;
+}
+
+function more() {
+  if (!loading && slots.length < found) load(slots.length, PAGE);
+}
+
+const isNearEnd = () => slots.length < found && at("more").getBoundingClientRect().top < innerHeight + 900;
+
+function refresh() {
+  if (document.hidden || loading) {
+    plan();
+    return;
+  }
+  // Only what is on the screen: with thousands of images the rest can wait until it is.
+  const places = [...visible];
+  const first = places.length ? Math.min(...places) : 0;
+  const last = places.length ? Math.max(...places) : 0;
+  load(first, Math.min(MOST_AT_ONCE, Math.max(last - first + 1, PAGE)));
+}
+
+function plan() {
+  clearTimeout(timer);
+  timer = setTimeout(refresh, active ? ACTIVE_MS : QUIET_MS);
+}
+
+// --- One image
+
+function view(place) {
+  if (!viewer.open) viewer.showModal();
+  fill(place);
+  at("close").focus();
+}
+
+async function fill(place) {
+  shown = place;
+  const { item } = slots[place];
+  at("position").textContent = `${number.format(place + 1)} of ${number.format(found)}`;
+  at("previous").disabled = place === 0;
+  at("next").disabled = place >= slots.length - 1;
+  at("prompt").textContent = item.prompt ?? "";
+  at("figure").replaceChildren(await bigPicture(item));
+  showActions(item);
+  showFacts(item, null);
+  if (item.details) {
+    try {
+      const answer = await fetch(item.details);
+      if (answer.ok && shown === place) showFacts(item, await answer.json());
+    } catch {
+      // What the list tells is there already.
+    }
+  }
+}
+
+async function bigPicture(item) {
+  if (!item.image) return element("p", { textContent: item.message ?? stateName(item) });
+  const image = element("img", { alt: item.prompt ?? "", src: item.image });
+  image.referrerPolicy = "no-referrer";
+  image.addEventListener("error", async () => image.replaceWith(element("p", { textContent: await whyNot(item.image) })));
+  return image;
+}
+
+function showActions(item) {
+  const actions = [];
+  if (item.prompt) actions.push(copyButton("Copy prompt", item.prompt));
+  if (item.seed !== null && item.seed !== -1) actions.push(copyButton("Copy seed", String(item.seed)));
+  if (item.details) {
+    actions.push(element("a", { href: `${item.image}&download=true`, download: "", textContent: "Download" }));
+  }
+  actions.push(taskLink(item, "Open the task"));
+  at("actions").replaceChildren(...actions);
+}
+
+function copyButton(name, text) {
+  const button = element("button", { type: "button", textContent: name });
+  button.addEventListener("click", async () => {
+    button.textContent = (await copy(text)) ? "Copied" : "Not copied";
+    setTimeout(() => { button.textContent = name; }, 1500);
+  });
+  return button;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // Without TLS a browser gives pages no clipboard.
+    const field = element("textarea", { value: text });
+    viewer.append(field);
+    field.select();
+    const copied = document.execCommand("copy");
+    field.remove();
+    return copied;
+  }
+}
+
+function showFacts(item, sidecar) {
+  const facts = {
+    Status: stateName(item),
+    Error: item.error ? `${item.error}: ${item.message ?? ""}` : null,
+    Size: item.size?.replace("*", " × "),
+    Format: item.output_format,
+    Seed: item.seed === -1 ? "random" : item.seed,
+    Credits: item.credits,
+    "Credits at risk": item.at_risk || null,
+    Bytes: sidecar ? number.format(sidecar.size_bytes) : null,
+    "Image task": item.image_task_id,
+    DAG: item.dag_id,
+    Run: item.run_id,
+    Task: taskName(item),
+    "Waited for by": item.waited_for_by,
+    Created: moment(sidecar?.created_at),
+    Stored: moment(sidecar?.stored_at) ?? (item.details ? moment(item.time) : null),
+    Path: sidecar?.path,
+    "SHA-256": sidecar?.sha256,
+    "Drawn by": sidecar && sidecar.made_by?.run_id !== item.run_id ? `${sidecar.made_by?.dag_id}, ${sidecar.made_by?.run_id}` : null,
+  };
+  at("facts").replaceChildren(
+    ...Object.entries(facts)
+      .filter(([, value]) => value !== null && value !== undefined && value !== "")
+      .flatMap(([name, value]) => [element("dt", { textContent: name }), element("dd", { textContent: String(value) })]),
+  );
+}
+
+function step(by) {
+  const place = shown + by;
+  if (place >= 0 && place < slots.length) fill(place);
+  if (place >= slots.length - 5) more();
+}
+
+viewer.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") step(-1);
+  if (event.key === "ArrowRight") step(1);
+});
+viewer.addEventListener("click", (event) => {
+  if (event.target === viewer) viewer.close();
+});
+viewer.addEventListener("close", () => {
+  slots[shown]?.card.querySelector("button").focus();
+  shown = -1;
+});
+at("previous").addEventListener("click", () => step(-1));
+at("next").addEventListener("click", () => step(1));
+at("close").addEventListener("click", () => viewer.close());
+addEventListener("scroll", () => isNearEnd() && more(), { passive: true });
+addEventListener("resize", () => isNearEnd() && more());
+document.addEventListener("visibilitychange", () => !document.hidden && refresh());
+
+followTheme();
+makeFilter();
+load(0, PAGE);

@@ -1,0 +1,324 @@
+"""Who sees what: every page demands a user who may read the DAG, and only what its tasks have drawn is served."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pytest
+from PIL import Image
+
+from airflow_provider_qwenimage.plugin.app import app
+from tests.gallery.airflow_server import Server
+from tests.gallery.conftest import Shown
+from tests.integration.dag_runs import TestDag, dag_that_draws
+
+PATHS = sorted({route.path for route in app.routes if hasattr(route, "path")})
+
+
+@pytest.fixture(scope="module")
+def foxes(show: Callable[[TestDag], Shown], tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    return show(dag_that_draws(output_path=str(tmp_path_factory.mktemp("foxes")), prompt="A fox", seed=1))
+
+
+@pytest.fixture(scope="module")
+def hares(show: Callable[[TestDag], Shown], tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    return show(dag_that_draws(output_path=str(tmp_path_factory.mktemp("hares")), prompt="A hare", seed=1))
+
+
+def filled(path: str, shown: Shown) -> str:
+    return "/qwenimage" + path.format(
+        dag_id=shown.dag_id, run_id=shown.run_id.replace("+", "%2B"), task_id="draw", number=1, name="gallery.css"
+    )
+
+
+def image(shown: Shown, kind: str = "") -> str:
+    return f"{shown.path}/tasks/draw/images/1{kind}"
+
+
+def push(shown: Shown, key: str, value: Any) -> None:
+    """Write an XCom as somebody could who may, and have no page remember the old one."""
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        XComModel.set(
+            key=key,
+            value=value,
+            dag_id=shown.dag_id,
+            task_id="draw",
+            run_id=shown.run_id,
+            map_index=-1,
+            serialize=False,
+            session=session,
+        )
+    from airflow_provider_qwenimage.plugin import app as pages
+
+    pages._runs._runs.clear()
+
+
+@pytest.fixture
+def forge(foxes: Shown) -> Iterator[Callable[..., None]]:
+    """Return a function that changes what the foxes' task has returned, until the end of the test."""
+    returned = foxes.run["draw"].returned
+
+    def change(**fields: Any) -> None:
+        push(foxes, "return_value", returned | fields)
+
+    yield change
+    push(foxes, "return_value", returned)
+
+
+def test_there_are_pages_to_test() -> None:
+    assert len(PATHS) >= 12
+    assert "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/images/{number}" in PATHS
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_nobody_sees_anything_without_logging_in(server: Server, foxes: Shown, path: str) -> None:
+    answer = server.get(filled(path, foxes), user=None)
+    assert answer.status_code == 401
+    assert "fox" not in answer.text
+    junk = {"Authorization": "Bearer junk"}
+    assert server.get(filled(path, foxes), user=None, headers=junk).status_code in (401, 403)
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if "{dag_id}" in path])
+def test_a_user_who_may_not_read_the_dag_sees_nothing_of_it(
+    server: Server, foxes: Shown, hares: Shown, path: str
+) -> None:
+    answer = server.get(filled(path, foxes), user=hares.dag_id)
+    assert answer.status_code == 403
+    assert "fox" not in answer.text
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_user_who_may_read_the_dag_sees_all_of_it_under_strict_headers(
+    server: Server, foxes: Shown, path: str
+) -> None:
+    answer = server.get(filled(path, foxes), user=foxes.dag_id)
+    assert answer.status_code == 200
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'self'" in policy
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_the_session_cookie_of_the_browser_counts(server: Server, foxes: Shown) -> None:
+    from tests.gallery.airflow_server import token
+
+    assert server.get(image(foxes), user=None, cookies={"_token": token(foxes.dag_id)}).status_code == 200
+    assert server.get(image(foxes), user=None, cookies={"_token": token("another_dag")}).status_code == 403
+
+
+def test_the_page_of_all_dags_lists_those_that_the_user_may_read(server: Server, foxes: Shown, hares: Shown) -> None:
+    def listed(user: str) -> set[str]:
+        return {item["dag_id"] for item in server.get("/qwenimage/data?limit=200", user=user).json()["items"]}
+
+    assert listed("*") >= {foxes.dag_id, hares.dag_id}
+    assert listed(foxes.dag_id) == {foxes.dag_id}
+    assert listed("another_dag") == set()
+
+
+@pytest.mark.parametrize("dag_id", ["~", "%7E", "*", ""])
+def test_no_id_stands_for_all_dags(server: Server, foxes: Shown, dag_id: str) -> None:
+    for path in (f"/qwenimage/dags/{dag_id}/data", f"/qwenimage/dags/{dag_id}/runs/{foxes.run_id}/data"):
+        answer = server.get(path, user="another_dag")
+        assert answer.status_code in (403, 404, 307) or answer.json()["items"] == []
+
+
+def test_a_stored_image_is_sent_whole_with_its_type(server: Server, foxes: Shown) -> None:
+    (path,) = foxes.run["draw"].returned["paths"]
+    answer = server.get(image(foxes))
+    assert answer.headers["Content-Type"] == "image/jpeg"
+    assert answer.content == Path(path).read_bytes()
+    assert answer.headers["Content-Disposition"].startswith("inline")
+    download = server.get(image(foxes, "?download=true"))
+    assert download.headers["Content-Disposition"] == f"attachment; filename*=UTF-8''{Path(path).name}"
+    again = server.get(image(foxes), headers={"If-None-Match": answer.headers["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_a_thumbnail_is_small(server: Server, foxes: Shown) -> None:
+    answer = server.get(image(foxes, "/thumbnail"))
+    assert answer.headers["Content-Type"] == "image/webp"
+    assert len(answer.content) < 40_000
+    assert server.get(image(foxes, "/thumbnail")).content == answer.content
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "/etc/hostname.png",
+        "../../etc/passwd",
+        "relative.png",
+        "http://127.0.0.1:1/secret.png",
+        "https://169.254.169.254/latest/meta-data.png",
+        "ftp://127.0.0.1/a.png",
+        "data:image/png;base64,AAAA",
+        "unheard-of://bucket/a.png",
+        "file:///etc/../etc/passwd.png",
+        "simplecache::file:///etc/passwd.png",
+        "",
+        "\0.png",
+    ],
+)
+def test_a_forged_path_is_refused(server: Server, foxes: Shown, forge: Callable[..., None], path: str) -> None:
+    forge(paths=[path])
+    for kind in ("", "/thumbnail", "/details"):
+        answer = server.get(image(foxes, kind))
+        assert answer.status_code == 404
+        assert answer.headers["Content-Type"] == "application/json"
+        assert set(answer.json()) == {"detail"}
+        assert "root:" not in answer.text
+
+
+def test_a_forged_path_to_the_image_of_another_dag_is_refused_to_everybody(
+    server: Server, foxes: Shown, hares: Shown, forge: Callable[..., None]
+) -> None:
+    theirs = hares.run["draw"].returned
+    forge(paths=theirs["paths"])
+    assert server.get(image(foxes)).status_code == 404
+    forge(paths=theirs["paths"], task_id=theirs["task_id"])
+    assert server.get(image(foxes), user="*").json()["detail"] == "This image was drawn in another DAG."
+    # Used again, it may be shown; but not to one who may not see where it was drawn.
+    forge(paths=theirs["paths"], task_id=theirs["task_id"], reused=True)
+    for kind in ("", "/thumbnail", "/details"):
+        assert server.get(image(foxes, kind), user=foxes.dag_id).status_code == 404
+        assert server.get(image(foxes, kind), user=f"{foxes.dag_id},{hares.dag_id}").status_code == 200
+
+
+def test_an_image_is_not_served_after_it_was_changed(
+    server: Server, foxes: Shown, forge: Callable[..., None], tmp_path: Path
+) -> None:
+    (path,) = foxes.run["draw"].returned["paths"]
+    copy = tmp_path / Path(path).name
+    copy.write_bytes(Path(path).read_bytes())
+    sidecar = copy.with_suffix(".json")
+    sidecar.write_text(Path(path).with_suffix(".json").read_text())
+    forge(paths=[str(copy)])
+    assert server.get(image(foxes)).status_code == 200
+    copy.write_bytes(copy.read_bytes() + b"!")
+    assert server.get(image(foxes)).json()["detail"] == "This is not the file that was verified when it was stored."
+    sidecar.unlink()
+    assert "nothing vouches for it" in server.get(image(foxes)).json()["detail"]
+    copy.unlink()
+    assert server.get(image(foxes)).status_code == 404
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".html", ".json"])
+@pytest.mark.parametrize("content", [b"<svg onload='alert(1)'/>", b"<script>alert(1)</script>", b"GIF89a"])
+def test_what_is_no_image_is_not_served_whatever_vouches_for_it(
+    *, server: Server, foxes: Shown, forge: Callable[..., None], tmp_path: Path, suffix: str, content: bytes
+) -> None:
+    (path,) = foxes.run["draw"].returned["paths"]
+    sidecar = json.loads(Path(path).with_suffix(".json").read_text())
+    file = tmp_path / f"page{suffix}"
+    file.write_bytes(content)
+    changed = {"image": file.name, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    if suffix != ".json":
+        file.with_suffix(".json").write_text(json.dumps(sidecar | changed))
+    forge(paths=[str(file)])
+    assert server.get(image(foxes)).status_code == 404
+    assert server.get(image(foxes, "/thumbnail")).status_code == 404
+
+
+@pytest.mark.parametrize("sha256", ["../../../etc/passwd", "", None, 5, "A" * 64, "0" * 63])
+def test_a_sidecar_cannot_name_a_file_of_the_thumbnails(
+    server: Server, foxes: Shown, forge: Callable[..., None], tmp_path: Path, sha256: Any
+) -> None:
+    (path,) = foxes.run["draw"].returned["paths"]
+    copy = tmp_path / Path(path).name
+    copy.write_bytes(Path(path).read_bytes())
+    sidecar = json.loads(Path(path).with_suffix(".json").read_text())
+    copy.with_suffix(".json").write_text(json.dumps(sidecar | {"sha256": sha256}))
+    forge(paths=[str(copy)])
+    answer = server.get(image(foxes, "/thumbnail"))
+    assert (answer.status_code, answer.json()["detail"]) == (404, "The sidecar beside this image does not describe it.")
+
+
+def test_a_decompression_bomb_is_not_opened(
+    server: Server, foxes: Shown, forge: Callable[..., None], tmp_path: Path
+) -> None:
+    (path,) = foxes.run["draw"].returned["paths"]
+    sidecar = json.loads(Path(path).with_suffix(".json").read_text())
+    bomb = tmp_path / "bomb.png"
+    with Image.new("1", (30_000, 30_000)) as picture:
+        picture.save(bomb)
+    content = bomb.read_bytes()
+    changed = {"image": bomb.name, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    bomb.with_suffix(".json").write_text(json.dumps(sidecar | changed))
+    forge(paths=[str(bomb)])
+    assert server.get(image(foxes)).json()["detail"] == "This file is no image."
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "images/../../../../../../../etc/passwd",
+        "images/..%2f..%2f..%2fetc%2fpasswd",
+        "images/1%2f..%2f..%2f..",
+        "images/file:%2f%2f%2fetc%2fpasswd",
+        "images/1?path=/etc/passwd",
+        "images/1?map_index=../../etc/passwd",
+        "images/-1",
+        "images/0",
+        "images/2",
+        "images/99999999999999999999",
+    ],
+)
+def test_the_client_cannot_name_a_file(server: Server, foxes: Shown, rest: str) -> None:
+    answer = server.raw(f"{foxes.path}/tasks/draw/{rest}")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"root:" not in answer
+    assert head.split()[1] in (b"404", b"422", b"307") or body.startswith(b"\xff\xd8") or b"\xff\xd8" in body[:20]
+
+
+@pytest.mark.parametrize("name", ["../app.py", "..%2fapp.py", "%2e%2e/app.py", "gallery.html", "nothing.js", ""])
+def test_only_the_pages_own_files_are_static(server: Server, name: str) -> None:
+    assert server.raw(f"/qwenimage/static/{name}").split()[1] == b"404"
+
+
+def test_the_api_of_the_pages_is_not_described_to_strangers(server: Server) -> None:
+    for path in ("/qwenimage/docs", "/qwenimage/redoc", "/qwenimage/openapi.json"):
+        assert server.get(path, user=None).status_code in (401, 404)
+
+
+def test_a_manifest_cannot_be_forged_to_read_another_file(server: Server, foxes: Shown, tmp_path: Path) -> None:
+    secret = tmp_path / "secrets.jsonl"
+    secret.write_text('{"row": 1, "status": "FAILED", "prompt": "a secret"}\n')
+    other = tmp_path / "manifest.jsonl"
+    other.write_text('{"row": 1, "status": "FAILED", "prompt": "a secret", "writer": "somebody else"}\n')
+    for path in ("/etc/passwd", str(secret), str(other), f"file://{other}", "http://127.0.0.1:1/manifest.jsonl"):
+        push(foxes, "progress", {"requests": 1, "rows": path})
+        push(foxes, "manifest", path)
+        answer = server.get(f"{foxes.path}/data")
+        assert answer.status_code == 200
+        assert "a secret" not in answer.text
+        assert "root:" not in answer.text
+        assert answer.json()["batches"][0]["problem"]
+
+
+def test_a_page_does_not_run_what_its_address_holds(server: Server) -> None:
+    for dag_id in ("%3Cscript%3Ealert(1)", "a%22%20onload=%22x", "%3Fq#%25"):
+        answer = server.get(f"/qwenimage/dags/{dag_id}", headers={"Accept": "text/html"})
+        assert answer.status_code == 200
+        assert "<script>alert" not in answer.text
+        assert not re.search(r'"\s+onload="', answer.text)
+        assert f'data-url="/qwenimage/dags/{quote(unquote(dag_id.split("#")[0]), safe="")}/data"' in answer.text
+
+
+def test_a_person_is_told_in_words_why_there_is_nothing_to_see(server: Server, foxes: Shown) -> None:
+    page = server.get(foxes.path, user="another_dag", headers={"Accept": "text/html"})
+    assert "You may not read this DAG." in page.text
+    page = server.get(foxes.path, user=None, headers={"Accept": "text/html"})
+    assert "Log in to Airflow" in page.text
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]

@@ -1,0 +1,292 @@
+"""What the gallery tells of an image, from what its task has pushed: decided without a database, a server or a file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_qwenimage.plugin.records import (
+    BATCH_OPERATOR,
+    SENSOR,
+    BatchRecord,
+    ImageRecord,
+    Records,
+    Status,
+    TaskInstance,
+    records_of_batch,
+    records_of_task,
+    totals_of,
+    with_waits,
+)
+
+REQUEST = {"prompt": "A fox", "size": "1024*1024", "seed": 7, "output_format": "jpeg"}
+TASK_ID = "n43abcqwenimg"
+STORED = {
+    "task_id": TASK_ID,
+    "status": "SUCCESS",
+    "image_urls": ["https://cdn.example/1.jpeg"],
+    "paths": ["/images/a-fox.jpg"],
+    "consumed_credits": 5,
+    "seed": 7,
+    "size": "1024*1024",
+    "output_format": "jpeg",
+    "reused": False,
+}
+SUBMITTED = {"request": REQUEST, "task_id": TASK_ID}
+
+
+def task(state: str | None = "success", **fields: Any) -> TaskInstance:
+    known: dict[str, Any] = {
+        "dag_id": "foxes",
+        "run_id": "manual__1",
+        "task_id": "draw",
+        "map_index": -1,
+        "operator": "QwenImageGenerateOperator",
+        "try_number": 1,
+        "changed_at": "2026-11-25T08:00:00+00:00",
+    }
+    return TaskInstance(state=state, **known | fields)
+
+
+def record(state: str | None, xcoms: dict[str, Any], **fields: Any) -> ImageRecord:
+    (only,) = records_of_task(task(state, **fields), xcoms)
+    return only
+
+
+def sensor(state: str, xcoms: dict[str, Any]) -> list[ImageRecord]:
+    return records_of_task(task(state, task_id="wait", operator=SENSOR), xcoms)
+
+
+@pytest.mark.parametrize("state", [None, "scheduled", "queued"])
+def test_a_task_that_has_not_begun_waits(state: str | None) -> None:
+    assert record(state, {}).status is Status.WAITING
+
+
+@pytest.mark.parametrize("state", ["running", "deferred", "up_for_retry", "restarting"])
+def test_a_task_under_way_draws_and_shows_its_prompt(state: str) -> None:
+    drawing = record(state, SUBMITTED)
+    assert (drawing.status, drawing.state, drawing.image_task_id) == (Status.DRAWING, state, TASK_ID)
+    assert drawing.request == REQUEST
+    assert (drawing.consumed_credits, drawing.at_risk) == (None, 0)
+
+
+def test_a_stored_image_is_done_with_all_that_is_known_of_it() -> None:
+    done = record("success", {**SUBMITTED, "return_value": STORED, "consumed_credits": 5})
+    assert (done.status, done.path, done.image_url) == (Status.DONE, "/images/a-fox.jpg", "https://cdn.example/1.jpeg")
+    assert (done.request, done.consumed_credits, done.at_risk, done.reused) == (REQUEST, 5, 0, False)
+
+
+def test_an_image_that_is_used_again_says_so_and_costs_nothing() -> None:
+    result = STORED | {"reused": True, "consumed_credits": 0}
+    reused = record("success", {**SUBMITTED, "return_value": result, "consumed_credits": 0})
+    assert (reused.status, reused.state, reused.consumed_credits) == (Status.DONE, "reused", 0)
+
+
+def test_several_images_of_one_image_task_cost_its_credits_once() -> None:
+    result = STORED | {"paths": ["/images/1.jpg", "/images/2.jpg"], "image_urls": []}
+    both = records_of_task(task(), {**SUBMITTED, "return_value": result, "consumed_credits": 5})
+    assert [image.number for image in both] == [1, 2]
+    assert totals_of(Records(both)).consumed_credits == 5
+
+
+def test_a_failure_shows_its_error_and_what_it_cost() -> None:
+    failed = record(
+        "failed",
+        {**SUBMITTED, "consumed_credits": 0, "error": {"error": "QwenImageTaskFailedError", "message": "It failed."}},
+    )
+    assert (failed.status, failed.error, failed.message) == (Status.FAILED, "QwenImageTaskFailedError", "It failed.")
+    assert (failed.consumed_credits, failed.at_risk) == (0, 0)
+
+
+def test_a_failure_before_the_submission_risks_nothing() -> None:
+    error = {"error": "QwenImageAuthError", "message": "401"}
+    assert record("failed", {"request": REQUEST, "error": error}).at_risk == 0
+
+
+def test_a_submission_without_an_answer_may_be_paid() -> None:
+    error = {"error": "QwenImageSubmissionUnknownError", "message": "The answer was lost."}
+    lost = record("failed", {"request": REQUEST, "error": error})
+    assert (lost.status, lost.at_risk) == (Status.UNKNOWN, 5)
+
+
+def test_a_submitted_image_that_could_not_be_waited_for_may_be_paid() -> None:
+    error = {"error": "QwenImageTimeoutError", "message": "Not done in time."}
+    assert record("failed", {**SUBMITTED, "error": error}).at_risk == 5
+    assert record("up_for_retry", {**SUBMITTED, "error": error}).at_risk == 0
+
+
+def test_a_killed_task_that_could_push_nothing_has_failed() -> None:
+    assert record("failed", {}).status is Status.FAILED
+
+
+@pytest.mark.parametrize("state", ["skipped", "upstream_failed", "removed"])
+def test_what_was_never_to_be_drawn_is_not_shown(state: str) -> None:
+    assert records_of_task(task(state), {}) == []
+    assert records_of_batch(task(state, operator=BATCH_OPERATOR), {}, [], None) == Records()
+
+
+def test_a_sensor_that_was_skipped_softly_shows_why() -> None:
+    error = {"error": "QwenImageTimeoutError", "message": "Not done in time."}
+    (skipped,) = sensor("skipped", {"task_id": TASK_ID, "error": error})
+    assert (skipped.status, skipped.message, skipped.at_risk) == (Status.FAILED, "Not done in time.", 0)
+
+
+def test_tasks_of_others_are_not_shown() -> None:
+    pushed = {"return_value": ["https://cdn.example/1.jpeg"], "task_id": "x", "error": {"error": "a", "message": "b"}}
+    assert records_of_task(task("success", operator="PythonOperator"), pushed) == []
+    assert records_of_task(task("success", operator="PythonOperator"), {"request": {"url": "https://a"}}) == []
+
+
+def test_an_operator_derived_from_ours_is_shown() -> None:
+    assert record("running", SUBMITTED, operator="OurHouseStyleOperator").request == REQUEST
+
+
+def test_a_submission_and_its_wait_are_one_image() -> None:
+    submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
+    assert submitted[0].state == "submitted"
+    waited = sensor(
+        "success", {"task_id": TASK_ID, "return_value": ["https://cdn.example/1.jpeg"], "consumed_credits": 5}
+    )
+    (image,) = with_waits([*submitted, *waited])
+    assert (image.status, image.image_url, image.consumed_credits) == (Status.DONE, "https://cdn.example/1.jpeg", 5)
+    assert (image.task.task_id, image.request) == ("draw", REQUEST)
+    assert image.is_of("draw", -1)
+    assert image.is_of("wait", -1)
+    assert not image.is_of("wait", 2)
+    assert not image.is_of("other", None)
+
+
+def test_a_wait_under_way_belongs_to_the_submission() -> None:
+    submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
+    (image,) = with_waits([*submitted, *sensor("deferred", {"task_id": TASK_ID})])
+    assert (image.status, image.state) == (Status.DRAWING, "deferred")
+
+
+def test_the_failure_of_a_wait_is_one_of_the_image() -> None:
+    submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
+    error = {"error": "QwenImageTimeoutError", "message": "Not done in time."}
+    (image,) = with_waits([*submitted, *sensor("failed", {"task_id": TASK_ID, "error": error})])
+    assert (image.status, image.at_risk) == (Status.FAILED, 5)
+    (image,) = with_waits([*submitted, *sensor("failed", {"task_id": TASK_ID, "error": error, "consumed_credits": 0})])
+    assert (image.status, image.at_risk) == (Status.FAILED, 0)
+
+
+def test_of_several_waits_the_one_that_got_furthest_counts() -> None:
+    submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
+    done = sensor("success", {"task_id": TASK_ID, "return_value": ["https://cdn.example/1.jpeg"]})
+    late = [
+        replace(image, task=replace(image.task, task_id="late")) for image in sensor("failed", {"task_id": TASK_ID})
+    ]
+    for waits in ([*done, *late], [*late, *done]):
+        (image,) = with_waits([*submitted, *waits])
+        assert image.status is Status.DONE
+
+
+def test_a_wait_for_an_image_of_another_dag_stands_alone() -> None:
+    waited = sensor("success", {"task_id": "another", "return_value": ["https://cdn.example/1.jpeg"]})
+    submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
+    assert [image.image_task_id for image in with_waits([*submitted, *waited])] == [TASK_ID, "another"]
+
+
+def row(status: str, number: int = 1, **fields: Any) -> dict[str, Any]:
+    return {"row": number, "status": status, **REQUEST, **fields}
+
+
+def batch(state: str, rows: list[dict[str, Any]], **xcoms: Any) -> Records:
+    return records_of_batch(task(state, operator=BATCH_OPERATOR), xcoms, rows, None)
+
+
+def test_the_rows_of_a_batch_are_its_images() -> None:
+    rows = [
+        row("SUCCESS", 1, paths=["/a.jpg"], image_urls=["https://cdn.example/a"], consumed_credits=5, task_id="a"),
+        row("FAILED", 2, error="QwenImageContentPolicyError", message="Refused.", task_id="b"),
+        row("UNKNOWN", 3),
+        row("UNFINISHED", 4, task_id="d"),
+        row("IN_PROGRESS", 5, task_id="e"),
+        row("NOT_SUBMITTED", 6),
+    ]
+    images = batch("running", rows).images
+    assert [str(image.status) for image in images] == ["done", "failed", "unknown", "unknown", "drawing", "waiting"]
+    assert [image.number for image in images] == [1, 2, 3, 4, 5, 6]
+    assert [image.at_risk for image in images] == [0, 0, 5, 5, 0, 0]
+    assert (images[0].path, images[1].message) == ("/a.jpg", "Refused.")
+
+
+def test_rows_that_a_dead_batch_has_left_under_way_may_be_paid() -> None:
+    images = batch("failed", [row("IN_PROGRESS", 1, task_id="a"), row("NOT_SUBMITTED", 2)]).images
+    assert [(image.status, image.at_risk) for image in images] == [(Status.FAILED, 5), (Status.FAILED, 0)]
+
+
+def test_a_batch_that_failed_before_its_first_row_shows_why() -> None:
+    (image,) = batch("failed", [], error={"error": "ValueError", "message": "Row 3 has no prompt."}).images
+    assert (image.status, image.message) == (Status.FAILED, "Row 3 has no prompt.")
+
+
+def test_the_totals_of_a_batch_without_rows_are_what_it_has_pushed() -> None:
+    progress = {"requests": 40, "done": 12, "failed": 1, "in_flight": 16, "consumed_credits": 60, "seconds_left": None}
+    totals = totals_of(batch("running", [], progress=progress))
+    assert (totals.counts["done"], totals.counts["failed"], totals.consumed_credits) == (12, 1, 60)
+
+
+def test_a_batch_with_rows_is_not_counted_twice() -> None:
+    progress = {"requests": 1, "done": 1, "consumed_credits": 5}
+    rows = [row("SUCCESS", paths=["/a.jpg"], consumed_credits=5)]
+    assert totals_of(batch("running", rows, progress=progress)).consumed_credits == 5
+    assert totals_of(batch("running", rows, progress=progress)).images == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "matches"),
+    [
+        ("", "", True),
+        ("done", "", True),
+        ("failed", "", False),
+        ("", "fox", True),
+        ("", "FOX a", True),
+        ("", "hare", False),
+        ("done", "fox", True),
+        ("failed", "fox", False),
+        ("", TASK_ID, True),
+        ("", "1024*1024", True),
+        ("", "draw", True),
+    ],
+)
+def test_images_are_found_by_status_and_words(status: str, text: str, *, matches: bool) -> None:
+    image = record("success", {**SUBMITTED, "return_value": STORED})
+    assert image.matches(status, text.casefold().split()) is matches
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from([*SUBMITTED, "return_value", "consumed_credits", "error", "progress", "manifest"])
+FIELDS = st.sampled_from([*STORED, "error", "message", "prompt", "row", "same_as", "stored_at", "requests", "done"])
+
+
+@given(
+    state=st.sampled_from([None, "success", "failed", "running", "skipped", "deferred"]),
+    operator=st.sampled_from(["QwenImageGenerateOperator", BATCH_OPERATOR, SENSOR, None]),
+    xcoms=st.dictionaries(KEYS, JUNK | st.dictionaries(FIELDS, JUNK)),
+    rows=st.lists(st.dictionaries(FIELDS, JUNK), max_size=3),
+)
+def test_whatever_was_pushed_the_page_can_be_shown(state: Any, operator: Any, xcoms: Any, rows: Any) -> None:
+    instance = task(state, operator=operator)
+    found = records_of_batch(instance, xcoms, rows, None)
+    records = Records(with_waits([*records_of_task(instance, xcoms), *found.images]), found.batches)
+    totals = totals_of(records)
+    assert totals.images >= 0
+    assert totals.consumed_credits >= 0
+    for image in records.images:
+        assert image.matches("", ["a"]) in (True, False)
+        assert image.path is None or isinstance(image.path, str)
+
+
+def test_a_batch_record_tells_numbers_only() -> None:
+    (told,) = batch("running", [], progress={"requests": 2, "done": "<b>", "rows": "/a", "failed": True}).batches
+    assert told == BatchRecord(task=told.task, progress={"requests": 2})

@@ -1,0 +1,72 @@
+"""Small pictures are made once and kept within a bound."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from airflow_provider_qwenimage.plugin.thumbnails import ThumbnailCache, make_thumbnail
+
+
+def picture(kind: str = "JPEG", mode: str = "RGB", pixels: tuple[int, int] = (1024, 1536)) -> bytes:
+    made = io.BytesIO()
+    with Image.effect_noise(pixels, 80) as noise:
+        noise.convert(mode).save(made, kind)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("WEBP", "RGB")]
+)
+@pytest.mark.parametrize("pixels", [(1024, 1536), (1536, 1024), (1024, 1024), (64, 64)])
+def test_a_small_picture_keeps_the_shape_of_the_image(kind: str, mode: str, pixels: tuple[int, int]) -> None:
+    with Image.open(io.BytesIO(make_thumbnail(picture(kind, mode, pixels)))) as small:
+        assert small.format == "WEBP"
+        assert small.width <= 480
+        assert small.height <= 360
+        assert small.width / small.height == pytest.approx(pixels[0] / pixels[1], rel=0.02)
+        assert small.size == pixels or 360 in small.size or 480 in small.size
+
+
+def test_a_small_picture_is_made_once_also_for_other_processes(tmp_path: Path) -> None:
+    reads = []
+
+    def read() -> bytes:
+        reads.append(1)
+        return picture()
+
+    first = ThumbnailCache(tmp_path / "small").get("/a.jpg", "1", read)
+    assert ThumbnailCache(tmp_path / "small").get("/a.jpg", "1", read) == first
+    assert len(reads) == 1
+    ThumbnailCache(tmp_path / "small").get("/a.jpg", "2", read)
+    ThumbnailCache(tmp_path / "small").get("/b.jpg", "1", read)
+    assert len(reads) == 3
+
+
+def test_what_was_not_asked_for_longest_makes_room(tmp_path: Path) -> None:
+    content = picture(pixels=(256, 256))
+    size = len(make_thumbnail(content))
+    cache = ThumbnailCache(tmp_path, most_bytes=20 * size)
+    for number in range(100):
+        cache.get(str(number), "", lambda: content)
+        # Asked for all the time.
+        cache.get("0", "", lambda: content)
+    kept = list(tmp_path.iterdir())
+    assert sum(file.stat().st_size for file in kept) <= 22 * size
+    assert len(kept) > 10
+
+    def made_anew() -> bytes:
+        raise AssertionError
+
+    cache.get("0", "", made_anew)
+    cache.get("99", "", made_anew)
+    with pytest.raises(AssertionError):
+        cache.get("3", "", made_anew)
+
+
+def test_a_disk_that_cannot_be_written_makes_it_slow_and_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert ThumbnailCache(tmp_path / "file").get("/a.jpg", "1", picture)
