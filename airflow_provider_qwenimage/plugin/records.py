@@ -114,23 +114,22 @@ class ImageRecord:
         )
 
     def matches(self, status: str, words: Sequence[str]) -> bool:
-        """Whether it has a status ("" for any), and every word in its prompt, ids, error or names."""
+        """Whether it has a status ("" for any), and every word somewhere in what is told of it.
+
+        Args:
+            status: The status.
+            words: Case-folded: parts of the prompt, the error or a name, the beginning of the image task's id, or a
+                whole seed, size or format.
+        """
         if status and self.status != status:
             return False
         if not words:
             return True
-        texts = (
-            self.request.get("prompt"),
-            self.image_task_id,
-            self.task.task_id,
-            self.error,
-            self.message,
-            self.request.get("seed"),
-            self.request.get("size"),
-            self.request.get("output_format"),
-        )
-        text = " ".join(str(part) for part in texts if part is not None).casefold()
-        return all(word in text for word in words)
+        texts = (self.request.get("prompt"), self.error, self.message, self.task.task_id)
+        text = "\n".join(part for part in texts if part is not None).casefold()
+        values = {str(self.request.get(name)) for name in ("seed", "size", "output_format")}
+        image_task_id = (self.image_task_id or "").casefold()
+        return all(word in text or word in values or image_task_id.startswith(word) for word in words)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ import requests
 
 _START_SECONDS = 120
 _STOP_SECONDS = 20
+_CONFLICT = 409
 
 _PREPARE = """
 import json, sys
@@ -48,7 +50,7 @@ class StandaloneAirflow:
         self.database = home / "airflow.db"
         self.output = home / "standalone.out"
         api, worker_logs, trigger_logs = _free_ports(3)
-        self._url = f"http://127.0.0.1:{api}"
+        self.url = f"http://127.0.0.1:{api}"
         search = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "_AIRFLOW_"))
@@ -57,12 +59,12 @@ class StandaloneAirflow:
             # `airflow standalone` starts its parts by that name.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "AIRFLOW_HOME": str(home),
-            "AIRFLOW__API__BASE_URL": self._url,
+            "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": str(api),
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self._url}/execution/",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__PARALLELISM": "10",
@@ -130,6 +132,17 @@ class StandaloneAirflow:
     def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
         """Start a DAG run and return its id."""
         return str(self._call("POST", f"dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"])
+
+    def add_connection(self, conn_id: str, conn_type: str, **fields: Any) -> None:
+        """Store a connection, unless there is one of that id."""
+        body = {"connection_id": conn_id, "conn_type": conn_type, **fields}
+        answer = self._session.post(f"{self.url}/api/v2/connections", json=body, timeout=20)
+        if answer.status_code != _CONFLICT:
+            answer.raise_for_status()
+
+    def extra_of(self, conn_id: str) -> Any:
+        """Return the extra of a stored connection."""
+        return json.loads(self._call("GET", f"connections/{conn_id}")["extra"])
 
     def clear(self, dag_id: str, run_id: str) -> None:
         """Clear every task of a run, those that run as well."""
@@ -223,9 +236,9 @@ class StandaloneAirflow:
 
     def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         if "Authorization" not in self._session.headers:
-            token = self._session.get(f"{self._url}/auth/token", timeout=10).json()["access_token"]
+            token = self._session.get(f"{self.url}/auth/token", timeout=10).json()["access_token"]
             self._session.headers["Authorization"] = f"Bearer {token}"
-        answer = self._session.request(method, f"{self._url}/api/v2/{path}", json=body, timeout=20)
+        answer = self._session.request(method, f"{self.url}/api/v2/{path}", json=body, timeout=20)
         answer.raise_for_status()
         decoded: dict[str, Any] = answer.json()
         return decoded

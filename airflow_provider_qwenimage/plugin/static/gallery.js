@@ -52,7 +52,10 @@ function followTheme() {
       if (window.parent !== window && (classes.contains("dark") || classes.contains("light"))) {
         dark = classes.contains("dark");
         // Airflow's own ground, which differs between its versions and themes.
-        root.style.setProperty("--page", getComputedStyle(window.parent.document.body).backgroundColor);
+        const around = window.parent.document;
+        const grounds = [around.body, around.documentElement].map((part) => getComputedStyle(part).backgroundColor);
+        const ground = grounds.find((color) => color.startsWith("rgb(") || color.startsWith("color("));
+        if (ground) root.style.setProperty("--page", ground);
       } else if (stored === "dark" || stored === "light") {
         dark = stored === "dark";
       }

@@ -1,0 +1,142 @@
+"""A running Airflow with the sandbox, and a real browser in front of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import airflow_provider_qwenimage
+from airflow_provider_qwenimage.links import HAS_GALLERY
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.standalone import StandaloneAirflow
+
+_HERE = Path(__file__).parent
+_ROOT = Path(airflow_provider_qwenimage.__file__).parents[1]
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_WINDOW = {"width": 1280, "height": 800}
+API_KEY = "sk-browser-7c1d09"
+
+collect_ignore_glob = [] if HAS_GALLERY else ["test_*.py"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for the pictures of the documentation."""
+    parser.addoption("--screenshots", type=Path, help="the folder that screenshots for the documentation go to")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a browser: it is run by a make target of its own."""
+    for item in items:
+        if item.path.is_relative_to(_HERE):
+            item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(400))
+
+
+@dataclass
+class World:
+    """What is running.
+
+    Attributes:
+        airflow: Airflow.
+        api: The stand-in of the API; the connection to it is the tests' business.
+        images: The folder of the images.
+    """
+
+    airflow: StandaloneAirflow
+    api: Sandbox
+    images: Path
+
+    def connect(self) -> None:
+        """Store the default connection, unless it is there."""
+        self.airflow.add_connection("qwenimage_default", "qwenimage", host=self.api.url, password=API_KEY)
+
+    def draw(self, dag_id: str, **conf: Any) -> str:
+        """Run a DAG to its end and return the run's id."""
+        self.connect()
+        run_id = self.airflow.trigger(dag_id, conf)
+        self.airflow.wait_for_run(dag_id, run_id, 180)
+        return run_id
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    home = tmp_path_factory.mktemp("airflow")
+    images = tmp_path_factory.mktemp("images")
+    with Sandbox(seconds_per_image=0.5, api_keys=(API_KEY,)) as api:
+        settings = {
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+            "QWENIMAGE_OUTPUT_PATH": f"file://{images}",
+        }
+        airflow = StandaloneAirflow(home, _ROOT, settings)
+        for file in [*(_HERE / "dags").glob("*.py"), *(_ROOT / "example_dags").iterdir()]:
+            if file.is_file():
+                shutil.copy(file, airflow.dags)
+        airflow.prepare("{}")
+        try:
+            airflow.start("one_image", "no_images", "qwenimage_many_prompts")
+            yield World(airflow, api, images)
+        finally:
+            airflow.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if path is None:
+        pytest.exit(f"None of {', '.join(_BROWSERS)} is installed; on Debian and Ubuntu: apt install chromium", 1)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, world: World) -> Iterator[Callable[..., Any]]:
+    """Return a function that opens a window; the test fails if a page in it has an error."""
+    contexts = []
+    problems: list[str] = []
+
+    def listen(message: Any) -> None:
+        # What the gallery's own page is told by a server is shown there, and tested.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            problems.append(message.text)
+
+    def open_page(path: str = "/", **options: Any) -> Any:
+        context = browser.new_context(base_url=world.airflow.url, locale="en-GB", **{"viewport": _WINDOW} | options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("console", listen)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(path)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def photograph(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any, str], None]:
+    """Return a function that takes a screenshot, for the documentation where that is asked for."""
+    folder = request.config.getoption("--screenshots") or tmp_path
+
+    def take(page: Any, name: str) -> None:
+        # A mouse that rests somewhere leaves its marks there.
+        page.mouse.move(1, 1)
+        page.wait_for_timeout(400)
+        page.screenshot(path=folder / f"{name}.jpg", type="jpeg", quality=82)
+
+    return take

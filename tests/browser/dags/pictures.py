@@ -1,0 +1,63 @@
+"""DAGs whose images the browser looks at: many, few, none, slow ones, ones that fail, prompts of all kinds."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pendulum
+from airflow.sdk import DAG, Param, task
+
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator
+
+FOLDER = os.environ["QWENIMAGE_OUTPUT_PATH"]
+START = pendulum.datetime(2024, 1, 1)
+
+with DAG("one_image", schedule=None, start_date=START, params={"prompt": "A fox", "seed": 1}):
+    QwenImageGenerateOperator(
+        task_id="draw",
+        prompt="{{ params.prompt }}",
+        seed="{{ params.seed }}",
+        output_path=f"{FOLDER}/one",
+        deferrable=True,
+    )
+
+with DAG("prompts", schedule=None, start_date=START, params={"prompts": Param([], type="array")}):
+
+    @task
+    def choose(params: dict[str, Any]) -> list[str]:
+        return params["prompts"]
+
+    QwenImageGenerateOperator.partial(task_id="draw", output_path=f"{FOLDER}/prompts", deferrable=True, seed=1).expand(
+        prompt=choose()
+    )
+
+with DAG("many_images", schedule=None, start_date=START, params={"number": 500, "folder": "many"}):
+
+    @task
+    def list_requests(params: dict[str, Any]) -> str:
+        path = Path(FOLDER.removeprefix("file://")) / f"{params['folder']}.jsonl"
+        rows = ({"prompt": f"Robot {number} on a shelf of toys", "seed": number} for number in range(params["number"]))
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return str(path)
+
+    QwenImageBatchOperator(
+        task_id="draw",
+        requests=list_requests(),
+        output_path=f"{FOLDER}/{{{{ params.folder }}}}",
+        max_in_flight=32,
+        max_failures=100_000,
+    )
+
+with DAG("not_stored", schedule=None, start_date=START):
+    QwenImageGenerateOperator(
+        task_id="draw", prompt="A lighthouse in a storm", seed=3, wait_for_completion=True, deferrable=True
+    )
+
+with DAG("no_images", schedule=None, start_date=START):
+
+    @task
+    def nothing() -> None:
+        pass
+
+    nothing()

@@ -1,0 +1,107 @@
+"""What a person does in Airflow's pages."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from playwright.sync_api import FrameLocator, Locator, Page, expect
+
+SECONDS = 60_000
+
+
+def run_path(dag_id: str, run_id: str) -> str:
+    return f"/dags/{dag_id}/runs/{run_id}"
+
+
+def gallery(page: Page) -> FrameLocator:
+    """Return the gallery that is in the open tab or page of Airflow."""
+    return page.frame_locator("iframe")
+
+
+def open_tab(page: Page, path: str) -> FrameLocator:
+    """Open a page of Airflow and click on its tab of images."""
+    page.goto(path)
+    page.get_by_role("link", name="Images", exact=True).click()
+    return gallery(page)
+
+
+def cards(shown: Any) -> Locator:
+    found: Locator = shown.get_by_role("article")
+    return found
+
+
+def total(shown: Any, name: str) -> Locator:
+    """Return the number that stands above a name in the totals."""
+    found: Locator = shown.locator(f'#totals div:has(dt:text-is("{name}")) dd')
+    return found
+
+
+def loaded_pictures(shown: Any) -> int:
+    """Return how many pictures of the grid the browser has drawn."""
+    script = "images => images.filter(image => image.complete && image.naturalWidth > 0).length"
+    return int(shown.locator("#grid img").evaluate_all(script))
+
+
+def expect_pictures(page: Page, shown: Any, number: int) -> None:
+    """Wait until so many pictures are drawn."""
+    deadline = SECONDS // 200
+    for _ in range(deadline):
+        if loaded_pictures(shown) >= number:
+            return
+        page.wait_for_timeout(200)
+    assert loaded_pictures(shown) >= number
+
+
+def trigger(page: Page, dag_id: str) -> str:
+    """Trigger a DAG by its button and return the id of the run."""
+    page.goto(f"/dags/{dag_id}")
+    page.get_by_role("button", name="Trigger").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Trigger").click()
+    expect(page).to_have_url(re.compile(r"/runs/manual__"), timeout=SECONDS)
+    return page.url.rpartition("/runs/")[2].partition("?")[0]
+
+
+def add_connection(page: Page, conn_id: str, *, base_url: str, api_key: str, port: str = "443") -> None:
+    """Fill in the form for a new connection and save it."""
+    open_connection_form(page, conn_id)
+    form = page.get_by_role("dialog")
+    form.get_by_label("Base URL", exact=True).fill(base_url)
+    form.get_by_label("API key", exact=True).fill(api_key)
+    form.get_by_label("Port", exact=True).fill(port)
+    save(page)
+
+
+def open_connection_form(page: Page, conn_id: str) -> None:
+    page.goto("/connections")
+    page.get_by_role("button", name="Add Connection").click()
+    form = page.get_by_role("dialog")
+    form.get_by_label("Connection ID").fill(conn_id)
+    form.get_by_role("combobox", name="Connection Type").fill("Qwen")
+    page.get_by_role("option", name="Qwen Image", exact=True).click()
+
+
+def save(page: Page) -> None:
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    page.get_by_role("dialog").wait_for(state="hidden")
+
+
+def edit_connection(page: Page, conn_id: str) -> Locator:
+    """Open the form of a stored connection."""
+    page.goto("/connections")
+    row = page.get_by_role("row").filter(has_text=conn_id)
+    row.get_by_role("button", name="Edit Connection").click()
+    return page.get_by_role("dialog")
+
+
+def test_connection(page: Page, conn_id: str) -> str:
+    """Click on Test in a connection's row and return what is said."""
+    page.goto("/connections")
+    row = page.get_by_role("row").filter(has_text=conn_id)
+    row.get_by_role("button", name="Test Connection").click()
+    said = page.locator("[role=status]").filter(has_text="Test Connection").first
+    said.wait_for(timeout=SECONDS)
+    return said.inner_text()
+
+
+test_connection.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for one of a test

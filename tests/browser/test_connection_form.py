@@ -1,0 +1,84 @@
+"""The connection form reads back what was saved, and its test says in one sentence what is wrong."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser import steps
+from tests.browser.conftest import API_KEY, World
+
+
+@pytest.fixture
+def web_server() -> Iterator[str]:
+    """A web server that is not the API."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_saved_connection_reads_back_right(world: World, open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    steps.open_connection_form(page, "reads_back")
+    form = page.get_by_role("dialog")
+    form.get_by_label("Base URL", exact=True).fill(world.api.url)
+    form.get_by_label("API key", exact=True).fill(API_KEY)
+    form.get_by_label("Port", exact=True).fill("443")
+    form.get_by_role("button", name="Extra Fields", exact=True).click()
+    for told in ("Default: 30", "Empty: no limit", "the path of a file of certificate authorities"):
+        expect(form.get_by_text(told)).to_be_visible()
+    form.get_by_role("spinbutton", name="Timeout in seconds").fill("12.5")
+    form.get_by_role("spinbutton", name="Most requests per second").fill("2")
+    form.get_by_role("spinbutton", name="Most requests per second").blur()
+    form.locator("[name=element_verify]").fill("false")
+    steps.save(page)
+
+    for _ in range(2):
+        form = steps.edit_connection(page, "reads_back")
+        expect(form.get_by_label("Base URL", exact=True)).to_have_value(world.api.url)
+        expect(form.get_by_label("Port", exact=True)).to_have_value("443")
+        form.get_by_role("button", name="Extra Fields", exact=True).click()
+        expect(form.get_by_role("spinbutton", name="Timeout in seconds")).to_have_value("12.5")
+        expect(form.locator("[name=element_verify]")).to_have_value("false")
+        rate = form.get_by_role("spinbutton", name="Most requests per second")
+        expect(rate).to_have_value(re.compile("2|3"))
+        rate.fill("3")
+        rate.blur()
+        steps.save(page)
+    assert world.airflow.extra_of("reads_back") == {
+        "timeout_seconds": 12.5,
+        "max_requests_per_second": 3,
+        "verify": "false",
+    }
+    # The key is what it was, though it was not typed again.
+    assert "Connection works" in steps.test_connection(page, "reads_back")
+
+
+def test_the_test_says_in_one_sentence_what_is_wrong(
+    world: World, open_page: Callable[..., Any], web_server: str
+) -> None:
+    page = open_page()
+    cases = {
+        "works": (world.api.url, API_KEY, f"Connection works: {world.api.url} answered"),
+        "wrong_key": (world.api.url, "sk-wrong", f"{world.api.url} refused the key"),
+        "unreachable": ("http://127.0.0.1:9", API_KEY, "Cannot reach http://127.0.0.1:9: nothing listens"),
+        "unknown_host": ("https://no-such-host.invalid", API_KEY, "Cannot reach https://no-such-host.invalid"),
+        "other": (web_server, API_KEY, f"What answers at {web_server} is not the Qwen-Image API"),
+    }
+    charged = world.api.credits_charged
+    for conn_id, (base_url, api_key, told) in cases.items():
+        steps.add_connection(page, conn_id, base_url=base_url, api_key=api_key)
+        said = steps.test_connection(page, conn_id)
+        title, _, sentence = said.partition("\n")
+        assert told in sentence, said
+        assert title == f"Test Connection {'Successful' if conn_id == 'works' else 'Failed'}"
+        assert len(re.findall(r"[.!?](\s|$)", sentence)) == 1, sentence
+        assert api_key not in said
+    assert world.api.credits_charged == charged

@@ -1,0 +1,245 @@
+"""The gallery in each of its states, as a person sees and uses it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser import steps
+from tests.browser.conftest import World
+
+LONG = ("A market at dawn, seen from above, with a hundred stalls and lanterns of paper in every colour; " * 25)[:2000]
+PROMPTS = {
+    "script": "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">",
+    "chinese": "雪地里的一只红狐 水墨画风格",
+    "arabic": "ثعلب أحمر في الثلج عند الغروب",
+    "emoji": "🦊 in the ❄️ snow, 👩‍🚀 looking on",
+    "long": LONG,
+    "unbroken": "W" * 300,
+    "refused": "A celebrity [policy]",
+}
+
+
+@pytest.fixture(scope="module")
+def prompts(world: World) -> str:
+    world.api.configure(seconds_per_image=0.3)
+    return world.draw("prompts", prompts=list(PROMPTS.values()))
+
+
+@pytest.fixture(scope="module")
+def many(world: World) -> str:
+    world.api.configure(seconds_per_image=0.1)
+    return world.draw("many_images", number=500, folder="many")
+
+
+def test_nothing_drawn_is_said_in_words(
+    world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
+) -> None:
+    run_id = world.draw("no_images")
+    page = open_page()
+    for path, told in {
+        "/dags/no_images": "This DAG has no generated images yet",
+        steps.run_path("no_images", run_id): "This run has no generated images",
+        steps.run_path("no_images", run_id) + "/tasks/nothing": "This task has no generated images",
+    }.items():
+        gallery = steps.open_tab(page, path)
+        expect(gallery.get_by_text(told)).to_be_visible(timeout=steps.SECONDS)
+        expect(steps.total(gallery, "images")).to_have_text("0")
+    photograph(page, "gallery-empty")
+
+
+def test_one_image_in_each_of_its_places(
+    world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
+) -> None:
+    run_id = world.draw("one_image", prompt="A single teapot", seed=2)
+    page = open_page()
+    for path in (
+        "/dags/one_image",
+        steps.run_path("one_image", run_id),
+        steps.run_path("one_image", run_id) + "/tasks/draw",
+    ):
+        gallery = steps.open_tab(page, path)
+        expect(gallery.get_by_role("img", name="A single teapot")).to_be_visible(timeout=steps.SECONDS)
+        steps.expect_pictures(page, gallery, 1)
+    photograph(page, "gallery-one-image")
+
+
+def test_prompts_of_all_kinds_are_text(
+    world: World, open_page: Callable[..., Any], photograph: Callable[..., None], prompts: str
+) -> None:
+    page = open_page()
+    gallery = steps.open_tab(page, steps.run_path("prompts", prompts))
+    expect(steps.cards(gallery)).to_have_count(len(PROMPTS), timeout=steps.SECONDS)
+    for prompt in PROMPTS.values():
+        expect(gallery.locator(".card .prompt").get_by_text(prompt, exact=True)).to_be_visible()
+    for prompt in set(PROMPTS.values()) - {PROMPTS["refused"]}:
+        expect(gallery.get_by_role("img", name=prompt, exact=True)).to_have_count(1)
+    steps.expect_pictures(page, gallery, len(PROMPTS) - 1)
+    # Nothing of a prompt was run or loaded.
+    frame = page.frames[-1]
+    assert frame.evaluate("document.scripts.length") == 1
+    assert frame.title() != "run"
+    assert page.title() != "run"
+    # No card is wider than its place.
+    assert frame.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    direction = gallery.get_by_text(PROMPTS["arabic"], exact=True).evaluate(
+        "element => getComputedStyle(element).direction"
+    )
+    assert direction == "rtl"
+    photograph(page, "gallery-prompts")
+    gallery.get_by_role("button", name=f"Done: {LONG[:40]}").click()
+    expect(gallery.get_by_role("dialog").locator("#prompt")).to_have_text(LONG)
+    photograph(page, "image-long-prompt")
+
+
+def test_a_failure_tells_its_reason_and_leads_to_its_task(
+    world: World, open_page: Callable[..., Any], photograph: Callable[..., None], prompts: str
+) -> None:
+    page = open_page()
+    gallery = steps.open_tab(page, steps.run_path("prompts", prompts))
+    gallery.get_by_role("button", name=re.compile(r"^Failed \d")).click()
+    expect(steps.cards(gallery)).to_have_count(1, timeout=steps.SECONDS)
+    card = steps.cards(gallery)
+    expect(card).to_contain_text("Content policy violation detected")
+    expect(card).to_contain_text("0 credits")
+    expect(steps.total(gallery, "failed")).to_have_text("1")
+    photograph(page, "gallery-failure")
+    card.get_by_role("link", name="draw[6]").click()
+    expect(page).to_have_url(re.compile(r"/tasks/draw/mapped/6"), timeout=steps.SECONDS)
+    # The link of the task is there after the failure as well, and an image is not.
+    page.get_by_role("link", name="Details", exact=True).click()
+    expect(page.get_by_role("link", name="Generated images")).to_be_visible(timeout=steps.SECONDS)
+    expect(page.get_by_role("link", name="Image", exact=True)).to_have_count(0)
+
+
+def test_an_image_that_is_not_stored_is_shown_from_where_the_api_has_it(
+    world: World, open_page: Callable[..., Any]
+) -> None:
+    run_id = world.draw("not_stored")
+    page = open_page()
+    gallery = steps.open_tab(page, steps.run_path("not_stored", run_id))
+    image = gallery.get_by_role("img", name="A lighthouse in a storm")
+    expect(image).to_be_visible(timeout=steps.SECONDS)
+    steps.expect_pictures(page, gallery, 1)
+    address = str(image.get_attribute("src"))
+    assert "/cdn/" in address
+    page.goto(steps.run_path("not_stored", run_id) + "/tasks/draw/details")
+    link = page.get_by_role("link", name="Image", exact=True)
+    expect(link).to_have_attribute("href", address, timeout=steps.SECONDS)
+
+
+def test_five_hundred_images_load_as_they_are_scrolled_to(
+    world: World, open_page: Callable[..., Any], photograph: Callable[..., None], many: str
+) -> None:
+    page = open_page()
+    gallery = steps.open_tab(page, steps.run_path("many_images", many))
+    expect(steps.total(gallery, "images")).to_have_text("500", timeout=steps.SECONDS)
+    expect(steps.total(gallery, "credits spent")).to_have_text("2,500")
+    steps.expect_pictures(page, gallery, 6)
+    assert steps.cards(gallery).count() <= 180
+    photograph(page, "gallery-light")
+    frame = page.frames[-1]
+    for _ in range(60):
+        frame.evaluate("scrollTo(0, document.body.scrollHeight)")
+        page.wait_for_timeout(250)
+        if steps.cards(gallery).count() == 500:
+            break
+    expect(steps.cards(gallery)).to_have_count(500)
+    expect(gallery.get_by_text("Robot 499 on a shelf of toys", exact=True)).to_be_visible()
+
+
+def test_images_are_found_by_words(open_page: Callable[..., Any], many: str) -> None:
+    page = open_page()
+    gallery = steps.open_tab(page, steps.run_path("many_images", many))
+    gallery.get_by_role("searchbox").fill("robot 37")
+    # 37, 137, 237, 337, 437, and 370 to 379.
+    expect(steps.cards(gallery)).to_have_count(15, timeout=steps.SECONDS)
+    gallery.get_by_role("searchbox").fill("no such thing")
+    expect(gallery.get_by_text("No image matches")).to_be_visible()
+    gallery.get_by_role("searchbox").fill("")
+    expect(gallery.get_by_text("Robot 0 on a shelf of toys", exact=True)).to_be_visible()
+
+
+def test_the_gallery_is_dark_where_airflow_is(
+    open_page: Callable[..., Any], photograph: Callable[..., None], many: str
+) -> None:
+    page = open_page()
+    page.evaluate("localStorage.setItem('theme', 'dark')")
+    gallery = steps.open_tab(page, steps.run_path("many_images", many))
+    steps.expect_pictures(page, gallery, 6)
+    ground = "getComputedStyle(document.documentElement).backgroundColor"
+    assert sum(map(int, re.findall(r"\d+", page.frames[-1].evaluate(ground))[:3])) < 150
+    photograph(page, "gallery-dark")
+    # And changes with it, without being loaded again.
+    page.evaluate("document.documentElement.classList.replace('dark', 'light')")
+    expect(gallery.locator("html")).to_have_attribute("data-theme", "light")
+
+
+def test_it_is_used_from_the_keyboard(open_page: Callable[..., Any], many: str) -> None:
+    page = open_page(f"/qwenimage{steps.run_path('many_images', many)}")
+    first = page.get_by_role("button", name="Done: Robot 0 on a shelf of toys")
+    first.wait_for()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if first.evaluate("element => element === document.activeElement"):
+            break
+    assert first.evaluate("element => element === document.activeElement && element.matches(':focus-visible')")
+    page.keyboard.press("Enter")
+    viewer = page.get_by_role("dialog")
+    expect(viewer).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect(viewer.locator("#prompt")).to_have_text("Robot 1 on a shelf of toys")
+    page.keyboard.press("ArrowLeft")
+    expect(viewer.locator("#prompt")).to_have_text("Robot 0 on a shelf of toys")
+    page.keyboard.press("Escape")
+    expect(viewer).to_be_hidden()
+    assert first.evaluate("element => element === document.activeElement")
+
+
+def test_prompt_and_seed_are_copied(open_page: Callable[..., Any], many: str) -> None:
+    page = open_page(
+        f"/qwenimage{steps.run_path('many_images', many)}", permissions=["clipboard-read", "clipboard-write"]
+    )
+    page.get_by_role("button", name="Done: Robot 3 on a shelf of toys").click()
+    viewer = page.get_by_role("dialog")
+    for name, copied in {"Copy prompt": "Robot 3 on a shelf of toys", "Copy seed": "3"}.items():
+        viewer.get_by_role("button", name=name).click()
+        expect(viewer.get_by_role("button", name="Copied")).to_be_visible()
+        assert page.evaluate("navigator.clipboard.readText()") == copied
+        expect(viewer.get_by_role("button", name=name)).to_be_visible()
+
+
+def test_it_fits_a_narrow_window(open_page: Callable[..., Any], photograph: Callable[..., None], many: str) -> None:
+    page = open_page(f"/qwenimage{steps.run_path('many_images', many)}", viewport={"width": 380, "height": 740})
+    steps.expect_pictures(page, page, 4)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    photograph(page, "gallery-narrow")
+    page.get_by_role("button", name="Done: Robot 0 on a shelf of toys").click()
+    expect(page.get_by_role("dialog").get_by_role("img")).to_be_visible()
+    expect(page.get_by_role("dialog").get_by_role("button", name="Close")).to_be_in_viewport()
+
+
+def test_a_batch_fills_the_gallery_while_it_runs(
+    world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
+) -> None:
+    world.connect()
+    world.api.configure(seconds_per_image=4)
+    run_id = world.airflow.trigger("many_images", {"number": 300, "folder": f"fills-{time.time()}"})
+    page = open_page()
+    gallery = steps.open_tab(page, steps.run_path("many_images", run_id))
+    expect(gallery.get_by_role("progressbar")).to_be_visible(timeout=steps.SECONDS)
+    expect(gallery.get_by_text(re.compile(r"\d+ of 300 images · .*credits"))).to_be_visible()
+    steps.expect_pictures(page, gallery, 4)
+    expect(gallery.locator("[data-status=drawing]").first).to_be_visible(timeout=steps.SECONDS)
+    photograph(page, "batch-running")
+    for _ in range(2):
+        there = steps.total(gallery, "images").inner_text()
+        expect(steps.total(gallery, "images")).not_to_have_text(there, timeout=steps.SECONDS)
+    world.airflow.wait_for_run("many_images", run_id, 180)
+    expect(steps.total(gallery, "images")).to_have_text("300", timeout=steps.SECONDS)
+    expect(gallery.get_by_role("progressbar")).to_have_count(0)
