@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -164,25 +165,29 @@ def _map_index(text: str) -> int | None:
     return int(text) if re.fullmatch(r"-1|\d{1,9}", text, re.ASCII) else None
 
 
+@dataclass(frozen=True)
 class _Window:
     """Which part of the images is asked for."""
 
-    def __init__(
-        self,
-        offset: Annotated[int, Query(ge=0)] = 0,
-        limit: Annotated[int, Query(ge=0, le=_MOST_ITEMS)] = 60,
-        status: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
-        text: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
-    ) -> None:
-        if status and status not in set(Status):
-            raise HTTPException(422, f"status is {status!r}; allowed are {', '.join(Status)}.")
-        self.offset = offset
-        self.limit = limit
-        self.status = status
-        self.words = text.casefold().split()
+    offset: int
+    limit: int
+    status: str
+    words: list[str]
 
 
-WindowDep = Annotated[_Window, Depends()]
+# Functions rather than classes: the FastAPI of Airflow 3.1 cannot resolve the annotations of a class.
+def _read_window(
+    offset: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=0, le=_MOST_ITEMS)] = 60,
+    status: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
+    text: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
+) -> _Window:
+    if status and status not in set(Status):
+        raise HTTPException(422, f"status is {status!r}; allowed are {', '.join(Status)}.")
+    return _Window(offset, limit, status, text.casefold().split())
+
+
+WindowDep = Annotated[_Window, Depends(_read_window)]
 
 
 @app.get("/data")
@@ -334,25 +339,16 @@ def _batch(root: str, batch: BatchRecord) -> dict[str, Any]:
 _IMAGE = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/images/{number}"
 
 
+@dataclass(frozen=True)
 class _Stored:
     """A stored image of a task instance, for a user who may see it."""
 
-    def __init__(
-        self,
-        *,
-        request: Request,
-        dag_id: str,
-        run_id: str,
-        task_id: str,
-        number: int,
-        session: SessionDep,
-        user: GetUserDep,
-        map_index: int = -1,
-    ) -> None:
-        self._request = request
-        self._place = (dag_id, run_id, task_id, map_index, number)
-        self._session = session
-        self._user = user
+    request: Request
+    session: Any
+    user: Any
+    dag_id: str
+    run_id: str
+    place: tuple[str, int, int]
 
     def sidecar(self) -> Mapping[str, Any]:
         """Return its sidecar; see `stored_images.read_sidecar`."""
@@ -369,21 +365,34 @@ class _Stored:
         Raises:
             HTTPException: If it has recorded no such image.
         """
-        dag_id, run_id, task_id, map_index, number = self._place
-        record = _runs.find(self._session, dag_id, run_id, (task_id, map_index, number))
+        record = _runs.find(self.session, self.dag_id, self.run_id, self.place)
         if record is None or record.path is None:
             raise HTTPException(404, "This task has recorded no such image.")
         return record
 
     def _may_read_dag(self, dag_id: str) -> bool:
         try:
-            requires_access_dag("GET", DagAccessEntity.XCOM, dag_id)(self._request, self._user)
+            requires_access_dag("GET", DagAccessEntity.XCOM, dag_id)(self.request, self.user)
         except HTTPException:
             return False
         return True
 
 
-StoredDep = Annotated[_Stored, Depends()]
+def _find_stored(
+    *,
+    request: Request,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    number: int,
+    session: SessionDep,
+    user: GetUserDep,
+    map_index: int = -1,
+) -> _Stored:
+    return _Stored(request, session, user, dag_id, run_id, (task_id, map_index, number))
+
+
+StoredDep = Annotated[_Stored, Depends(_find_stored)]
 
 
 @app.get(_IMAGE)

@@ -52,7 +52,6 @@ def push(shown: Shown, key: str, value: Any) -> None:
             task_id="draw",
             run_id=shown.run_id,
             map_index=-1,
-            serialize=False,
             session=session,
         )
     from airflow_provider_qwenimage.plugin import app as pages

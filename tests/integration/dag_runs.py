@@ -6,6 +6,8 @@ import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -309,11 +311,17 @@ def _make_known(dag: Any) -> None:
     """Write the DAG to the metadata database, as the DAG processor does: Airflow 3 tests no others."""
     from airflow.configuration import conf
     from airflow.dag_processing.bundles.manager import DagBundlesManager
-    from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
 
     DagBundlesManager().sync_bundles_to_db()
     folder = Path(conf.get("core", "dags_folder"))
-    bag = BundleDagBag(dag_folder=folder, bundle_path=folder, bundle_name="dags-folder", collect_dags=False)
+    if find_spec("airflow.dag_processing.dagbag"):
+        from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
+
+        bag: Any = BundleDagBag(dag_folder=folder, bundle_path=folder, bundle_name="dags-folder", collect_dags=False)
+    else:
+        # Up to Airflow 3.1.
+        dagbag: Any = import_module("airflow.models.dagbag")
+        sync_bag_to_db, bag = dagbag.sync_bag_to_db, dagbag.DagBag(dag_folder=folder, collect_dags=False)
     bag.bag_dag(dag)
     sync_bag_to_db(bag, "dags-folder", None)
 

@@ -1,0 +1,187 @@
+"""What tasks push for Airflow's UI: links, their request, their error, the rows of a batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_qwenimage import (
+    QwenImageBatchOperator,
+    QwenImageStatusSensor,
+    batch_manifest,
+    batch_operator,
+    storage,
+)
+from airflow_provider_qwenimage.hooks import QwenImageHook
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, HAS_GALLERY
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import TestDag, crash_once, dag_that_draws
+from tests.integration.test_batch import dag_with_batch
+
+with_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow below 3.1 has no place for a gallery")
+
+
+@pytest.fixture
+def pushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What tasks push, in its order."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    seen: list[tuple[str, Any]] = []
+    push = RuntimeTaskInstance.xcom_push
+
+    def watch(self: Any, key: str, value: Any) -> None:
+        seen.append((key, value))
+        push(self, key, value)
+
+    monkeypatch.setattr(RuntimeTaskInstance, "xcom_push", watch)
+    return seen
+
+
+@with_gallery
+def test_the_request_is_pushed_before_it_is_submitted(
+    connected_api: Sandbox, monkeypatch: pytest.MonkeyPatch, pushed: list[tuple[str, Any]]
+) -> None:
+    submit = QwenImageHook.submit
+    before: list[list[str]] = []
+
+    def note(self: Any, request: Any) -> str:
+        before.append([key for key, _ in pushed])
+        return submit(self, request)
+
+    monkeypatch.setattr(QwenImageHook, "submit", note)
+    dag_that_draws(prompt="A fox").run()
+    assert before == [["request"]]
+    assert pushed[0] == ("request", {"prompt": "A fox", "size": "1024*1024", "seed": -1, "output_format": "jpeg"})
+
+
+@with_gallery
+def test_a_wait_in_the_worker_has_its_link_while_it_waits(
+    connected_api: Sandbox, pushed: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = QwenImageHook.wait_for_completion
+    before: list[list[str]] = []
+
+    def note(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before.append([key for key, _ in pushed])
+        return wait(self, *args, **kwargs)
+
+    monkeypatch.setattr(QwenImageHook, "wait_for_completion", note)
+    dag_that_draws(wait_for_completion=True).run()
+    assert before == [["request", "task_id", GENERATED_IMAGES.xcom_key]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "error"),
+    [
+        ("Fog [policy]", {"wait_for_completion": True}, "QwenImageContentPolicyError"),
+        ("{{ 'x' * 3000 }}", {}, "ValueError"),
+        ("A fox", {"max_credits": 1}, "ValueError"),
+    ],
+)
+def test_a_failure_is_pushed_with_its_reason(
+    connected_api: Sandbox, prompt: str, arguments: dict[str, Any], error: str
+) -> None:
+    end = dag_that_draws(prompt=prompt, **arguments).run()["draw"]
+    assert end.state == "failed"
+    assert end.xcoms["error"]["error"] == error
+    assert end.xcoms["error"]["message"] == str(end.error).removeprefix(f"{error}: ")
+
+
+def test_the_error_of_a_try_is_gone_when_the_next_one_succeeds(
+    connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected_api.script("generate", "failure")
+    end = dag_that_draws(output_path=str(tmp_path)).run()["draw"]
+    assert (end.state, end.tries) == ("success", 2)
+    assert "error" not in end.xcoms
+
+
+def test_storage_for_what_is_shown_that_fails_does_not_hide_the_failure(
+    connected_api: Sandbox, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
+) -> None:
+    from airflow_provider_qwenimage import failures
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no XComs today")
+
+    monkeypatch.setattr(failures, "_shown", fail)
+    end = dag_that_draws(prompt="Fog [policy]", wait_for_completion=True).run()["draw"]
+    assert "Content policy" in str(end.error)
+    assert "error" not in end.xcoms
+    assert "Could not write down the XCom error" in task_log()
+
+
+def test_a_sensor_tells_what_it_waits_for_before_it_does(connected_api: Sandbox) -> None:
+    dag = TestDag()
+    with dag:
+        QwenImageStatusSensor(task_id="wait", image_task_id="n43nobodyknows", poke_interval=0.05)
+    end = dag.run()["wait"]
+    assert end.state == "failed"
+    assert end.xcoms["task_id"] == "n43nobodyknows"
+    assert end.xcoms["error"]["error"] == "QwenImageNotFoundError"
+
+
+def rows_of(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_a_batch_lists_its_rows_while_it_runs_and_leaves_no_list_behind(
+    connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected_api.configure(seconds_per_image=1.5)
+    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.2)
+    monkeypatch.setattr(batch_manifest, "_SECONDS", 0.2)
+    listed: list[list[dict[str, Any]]] = []
+    report = QwenImageBatchOperator._report
+
+    def watch(self: Any, ti: Any, batch: Any, last: Any, rows: str | None = None) -> dict[str, Any]:
+        if rows is not None:
+            listed.append(rows_of(rows))
+        return report(self, ti, batch, last, rows)
+
+    monkeypatch.setattr(QwenImageBatchOperator, "_report", watch)
+    requests = ["A fox", "A hare", {"prompt": "An owl", "seed": 1}, {"prompt": "An owl", "seed": 1}]
+    end = dag_with_batch(tmp_path, requests=requests, max_in_flight=1).run()["draw"]
+    assert end.state == "success"
+    seen = [[row["status"] for row in rows] for rows in listed]
+    assert ["IN_PROGRESS", "NOT_SUBMITTED", "NOT_SUBMITTED", "NOT_SUBMITTED"] in seen
+    assert ["SUCCESS", "IN_PROGRESS", "NOT_SUBMITTED", "NOT_SUBMITTED"] in seen
+    assert ["SUCCESS", "SUCCESS", "IN_PROGRESS", "IN_PROGRESS"] in seen
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+    manifest = rows_of(end.xcoms["manifest"])
+    assert [row["status"] for row in manifest] == ["SUCCESS"] * 4
+    assert {row["writer"] for row in manifest} == {row["writer"] for rows in listed for row in rows}
+    assert all(row["stored_at"] for row in manifest)
+
+
+def test_the_list_of_a_batch_that_was_killed_is_removed_by_the_next_try(
+    connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected_api.configure(seconds_per_image=1.0)
+    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.2)
+    crash_once(monkeypatch, QwenImageBatchOperator, "_put_manifest")
+    end = dag_with_batch(tmp_path).run()["draw"]
+    assert (end.state, end.tries) == ("success", 2)
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_a_list_that_cannot_be_written_does_not_stop_a_batch(
+    connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected_api.configure(seconds_per_image=1.0)
+    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.2)
+    put_file = storage.put_file
+
+    def fail_for_rows(local: Path, target: Any, **kwargs: Any) -> None:
+        if target.name.startswith(".rows-"):
+            raise OSError(28, "No space left on device")
+        put_file(local, target, **kwargs)
+
+    monkeypatch.setattr(batch_manifest, "put_file", fail_for_rows)
+    end = dag_with_batch(tmp_path).run()["draw"]
+    assert end.state == "success"
+    assert "rows" not in end.xcoms["progress"]

@@ -1,0 +1,91 @@
+"""The links on a task: to the gallery from the submission on, to the image when there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, HAS_GALLERY, IMAGE, GeneratedImagesLink, ImageLink
+
+with_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow below 3.1 has no place for a gallery")
+without_gallery = pytest.mark.skipif(HAS_GALLERY, reason="is about Airflow below 3.1")
+
+RUN = "manual__2026-11-25T08:00:00+00:00"
+QUOTED = "manual__2026-11-25T08%3A00%3A00%2B00%3A00"
+URL = "https://cdn.example/1.jpeg?signature=abc"
+
+
+@dataclass
+class Place:
+    """What Airflow names a task instance by."""
+
+    map_index: int = -1
+    dag_id: str = "my foxes"
+    run_id: str = RUN
+    task_id: str = "group.draw"
+
+
+def with_outcome(**outcome: Any) -> Any:
+    return SimpleNamespace(outcome=outcome or None)
+
+
+def operators() -> list[Any]:
+    return [
+        QwenImageGenerateOperator(task_id="draw", prompt="A fox"),
+        QwenImageStatusSensor(task_id="wait", image_task_id="n43"),
+        QwenImageBatchOperator(task_id="batch", requests=["A fox"], output_path="/tmp/images"),  # noqa: S108
+    ]
+
+
+def test_each_operator_has_its_links() -> None:
+    generate, sensor, batch = operators()
+    both = ["Generated images", "Image"]
+    assert [[link.name for link in operator.operator_extra_links] for operator in (generate, sensor)] == [both, both]
+    assert [link.name for link in batch.operator_extra_links] == ["Generated images"]
+
+
+@with_gallery
+def test_the_gallery_is_linked_whatever_has_become_of_the_task() -> None:
+    for operator in operators():
+        link = GENERATED_IMAGES.get_link(operator, ti_key=Place())
+        assert link == f"/dags/my%20foxes/runs/{QUOTED}/tasks/group.draw/plugin/qwenimage_task_images"
+
+
+@with_gallery
+def test_a_mapped_task_links_its_own_images() -> None:
+    assert "/tasks/group.draw/mapped/3/plugin/" in GENERATED_IMAGES.get_link(None, ti_key=Place(3))
+    link = IMAGE.get_link(with_outcome(paths=["/a.jpg"], image_urls=[URL]), ti_key=Place(3))
+    assert link == f"/qwenimage/dags/my%20foxes/runs/{QUOTED}/tasks/group.draw/images/1?map_index=3"
+
+
+@pytest.mark.parametrize("base_url", ["https://airflow.example", "https://example.com/airflow/"])
+@with_gallery
+def test_links_begin_where_airflow_is(monkeypatch: pytest.MonkeyPatch, base_url: str) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+    assert GENERATED_IMAGES.get_link(None, ti_key=Place()).startswith(f"{base_url.rstrip('/')}/dags/my%20foxes/")
+
+
+def test_an_image_that_is_not_stored_is_linked_where_the_api_has_it() -> None:
+    assert IMAGE.get_link(with_outcome(paths=[], image_urls=[URL]), ti_key=Place()) == URL
+
+
+@without_gallery
+def test_without_a_gallery_an_image_is_linked_where_the_api_has_it() -> None:
+    assert IMAGE.get_link(with_outcome(paths=["/a.jpg"], image_urls=[URL]), ti_key=Place()) == URL
+    assert GENERATED_IMAGES.get_link(None, ti_key=Place()) == ""
+
+
+@pytest.mark.parametrize("link", [IMAGE])
+def test_before_there_is_an_image_nothing_is_linked(link: ImageLink) -> None:
+    for operator in operators()[:2]:
+        assert link.get_link(operator, ti_key=Place()) == ""
+    assert link.get_link(with_outcome(paths=[], image_urls=[]), ti_key=Place()) == ""
+
+
+def test_each_link_has_a_place_of_its_own_among_the_xcoms() -> None:
+    if hasattr(GENERATED_IMAGES, "xcom_key"):
+        assert GeneratedImagesLink().xcom_key != ImageLink().xcom_key
