@@ -1,0 +1,226 @@
+"""What the pages are told of real DAG runs: each image once, in its place, with its cost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.plugin import runs as runs_module
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.gallery.airflow_server import Server
+from tests.gallery.conftest import Shown
+from tests.integration.dag_runs import TestDag, dag_that_draws
+from tests.stores import MemoryStore, attach
+
+Show = Callable[[TestDag], Shown]
+
+
+def listing(server: Server, path: str, **params: Any) -> dict[str, Any]:
+    answer = server.get(f"{path}/data", params=params)
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def prompts(told: dict[str, Any]) -> list[str]:
+    return [item["prompt"] for item in told["items"]]
+
+
+@pytest.fixture(scope="module")
+def mapped(show: Show, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    return show(
+        dag_that_draws(
+            output_path=str(tmp_path_factory.mktemp("mapped")), prompts=["A fox", "Fog [policy]", "A hare"], seed=1
+        )
+    )
+
+
+def test_a_mapped_task_shows_each_image_in_its_place(server: Server, mapped: Shown) -> None:
+    told = listing(server, mapped.path)
+    assert prompts(told) == ["A fox", "Fog [policy]", "A hare"]
+    assert [item["status"] for item in told["items"]] == ["done", "failed", "done"]
+    assert [item["map_index"] for item in told["items"]] == [0, 1, 2]
+    assert told["totals"]["credits"] == 10
+    assert told["totals"]["counts"] == {"done": 2, "drawing": 0, "waiting": 0, "failed": 1, "unknown": 0}
+    assert told["is_active"] is False
+    fox = told["items"][0]
+    assert (fox["size"], fox["seed"], fox["output_format"], fox["credits"]) == ("1024*1024", 1, "jpeg", 5)
+    assert server.get(fox["thumbnail"]).headers["Content-Type"] == "image/webp"
+    details = server.get(fox["details"]).json()
+    assert details["task_id"] == fox["image_task_id"]
+    assert details["path"] == mapped.run.tasks["draw", 0].returned["paths"][0]
+    assert "Content policy violation" in told["items"][1]["message"]
+
+
+def test_a_task_instance_shows_its_own_images(server: Server, mapped: Shown) -> None:
+    assert prompts(listing(server, f"{mapped.path}/tasks/draw", map_index=2)) == ["A hare"]
+    assert len(prompts(listing(server, f"{mapped.path}/tasks/draw"))) == 3
+    assert prompts(listing(server, f"{mapped.path}/tasks/another")) == []
+
+
+def test_the_page_of_a_task_takes_airflows_placeholder_for_no_map_index(server: Server, mapped: Shown) -> None:
+    page = server.get(f"{mapped.path}/tasks/draw?map_index=%7BMAP_INDEX%7D").text
+    assert 'tasks/draw/data"' in page
+    page = server.get(f"{mapped.path}/tasks/draw?map_index=2").text
+    assert 'tasks/draw/data?map_index=2"' in page
+
+
+def test_the_page_of_a_dag_shows_its_runs_newest_first(server: Server, show: Show, tmp_path: Path) -> None:
+    dag = dag_that_draws(output_path=str(tmp_path), prompt="A {{ run_id }}")
+    first, second = show(dag), show(dag)
+    told = listing(server, first.path.rpartition("/runs/")[0])
+    assert prompts(told) == [f"A {second.run_id}", f"A {first.run_id}"]
+    assert told["totals"]["credits"] == 10
+    assert told["note"] is None
+
+
+def test_pages_of_a_list_are_parts_of_it(server: Server, mapped: Shown) -> None:
+    assert prompts(listing(server, mapped.path, offset=1, limit=1)) == ["Fog [policy]"]
+    assert prompts(listing(server, mapped.path, offset=9)) == []
+    told = listing(server, mapped.path, limit=0)
+    assert (told["items"], told["found"]) == ([], 3)
+
+
+def test_a_filter_leaves_the_totals_as_they_are(server: Server, mapped: Shown) -> None:
+    told = listing(server, mapped.path, status="failed")
+    assert (prompts(told), told["found"], told["totals"]["images"]) == (["Fog [policy]"], 1, 3)
+    assert prompts(listing(server, mapped.path, text="HARE")) == ["A hare"]
+    assert prompts(listing(server, mapped.path, text="fox", status="failed")) == []
+
+
+@pytest.mark.parametrize(
+    "params", [{"status": "lost"}, {"offset": -1}, {"limit": 201}, {"limit": "x"}, {"text": "x" * 201}]
+)
+def test_a_bad_part_of_a_list_is_refused(server: Server, mapped: Shown, params: dict[str, Any]) -> None:
+    assert server.get(f"{mapped.path}/data", params=params).status_code == 422
+
+
+def test_what_was_submitted_and_waited_for_is_one_image(server: Server, show: Show) -> None:
+    dag = TestDag()
+    with dag:
+        submit = QwenImageGenerateOperator(task_id="submit", prompt="A lighthouse", seed=5)
+        QwenImageStatusSensor(task_id="wait", image_task_id=submit.output, poke_interval=0.05)
+    shown = show(dag)
+    (item,) = listing(server, shown.path)["items"]
+    assert (item["prompt"], item["status"], item["credits"], item["task_id"]) == ("A lighthouse", "done", 5, "submit")
+    assert item["waited_for_by"] == "wait"
+    assert item["image"] == shown.run["wait"].returned[0]
+    for task_id in ("submit", "wait"):
+        assert prompts(listing(server, f"{shown.path}/tasks/{task_id}")) == ["A lighthouse"]
+
+
+def batch_dag(folder: str, requests: Any) -> TestDag:
+    dag = TestDag()
+    with dag:
+        QwenImageBatchOperator(
+            task_id="draw", requests=requests, output_path=folder, poll_interval=0.05, max_failures=9
+        )
+    return dag
+
+
+def test_a_batch_shows_its_rows(server: Server, show: Show, tmp_path: Path) -> None:
+    shown = show(batch_dag(str(tmp_path), ["A fox", "Fog [policy]", {"prompt": "An owl", "seed": 1}]))
+    told = listing(server, shown.path)
+    assert [item["status"] for item in told["items"]] == ["done", "failed", "done"]
+    assert told["totals"]["credits"] == 10
+    assert server.get(told["items"][2]["thumbnail"]).status_code == 200
+    assert server.get(told["items"][2]["image"]).headers["Content-Type"] == "image/jpeg"
+    assert all(item["time"] for item in told["items"])
+    # Again in the same folder: the images are shown as used again, and the first run says why it has none left.
+    again = show(shown.dag)
+    assert [item["state"] for item in listing(server, again.path)["items"]] == ["reused", "failed", "reused"]
+    forget_manifests()
+    told = listing(server, shown.path)
+    assert told["items"] == []
+    assert "A later batch has put its own manifest" in told["batches"][0]["problem"]
+    assert told["totals"]["credits"] == 10
+
+
+def forget_manifests() -> None:
+    from airflow_provider_qwenimage.plugin import app as pages
+    from airflow_provider_qwenimage.plugin import manifests
+
+    manifests._kept.clear()
+    pages._runs._runs.clear()
+
+
+def test_a_manifest_that_was_removed_is_said_to_be_gone(server: Server, show: Show, tmp_path: Path) -> None:
+    shown = show(batch_dag(str(tmp_path), ["A fox"]))
+    shutil.rmtree(tmp_path)
+    forget_manifests()
+    told = listing(server, shown.path)
+    assert "manifest.jsonl is not there any more" in told["batches"][0]["problem"]
+    assert told["totals"]["counts"]["done"] == 1
+
+
+def test_a_batch_that_could_not_begin_shows_why(server: Server, show: Show, tmp_path: Path) -> None:
+    shown = show(batch_dag(str(tmp_path), "{{ ['A fox', ''] | tojson }}"))
+    (item,) = listing(server, shown.path)["items"]
+    assert item["status"] == "failed"
+    assert "prompt" in item["message"]
+
+
+@pytest.mark.parametrize("protocol", ["s3", "gs", "abfs", "sftp"])
+def test_images_in_any_storage_are_shown(server: Server, show: Show, protocol: str) -> None:
+    folder = f"{attach(MemoryStore(protocol), protocol)}bucket/images"
+    shown = show(dag_that_draws(output_path=folder, prompt="A fox", seed=1))
+    (item,) = listing(server, shown.path)["items"]
+    (path,) = shown.run["draw"].returned["paths"]
+    assert path.startswith(f"{protocol}://")
+    assert server.get(item["image"]).content == ObjectStoragePath(path).read_bytes()
+    assert server.get(item["thumbnail"]).status_code == 200
+    shown = show(batch_dag(folder, ["A hare"]))
+    (item,) = listing(server, shown.path)["items"]
+    assert server.get(item["thumbnail"]).status_code == 200
+
+
+def test_a_run_that_goes_on_is_read_anew(server: Server, show: Show, tmp_path: Path, gallery_api: Sandbox) -> None:
+    gallery_api.script("generate", "drop_after")
+    shown = show(dag_that_draws(output_path=str(tmp_path), prompt="A fox", seed=1))
+    told = listing(server, shown.path)
+    (item,) = told["items"]
+    assert (item["status"], item["at_risk"], told["totals"]["at_risk"]) == ("unknown", 5, 5)
+    shown.dag.clear("draw")
+    from airflow_provider_qwenimage.plugin import app as pages
+
+    pages._runs._runs[shown.dag_id, shown.run_id]._read_at = float("-inf")
+    told = listing(server, shown.path)
+    (item,) = told["items"]
+    assert (item["status"], item["at_risk"], told["totals"]["credits"]) == ("done", 0, 5)
+
+
+def test_a_run_that_does_not_exist_has_no_images(server: Server, mapped: Shown) -> None:
+    told = listing(server, mapped.path.rpartition("/")[0] + "/manual__never")
+    assert (told["items"], told["totals"]["images"], told["is_active"]) == ([], 0, False)
+
+
+def test_what_is_kept_of_runs_is_bounded(server: Server, mapped: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_provider_qwenimage.plugin import app as pages
+
+    monkeypatch.setattr(runs_module, "_KEPT_IMAGES", 2)
+    listing(server, mapped.path)
+    assert list(pages._runs._runs) == [(mapped.dag_id, mapped.run_id)]
+    monkeypatch.setattr(runs_module, "_KEPT_IMAGES", 50_000)
+    monkeypatch.setattr(runs_module, "MOST_RUNS", 2)
+    for number in range(30):
+        listing(server, mapped.path.rpartition("/")[0] + f"/manual__{number}")
+    assert len(pages._runs._runs) <= 20
+
+
+def test_only_the_newest_runs_are_shown_together(
+    server: Server, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dag = dag_that_draws(output_path=str(tmp_path), prompt="A {{ run_id }}")
+    ran = [show(dag) for _ in range(3)]
+    monkeypatch.setattr(runs_module, "MOST_RUNS", 2)
+    told = listing(server, ran[0].path.rpartition("/runs/")[0])
+    assert prompts(told) == [f"A {shown.run_id}" for shown in reversed(ran[1:])]
+    assert "newest 2 runs" in told["note"]
+    monkeypatch.setattr(runs_module, "MOST_IMAGES", 1)
+    assert len(prompts(listing(server, ran[0].path.rpartition("/runs/")[0]))) == 1
