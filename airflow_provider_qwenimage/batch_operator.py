@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_qwenimage import contract, polling
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID, read_connection
-from airflow_provider_qwenimage.links import GENERATED_IMAGES
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, show_gallery
 from airflow_provider_qwenimage.storage import check_output_path, open_output_path, writer_of
 from airflow_provider_qwenimage.templates import is_template
 
@@ -139,8 +139,7 @@ class QwenImageBatchOperator(BaseOperator):
                 self.max_in_flight,
                 folder,
             )
-            # Airflow itself stores links only when a task ends.
-            ti.xcom_push(key=GENERATED_IMAGES.xcom_key, value=GENERATED_IMAGES.get_link(self, ti_key=ti))
+            show_gallery(self, ti)
             manifest = BatchManifest(folder, requests, batch, options.made_by, scratch)
             self._run(ti, batch, manifest)
             return self._conclude(ti, self._put_manifest(ti, manifest), len(requests), batch)

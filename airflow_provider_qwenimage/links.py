@@ -53,6 +53,17 @@ GENERATED_IMAGES = GeneratedImagesLink()
 IMAGE = ImageLink()
 
 
+def show_gallery(operator: Any, ti: Any) -> None:
+    """Show the link to the gallery now; Airflow itself does when a task defers or ends.
+
+    Args:
+        operator: The task.
+        ti: Its instance, which runs.
+    """
+    if HAS_GALLERY:
+        ti.xcom_push(key=GENERATED_IMAGES.xcom_key, value=GENERATED_IMAGES.get_link(operator, ti_key=ti))
+
+
 def _returned(ti_key: Any) -> object:
     returned = XCom.get_value(ti_key=ti_key, key="return_value")
     return {"image_urls": returned} if isinstance(returned, list) else returned

@@ -11,7 +11,7 @@ from airflow_provider_qwenimage import contract, polling
 from airflow_provider_qwenimage.batch_operator import QwenImageBatchOperator
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError
-from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, show_gallery
 from airflow_provider_qwenimage.storage import check_output_path
 from airflow_provider_qwenimage.templates import is_template
 
@@ -219,8 +219,7 @@ class QwenImageGenerateOperator(BaseOperator):
                 task.ledger.finish()
                 return image_task_id
             if not self.deferrable:
-                # Airflow itself stores links only when a task defers or ends.
-                task.push(GENERATED_IMAGES.xcom_key, GENERATED_IMAGES.get_link(self, ti_key=task.ti))
+                show_gallery(self, task.ti)
             return self._finish(task, request, self._wait(hook, image_task_id))
 
     def _wait(self, hook: QwenImageHook, image_task_id: str) -> TaskSnapshot:

@@ -65,6 +65,11 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules("operators"),
         "sensors": _modules("sensors"),
         "triggers": _modules("triggers"),
+        # Airflow 2 shows only links that it knows from here.
+        "extra-links": [
+            "airflow_provider_qwenimage.links.GeneratedImagesLink",
+            "airflow_provider_qwenimage.links.ImageLink",
+        ],
         "connection-types": [
             {
                 "connection-type": "qwenimage",

@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_qwenimage import polling
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
-from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, show_gallery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,8 +160,7 @@ class QwenImageStatusSensor(BaseSensorOperator):
         ti = context["ti"]
         ti.xcom_push(key="task_id", value=self.image_task_id)
         if not self.deferrable:
-            # Airflow itself stores links only when a task defers or ends.
-            ti.xcom_push(key=GENERATED_IMAGES.xcom_key, value=GENERATED_IMAGES.get_link(self, ti_key=ti))
+            show_gallery(self, ti)
 
     def _finish(self, context: Context, snapshot: TaskSnapshot) -> list[str]:
         from airflow_provider_qwenimage.metrics import count_end

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import pendulum
 import pytest
 
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, HAS_GALLERY, IMAGE, GeneratedImagesLink, ImageLink
+from tests.integration.dag_runs import AIRFLOW_3
 
 with_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow below 3.1 has no place for a gallery")
 without_gallery = pytest.mark.skipif(HAS_GALLERY, reason="is about Airflow below 3.1")
@@ -84,6 +86,37 @@ def test_before_there_is_an_image_nothing_is_linked(link: ImageLink) -> None:
     for operator in operators()[:2]:
         assert link.get_link(operator, ti_key=Place()) == ""
     assert link.get_link(with_outcome(paths=[], image_urls=[]), ti_key=Place()) == ""
+
+
+def test_airflow_knows_the_links_of_a_dag_that_it_has_stored() -> None:
+    from airflow.providers.common.compat.sdk import DAG
+    from airflow.serialization import serialized_objects
+
+    # Its name in Airflow 3.2 and later, and before.
+    names = [name for name in ("DagSerialization", "SerializedDAG") if hasattr(serialized_objects, name)]
+    serialization: Any = getattr(serialized_objects, names[0])
+    with DAG("foxes", schedule=None, start_date=pendulum.datetime(2024, 1, 1)) as dag:
+        operators()
+    stored = serialization.from_dict(serialization.to_dict(dag))
+    assert set(stored.get_task("draw").extra_links) == {"Generated images", "Image"}
+    assert set(stored.get_task("wait").extra_links) == {"Generated images", "Image"}
+    assert set(stored.get_task("batch").extra_links) == {"Generated images"}
+
+
+@pytest.mark.skipif(AIRFLOW_3, reason="Airflow 3 asks the task itself, in the worker")
+def test_airflow_2_looks_up_what_the_task_has_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.models import XCom
+
+    returned: dict[str, Any] = {}
+    monkeypatch.setattr(XCom, "get_value", lambda *, ti_key, key: returned.get(key))
+    stored = SimpleNamespace()
+    assert IMAGE.get_link(stored, ti_key=Place()) == ""
+    returned["return_value"] = {"image_urls": [URL], "paths": ["/a.jpg"]}
+    assert IMAGE.get_link(stored, ti_key=Place()) == URL
+    returned["return_value"] = [URL]
+    assert IMAGE.get_link(stored, ti_key=Place()) == URL
+    returned["return_value"] = "n43"
+    assert IMAGE.get_link(stored, ti_key=Place()) == ""
 
 
 def test_each_link_has_a_place_of_its_own_among_the_xcoms() -> None:
