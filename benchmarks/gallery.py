@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -199,9 +200,10 @@ def _neighbours(airflow: _ApiServer, runs: dict[str, tuple[str, str]]) -> Iterat
             session.get(f"{airflow.url}{path}", timeout=60)
 
     def lists(session: requests.Session, stopped: threading.Event) -> None:
-        while not stopped.is_set():
-            session.get(f"{airflow.url}/qwenimage{_path(place)}/data?limit=200", timeout=60)
-            time.sleep(0.2)
+        # Each as often as the gallery's page does, and at another moment.
+        stopped.wait(random.uniform(0, 3))
+        while not stopped.wait(3):
+            session.get(f"{airflow.url}/qwenimage{_path(place)}/data?limit=60", timeout=60)
 
     yield _neighbour("nobody looks at the gallery", alone, alone)
     for name, load, threads in (

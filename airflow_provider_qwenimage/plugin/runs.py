@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance as AirflowTaskInstance
 from airflow.models.xcom import XComModel
-from sqlalchemy import or_, select
+from sqlalchemy import case, func, or_, select
 
 from airflow_provider_qwenimage.plugin.manifests import read_rows
 from airflow_provider_qwenimage.plugin.records import (
@@ -64,6 +64,7 @@ class Run:
     records: Records = field(default_factory=Records)
     is_active: bool = True
     _by_place: dict[tuple[str, int, int], ImageRecord] = field(default_factory=dict)
+    _mark: object = None
     _read_at: float = float("-inf")
     _tasks: dict[_Place, tuple[object, Records]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -81,6 +82,10 @@ class Run:
             self._read_at = time.monotonic()
 
     def _read(self, session: Session) -> None:
+        mark = _run_mark(session, self.dag_id, self.run_id)
+        if mark is not None and mark == self._mark and not self.records.has_problem:
+            return
+        self._mark = mark
         this_run = (DagRun.dag_id == self.dag_id, DagRun.run_id == self.run_id)
         run_state = session.scalar(select(DagRun.state).where(*this_run))
         instances = _task_instances(session, self.dag_id, self.run_id)
@@ -110,6 +115,18 @@ class Run:
         self.is_active = str(run_state) in ("queued", "running") or any(
             not instance.has_ended for instance, _ in instances
         )
+
+
+def _run_mark(session: Session, dag_id: str, run_id: str) -> object:
+    """Return what changes whenever a task instance does; None while one runs, which may push at any moment."""
+    model = AirflowTaskInstance
+    number, changed_at, running = session.execute(
+        select(func.count(), func.max(model.updated_at), func.sum(case((model.state == "running", 1), else_=0))).where(
+            model.dag_id == dag_id, model.run_id == run_id
+        )
+    ).one()
+    run_state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    return None if running else (number, str(changed_at), str(run_state))
 
 
 def _records(instance: TaskInstance, xcoms: Mapping[str, Any]) -> Records:

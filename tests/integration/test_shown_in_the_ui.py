@@ -135,6 +135,7 @@ def test_a_batch_lists_its_rows_while_it_runs_and_leaves_no_list_behind(
     connected_api.configure(seconds_per_image=1.5)
     monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.2)
     monkeypatch.setattr(batch_manifest, "_SECONDS", 0.2)
+    monkeypatch.setattr(batch_manifest, "_SHARE", 1.0)
     listed: list[list[dict[str, Any]]] = []
     report = QwenImageBatchOperator._report
 
