@@ -23,7 +23,8 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-airflow-2 chaos bench-wait bench-dag bench-batch bench-import check build constraints clean
+.PHONY: help demo up test test-slow test-browser test-airflow-2 screenshots chaos check build constraints clean
+.PHONY: bench-wait bench-dag bench-batch bench-gallery bench-import
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -31,14 +32,20 @@ help: ## Show this list
 demo: $(VENV)/installed ## Draw one image through Airflow, without an account (with one: QWENIMAGE_API_KEY=sk-… make demo)
 	@$(VENV)/bin/python -m scripts.demo
 
-up: $(VENV)/installed ## Start Airflow and the sandbox to click around (PORT=8080 SANDBOX_PORT=8512)
+up: $(VENV)/installed ## Start Airflow and the sandbox, with images to look at (PORT=8080 SANDBOX_PORT=8512)
 	@$(VENV)/bin/python -m scripts.up
 
 test: $(VENV)/installed ## Run the tests on Airflow 3
 	$(VENV)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-slow: $(VENV)/installed ## Run the slow tests: a running Airflow, built packages
-	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+	$(VENV)/bin/python -m pytest -m "slow and not browser" $(ARGS)
+
+test-browser: $(VENV)/installed ## Walk through Airflow's UI in Chromium (on Debian and Ubuntu: apt install chromium)
+	$(VENV)/bin/python -m pytest -m browser $(ARGS)
+
+screenshots: $(VENV)/installed ## Take the pictures of the documentation anew, in the same walk
+	SCREENSHOTS=docs/images $(VENV)/bin/python -m pytest -m browser $(ARGS)
 
 test-airflow-2: $(VENV_2)/installed ## Run the tests on Airflow 2.11
 	$(VENV_2)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
@@ -54,6 +61,9 @@ bench-dag: $(VENV)/installed ## Compare the ways to draw 50 images in a DAG: CPU
 
 bench-batch: $(VENV)/installed ## Hold the batch operator against a bare script: time, CPU, memory (ARGS="--help")
 	@$(VENV)/bin/python -m benchmarks.batches $(ARGS)
+
+bench-gallery: $(VENV)/installed ## Show a run of 5,000 images, and ask what Airflow's own pages feel of it (ARGS="--help")
+	@$(VENV)/bin/python -m benchmarks.gallery $(ARGS)
 
 bench-import: $(VENV)/installed ## Measure what the operators add to the parsing of a DAG file (ARGS="--help")
 	@$(VENV)/bin/python -m benchmarks.parsing $(ARGS)

@@ -1,4 +1,4 @@
-"""Starts the sandbox and a whole Airflow with the example DAGs, to click around in; Ctrl-C stops both.
+"""Starts the sandbox and a whole Airflow with the example DAGs, each run once, to click around in; Ctrl-C stops both.
 
 Environment variables: ``PORT`` (Airflow's, default 8080) and ``SANDBOX_PORT`` (default 8512). Where a default is taken,
 a free port is used instead.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from airflow_provider_qwenimage.gallery_urls import NAV_ROUTE, PREFIX
 from airflow_provider_qwenimage.sandbox import Sandbox
 from scripts.local_airflow import IMAGES, ROOT, AirflowCommandError, CannotGoOnError, LocalAirflow, run_to_the_end, stop
 from scripts.progress import Progress
@@ -28,6 +29,7 @@ POOL_SLOTS = 4
 
 _HOST = "127.0.0.1"
 _READY_SECONDS = 180.0
+_EXAMPLES_SECONDS = 120.0
 _TICK_SECONDS = 0.5
 _SHOWN_LOG_LINES = 20
 
@@ -57,12 +59,14 @@ def _run() -> None:
         stack.callback(print, "\nStopping Airflow (a few seconds) ...", flush=True)
         with progress.step("starting Airflow (20 to 40 seconds)"):
             _await_ready(port, process, airflow)
+        _run_examples(_Api(port), progress)
         print(
             f"\nAirflow   http://{_HOST}:{port} (no password)\n"
+            f"Gallery   http://{_HOST}:{port}/plugin/{NAV_ROUTE}, and the tab Images of each DAG, run and task\n"
             f"Sandbox   {sandbox.url}, stored as connection {CONN_ID}\n"
             f"Images    {IMAGES}\n"
             f"Log       {airflow.log}\n"
-            "\nTrigger the DAG qwenimage_prompt_to_file to draw an image. Ctrl-C stops everything.",
+            "\nTrigger the DAG qwenimage_prompt_to_file to draw another image. Ctrl-C stops everything.",
             flush=True,
         )
         while process.poll() is None:
@@ -115,7 +119,8 @@ def _await_ready(port: int, process: subprocess.Popen[bytes], airflow: LocalAirf
     """Wait until every part of Airflow says that it is healthy, and the example DAGs are there."""
     wanted = len(list((ROOT / "example_dags").glob("*.py")))
     deadline = time.monotonic() + _READY_SECONDS
-    while not (_is_healthy(port) and _count_dags(port) >= wanted):
+    api = _Api(port)
+    while not (api.is_healthy() and len(api.dag_ids()) >= wanted):
         if process.poll() is not None:
             raise CannotGoOnError(_explain(f"Airflow ended with exit code {process.returncode}.", airflow))
         if time.monotonic() > deadline:
@@ -123,29 +128,69 @@ def _await_ready(port: int, process: subprocess.Popen[bytes], airflow: LocalAirf
         time.sleep(_TICK_SECONDS)
 
 
-def _is_healthy(port: int) -> bool:
-    health = _get(port, "/api/v2/monitor/health", {})
-    parts = [part for part in health.values() if isinstance(part, dict)]
-    return bool(parts) and all(part.get("status") == "healthy" for part in parts)
+class _Api:
+    """Airflow's API, which may not answer yet.
+
+    Args:
+        port: Where it is.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def is_healthy(self) -> bool:
+        """Whether every part of Airflow says so."""
+        parts = [part for part in self._ask("GET", "/api/v2/monitor/health").values() if isinstance(part, dict)]
+        return bool(parts) and all(part.get("status") == "healthy" for part in parts)
+
+    def dag_ids(self) -> list[str]:
+        """Return the DAGs that are known."""
+        return [dag["dag_id"] for dag in self._ask("GET", "/api/v2/dags").get("dags", [])]
+
+    def run_once(self, dag_id: str) -> bool:
+        """Trigger a DAG that has never run, and return whether that was so."""
+        runs = self._ask("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=1")
+        if runs.get("total_entries") != 0:
+            return False
+        return "dag_run_id" in self._ask("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None})
+
+    def gallery(self) -> dict[str, Any]:
+        """Return what the gallery adds up, and whether runs go on."""
+        return self._ask("GET", f"{PREFIX}/data?limit=0")
+
+    def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """Ask for a JSON object; an empty one where nothing answers yet."""
+        headers = {"Content-Type": "application/json"}
+        if path != "/auth/token":
+            headers["Authorization"] = f"Bearer {self._ask('GET', '/auth/token').get('access_token', '')}"
+        connection = http.client.HTTPConnection(_HOST, self._port, timeout=5)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            answer = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return {}
+        finally:
+            connection.close()
+        return answer if isinstance(answer, dict) else {}
 
 
-def _count_dags(port: int) -> int:
-    token = _get(port, "/auth/token", {}).get("access_token", "")
-    dags = _get(port, "/api/v2/dags", {"Authorization": f"Bearer {token}"})
-    return int(dags.get("total_entries", 0))
-
-
-def _get(port: int, path: str, headers: dict[str, str]) -> dict[str, Any]:
-    """Ask Airflow's API; an empty object where it does not answer yet."""
-    connection = http.client.HTTPConnection(_HOST, port, timeout=5)
-    try:
-        connection.request("GET", path, headers=headers)
-        answer = json.loads(connection.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError):
-        return {}
-    finally:
-        connection.close()
-    return answer if isinstance(answer, dict) else {}
+def _run_examples(api: _Api, progress: Progress) -> None:
+    """Run each example once, so that there is something to see; what takes too long goes on behind our back."""
+    with progress.step("running the examples"):
+        started = [dag_id for dag_id in api.dag_ids() if api.run_once(dag_id)]
+        if not started:
+            return
+        deadline = time.monotonic() + _EXAMPLES_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(_TICK_SECONDS)
+            gallery = api.gallery()
+            totals = gallery.get("totals")
+            if totals is None:
+                continue
+            done = totals["counts"]["done"]
+            progress.update(f"running the examples: {done} images, {totals['credits']:g} credits of the sandbox")
+            if done and not gallery["is_active"]:
+                return
 
 
 def _choose_port(variable: str, default: int) -> int:

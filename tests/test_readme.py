@@ -78,7 +78,7 @@ def test_its_make_commands_are_run_by_ci_or_by_a_test_of_their_own() -> None:
 def test_its_other_commands_are_the_ones_that_are_tested_here() -> None:
     assert [command for command in commands() if "make " not in command] == [
         "pip install airflow-provider-qwenimage",
-        "airflow connections add qwenimage_default --conn-type qwenimage --conn-password sk-YOUR-KEY",
+        "airflow connections add qwenimage_default --conn-type qwenimage --conn-password sk-YOUR-KEY --conn-port 443",
         'pip install "airflow-provider-qwenimage[sandbox]"',
         "python -m airflow_provider_qwenimage.sandbox --port 8512",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,11 +23,6 @@ _WINDOW = {"width": 1280, "height": 800}
 API_KEY = "sk-browser-7c1d09"
 
 collect_ignore_glob = [] if HAS_GALLERY else ["test_*.py"]
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for the pictures of the documentation."""
-    parser.addoption("--screenshots", type=Path, help="the folder that screenshots for the documentation go to")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,7 +60,8 @@ class World:
         return run_id
 
 
-@pytest.fixture(scope="session")
+# One for each module: the walk begins where nothing is connected yet, and nothing is paid.
+@pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     home = tmp_path_factory.mktemp("airflow")
     images = tmp_path_factory.mktemp("images")
@@ -129,9 +126,9 @@ def open_page(browser: Any, world: World) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def photograph(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any, str], None]:
+def photograph(tmp_path: Path) -> Callable[[Any, str], None]:
     """Return a function that takes a screenshot, for the documentation where that is asked for."""
-    folder = request.config.getoption("--screenshots") or tmp_path
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
 
     def take(page: Any, name: str) -> None:
         # A mouse that rests somewhere leaves its marks there.

@@ -1,0 +1,66 @@
+"""Every process of Airflow loads the plugin: it is small there, and silent where Airflow has no place for it."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+import pytest
+
+from airflow_provider_qwenimage import gallery_urls, plugin
+from airflow_provider_qwenimage.links import HAS_GALLERY
+from tests.packaging.conftest import RunScript
+
+# What of it is loaded with Airflow itself does not count.
+LOADED = """
+import json, sys
+import airflow.plugins_manager
+from airflow.providers.common.compat.sdk import AirflowPlugin, conf
+before = set(sys.modules)
+from importlib.metadata import entry_points
+(found,) = (point for point in entry_points(group="airflow.plugins") if point.name == "qwenimage")
+plugin = found.load()()
+plugin.on_load()
+views, apps = list(getattr(plugin, "external_views", [])), list(plugin.fastapi_apps)
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_airflow_finds_it() -> None:
+    (found,) = (point for point in entry_points(group="airflow.plugins") if point.name == "qwenimage")
+    assert found.load() is plugin.QwenImagePlugin
+
+
+def test_outside_the_api_server_next_to_nothing_of_it_loads(run_script: RunScript) -> None:
+    loaded = run_script(LOADED)
+    # The package itself is there already, because Airflow has looked for providers.
+    ours = {name for name in loaded if name.startswith("airflow_provider_qwenimage.")}
+    assert ours == {"airflow_provider_qwenimage.gallery_urls", "airflow_provider_qwenimage.plugin"}
+    assert not {"fastapi", "sqlalchemy", "PIL", "aiohttp", "requests", "jinja2"} & set(loaded)
+
+
+@pytest.mark.skipif(not HAS_GALLERY, reason="is about Airflow 3.1 and later")
+def test_it_has_a_page_and_three_tabs_of_different_routes() -> None:
+    views = plugin.QwenImagePlugin().external_views
+    assert [view["destination"] for view in views] == ["nav", "dag", "dag_run", "task_instance"]
+    assert len({view["url_route"] for view in views}) == 4
+    assert all(view["href"].startswith("/qwenimage/") for view in views)
+    (app,) = plugin.QwenImagePlugin().fastapi_apps
+    assert app["url_prefix"] == gallery_urls.PREFIX
+
+
+@pytest.mark.skipif(not HAS_GALLERY, reason="is about Airflow 3.1 and later")
+def test_its_pages_are_where_airflow_is(run_script: RunScript) -> None:
+    hrefs = run_script(
+        "import json, os\n"
+        "os.environ['AIRFLOW__API__BASE_URL'] = 'https://example.com/airflow/'\n"
+        "from airflow_provider_qwenimage.plugin import QwenImagePlugin\n"
+        "print(json.dumps([view['href'] for view in QwenImagePlugin.external_views]))"
+    )
+    assert all(href.startswith("/airflow/qwenimage/") for href in hrefs)
+
+
+@pytest.mark.skipif(HAS_GALLERY, reason="is about Airflow below 3.1")
+def test_where_airflow_has_no_place_for_it_it_has_nothing_to_show() -> None:
+    shown = plugin.QwenImagePlugin()
+    assert list(shown.fastapi_apps) == []
+    assert list(shown.external_views) == []
