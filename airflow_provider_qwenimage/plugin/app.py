@@ -94,7 +94,8 @@ app = FastAPI(
 app.add_middleware(_Headers)
 
 _runs = Runs()
-# Apart from the threads of Airflow's own pages: however many images are asked for, those go on answering.
+# Apart from the threads of Airflow's own pages: however many images are asked for, those go on answering, and no more
+# images than this are in memory.
 _data_threads = CapacityLimiter(2)
 _image_threads = CapacityLimiter(4)
 
@@ -128,7 +129,6 @@ def _page(request: Request, title: str, scope: str, path: str, query: str = "") 
             data_url=f"{root}{path}/data{query}",
             scope=scope,
             version=__version__,
-            statuses=[str(status) for status in Status],
         )
     )
     return HTMLResponse(html)

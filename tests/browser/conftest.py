@@ -32,6 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(400))
+    # The walk begins where nothing is connected yet, and nothing is paid.
+    items.sort(key=lambda item: item.path.is_relative_to(_HERE) and item.path.name != "test_walk.py")
 
 
 @dataclass
@@ -60,8 +62,7 @@ class World:
         return run_id
 
 
-# One for each module: the walk begins where nothing is connected yet, and nothing is paid.
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     home = tmp_path_factory.mktemp("airflow")
     images = tmp_path_factory.mktemp("images")

@@ -40,6 +40,11 @@ def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which
     expect(steps.cards(gallery)).to_have_count(4, timeout=steps.SECONDS)
     expect(gallery.locator("article .prompt")).to_have_count(4, timeout=steps.SECONDS)
     photograph(page, "gallery-running")
+    # A deferred task has the link to the gallery already, each its own, and none to an image.
+    for map_index in range(4):
+        links = world.airflow.links("qwenimage_many_prompts", run_id, "draw", map_index)
+        assert links["Image"] is None
+        assert f"/tasks/draw/mapped/{map_index}/plugin/" in str(links["Generated images"])
     expect(steps.total(gallery, "images")).to_have_text("4", timeout=steps.SECONDS)
     expect(steps.total(gallery, "credits spent")).to_have_text("20")
     steps.expect_pictures(page, gallery, 4)

@@ -138,7 +138,8 @@ def test_a_sensor_that_was_skipped_softly_shows_why() -> None:
 def test_tasks_of_others_are_not_shown() -> None:
     pushed = {"return_value": ["https://cdn.example/1.jpeg"], "task_id": "x", "error": {"error": "a", "message": "b"}}
     assert records_of_task(task("success", operator="PythonOperator"), pushed) == []
-    assert records_of_task(task("success", operator="PythonOperator"), {"request": {"url": "https://a"}}) == []
+    for request in ({"url": "https://a"}, {"prompt": "A fox"}, {"size": "1024*1024"}, REQUEST | {"size": "XL"}):
+        assert records_of_task(task("success", operator="PythonOperator"), {"request": request}) == []
 
 
 def test_an_operator_derived_from_ours_is_shown() -> None:

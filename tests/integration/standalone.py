@@ -140,6 +140,11 @@ class StandaloneAirflow:
         if answer.status_code != _CONFLICT:
             answer.raise_for_status()
 
+    def links(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, str | None]:
+        """Return the links of a task instance, by their names."""
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links?map_index={map_index}"
+        return dict(self._call("GET", path)["extra_links"])
+
     def extra_of(self, conn_id: str) -> Any:
         """Return the extra of a stored connection."""
         return json.loads(self._call("GET", f"connections/{conn_id}")["extra"])

@@ -59,6 +59,21 @@ def test_its_pages_are_where_airflow_is(run_script: RunScript) -> None:
     assert all(href.startswith("/airflow/qwenimage/") for href in hrefs)
 
 
+@pytest.mark.skipif(not HAS_GALLERY, reason="is about Airflow 3.1 and later")
+def test_airflow_starts_and_parses_dags_without_it(run_script: RunScript) -> None:
+    paths = run_script(
+        "import json, sys\n"
+        "sys.modules['airflow_provider_qwenimage.plugin'] = None\n"
+        "from airflow.api_fastapi.app import create_app\n"
+        "app = create_app(apps='core')\n"
+        "from airflow_provider_qwenimage import QwenImageGenerateOperator\n"
+        "assert QwenImageGenerateOperator(task_id='draw', prompt='A fox').operator_extra_links\n"
+        "print(json.dumps([route.path for route in app.routes if hasattr(route, 'path')]))"
+    )
+    assert "/qwenimage" not in paths
+    assert any(path.startswith("/api/v2") for path in paths)
+
+
 @pytest.mark.skipif(HAS_GALLERY, reason="is about Airflow below 3.1")
 def test_where_airflow_has_no_place_for_it_it_has_nothing_to_show() -> None:
     shown = plugin.QwenImagePlugin()

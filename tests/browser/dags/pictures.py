@@ -37,7 +37,10 @@ with DAG("many_images", schedule=None, start_date=START, params={"number": 500, 
     @task
     def list_requests(params: dict[str, Any]) -> str:
         path = Path(FOLDER.removeprefix("file://")) / f"{params['folder']}.jsonl"
-        rows = ({"prompt": f"Robot {number} on a shelf of toys", "seed": number} for number in range(params["number"]))
+        rows = (
+            {"prompt": f"Robot {number} on a shelf of toys", "seed": number, "size": "1024*768"}
+            for number in range(params["number"])
+        )
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         return str(path)
 
