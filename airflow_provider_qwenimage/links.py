@@ -53,8 +53,20 @@ GENERATED_IMAGES = GeneratedImagesLink()
 IMAGE = ImageLink()
 
 
+def links_to_store(operator: Any, *links: BaseOperatorLink) -> None:
+    """Choose the links that Airflow stores when a process of a task defers or ends: a request to its API for each.
+
+    Left alone it stores all of them each time, also those that it has stored before the task was deferred.
+
+    Args:
+        operator: The task, which runs.
+        *links: The links.
+    """
+    operator.operator_extra_links = links
+
+
 def show_gallery(operator: Any, ti: Any) -> None:
-    """Show the link to the gallery now; Airflow itself does when a task defers or ends.
+    """Store the link to the gallery now, rather than when the task ends.
 
     Args:
         operator: The task.
@@ -62,6 +74,7 @@ def show_gallery(operator: Any, ti: Any) -> None:
     """
     if HAS_GALLERY:
         ti.xcom_push(key=GENERATED_IMAGES.xcom_key, value=GENERATED_IMAGES.get_link(operator, ti_key=ti))
+    links_to_store(operator)
 
 
 def _returned(ti_key: Any) -> object:

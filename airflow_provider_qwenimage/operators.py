@@ -11,7 +11,7 @@ from airflow_provider_qwenimage import contract, polling
 from airflow_provider_qwenimage.batch_operator import QwenImageBatchOperator
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError
-from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, show_gallery
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, links_to_store, show_gallery
 from airflow_provider_qwenimage.storage import check_output_path
 from airflow_provider_qwenimage.templates import is_template
 
@@ -138,6 +138,7 @@ class QwenImageGenerateOperator(BaseOperator):
         from airflow_provider_qwenimage.running_task import RunningTask
         from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
 
+        links_to_store(self, GENERATED_IMAGES)
         with failing_for_good(context["ti"]), QwenImageHook(self.qwenimage_conn_id) as hook:
             request = self._request()
             # Before a submission: storage that cannot be reached must not cost an image.
@@ -174,6 +175,7 @@ class QwenImageGenerateOperator(BaseOperator):
         from airflow_provider_qwenimage.running_task import RunningTask
         from airflow_provider_qwenimage.triggers import snapshot_of
 
+        links_to_store(self)
         with failing_for_good(context["ti"]):
             task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
             image_task_id, request = task.submitted()
@@ -188,6 +190,7 @@ class QwenImageGenerateOperator(BaseOperator):
         from airflow_provider_qwenimage.failures import failing_for_good
         from airflow_provider_qwenimage.running_task import RunningTask
 
+        links_to_store(self)
         task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
         with failing_for_good(context["ti"]), task.keeping(task.submitted()[0]):
             return super().resume_execution(next_method, next_kwargs, context)
@@ -306,6 +309,7 @@ class QwenImageGenerateOperator(BaseOperator):
             "output_format": request.output_format,
             "reused": reused,
         }
+        links_to_store(self, *self.operator_extra_links, IMAGE)
         return self.outcome
 
     def _request(self) -> GenerateRequest:

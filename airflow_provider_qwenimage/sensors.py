@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_qwenimage import polling
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
-from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, show_gallery
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, links_to_store, show_gallery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +108,7 @@ class QwenImageStatusSensor(BaseSensorOperator):
         """
         from airflow_provider_qwenimage.triggers import snapshot_of
 
+        links_to_store(self)
         with self._failing_as_sensors_do(context):
             return self._finish(context, snapshot_of(event))
 
@@ -159,13 +160,16 @@ class QwenImageStatusSensor(BaseSensorOperator):
         """Tell the gallery what is waited for, as soon as it is."""
         ti = context["ti"]
         ti.xcom_push(key="task_id", value=self.image_task_id)
-        if not self.deferrable:
+        if self.deferrable:
+            links_to_store(self, GENERATED_IMAGES)
+        else:
             show_gallery(self, ti)
 
     def _finish(self, context: Context, snapshot: TaskSnapshot) -> list[str]:
         from airflow_provider_qwenimage.metrics import count_end
 
         self.outcome = {"image_urls": list(snapshot.image_urls), "paths": []}
+        links_to_store(self, *self.operator_extra_links, IMAGE)
         _show(context, snapshot)
         count_end(len(snapshot.image_urls), snapshot.consumed_credits)
         self.log.info(

@@ -17,9 +17,9 @@ from airflow_provider_qwenimage import (
     storage,
 )
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.links import GENERATED_IMAGES, HAS_GALLERY
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, HAS_GALLERY, IMAGE
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.integration.dag_runs import TestDag, crash_once, dag_that_draws
+from tests.integration.dag_runs import WAITS, TestDag, crash_once, dag_that_draws
 from tests.integration.test_batch import dag_with_batch
 
 with_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow below 3.1 has no place for a gallery")
@@ -72,6 +72,61 @@ def test_a_wait_in_the_worker_has_its_link_while_it_waits(
     monkeypatch.setattr(QwenImageHook, "wait_for_completion", note)
     dag_that_draws(wait_for_completion=True).run()
     assert before == [["request", "task_id", GENERATED_IMAGES.xcom_key]]
+
+
+@pytest.fixture
+def stored_links(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The links that a task stores itself, or Airflow when one of its processes defers or ends, in their order."""
+    from airflow.sdk.execution_time import task_runner
+
+    seen: list[tuple[str, str]] = []
+
+    def watched(push: Callable[..., None]) -> Callable[..., None]:
+        def watch(ti: Any, key: str, value: Any) -> None:
+            if key.startswith("_link_"):
+                seen.append((key, value))
+            push(ti, key, value)
+
+        return watch
+
+    monkeypatch.setattr(task_runner, "_xcom_push_to_db", watched(task_runner._xcom_push_to_db))
+    instance = task_runner.RuntimeTaskInstance
+    monkeypatch.setattr(instance, "xcom_push", watched(instance.xcom_push))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, ["gallery"]),
+        ({"wait_for_completion": True}, ["gallery", "image"]),
+        ({"wait_for_completion": True, "deferrable": True}, ["gallery", "image"]),
+        ({"wait_for_completion": True, "deferrable": True, "prompt": "Fog [policy]"}, ["gallery"]),
+        ({"wait_for_completion": True, "prompt": "Fog [policy]"}, ["gallery"]),
+    ],
+)
+@with_gallery
+def test_each_link_is_stored_once_as_soon_as_it_leads_somewhere(
+    connected_api: Sandbox, stored_links: list[tuple[str, str]], arguments: dict[str, Any], expected: list[str]
+) -> None:
+    dag_that_draws(**arguments).run()
+    keys = {GENERATED_IMAGES.xcom_key: "gallery", IMAGE.xcom_key: "image"}
+    assert [keys[key] for key, _ in stored_links] == expected
+    assert all(value for _, value in stored_links)
+
+
+@with_gallery
+@pytest.mark.parametrize("wait", WAITS.values(), ids=list(WAITS))
+def test_a_sensor_stores_its_links_as_well(
+    connected_api: Sandbox, stored_links: list[tuple[str, str]], wait: dict[str, Any]
+) -> None:
+    image_task_id = QwenImageHook().generate("A fox")
+    dag = TestDag()
+    with dag:
+        QwenImageStatusSensor(task_id="wait", image_task_id=image_task_id, **{"poke_interval": 0.05} | wait)
+    (url,) = dag.run()["wait"].returned
+    assert stored_links[-1] == (IMAGE.xcom_key, url)
+    assert stored_links[0][0] == GENERATED_IMAGES.xcom_key
 
 
 @pytest.mark.parametrize(
