@@ -129,12 +129,14 @@ def open_page(browser: Any, world: World) -> Iterator[Callable[..., Any]]:
 @pytest.fixture
 def photograph(tmp_path: Path) -> Callable[[Any, str], None]:
     """Return a function that takes a screenshot, for the documentation where that is asked for."""
-    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    shown = "".join(file.read_text() for file in [_ROOT / "README.md", *(_ROOT / "docs").glob("*.md")])
+    documentation = os.environ.get("SCREENSHOTS")
 
     def take(page: Any, name: str) -> None:
         # A mouse that rests somewhere leaves its marks there.
         page.mouse.move(1, 1)
         page.wait_for_timeout(400)
+        folder = Path(documentation) if documentation and f"images/{name}.jpg" in shown else tmp_path
         page.screenshot(path=folder / f"{name}.jpg", type="jpeg", quality=82)
 
     return take
