@@ -132,7 +132,8 @@ def _run_mark(session: Session, dag_id: str, run_id: str) -> object:
 def _records(instance: TaskInstance, xcoms: Mapping[str, Any]) -> Records:
     progress = xcoms.get("progress")
     is_batch = instance.operator == BATCH_OPERATOR or (
-        isinstance(progress, Mapping) and "requests" in progress and "manifest" in xcoms
+        # An operator derived from ours has another name.
+        instance.operator not in OPERATORS and isinstance(progress, Mapping) and "requests" in progress
     )
     if not is_batch:
         return Records(records_of_task(instance, xcoms))

@@ -11,10 +11,13 @@ from urllib.parse import quote, unquote
 import pytest
 from PIL import Image
 
+from airflow_provider_qwenimage import QwenImageBatchOperator
 from airflow_provider_qwenimage.plugin.app import app
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError, open_recorded
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
 from tests.integration.dag_runs import TestDag, dag_that_draws
+from tests.stores import MemoryStore, attach
 
 PATHS = sorted({route.path for route in app.routes if hasattr(route, "path")})
 
@@ -294,15 +297,21 @@ def test_the_api_of_the_pages_is_not_described_to_strangers(server: Server) -> N
         assert server.get(path, user=None).status_code in (401, 404)
 
 
-def test_a_manifest_cannot_be_forged_to_read_another_file(server: Server, foxes: Shown, tmp_path: Path) -> None:
+def test_a_manifest_cannot_be_forged_to_read_another_file(
+    server: Server, show: Callable[[TestDag], Shown], tmp_path: Path
+) -> None:
+    dag = TestDag()
+    with dag:
+        QwenImageBatchOperator(task_id="draw", requests=["An owl"], output_path=str(tmp_path / "owls"))
+    owls = show(dag)
     secret = tmp_path / "secrets.jsonl"
     secret.write_text('{"row": 1, "status": "FAILED", "prompt": "a secret"}\n')
     other = tmp_path / "manifest.jsonl"
     other.write_text('{"row": 1, "status": "FAILED", "prompt": "a secret", "writer": "somebody else"}\n')
     for path in ("/etc/passwd", str(secret), str(other), f"file://{other}", "http://127.0.0.1:1/manifest.jsonl"):
-        push(foxes, "progress", {"requests": 1, "rows": path})
-        push(foxes, "manifest", path)
-        answer = server.get(f"{foxes.path}/data")
+        push(owls, "progress", {"requests": 1, "rows": path})
+        push(owls, "manifest", path)
+        answer = server.get(f"{owls.path}/data")
         assert answer.status_code == 200
         assert "a secret" not in answer.text
         assert "root:" not in answer.text
@@ -324,3 +333,40 @@ def test_a_person_is_told_in_words_why_there_is_nothing_to_see(server: Server, f
     page = server.get(foxes.path, user=None, headers={"Accept": "text/html"})
     assert "Log in to Airflow" in page.text
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+
+
+def copied(shown: Shown, folder: Path) -> Path:
+    """Return a copy of a run's image, with its sidecar."""
+    (path,) = shown.run["draw"].returned["paths"]
+    copy = folder / Path(path).name
+    copy.write_bytes(Path(path).read_bytes())
+    copy.with_suffix(".json").write_text(Path(path).with_suffix(".json").read_text())
+    return copy
+
+
+def test_a_path_that_leads_out_of_its_folder_is_refused_wherever_it_leads(
+    server: Server, foxes: Shown, forge: Callable[..., None], tmp_path: Path
+) -> None:
+    copy = copied(foxes, tmp_path)
+    (tmp_path / "below").mkdir()
+    forge(paths=[str(copy)])
+    assert server.get(image(foxes)).status_code == 200
+    forge(paths=[f"{tmp_path}/below/../{copy.name}"])
+    assert server.get(image(foxes)).status_code == 404
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "ftp", "data"])
+def test_the_api_server_asks_no_web_server_for_an_image(scheme: str) -> None:
+    # Airflow would open it.
+    path = f"{attach(MemoryStore(scheme), scheme)}host/images/a.png"
+    with pytest.raises(RefusedError, match=f"{scheme}:// is not a storage for images"):
+        open_recorded(path)
+
+
+def test_an_image_that_was_drawn_anew_is_not_taken_for_the_one_before(
+    server: Server, show: Callable[[TestDag], Shown], tmp_path: Path
+) -> None:
+    dag = dag_that_draws(output_path=str(tmp_path), prompt="A fox", seed=1, overwrite=True)
+    first, second = show(dag), show(dag)
+    assert server.get(image(second)).status_code == 200
+    assert server.get(image(first)).json()["detail"] == "Another image has taken the place of this one."

@@ -195,6 +195,34 @@ def test_a_run_that_goes_on_is_read_anew(server: Server, show: Show, tmp_path: P
     assert (item["status"], item["at_risk"], told["totals"]["credits"]) == ("done", 0, 5)
 
 
+def test_a_task_that_runs_is_read_anew_whatever_airflow_notes_of_it(server: Server, show: Show, tmp_path: Path) -> None:
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import update
+
+    from airflow_provider_qwenimage.plugin import app as pages
+
+    shown = show(batch_dag(str(tmp_path), ["A fox"]))
+    place = {"dag_id": shown.dag_id, "run_id": shown.run_id, "task_id": "draw"}
+
+    def push(key: str, value: Any) -> None:
+        with create_session() as session:
+            XComModel.set(key=key, value=value, map_index=-1, session=session, **place)
+
+    with create_session() as session:
+        mine = update(TaskInstance).where(TaskInstance.dag_id == shown.dag_id)
+        session.execute(mine.values(state="running"))
+    seen = []
+    for done in (1, 2, 3):
+        push("progress", {"requests": 3, "done": done})
+        if done > 1:
+            pages._runs._runs[shown.dag_id, shown.run_id]._read_at = float("-inf")
+        seen.append(listing(server, shown.path)["batches"][0]["progress"]["done"])
+    assert seen == [1, 2, 3]
+    assert listing(server, shown.path)["is_active"]
+
+
 def test_a_run_that_does_not_exist_has_no_images(server: Server, mapped: Shown) -> None:
     told = listing(server, mapped.path.rpartition("/")[0] + "/manual__never")
     assert (told["items"], told["totals"]["images"], told["is_active"]) == ([], 0, False)
