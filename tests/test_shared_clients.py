@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -290,3 +291,18 @@ def test_spread_first_polls_stay_between_half_an_interval_and_one_and_a_half() -
     assert delays == [2.0, 3.0, 4.0, 5.0, 6.0]
     assert {later - earlier for earlier, later in itertools.pairwise(delays)} == {1.0}
     assert PollPolicy(poll_interval=4.0, end_time=11.0).first_delay(10.0, lambda: 1.0) == 1.0
+
+
+def test_a_file_of_authorities_without_any_is_a_bad_connection(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "authorities.pem"
+    file.write_text("no certificate")
+    change_connection(sandbox, monkeypatch, verify=str(file))
+
+    async def look() -> None:
+        async with QwenImageAsyncHook() as hook:
+            with pytest.raises(ValueError, match="holds no certificates"):
+                await hook.get_conn()
+
+    run(look)
