@@ -82,12 +82,11 @@ class Run:
             self._read_at = time.monotonic()
 
     def _read(self, session: Session) -> None:
-        mark = _run_mark(session, self.dag_id, self.run_id)
-        if mark is not None and mark == self._mark and not self.records.has_problem:
-            return
-        self._mark = mark
         this_run = (DagRun.dag_id == self.dag_id, DagRun.run_id == self.run_id)
-        run_state = session.scalar(select(DagRun.state).where(*this_run))
+        run_state = str(session.scalar(select(DagRun.state).where(*this_run)))
+        run_mark = _run_mark(session, self.dag_id, self.run_id, run_state)
+        if run_mark is not None and run_mark == self._mark and not self.records.has_problem:
+            return
         instances = _task_instances(session, self.dag_id, self.run_id)
         changed: dict[_Place, TaskInstance] = {}
         tasks: dict[_Place, tuple[object, Records]] = {}
@@ -112,12 +111,12 @@ class Run:
         self._by_place = {
             (record.task.task_id, record.task.map_index, record.number): record for record in self.records.images
         }
-        self.is_active = str(run_state) in ("queued", "running") or any(
-            not instance.has_ended for instance, _ in instances
-        )
+        self.is_active = run_state in ("queued", "running") or any(not instance.has_ended for instance, _ in instances)
+        # Only now: what could not be read to its end is read again.
+        self._mark = run_mark
 
 
-def _run_mark(session: Session, dag_id: str, run_id: str) -> object:
+def _run_mark(session: Session, dag_id: str, run_id: str, run_state: str) -> object:
     """Return what changes whenever a task instance does; None while one runs, which may push at any moment."""
     model = AirflowTaskInstance
     number, changed_at, running = session.execute(
@@ -125,8 +124,7 @@ def _run_mark(session: Session, dag_id: str, run_id: str) -> object:
             model.dag_id == dag_id, model.run_id == run_id
         )
     ).one()
-    run_state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
-    return None if running else (number, str(changed_at), str(run_state))
+    return None if running else (number, str(changed_at), run_state)
 
 
 def _records(instance: TaskInstance, xcoms: Mapping[str, Any]) -> Records:
@@ -243,7 +241,7 @@ class Runs:
         self._forget()
         return run
 
-    def newest(self, session: Session, dag_ids: Collection[str] | None) -> tuple[list[Run], bool]:
+    def newest(self, session: Session, dag_ids: Collection[str]) -> tuple[list[Run], bool]:
         """Return the newest runs that have images, and whether there are more of them.
 
         Args:
@@ -252,13 +250,11 @@ class Runs:
         """
         query = (
             select(XComModel.dag_id, XComModel.run_id)
-            .where(XComModel.key.in_(_KEYS_OF_A_RUN))
+            .where(XComModel.key.in_(_KEYS_OF_A_RUN), XComModel.dag_id.in_(sorted(dag_ids)))
             .group_by(XComModel.dag_run_id, XComModel.dag_id, XComModel.run_id)
             .order_by(XComModel.dag_run_id.desc())
             .limit(MOST_RUNS + 1)
         )
-        if dag_ids is not None:
-            query = query.where(XComModel.dag_id.in_(sorted(dag_ids)))
         places = session.execute(query).all()
         runs: list[Run] = []
         number = 0

@@ -223,6 +223,20 @@ def test_a_task_that_runs_is_read_anew_whatever_airflow_notes_of_it(server: Serv
     assert listing(server, shown.path)["is_active"]
 
 
+def test_a_run_that_could_not_be_read_to_its_end_is_read_again(
+    server: Server, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = show(dag_that_draws(output_path=str(tmp_path), prompt="A fox", seed=1))
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the database is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs_module, "_xcoms", fail)
+        assert server.get(f"{shown.path}/data").status_code == 500
+    assert prompts(listing(server, shown.path)) == ["A fox"]
+
+
 def test_a_run_that_does_not_exist_has_no_images(server: Server, mapped: Shown) -> None:
     told = listing(server, mapped.path.rpartition("/")[0] + "/manual__never")
     assert (told["items"], told["totals"]["images"], told["is_active"]) == ([], 0, False)
