@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_qwenimage.batch_totals import manifest_row
+from airflow_provider_qwenimage.batch_totals import manifest_name, manifest_row, rows_name
 from airflow_provider_qwenimage.storage import put_file, remove_file, remove_leftovers, writer_of
 
 if TYPE_CHECKING:
@@ -43,14 +43,13 @@ class BatchManifest:
         made_by: Mapping[str, Any],
         scratch: Path,
     ) -> None:
-        map_index = made_by["map_index"]
         self._folder = folder
         self._requests = requests
         self._batch = batch
         self._writer = writer_of(made_by)
-        self._name = "manifest.jsonl" if map_index is None or map_index < 0 else f"manifest-{map_index}.jsonl"
+        self._name = manifest_name(made_by["map_index"])
         self._scratch = scratch
-        self._rows_file = folder / f".rows-{self._writer}.jsonl"
+        self._rows_file = folder / rows_name(self._writer)
         self._next_time = 0.0
         self._is_listed = False
 

@@ -236,6 +236,24 @@ def row_error(error: BaseException) -> dict[str, Any]:
     return {"error": type(error).__name__, "message": str(error)}
 
 
+def manifest_name(map_index: int | None) -> str:
+    """Return the name of a batch's manifest.
+
+    Args:
+        map_index: The task's; -1 or None where it is not mapped.
+    """
+    return "manifest.jsonl" if map_index is None or map_index < 0 else f"manifest-{map_index}.jsonl"
+
+
+def rows_name(writer: str) -> str:
+    """Return the name of the hidden file that lists a batch's rows while it runs.
+
+    Args:
+        writer: Which Airflow task tells them; see `storage.writer_of`.
+    """
+    return f".rows-{writer}.jsonl"
+
+
 def manifest_row(
     number: int, request: Mapping[str, Any], outcome: Mapping[str, Any] | None, writer: str
 ) -> dict[str, Any]:

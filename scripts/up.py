@@ -137,6 +137,7 @@ class _Api:
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._token = ""
 
     def is_healthy(self) -> bool:
         """Whether every part of Airflow says so."""
@@ -162,7 +163,8 @@ class _Api:
         """Ask for a JSON object; an empty one where nothing answers yet."""
         headers = {"Content-Type": "application/json"}
         if path != "/auth/token":
-            headers["Authorization"] = f"Bearer {self._ask('GET', '/auth/token').get('access_token', '')}"
+            self._token = self._token or self._ask("GET", "/auth/token").get("access_token", "")
+            headers["Authorization"] = f"Bearer {self._token}"
         connection = http.client.HTTPConnection(_HOST, self._port, timeout=5)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -234,11 +234,7 @@ async def list_task(
     def read() -> JSONResponse:
         run = _runs.get(session, dag_id, run_id)
         images = [record for record in run.records.images if record.is_of(task_id, map_index)]
-        batches = [
-            batch
-            for batch in run.records.batches
-            if batch.task.task_id == task_id and map_index in (None, batch.task.map_index)
-        ]
+        batches = [batch for batch in run.records.batches if batch.task.is_at(task_id, map_index)]
         return _listing(request, window, Records(images, batches), is_active=run.is_active)
 
     return await _in_thread(_data_threads, read)
@@ -265,7 +261,6 @@ def _listing(
         {
             "totals": _totals(totals_of(records)),
             "found": len(found),
-            "offset": window.offset,
             "items": [_item(root, record) for record in found[window.offset : window.offset + window.limit]],
             "batches": [_batch(root, batch) for batch in records.batches],
             "is_active": is_active,
@@ -286,7 +281,6 @@ def _totals(totals: Totals) -> dict[str, Any]:
 def _item(root: str, record: ImageRecord) -> dict[str, Any]:
     task = record.task
     item: dict[str, Any] = {
-        "key": f"{task.dag_id}\n{task.run_id}\n{task.task_id}\n{task.map_index}\n{record.number}",
         "dag_id": task.dag_id,
         "run_id": task.run_id,
         "task_id": task.task_id,
@@ -300,7 +294,6 @@ def _item(root: str, record: ImageRecord) -> dict[str, Any]:
         "image_task_id": record.image_task_id,
         "credits": record.consumed_credits,
         "at_risk": record.at_risk,
-        "reused": record.reused,
         "error": record.error,
         "message": record.message,
         "time": record.changed_at,
@@ -358,7 +351,7 @@ class _Stored:
         """Return the image itself; see `stored_images.read_image`."""
         return stored_images.read_image(self.record, sidecar)
 
-    @property
+    @cached_property
     def record(self) -> ImageRecord:
         """What its task has recorded.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_qwenimage.batch_totals import manifest_name, rows_name
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, open_recorded
 from airflow_provider_qwenimage.storage import writer_of
 
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[str, Any]]
 
-_MANIFEST = re.compile(r"manifest(-\d+)?\.jsonl", re.ASCII)
 # Some 100,000 rows.
 _MOST_BYTES = 100 * 1024 * 1024
 _KEPT_MANIFESTS = 16
@@ -48,9 +47,9 @@ def read_rows(task: TaskInstance, xcoms: Mapping[str, Any]) -> tuple[Rows, str |
     manifest = xcoms.get("manifest")
     try:
         if isinstance(manifest, str):
-            rows = _read(manifest, lambda name: _MANIFEST.fullmatch(name) is not None)
+            rows = _read(manifest, manifest_name(task.map_index))
         elif isinstance(listed, str):
-            rows = _read(listed, lambda name: name == f".rows-{writer}.jsonl")
+            rows = _read(listed, rows_name(writer))
         else:
             return (), None
     except RefusedError as refusal:
@@ -64,10 +63,10 @@ def read_rows(task: TaskInstance, xcoms: Mapping[str, Any]) -> tuple[Rows, str |
     return own, None
 
 
-def _read(path: str, is_name: Any) -> list[Mapping[str, Any]]:
+def _read(path: str, name: str) -> list[Mapping[str, Any]]:
     file = open_recorded(path)
-    if not is_name(file.name):
-        raise RefusedError(f"{file.name} is not the name of a manifest.")
+    if file.name != name:
+        raise RefusedError(f"{file.name} is not {name}, which this task writes.")
     try:
         facts = file.fs.info(file.path)
         if facts.get("size", 0) > _MOST_BYTES:

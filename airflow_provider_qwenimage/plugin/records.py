@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from airflow_provider_qwenimage.batch_totals import RowStatus
 from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, SIZES, is_http_url
+from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError
 
 # The XComs that tell of images.
 XCOM_KEYS = ("request", "task_id", "return_value", "consumed_credits", "error", "progress", "manifest")
@@ -23,7 +25,6 @@ OPERATORS = ("QwenImageGenerateOperator", BATCH_OPERATOR, SENSOR)
 _NOT_BEGUN = frozenset({None, "scheduled", "queued", "none", "up_for_reschedule"})
 _ENDED_BADLY = frozenset({"failed", "upstream_failed"})
 _ENDED = _ENDED_BADLY | {"success", "skipped", "removed"}
-_SUBMISSION_UNKNOWN = "QwenImageSubmissionUnknownError"
 _SUBMITTED = "submitted"
 _TOO_MANY = 10**12
 
@@ -67,6 +68,10 @@ class TaskInstance:
         """Whether nothing changes any more, unless it is cleared."""
         return self.state in _ENDED
 
+    def is_at(self, task_id: str, map_index: int | None) -> bool:
+        """Whether it is an instance of a task; of any map index where that is None."""
+        return self.task_id == task_id and map_index in (None, self.map_index)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
@@ -108,10 +113,7 @@ class ImageRecord:
 
     def is_of(self, task_id: str, map_index: int | None) -> bool:
         """Whether a task instance has to do with it; of any map index where that is None."""
-        return any(
-            task is not None and task.task_id == task_id and map_index in (None, task.map_index)
-            for task in (self.task, self.waited_for_by)
-        )
+        return any(task is not None and task.is_at(task_id, map_index) for task in (self.task, self.waited_for_by))
 
     def matches(self, status: str, words: Sequence[str]) -> bool:
         """Whether it has a status ("" for any), and every word somewhere in what is told of it.
@@ -186,11 +188,11 @@ def totals_of(records: Records) -> Totals:
         counts[record.status] += 1
         spent += record.consumed_credits or 0
         at_risk += record.at_risk
-        listed.add((record.task.dag_id, record.task.run_id, record.task.task_id, record.task.map_index))
+        listed.add(record.task)
     for batch in records.batches:
-        task, progress = batch.task, batch.progress
-        if (task.dag_id, task.run_id, task.task_id, task.map_index) in listed:
+        if batch.task in listed:
             continue
+        progress = batch.progress
         # Its rows are not listed yet, or no longer: the numbers it has pushed are all there is.
         counts[Status.DONE] += int(progress.get("done", 0))
         counts[Status.FAILED] += int(progress.get("failed", 0))
@@ -223,14 +225,13 @@ def records_of_task(task: TaskInstance, xcoms: Mapping[str, Any]) -> list[ImageR
     if isinstance(result, Mapping) and task.state != "failed":
         return _finished(common, result, consumed_credits)
     if isinstance(result, list) and task.operator != BATCH_OPERATOR:
-        urls = [url for url in result if isinstance(url, str) and is_http_url(url)]
-        return _numbered(common, [None] * len(urls), urls, consumed_credits, reused=False)
+        return _images_of(common, {"image_urls": result}, consumed_credits)
     state = task.state or "none"
     if task.state in ("skipped", "upstream_failed", "removed") and not (image_task_id or error):
         return []
     submitted_only = task.state == "success" and image_task_id is not None
     if task.state in _ENDED_BADLY or (error is not None and task.state == "skipped"):
-        status = Status.UNKNOWN if error == _SUBMISSION_UNKNOWN else Status.FAILED
+        status = Status.UNKNOWN if error == QwenImageSubmissionUnknownError.__name__ else Status.FAILED
     elif submitted_only:
         # Nothing more is known of it here: whoever waits for it may tell; see `with_waits`.
         status, state = Status.DRAWING, _SUBMITTED
@@ -258,20 +259,16 @@ def _finished(common: dict[str, Any], result: Mapping[str, Any], consumed_credit
     common["image_task_id"] = _text(result.get("task_id")) or common["image_task_id"]
     if "seed" in result:
         common["request"] = {**common["request"], **read_request(result)}
-    paths = [path for path in _list(result.get("paths")) if isinstance(path, str)]
-    urls = [url for url in _list(result.get("image_urls")) if isinstance(url, str) and is_http_url(url)]
-    return _numbered(common, paths, urls, consumed_credits, reused=result.get("reused") is True)
+    return _images_of(common, result, consumed_credits)
 
 
-def _numbered(
-    common: Mapping[str, Any],
-    paths: Sequence[str | None],
-    urls: Sequence[str],
-    consumed_credits: float | None,
-    *,
-    reused: bool,
-    first: int = 1,
+def _images_of(
+    common: Mapping[str, Any], told: Mapping[str, Any], consumed_credits: float | None, first: int = 1
 ) -> list[ImageRecord]:
+    """Return the images of a finished image task, by what its task has returned or the manifest's row tells."""
+    paths = [path for path in _list(told.get("paths")) if isinstance(path, str)]
+    urls = [url for url in _list(told.get("image_urls")) if isinstance(url, str) and is_http_url(url)]
+    reused = told.get("reused") is True
     return [
         ImageRecord(
             **common,
@@ -338,15 +335,13 @@ def _records_of_row(task: TaskInstance, row: Mapping[str, Any], first: int) -> l
         "image_task_id": _text(row.get("task_id")),
         "changed_at": _text(row.get("stored_at")) or task.changed_at,
     }
-    if state == "SUCCESS":
-        paths = [path for path in _list(row.get("paths")) if isinstance(path, str)]
-        urls = [url for url in _list(row.get("image_urls")) if isinstance(url, str) and is_http_url(url)]
-        reused = row.get("reused") is True
-        return _numbered(common, paths, urls, consumed_credits, reused=reused, first=first)
+    if state == RowStatus.SUCCESS:
+        return _images_of(common, row, consumed_credits, first)
     status = _ROW_STATUSES.get(state, Status.FAILED)
     if task.has_ended and status in (Status.DRAWING, Status.WAITING):
         status = Status.FAILED
-    unsettled = state in ("UNKNOWN", "UNFINISHED") or (state == "IN_PROGRESS" and task.has_ended)
+    left = state == RowStatus.IN_PROGRESS and task.has_ended
+    unsettled = left or state in (RowStatus.UNKNOWN, RowStatus.UNFINISHED)
     return [
         ImageRecord(
             **common,
@@ -361,12 +356,12 @@ def _records_of_row(task: TaskInstance, row: Mapping[str, Any], first: int) -> l
     ]
 
 
-_ROW_STATUSES = {
-    "FAILED": Status.FAILED,
-    "UNKNOWN": Status.UNKNOWN,
-    "UNFINISHED": Status.UNKNOWN,
-    "IN_PROGRESS": Status.DRAWING,
-    "NOT_SUBMITTED": Status.WAITING,
+_ROW_STATUSES: Mapping[str, Status] = {
+    RowStatus.FAILED: Status.FAILED,
+    RowStatus.UNKNOWN: Status.UNKNOWN,
+    RowStatus.UNFINISHED: Status.UNKNOWN,
+    RowStatus.IN_PROGRESS: Status.DRAWING,
+    RowStatus.NOT_SUBMITTED: Status.WAITING,
 }
 
 

@@ -123,11 +123,14 @@ function picture(item) {
     const text = { waiting: "Not begun yet", drawing: "Being drawn", done: "No image" }[item.status] ?? item.error ?? "No image";
     return element("span", { className: "none", textContent: text });
   }
-  const image = element("img", { loading: "lazy", decoding: "async", alt: item.prompt ?? "", src: item.thumbnail });
-  image.referrerPolicy = "no-referrer";
+  return imageAt(item, item.thumbnail, "none", { loading: "lazy", decoding: "async" });
+}
+
+// An image, or in its place why there is none.
+function imageAt(item, address, className, properties = {}) {
+  const image = element("img", { alt: item.prompt ?? "", referrerPolicy: "no-referrer", ...properties, src: address });
   image.addEventListener("error", async () => {
-    const text = await whyNot(item.thumbnail);
-    image.replaceWith(element("span", { className: "none", textContent: text }));
+    image.replaceWith(element("span", { className, textContent: await whyNot(address) }));
   });
   return image;
 }
@@ -407,7 +410,7 @@ async function fill(place) {
   at("previous").disabled = place === 0;
   at("next").disabled = place >= slots.length - 1;
   at("prompt").textContent = item.prompt ?? "";
-  at("figure").replaceChildren(await bigPicture(item));
+  at("figure").replaceChildren(bigPicture(item));
   showActions(item);
   showFacts(item, null);
   if (item.details) {
@@ -420,12 +423,9 @@ async function fill(place) {
   }
 }
 
-async function bigPicture(item) {
+function bigPicture(item) {
   if (!item.image) return element("p", { textContent: item.message ?? stateName(item) });
-  const image = element("img", { alt: item.prompt ?? "", src: item.image });
-  image.referrerPolicy = "no-referrer";
-  image.addEventListener("error", async () => image.replaceWith(element("p", { textContent: await whyNot(item.image) })));
-  return image;
+  return imageAt(item, item.image, "missing");
 }
 
 function showActions(item) {
