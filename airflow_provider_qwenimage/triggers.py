@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_qwenimage import exceptions, polling
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
 _SUCCESS, _ERROR = "success", "error"
 # Airflow before 3.3 only cancels, be it for a user or because the triggerer stops.
 _AIRFLOW_TELLS_KILLS = hasattr(BaseTrigger, "on_kill")
+_DEFAULT_HEARTBEAT_SECONDS = 5
+_SCHEDULER_SECONDS = 3.0
 
 
 class QwenImageStatusTrigger(BaseTrigger):
     """Fires once, when an image task ended or the wait for it is over.
 
-    Its event is what `event_of` makes of the end, for `snapshot_of` to read in the resumed task.
+    Its event is what `event_of` makes of the end, for `snapshot_of` to read in the resumed task. In a triggerer it
+    is not fired in the first seconds after the start (see `_settling_seconds`).
 
     Args:
         image_task_id: The API's id of the image task.
@@ -76,9 +80,12 @@ class QwenImageStatusTrigger(BaseTrigger):
         """Poll until the end, and fire."""
         from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 
+        # Only a triggerer gives a trigger its id; `dag.test()` runs it inside the task.
+        settled_at = time.monotonic() + (0.0 if self.trigger_id is None else _settling_seconds())
         try:
             async with QwenImageAsyncHook(self.qwenimage_conn_id) as self._hook:
                 end = await self._wait(self._hook)
+            await asyncio.sleep(settled_at - time.monotonic())
         except asyncio.CancelledError:
             if not _AIRFLOW_TELLS_KILLS:
                 self._say_what_stays_paid()
@@ -104,6 +111,17 @@ class QwenImageStatusTrigger(BaseTrigger):
             unusable = QwenImageError(str(error))
             unusable.permanent = True
             return polling.GiveUp(unusable)
+
+
+@functools.cache
+def _settling_seconds() -> float:
+    """Return how long after a deferral Airflow may still be told that the deferred task's process has ended.
+
+    A supervisor can miss the end of its process until its next heartbeat, and the scheduler takes what it says then
+    for a crash where the task is queued again already: it would fail a task whose image is drawn and paid.
+    """
+    heartbeat = conf.getint("workers", "min_heartbeat_interval", fallback=_DEFAULT_HEARTBEAT_SECONDS)
+    return heartbeat + _SCHEDULER_SECONDS
 
 
 def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str, Any]:

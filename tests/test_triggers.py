@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from airflow.triggers.base import BaseTrigger
 
+from airflow_provider_qwenimage import triggers
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, task_failure
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
@@ -71,6 +72,22 @@ def test_what_airflow_stores_makes_an_equal_trigger_and_holds_only_ids_and_numbe
         "max_consecutive_failures": 3,
     }
     assert QwenImageStatusTrigger(**json.loads(json.dumps(kwargs))).serialize() == (path, kwargs)
+
+
+def test_in_a_triggerer_nothing_is_fired_while_the_deferred_process_may_still_be_ending(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "1")
+    monkeypatch.setattr(triggers, "_SCHEDULER_SECONDS", 0.5)
+    triggers._settling_seconds.cache_clear()
+    found = QwenImageStatusTrigger(image_task_id=submitted(), poll_interval=0.05)
+    unusable = QwenImageStatusTrigger(image_task_id="n43", qwenimage_conn_id="missing")
+    for trigger, status in ((found, "success"), (unusable, "error")):
+        trigger.trigger_id = 7
+        started = time.monotonic()
+        assert fired(trigger)["status"] == status
+        assert time.monotonic() - started >= 1.5
+    triggers._settling_seconds.cache_clear()
 
 
 def test_a_success_is_fired_once_with_all_of_its_snapshot(sandbox: Sandbox) -> None:
