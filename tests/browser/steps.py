@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
 from playwright.sync_api import FrameLocator, Locator, Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 SECONDS = 60_000
 
@@ -22,7 +24,16 @@ def gallery(page: Page) -> FrameLocator:
 def open_tab(page: Page, path: str) -> FrameLocator:
     """Open a page of Airflow and click on its tab of images."""
     page.goto(path)
-    page.get_by_role("link", name="Images", exact=True).click()
+    return click_images(page)
+
+
+def click_images(page: Page) -> FrameLocator:
+    """Click on the tab of images; again where Airflow, which draws its page anew as it loads, took no notice."""
+    for _ in range(6):
+        page.get_by_role("link", name="Images", exact=True).click()
+        with contextlib.suppress(PlaywrightTimeoutError):
+            page.wait_for_url(re.compile("/plugin/qwenimage_"), timeout=5_000)
+            break
     return gallery(page)
 
 
@@ -59,6 +70,8 @@ def trigger(page: Page, dag_id: str) -> str:
     page.get_by_role("button", name="Trigger").first.click()
     page.get_by_role("dialog").get_by_role("button", name="Trigger").click()
     expect(page).to_have_url(re.compile(r"/runs/manual__"), timeout=SECONDS)
+    # The address comes before the page of the run; until then the tabs are those of the DAG.
+    expect(page.get_by_role("heading", name=re.compile(r"^manual__"))).to_be_visible(timeout=SECONDS)
     return page.url.rpartition("/runs/")[2].partition("?")[0]
 
 

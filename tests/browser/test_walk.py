@@ -34,8 +34,7 @@ def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which
 
     # A run, and its gallery, which fills by itself.
     run_id = steps.trigger(page, "qwenimage_many_prompts")
-    page.get_by_role("link", name="Images", exact=True).click()
-    gallery = steps.gallery(page)
+    gallery = steps.click_images(page)
     expect(gallery.get_by_text("Drawing", exact=True).first).to_be_visible(timeout=steps.SECONDS)
     expect(steps.cards(gallery)).to_have_count(4, timeout=steps.SECONDS)
     expect(gallery.locator("article .prompt")).to_have_count(4, timeout=steps.SECONDS)
