@@ -128,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--ssl-certfile", metavar="FILE", help="a PEM certificate; serves https")
     server.add_argument("--ssl-keyfile", metavar="FILE", help="the certificate's PEM key, if in another file")
     server.add_argument(
+        "--state-file", metavar="FILE", help="keeps tasks and charges over a restart; without it they are forgotten"
+    )
+    server.add_argument(
         "--script",
         action="append",
         default=[],

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -211,11 +211,14 @@ class Books:
                 outcome=outcome,
                 failed_credits=failed_credits,
             )
-            self._tasks[task.task_id] = task
-            self._charged += CREDITS_PER_IMAGE
-            if outcome != "ok":
-                heapq.heappush(self._refunds, (task.ends_at, task.task_id, CREDITS_PER_IMAGE - failed_credits))
+            self._charge(task)
             return task
+
+    def restore(self, tasks: Iterable[Task]) -> None:
+        """Take over the tasks, and the charges for them, that were accepted before a restart."""
+        with self._lock:
+            for task in tasks:
+                self._charge(task)
 
     def find(self, task_id: str) -> Task | None:
         """Return a task by its id, or None."""
@@ -262,6 +265,12 @@ class Books:
         """Return the credits charged now, after the refunds of failed tasks."""
         with self._lock:
             return self._settle(self.clock())
+
+    def _charge(self, task: Task) -> None:
+        self._tasks[task.task_id] = task
+        self._charged += CREDITS_PER_IMAGE
+        if task.outcome != "ok":
+            heapq.heappush(self._refunds, (task.ends_at, task.task_id, CREDITS_PER_IMAGE - task.failed_credits))
 
     def _settle(self, now: float) -> float:
         while self._refunds and self._refunds[0][0] <= now:

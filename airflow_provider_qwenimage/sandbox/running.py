@@ -17,6 +17,7 @@ from airflow_provider_qwenimage.sandbox.books import CallbackRecord, RequestReco
 from airflow_provider_qwenimage.sandbox.faults import ScriptItem
 from airflow_provider_qwenimage.sandbox.settings import SandboxSettings
 from airflow_provider_qwenimage.sandbox.state import SandboxState
+from airflow_provider_qwenimage.sandbox.state_file import StateFile
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.sandbox.server import SandboxServer
@@ -38,6 +39,8 @@ class Sandbox:
         cdn_url: The base of the image URLs, if clients reach them by another way than the API's host name.
         ssl_certfile: A PEM file with the certificate; serves https then.
         ssl_keyfile: A PEM file with the certificate's key, if it is not in `ssl_certfile`.
+        state_file: A file that keeps tasks and charges over a restart; its folder must exist. Calls of a
+            ``callback_url`` that were due are not made after one. None keeps them in memory alone.
         **settings: The fields of `SandboxSettings`.
 
     Raises:
@@ -53,6 +56,7 @@ class Sandbox:
         cdn_url: str | None = None,
         ssl_certfile: str | None = None,
         ssl_keyfile: str | None = None,
+        state_file: str | None = None,
         **settings: Any,
     ) -> None:
         _check_port("port", port)
@@ -65,7 +69,9 @@ class Sandbox:
         self._cdn_port = None if cdn_port == port and port else cdn_port
         self._cdn_url = cdn_url
         self._ssl_context = _load_certificate(ssl_certfile, ssl_keyfile)
-        self._state = SandboxState(SandboxSettings().changed(settings))
+        self._state = SandboxState(
+            SandboxSettings().changed(settings), None if state_file is None else StateFile(state_file)
+        )
         self._lock = threading.Lock()
         self._port: int | None = None
         self._thread: threading.Thread | None = None

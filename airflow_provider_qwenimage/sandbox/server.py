@@ -203,6 +203,7 @@ class SandboxServer:
         )
         if task is None:
             return answers.PAYMENT_REQUIRED
+        state.keep(task)
         record.task_id = task.task_id
         self._callbacks.promise(task, self._image_url(task, request))
         return Answer(200, "success", {"task_id": task.task_id, "status": "IN_PROGRESS"})

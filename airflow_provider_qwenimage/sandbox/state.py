@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from airflow_provider_qwenimage.sandbox.books import Books
+from airflow_provider_qwenimage.sandbox.books import Books, Task
 from airflow_provider_qwenimage.sandbox.faults import FaultPlan, ScriptItem
 from airflow_provider_qwenimage.sandbox.settings import SandboxSettings
+from airflow_provider_qwenimage.sandbox.state_file import StateFile
 
 
 class SandboxState:
@@ -16,14 +17,26 @@ class SandboxState:
 
     Args:
         settings: The settings at the start, to which `reset` returns.
+        file: Where the tasks are kept over a restart, or None.
+
+    Raises:
+        ValueError: If the file holds something else than tasks.
     """
 
-    def __init__(self, settings: SandboxSettings) -> None:
+    def __init__(self, settings: SandboxSettings, file: StateFile | None = None) -> None:
         self._initial = settings
+        self._file = file
         self._lock = threading.Lock()
         self.settings = settings
         self.faults = FaultPlan(settings)
         self.books = Books(settings.request_log_size)
+        if file is not None:
+            self.books.restore(file.load())
+
+    def keep(self, task: Task) -> None:
+        """Write an accepted task down, where tasks are kept over a restart."""
+        if self._file is not None:
+            self._file.append(task)
 
     def configure(self, changes: Mapping[str, Any]) -> None:
         """Change settings; a given `fault_seed` begins the random faults again.
@@ -48,6 +61,8 @@ class SandboxState:
         with self._lock:
             self.faults.clear()
             self.books.clear()
+            if self._file is not None:
+                self._file.clear()
             self._apply(self._initial, reseed=True)
 
     def _apply(self, settings: SandboxSettings, *, reseed: bool) -> None:
