@@ -23,7 +23,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-browser test-airflow-2 screenshots chaos check build constraints clean
+.PHONY: help demo up test test-slow test-browser test-airflow-2 screenshots chaos cluster-test check build constraints clean
 .PHONY: bench-wait bench-dag bench-batch bench-gallery bench-import
 
 help: ## Show this list
@@ -52,6 +52,9 @@ test-airflow-2: $(VENV_2)/installed ## Run the tests on Airflow 2.11
 
 chaos: $(VENV)/installed ## Kill Airflow's processes at every stage: nothing is paid twice, nothing lost (ARGS="--help")
 	$(VENV)/bin/python -m tests.chaos $(ARGS)
+
+cluster-test: $(VENV)/installed ## Kill and restart the services of docker-compose.yaml, run as processes, while they work
+	$(VENV)/bin/python -m tests.cluster $(ARGS)
 
 bench-wait: $(VENV)/installed ## Compare the ways to wait for 1,000 and 10,000 images in one event loop (ARGS="--help")
 	@$(VENV)/bin/python -m benchmarks.waiting $(ARGS)

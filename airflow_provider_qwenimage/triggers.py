@@ -121,7 +121,7 @@ def _settling_seconds() -> float:
     for a crash where the task is queued again already: it would fail a task whose image is drawn and paid.
     """
     heartbeat = conf.getint("workers", "min_heartbeat_interval", fallback=_DEFAULT_HEARTBEAT_SECONDS)
-    return heartbeat + _SCHEDULER_SECONDS
+    return float(heartbeat) + _SCHEDULER_SECONDS
 
 
 def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str, Any]:

@@ -39,10 +39,10 @@ class Postgres:
     """
 
     def __init__(self) -> None:
-        self._programs = _find_programs()
+        self._programs = find_programs()
         self._port = _free_port()
         self._password = secrets.token_hex(16)
-        self._identity = _unprivileged_user() if os.geteuid() == 0 else {}
+        self._identity = unprivileged_user() if os.geteuid() == 0 else {}
         self._server: subprocess.Popen[bytes] | None = None
         self._folder = Path()
 
@@ -145,7 +145,7 @@ def run_on_postgres(run: Callable[[Postgres], None]) -> int:
     return run_to_the_end(lambda: run(postgres))
 
 
-def _find_programs() -> Path:
+def find_programs() -> Path:
     """Return the folder that has the server programs; Debian and others keep it off the PATH."""
     folders = [Path(found).resolve().parent for found in (shutil.which("initdb"),) if found]
     for pattern in ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql*/bin"):
@@ -159,7 +159,7 @@ def _find_programs() -> Path:
     )
 
 
-def _unprivileged_user() -> dict[str, Any]:
+def unprivileged_user() -> dict[str, Any]:
     for name in ("postgres", "nobody"):
         try:
             user = pwd.getpwnam(name)

@@ -54,7 +54,7 @@ def gather(
         clears: How often each was cleared.
     """
     ids = accepted_ids(apis)
-    stored = _whole_images(images)
+    stored = whole_images(images)
     rows = cluster.look()
     found = []
     for drawing in drawings:
@@ -79,7 +79,7 @@ def gather(
     return found
 
 
-def _whole_images(folder: Path) -> dict[str, str]:
+def whole_images(folder: Path) -> dict[str, str]:
     """Return the image task of each prompt whose image is there and whole, beside its sidecar."""
     found = {}
     for file in folder.glob("[!.]*.json"):

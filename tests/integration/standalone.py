@@ -49,7 +49,7 @@ class StandaloneAirflow:
         self.dags.mkdir()
         self.database = home / "airflow.db"
         self.output = home / "standalone.out"
-        api, worker_logs, trigger_logs = _free_ports(3)
+        api, worker_logs, trigger_logs = free_ports(3)
         self.url = f"http://127.0.0.1:{api}"
         search = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment = {
@@ -274,7 +274,7 @@ def wait_for(what: str, is_there: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.5)
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     ports = [int(bound.getsockname()[1]) for bound in sockets]
     for bound in sockets:

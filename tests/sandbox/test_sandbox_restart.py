@@ -88,7 +88,7 @@ def test_a_folder_that_is_missing_is_named_before_anything_starts(tmp_path: Path
     with pytest.raises(ValueError, match="state_file is .*cannot be written.*a folder that exists"):
         Sandbox(state_file=missing)
     command = [sys.executable, "-m", "airflow_provider_qwenimage.sandbox", "--port=0", f"--state-file={missing}"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
     assert ended.returncode == 2
     assert "state_file is" in ended.stderr
 

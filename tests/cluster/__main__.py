@@ -1,0 +1,142 @@
+"""Runs the distributed test: `make cluster-test`, or `python -m tests.cluster --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from scripts.local_airflow import CannotGoOnError, run_to_the_end
+from scripts.progress import Progress
+from tests.cluster.composition import Composition
+from tests.cluster.disturbances import Disturbances
+from tests.cluster.evidence import Books
+from tests.cluster.metadata import Metadata
+from tests.cluster.polls import ConnectionWatch
+from tests.cluster.scene import Scene
+from tests.cluster.workload import Workload
+
+_FULL = Workload(images=300, waits=90, in_vain=10)
+_QUICK = Workload(images=40, waits=15, in_vain=3)
+_DAGS = "/opt/airflow/dags"
+_SECONDS_PER_IMAGE = 45
+# So short that a test sees the end of each; the defaults are minutes.
+_LIMITS = {
+    "AIRFLOW__CORE__PARALLELISM": "16",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "20",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "45",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
+    "AIRFLOW__SCHEDULER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+}
+
+
+def main() -> int:
+    """Run it, and return the exit code."""
+    arguments = _read_arguments()
+    return run_to_the_end(lambda: _run(arguments.seed, quick=arguments.quick))
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.cluster",
+        description="Starts the services of docker-compose.yaml as native processes and kills and restarts them while "
+        "they draw 300 images and wait for 100 others. Takes some ten minutes; needs the server programs of PostgreSQL "
+        "and Redis, and starts its own on free ports.",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=int(os.environ.get("CLUSTER_SEED") or random.randrange(1_000_000)),
+        help="what the moments of the kills are drawn from (default: CLUSTER_SEED, or a new one)",
+    )
+    parser.add_argument("--quick", action="store_true", help="a few tasks and kills, to see that it works")
+    return parser.parse_args()
+
+
+def _run(seed: int, *, quick: bool) -> None:
+    began = time.monotonic()
+    workload, kills = (_QUICK, 1) if quick else (_FULL, 5)
+    _say(f"Seed {seed}.")
+    dags = Path(tempfile.mkdtemp(prefix="qwenimage-cluster-dags-"))
+    progress = Progress()
+    kept: Path | None = None
+    try:
+        with ExitStack() as stack:
+            composition = Composition(
+                {"SANDBOX_SECONDS_PER_IMAGE": str(_SECONDS_PER_IMAGE)},
+                overrides=_LIMITS,
+                replaced={_DAGS: dags},
+                say=progress.update,
+            )
+            stack.enter_context(composition)
+            try:
+                _run_in(composition, workload, dags, kills=kills, seed=seed, stack=stack, progress=progress)
+            except (AssertionError, CannotGoOnError) as error:
+                kept = Path(tempfile.mkdtemp(prefix="qwenimage-cluster-"))
+                for name in ("containers", "volumes/logs", "volumes/images"):
+                    shutil.copytree(composition.folder / name, kept / name, symlinks=True)
+                raise CannotGoOnError(f"{error}\nThe logs and the images are in {kept}") from error
+    finally:
+        shutil.rmtree(dags, ignore_errors=True)
+    _say(f"Seed {seed}; {time.monotonic() - began:.0f} s.")
+
+
+def _run_in(
+    composition: Composition,
+    workload: Workload,
+    dags: Path,
+    *,
+    kills: int,
+    seed: int,
+    stack: ExitStack,
+    progress: Progress,
+) -> None:
+    workload.write_dags(dags, composition.environment("airflow-worker")["QWENIMAGE_OUTPUT_PATH"])
+    with progress.step("Starting the services"):
+        composition.start()
+    metadata = Metadata(composition.environment("airflow-scheduler")["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
+    stack.callback(metadata.close)
+    books = Books(composition.url("sandbox", 8512))
+    watch = stack.enter_context(ConnectionWatch(books.port, composition.owner_of))
+    disturbances = Disturbances(
+        composition,
+        metadata,
+        seed=seed,
+        kills=kills,
+        pause=9.0,
+        redis_restarts=3,
+        sandbox_seconds=60.0,
+        before_sandbox=books.collect,
+    )
+    scene = Scene(composition, metadata, books, watch, disturbances, workload, progress)
+    stack.callback(disturbances.stop)
+    scene.begin()
+    disturbances.start()
+    scene.follow_to_the_end()
+    disturbances.stop()
+    scene.clear_what_stopped()
+    report, complaints = scene.report(kills)
+    _say(f"\n{report}\n")
+    if complaints:
+        raise CannotGoOnError("FAILED:\n  " + "\n  ".join(complaints))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Reads docker-compose.yaml with the parser of podman-compose, as plain values for who starts what it describes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FILE = Path(__file__).resolve().parents[2] / "docker-compose.yaml"
+
+# The parser asks for Podman's version before it reads; it never gets as far as using it.
+_PODMAN = "#!/bin/sh\necho 'podman version 5.0.0'\n"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A volume or a folder of the checkout, and where a service sees it."""
+
+    source: str
+    target: str
+    read_only: bool
+
+    @property
+    def is_volume(self) -> bool:
+        return not self.source.startswith((".", "/"))
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service as Compose understands it, with every variable filled in.
+
+    Attributes:
+        name: Its name, which is its host name in Compose's network too.
+        image: The image's name and tag.
+        command: What its containers run, the entrypoint of the file included.
+        environment: Its environment variables.
+        ports: The ports that it listens on.
+        mounts: What it sees of the outside.
+        conditions: The condition that each service must meet before this one starts.
+        health: The command of its health check, as an argument list; empty where there is none.
+        replicas: The number of its containers.
+        memory: The bytes that a container may use.
+        raw: All that the file says of it.
+    """
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    ports: tuple[int, ...]
+    mounts: tuple[Mount, ...]
+    conditions: Mapping[str, str]
+    health: tuple[str, ...]
+    replicas: int
+    memory: int
+    raw: Mapping[str, Any]
+
+
+def parse(file: Path = FILE, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the whole of a Compose file after Compose's own substitutions and merges.
+
+    Args:
+        file: The Compose file.
+        variables: What an .env file would set. The .env of the checkout, and this process's variables, are not read.
+
+    Raises:
+        ValueError: If the parser refuses the file; the message is its own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        podman, settings = Path(folder, "podman"), Path(folder, "env")
+        podman.write_text(_PODMAN)
+        podman.chmod(0o755)
+        settings.write_text("".join(f"{name}={value}\n" for name, value in (variables or {}).items()))
+        ended = subprocess.run(
+            [Path(sys.executable).parent / "podman-compose", "--env-file", settings, "--file", file, "config"],
+            env={"PATH": f"{folder}{os.pathsep}{os.defpath}", "HOME": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if ended.returncode:
+        raise ValueError(ended.stderr)
+    parsed: dict[str, Any] = yaml.safe_load(ended.stdout)
+    return parsed
+
+
+def read_services(file: Path = FILE, variables: Mapping[str, str] | None = None) -> dict[str, Service]:
+    """Return the services of a Compose file by their names; see `parse`."""
+    return {name: _service(name, raw) for name, raw in parse(file, variables)["services"].items()}
+
+
+def _service(name: str, raw: Mapping[str, Any]) -> Service:
+    test = raw.get("healthcheck", {}).get("test", [])
+    published = [str(port).rpartition(":")[2] for port in raw.get("ports", [])]
+    return Service(
+        name=name,
+        image=raw["image"],
+        command=(*raw.get("entrypoint", ()), *raw.get("command", ())),
+        environment={key: "" if value is None else str(value) for key, value in raw.get("environment", {}).items()},
+        ports=tuple(int(port) for port in (*published, *raw.get("expose", []))),
+        mounts=tuple(_mount(text) for text in raw.get("volumes", [])),
+        conditions={other: need["condition"] for other, need in raw.get("depends_on", {}).items()},
+        health=("sh", "-c", *test[1:]) if test[:1] == ["CMD-SHELL"] else tuple(test[1:]),
+        replicas=raw.get("deploy", {}).get("replicas", 1),
+        memory=_bytes(raw.get("mem_limit", "0")),
+        raw=raw,
+    )
+
+
+def _mount(text: str) -> Mount:
+    source, target, *options = text.split(":")
+    return Mount(source, target, read_only="ro" in options)
+
+
+def _bytes(text: str) -> int:
+    return int(text.rstrip("kmg")) * {"k": 2**10, "m": 2**20, "g": 2**30}.get(text[-1], 1)

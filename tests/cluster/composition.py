@@ -1,0 +1,254 @@
+"""Starts what docker-compose.yaml describes as native processes: its commands, variables, health checks and order.
+
+What only an engine can do is left out: images are not built, and memory is measured, not limited. In their place stand
+this environment's Airflow, PostgreSQL's and Redis' programs, and a folder for each volume.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from scripts.local_airflow import CannotGoOnError
+from tests.chaos.database import PostgresMissingError, find_programs, unprivileged_user
+from tests.cluster.compose_file import FILE, Service, read_services
+from tests.cluster.containers import Container
+from tests.cluster.translation import LOCALHOST, Translation
+from tests.integration.standalone import free_ports, wait_for
+
+_ROOT = FILE.parent
+_AIRFLOW_IMAGE = "airflow-provider-qwenimage:"
+_IN_CONTAINER = "/opt/airflow"
+_HEALTHY_SECONDS = 150.0
+_END_SECONDS = 180.0
+_LOG_PORTS = ("AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT")
+
+
+class Composition:
+    """The containers of a Compose file, from `__enter__` to `__exit__`, in a temporary folder of their own.
+
+    Args:
+        variables: What an .env file would set.
+        overrides: More environment variables for every container of Airflow's image.
+        replaced: Folders of this machine for what the file mounts from the checkout, by its path in the container.
+        file: The Compose file.
+        say: Told of each container that is started.
+
+    Raises:
+        CannotGoOnError: If a program that a service needs is missing; the message says what to install.
+    """
+
+    def __init__(
+        self,
+        variables: Mapping[str, str] | None = None,
+        *,
+        overrides: Mapping[str, str] | None = None,
+        replaced: Mapping[str, Path] | None = None,
+        file: Path = FILE,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.services = read_services(file, variables)
+        self._overrides = dict(overrides or {})
+        self._replaced = dict(replaced or {})
+        self._say = say
+        self._search = os.pathsep.join([str(Path(sys.executable).parent), str(_postgres()), os.environ["PATH"]])
+        self._check_programs()
+        self.folder = Path()
+        self.containers: dict[str, list[Container]] = {}
+        self._addresses: dict[tuple[str, int], int] = {}
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="qwenimage-compose-"))
+        # PostgreSQL runs as another user.
+        self.folder.chmod(0o711)
+        ports = [(service.name, port) for service in self.services.values() for port in service.ports]
+        self._addresses = dict(zip(ports, free_ports(len(ports)), strict=True))
+        try:
+            for service in self.services.values():
+                numbers = range(1, service.replicas + 1)
+                self.containers[service.name] = [self._container(service, number) for number in numbers]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for containers in reversed(self.containers.values()):
+            for container in containers:
+                container.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start everything in the order of the file, each when what it depends on is as it must be.
+
+        Raises:
+            AssertionError: If a container ends with an error, or does not become healthy.
+        """
+        started: set[str] = set()
+        while waiting := [service for service in self.services.values() if service.name not in started]:
+            ready = [service for service in waiting if started >= set(service.conditions)]
+            assert ready, f"these services wait for one another: {', '.join(service.name for service in waiting)}"
+            for service in ready:
+                for other, condition in service.conditions.items():
+                    self._wait(other, condition)
+                self._say(f"Starting {service.name}")
+                for container in self.containers[service.name]:
+                    container.start()
+                started.add(service.name)
+        self.wait_until_healthy()
+
+    def wait_until_healthy(self, *names: str) -> None:
+        """Wait until services are healthy: those that are named, or all that have a health check.
+
+        Raises:
+            AssertionError: If one ends, or does not become healthy in time.
+        """
+        for service in self.services.values():
+            if service.health and (not names or service.name in names):
+                self._say(f"Waiting for {service.name}")
+                self._wait(service.name, "service_healthy")
+
+    def url(self, service: str, port: int) -> str:
+        """Return where a service listens on this machine."""
+        return f"http://{LOCALHOST}:{self._addresses[service, port]}"
+
+    def volume(self, name: str) -> Path:
+        """Return the folder of a volume."""
+        return self.folder / "volumes" / name
+
+    def environment(self, service: str) -> Mapping[str, str]:
+        """Return the environment of a service's first container."""
+        return self.containers[service][0].environment
+
+    def owner_of(self, session: int) -> str | None:
+        """Return which container a session id belongs to, and which of its starts, or None."""
+        for containers in self.containers.values():
+            for container in containers:
+                if session in container.sessions:
+                    return f"{container.name}, start {container.sessions.index(session) + 1}"
+        return None
+
+    def all_containers(self) -> list[Container]:
+        """Return every container that is to go on running."""
+        return [
+            container
+            for name, containers in self.containers.items()
+            if self.services[name].health
+            for container in containers
+        ]
+
+    def _wait(self, name: str, condition: str) -> None:
+        for container in self.containers[name]:
+            if condition == "service_completed_successfully":
+                wait_for(f"the end of {container.name}", partial(_has_ended, container), _END_SECONDS)
+                code = container.exit_code()
+                assert code == 0, f"{container.name} ended with exit code {code}:\n{container.last_words()}"
+            elif condition == "service_healthy":
+                assert container.health, f"{name} has no health check, so nothing can wait for its health"
+                wait_for(f"a healthy {container.name}", partial(_is_up, container), _HEALTHY_SECONDS)
+
+    def _container(self, service: Service, number: int) -> Container:
+        name = f"{service.name}-{number}"
+        own = self.folder / "containers" / name
+        own.mkdir(parents=True)
+        folders = {mount.target: self._folder(mount.source, mount.target) for mount in service.mounts}
+        if service.image.startswith(_AIRFLOW_IMAGE):
+            folders[_IN_CONTAINER] = own
+        translation = Translation(service, self._addresses, folders)
+        environment = {
+            "HOME": str(own),
+            "HOSTNAME": name,
+            "LANG": "C.UTF-8",
+            "PATH": self._search,
+            **translation.environment(),
+        }
+        command, identity = translation.command(), {}
+        if service.image.startswith(_AIRFLOW_IMAGE):
+            environment |= self._of_an_airflow_container(own) | self._overrides
+        elif service.image.startswith("postgres:"):
+            identity = unprivileged_user() if os.geteuid() == 0 else {}
+            (data,) = folders.values()
+            _initialize(data, environment, identity)
+            # The folder is thrown away: nothing has to survive a power cut.
+            command += ["-D", str(data), "-c", "fsync=off", "-c", "full_page_writes=off"]
+            command += ["-c", f"listen_addresses={LOCALHOST}", "-c", "unix_socket_directories="]
+        elif service.image.startswith("redis:"):
+            command += ["--bind", LOCALHOST]
+        return Container(name, command, environment, own, translation.health(), identity)
+
+    def _folder(self, source: str, target: str) -> Path:
+        if target in self._replaced:
+            return self._replaced[target]
+        if source.startswith("."):
+            return (_ROOT / source).resolve(strict=True)
+        folder = self.folder / "volumes" / source
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _of_an_airflow_container(self, own: Path) -> dict[str, str]:
+        """Return what the image, and a network of its own, give each container."""
+        return {
+            "AIRFLOW_HOME": str(own),
+            "AIRFLOW__CORE__HOSTNAME_CALLABLE": "tests.cluster.hostname.of_container",
+            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            "PYTHONPATH": str(_ROOT),
+            **{name: str(port) for name, port in zip(_LOG_PORTS, free_ports(len(_LOG_PORTS)), strict=True)},
+        }
+
+    def _check_programs(self) -> None:
+        needed = {"redis-server": "redis-server", "redis-cli": "redis-tools", "curl": "curl"}
+        missing = sorted(package for program, package in needed.items() if not shutil.which(program))
+        if missing:
+            raise CannotGoOnError(
+                "The services of docker-compose.yaml run here as native processes, and some of their programs are not "
+                f"found. Install them (Debian and Ubuntu: apt-get install {' '.join(missing)}), then run this again."
+            )
+
+
+def _has_ended(container: Container) -> bool:
+    return container.exit_code() is not None
+
+
+def _is_up(container: Container) -> bool:
+    code = container.exit_code()
+    assert code is None, f"{container.name} ended with exit code {code}:\n{container.last_words()}"
+    return container.is_healthy()
+
+
+def _postgres() -> Path:
+    try:
+        return find_programs()
+    except PostgresMissingError as error:
+        raise CannotGoOnError(str(error)) from error
+
+
+def _initialize(data: Path, environment: Mapping[str, str], identity: Mapping[str, Any]) -> None:
+    """Do what PostgreSQL's image does with an empty volume: make the user and the database that are asked for."""
+    password = data.with_suffix(".password")
+    password.write_text(environment["POSTGRES_PASSWORD"])
+    if identity:
+        for path in (data, password):
+            os.chown(path, identity["user"], identity["group"])
+        data.parent.chmod(0o711)
+    initdb = ["initdb", "--pgdata", str(data), "--username", environment["POSTGRES_USER"], "--pwfile", str(password)]
+    initdb += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync"]
+    single = ["postgres", "--single", "-D", str(data), "postgres"]
+    for command, said in ((initdb, None), (single, f'CREATE DATABASE "{environment["POSTGRES_DB"]}"\n')):
+        subprocess.run(
+            command,
+            input=said,
+            text=True,
+            cwd=data.parent,
+            env=dict(environment),
+            check=True,
+            capture_output=True,
+            timeout=_END_SECONDS,
+            **identity,
+        )

@@ -1,0 +1,158 @@
+"""A service's container as native processes of this machine: started, killed and asked for its health."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# Marks every process of a container, however it was started.
+MARK = "QWENIMAGE_CONTAINER"
+
+_STOP_SECONDS = 20.0
+_HEALTH_SECONDS = 60.0
+_KILL_SECONDS = 10.0
+
+
+@dataclass
+class Container:
+    """What runs for one replica of a service.
+
+    Args:
+        name: Its name, as Compose would give it; also its host name.
+        command: What it runs.
+        environment: All of its environment variables.
+        folder: Its working directory, which also takes its output.
+        health: The command of its health check; empty where it has none.
+        identity: As whom it runs, for `subprocess.Popen`; empty for this user.
+        sessions: The session id of each time that it was started.
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+    health: Sequence[str] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    sessions: list[int] = field(default_factory=list, init=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _started: float = field(default=0.0, init=False)
+
+    @property
+    def output(self) -> Path:
+        """The file with what it has written."""
+        return self.folder / "output.log"
+
+    def start(self) -> None:
+        """Start it."""
+        with self.output.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env={**self.environment, MARK: str(self.folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for us; we stop it in order.
+                start_new_session=True,
+                **self.identity,
+            )
+        self._started = time.monotonic()
+        self.sessions.append(self._process.pid)
+
+    def runs_for(self) -> float:
+        """Return for how many seconds it has been running."""
+        return time.monotonic() - self._started
+
+    def exit_code(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+        assert self._process is not None, f"{self.name} was never started"
+        return self._process.poll()
+
+    def is_healthy(self) -> bool:
+        """Whether it runs and its health check says that it works."""
+        if self.exit_code() is not None or not self.health:
+            return False
+        try:
+            ended = subprocess.run(
+                self.health,
+                cwd=self.folder,
+                env=dict(self.environment),
+                capture_output=True,
+                check=False,
+                timeout=_HEALTH_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return ended.returncode == 0
+
+    def last_words(self, number: int = 30) -> str:
+        """Return the end of its output."""
+        return "\n".join(self.output.read_text(errors="replace").splitlines()[-number:])
+
+    def processes(self) -> list[psutil.Process]:
+        """Return every process of it, those that have left its process group as well."""
+        if self._process is None:
+            return []
+        mark = f"{MARK}={self.folder}".encode()
+        found = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError, psutil.Error):
+                # One that writes a title for itself overwrites its environment, one that is orphaned its parents.
+                if os.getsid(process.pid) == self._process.pid or mark in _environment(process):
+                    found |= {process, *process.children(recursive=True)}
+        return [process for process in found if process.is_running() and _is_alive(process)]
+
+    def memory(self) -> int:
+        """Return the bytes that its processes take, what they share counted once among them."""
+        total = 0
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
+        return total
+
+    def kill(self) -> int:
+        """End all of its processes at once, as a machine that loses its power does, and return their number."""
+        killed = 0
+        deadline = time.monotonic() + _KILL_SECONDS
+        # One that forks in the very moment leaves a child.
+        while processes := self.processes():
+            assert time.monotonic() < deadline, f"{self.name} cannot be killed: {processes}"
+            for process in processes:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+                    killed += 1
+            psutil.wait_procs(processes, timeout=1)
+            self.exit_code()
+        return killed
+
+    def stop(self) -> None:
+        """End it in order, and by force what does not end."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_SECONDS)
+        self.kill()
+        self._process.wait()
+
+
+def _environment(process: psutil.Process) -> list[bytes]:
+    return Path("/proc", str(process.pid), "environ").read_bytes().split(b"\0")
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

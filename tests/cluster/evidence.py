@@ -1,0 +1,80 @@
+"""Gathers what the judge decides on: the sandbox's books over its restart, stored images, logs."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from tests.cluster.metadata import Place
+
+_ATTEMPT = re.compile(r"attempt=(\d+)\.log$")
+_REMEMBERED_REQUESTS = 1_000_000
+
+
+class Books:
+    """The sandbox's books, read over HTTP and put together over its restarts.
+
+    Args:
+        url: The sandbox's URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._lock = threading.Lock()
+        self._requests: dict[tuple[float, int | None], dict[str, Any]] = {}
+        self.submissions: list[dict[str, Any]] = []
+        self.credits_charged = 0.0
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.url).port
+        assert port is not None
+        return port
+
+    def remember_everything(self) -> None:
+        """Let the sandbox remember more requests than it does by default."""
+        settings = {"request_log_size": _REMEMBERED_REQUESTS}
+        requests.patch(f"{self.url}/sandbox/settings", json=settings, timeout=30).raise_for_status()
+
+    def collect(self) -> None:
+        """Read what the books say now."""
+        answer = requests.get(f"{self.url}/sandbox/books?last={_REMEMBERED_REQUESTS}", timeout=60)
+        answer.raise_for_status()
+        books = answer.json()
+        with self._lock:
+            self.submissions = books["submissions"]
+            self.credits_charged = books["credits_charged"]
+            for record in books["requests"]:
+                self._requests[record["time"], record["client_port"]] = record
+
+    def status_reads(self) -> list[dict[str, Any]]:
+        """Return the collected reads of a status, oldest first."""
+        with self._lock:
+            reads = [record for record in self._requests.values() if record["route"] == "status"]
+        return sorted(reads, key=lambda record: float(record["time"]))
+
+    def accepted_ids(self) -> dict[str, list[str]]:
+        """Return the ids of the accepted image tasks of each prompt."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for submission in self.submissions:
+            found[submission["request"]["prompt"]].append(submission["task_id"])
+        return found
+
+
+def last_try(logs: Path, run_id: str, place: Place) -> str:
+    """Return the log of a task's last try, or nothing."""
+    dag_id, task_id, map_index = place
+    folder = logs / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}" / f"map_index={map_index}"
+    numbered = {int(match[1]): file for file in _files(folder) if (match := _ATTEMPT.search(file.name))}
+    return numbered[max(numbered)].read_text(errors="replace") if numbered else ""
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return folder.iterdir() if folder.is_dir() else ()

@@ -1,0 +1,89 @@
+"""Tells which triggerer polled which image task and when, and how long two of them polled for one wait."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+_LOOK_SECONDS = 0.25
+# A connection that was seen at one look may have been used a little before it.
+_SLACK_SECONDS = 3.0
+
+Poll = tuple[str, float]
+
+
+class ConnectionWatch:
+    """Notes which process has which connection to the sandbox, in a thread of its own.
+
+    Args:
+        port: The sandbox's port.
+        owner_of: Returns who a session id belongs to, or None.
+    """
+
+    def __init__(self, port: int, owner_of: Callable[[int], str | None]) -> None:
+        self._port = port
+        self._owner_of = owner_of
+        self._seen: dict[int, list[tuple[float, str]]] = defaultdict(list)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def owner(self, client_port: int, moment: float) -> str | None:
+        """Return who had a connection from that port at a moment in epoch seconds, or None."""
+        near = [(abs(time_seen - moment), owner) for time_seen, owner in self._seen.get(client_port, ())]
+        distance, owner = min(near, default=(_SLACK_SECONDS + 1, ""))
+        return owner if distance <= _SLACK_SECONDS else None
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_LOOK_SECONDS):
+            now = time.time()
+            for connection in psutil.net_connections(kind="tcp"):
+                if not connection.raddr or connection.raddr.port != self._port or connection.pid is None:
+                    continue
+                try:
+                    owner = self._owner_of(os.getsid(connection.pid))
+                except ProcessLookupError:
+                    continue
+                if owner is not None:
+                    self._seen[connection.laddr.port].append((now, owner))
+
+
+def overlaps(polls: Mapping[str, Sequence[Poll]]) -> dict[str, float]:
+    """Return for how many seconds each image task was polled by two at once, where it was.
+
+    Args:
+        polls: For each image task who polled it, and when.
+    """
+    found = {}
+    for image_task_id, made in polls.items():
+        spans = _spans(made)
+        shared = [min(one[1], other[1]) - max(one[0], other[0]) for one, other in combinations(spans.values(), 2)]
+        longest = max(shared, default=0.0)
+        if longest > 0:
+            found[image_task_id] = longest
+    return found
+
+
+def _spans(polls: Iterable[Poll]) -> dict[str, tuple[float, float]]:
+    spans: dict[str, tuple[float, float]] = {}
+    for owner, moment in polls:
+        first, last = spans.get(owner, (moment, moment))
+        spans[owner] = min(first, moment), max(last, moment)
+    return spans

@@ -1,0 +1,137 @@
+"""What docker-compose.yaml describes, started with its own commands, variables and health checks, does its work."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from PIL import Image
+
+from tests.cluster.api import AirflowApi
+from tests.cluster.compose_file import FILE
+from tests.cluster.composition import Composition
+from tests.cluster.metadata import Metadata
+from tests.integration.standalone import wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+# No default among them: what is written out in one place alone would not fit the others.
+SETTINGS = {
+    "AIRFLOW_ADMIN_PASSWORD": 'se"cret',
+    "AIRFLOW_API_SECRET_KEY": "e81a7d3b0c5f4e6a9b2d1c0f8e7a6b5c",
+    "AIRFLOW_FERNET_KEY": "X5xVcoGFTS01tuTtRCYoqDtZw7IbJGfSTPWU7uoiYy4=",
+    "AIRFLOW_JWT_SECRET": "b6f1" * 16,
+    "AIRFLOW_WORKER_CONCURRENCY": "3",
+    "POSTGRES_PASSWORD": "pw7f3e",
+    "REDIS_PASSWORD": "pw9c1d",
+    "SANDBOX_SECONDS_PER_IMAGE": "2",
+}
+EXAMPLES = {"qwenimage_many_prompts", "qwenimage_prompt_to_file", "qwenimage_submit_and_wait", "qwenimage_batch"}
+IMAGES = 4
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Composition]:
+    with Composition(SETTINGS) as composition:
+        composition.start()
+        yield composition
+
+
+@pytest.fixture(scope="module")
+def airflow(running: Composition) -> AirflowApi:
+    api = AirflowApi(running.url("airflow-apiserver", 8080), "admin", SETTINGS["AIRFLOW_ADMIN_PASSWORD"])
+    wait_for("the examples", lambda: api.dag_ids() >= EXAMPLES, 60)
+    return api
+
+
+@pytest.fixture(scope="module")
+def run_id(airflow: AirflowApi) -> str:
+    run_id = airflow.trigger("qwenimage_many_prompts")
+    wait_for(
+        "the end of the example",
+        lambda: airflow.run_state("qwenimage_many_prompts", run_id) in ("success", "failed"),
+        180,
+    )
+    return run_id
+
+
+def test_an_example_draws_its_images_into_the_volume(running: Composition, airflow: AirflowApi, run_id: str) -> None:
+    assert airflow.run_state("qwenimage_many_prompts", run_id) == "success"
+    drawn = list(running.volume("images").rglob("*.jpg"))
+    assert len(drawn) == IMAGES
+    for image in drawn:
+        with Image.open(image) as opened:
+            opened.load()
+    books = requests.get(f"{running.url('sandbox', 8512)}/sandbox/books", timeout=10).json()
+    assert books["credits_charged"] == IMAGES * 5
+
+
+def test_the_gallery_shows_them_from_the_volume(airflow: AirflowApi, run_id: str) -> None:
+    address = f"{airflow.url}/qwenimage/dags/qwenimage_many_prompts/runs/{run_id}/tasks/draw/images/1?map_index=0"
+    answer = airflow.session.get(address, timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"] == "image/jpeg"
+
+
+def test_the_log_of_a_task_is_read_through_the_api_server(airflow: AirflowApi, run_id: str) -> None:
+    path = f"dags/qwenimage_many_prompts/dagRuns/{run_id}/taskInstances/draw/logs/1?map_index=0"
+    assert "Submitted image task" in str(airflow.call("GET", path))
+
+
+def test_a_wrong_password_opens_nothing(airflow: AirflowApi) -> None:
+    refused = requests.post(f"{airflow.url}/auth/token", json={"username": "admin", "password": "admin"}, timeout=10)
+    assert refused.status_code == 401
+    assert requests.get(f"{airflow.url}/api/v2/dags", timeout=10).status_code == 401
+
+
+def test_two_workers_and_two_triggerers_are_at_work(running: Composition, airflow: AirflowApi) -> None:
+    jobs = airflow.call("GET", "jobs?is_alive=true")["jobs"]
+    triggerers = {job["hostname"] for job in jobs if job["job_type"] == "TriggererJob"}
+    assert triggerers == {"airflow-triggerer-1", "airflow-triggerer-2"}
+    worker = running.containers["airflow-worker"][0]
+    celery = ["celery", "--app", "airflow.providers.celery.executors.celery_executor.app", "inspect", "stats"]
+    told = subprocess.run(celery, env=dict(worker.environment), capture_output=True, text=True, check=True).stdout
+    assert {f"celery@airflow-worker-{number}: OK" in told for number in (1, 2)} == {True}
+    assert told.count('"max-concurrency": 3') == 2
+
+
+def test_starting_it_again_keeps_what_is_there(running: Composition, airflow: AirflowApi, run_id: str) -> None:
+    (init,) = running.containers["airflow-init"]
+    init.start()
+    wait_for("the end of airflow-init", lambda: init.exit_code() is not None, 120)
+    assert init.exit_code() == 0, init.last_words()
+    assert airflow.run_state("qwenimage_many_prompts", run_id) == "success"
+
+
+def test_everything_was_healthy_to_the_end_and_on_ports_of_its_own(running: Composition) -> None:
+    running.wait_until_healthy()
+    metadata = Metadata(running.environment("airflow-scheduler")["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
+    assert metadata.unfinished() == 0
+    metadata.close()
+    assert ":5432" not in str(running.environment("airflow-scheduler"))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("command: [airflow, dag-processor]", "command: [airflow, dag-processer]"),
+        ("  AIRFLOW__CELERY__BROKER_URL: ", "  AIRFLOW__CELERY__BROKER: "),
+        ('"http://localhost:8512/sandbox/settings"', '"http://localhost:8080/sandbox/settings"'),
+        ("@postgres:5432/airflow\n  AIRFLOW__LOGGING", "@postgres:5432/airflw\n  AIRFLOW__LOGGING"),
+    ],
+    ids=["command", "variable", "health check", "database"],
+)
+def test_a_mistake_in_the_file_keeps_it_from_starting(
+    right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The engine would try for as long as these say.
+    monkeypatch.setattr("tests.cluster.composition._HEALTHY_SECONDS", 25.0)
+    text = FILE.read_text()
+    assert right in text
+    file = tmp_path / "docker-compose.yaml"
+    file.write_text(text.replace(right, wrong, 1))
+    with Composition(file=file) as composition, pytest.raises(AssertionError, match="ended with exit code|healthy"):
+        composition.start()

@@ -1,0 +1,97 @@
+"""What the cluster has to do while it is disturbed: images to draw, and waits for images that others submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+DRAW, SENSE = "cluster_draw", "cluster_sense"
+TIMEOUT_SECONDS = 150.0
+
+_DRAW_FILE = '''\
+"""Draws images, one mapped task instance each."""
+
+from airflow.sdk import DAG
+
+from airflow_provider_qwenimage import QwenImageGenerateOperator
+
+with DAG({dag_id!r}, schedule=None, max_active_tasks=64):
+    QwenImageGenerateOperator.partial(
+        task_id="draw",
+        seed=7,
+        size="1024*768",
+        output_path={folder!r},
+        deferrable=True,
+        timeout=1200,
+        retries=30,
+        retry_delay=3,
+    ).expand(prompt=[f"Lantern {{number}} of a street festival" for number in range({number})])
+'''
+_SENSE_FILE = '''\
+"""Waits for image tasks: some that end, some that take longer than the wait."""
+
+from airflow.sdk import DAG, task
+
+from airflow_provider_qwenimage import QwenImageStatusSensor
+
+with DAG({dag_id!r}, schedule=None, max_active_tasks=64):
+
+    @task(retries=30, retry_delay=3)
+    def ids(name, params=None):
+        return params[name]
+
+    wait = dict(deferrable=True, retries=30, retry_delay=3)
+    QwenImageStatusSensor.partial(task_id="wait", timeout=1200, **wait).expand(
+        image_task_id=ids.override(task_id="all_ids")("waits")
+    )
+    QwenImageStatusSensor.partial(task_id="wait_in_vain", timeout={timeout}, **wait).expand(
+        image_task_id=ids.override(task_id="slow_ids")("slow")
+    )
+'''
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much there is to do.
+
+    Attributes:
+        images: Images that are drawn by mapped tasks.
+        waits: Sensors that wait for an image task that ends.
+        in_vain: Sensors whose image task takes longer than they may wait.
+    """
+
+    images: int
+    waits: int
+    in_vain: int
+
+    @property
+    def tasks(self) -> int:
+        """The number of task instances, those that hand the ids on not counted."""
+        return self.images + self.waits + self.in_vain
+
+    def write_dags(self, folder: Path, output_path: str) -> None:
+        """Write the DAG files."""
+        texts = {
+            DRAW: _DRAW_FILE.format(dag_id=DRAW, number=self.images, folder=output_path),
+            SENSE: _SENSE_FILE.format(dag_id=SENSE, timeout=TIMEOUT_SECONDS),
+        }
+        for dag_id, text in texts.items():
+            (folder / f"{dag_id}.py").write_text(text)
+
+
+def prompt_of(number: int) -> str:
+    """Return what the mapped task of that index draws."""
+    return f"Lantern {number} of a street festival"
+
+
+def submit(url: str, api_key: str, prompts: Sequence[str]) -> list[str]:
+    """Submit image tasks as another program would, and return their ids."""
+    with requests.Session() as session:
+        session.headers["Authorization"] = f"Bearer {api_key}"
+        return [
+            str(session.post(f"{url}/api/generate", json={"prompt": prompt}, timeout=30).json()["data"]["task_id"])
+            for prompt in prompts
+        ]
