@@ -118,6 +118,7 @@ def _run_in(
         pause=9.0,
         redis_restarts=3,
         sandbox_seconds=60.0,
+        frozen_seconds=20.0,
         before_sandbox=books.collect,
     )
     scene = Scene(composition, metadata, books, watch, disturbances, workload, progress)

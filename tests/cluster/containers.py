@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,20 @@ class Container:
             with contextlib.suppress(psutil.Error):
                 total += process.memory_full_info().pss
         return total
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold all of its processes while the block runs, as a machine does that swaps or moves to another host."""
+        processes = self.processes()
+        try:
+            for process in processes:
+                with contextlib.suppress(psutil.Error):
+                    process.suspend()
+            yield
+        finally:
+            for process in processes:
+                with contextlib.suppress(psutil.Error):
+                    process.resume()
 
     def kill(self) -> int:
         """End all of its processes at once, as a machine that loses its power does, and return their number."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,18 +32,20 @@ class Deed:
         service: Its service.
         container: Its name.
         held: What it held at that moment: running tasks, waits, or tasks to bring to their end.
-        away: The seconds until it was started again.
+        away: The seconds until it was started again, or went on.
+        was_frozen: Whether it was only held for so long, instead of ended.
     """
 
     service: str
     container: str
     held: int
     away: float
+    was_frozen: bool = False
 
 
 @dataclass
 class Disturbances:
-    """Two threads: one kills Airflow's processes in turn, one takes Redis and the sandbox away.
+    """Two threads: one kills Airflow's processes in turn, one takes Redis and the sandbox away and freezes triggerers.
 
     Args:
         composition: What runs.
@@ -52,6 +55,8 @@ class Disturbances:
         pause: Seconds between two kills, on average.
         redis_restarts: How often Redis is restarted.
         sandbox_seconds: How long the sandbox is away.
+        frozen_seconds: How long each triggerer is held: long enough to be thought dead, and to come back to waits that
+            another one has taken over.
         before_sandbox: Called just before it goes, while it still answers.
     """
 
@@ -62,10 +67,13 @@ class Disturbances:
     pause: float
     redis_restarts: int
     sandbox_seconds: float
+    frozen_seconds: float
     before_sandbox: Callable[[], None]
     deeds: list[Deed] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
+    # One is not killed while it is frozen.
+    _triggerers: threading.Lock = field(default_factory=threading.Lock)
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
@@ -86,8 +94,12 @@ class Disturbances:
             thread.join()
 
     def of(self, service: str) -> list[Deed]:
-        """Return what was done to the containers of a service."""
-        return [deed for deed in self.deeds if deed.service == service]
+        """Return how the containers of a service were ended."""
+        return [deed for deed in self.deeds if deed.service == service and not deed.was_frozen]
+
+    def freezes(self) -> list[Deed]:
+        """Return how triggerers were held."""
+        return [deed for deed in self.deeds if deed.was_frozen]
 
     def _guard(self, run: Callable[[], None]) -> None:
         try:
@@ -100,11 +112,12 @@ class Disturbances:
         for service, container in self._turns(draw):
             if self._stopped.wait(self.pause * draw.uniform(0.5, 1.5)):
                 return
-            # A process that has only just begun would be killed for nothing.
-            wait_for(f"a running {container.name}", partial(self._is_at_work, container), _START_SECONDS)
-            held = self._held(service, container)
-            container.kill()
-            self._start_again(service, container, held, draw.uniform(*_AWAY_SECONDS))
+            with self._triggerers if service == TRIGGERER else contextlib.nullcontext():
+                # A process that has only just begun would be killed for nothing.
+                wait_for(f"a running {container.name}", partial(self._is_at_work, container), _START_SECONDS)
+                held = self._held(service, container)
+                container.kill()
+                self._start_again(service, container, held, draw.uniform(*_AWAY_SECONDS))
 
     def _turns(self, draw: random.Random) -> Iterator[tuple[str, Container]]:
         containers = [(service, each) for service in KILLED for each in self.composition.containers[service]]
@@ -115,13 +128,17 @@ class Disturbances:
         draw = random.Random(-self.seed)
         length = self.kills * self.pause * sum(len(self.composition.containers[service]) for service in KILLED)
         away = self.sandbox_seconds
-        plan: Sequence[str] = (
-            [REDIS] * (self.redis_restarts // 2) + [SANDBOX] + [REDIS] * (-(-self.redis_restarts // 2))
-        )
-        pause = max(1.0, (length - away) / (len(plan) + 1))
+        plan = [REDIS] * self.redis_restarts + [TRIGGERER] * len(self.composition.containers[TRIGGERER])
+        draw.shuffle(plan)
+        plan.insert(len(plan) // 2, SANDBOX)
+        triggerers = iter(self.composition.containers[TRIGGERER])
+        pause = max(1.0, (length - away) / (len(plan) + 1) - self.frozen_seconds / 2)
         for service in plan:
             if self._stopped.wait(pause * draw.uniform(0.6, 1.0)):
                 return
+            if service == TRIGGERER:
+                self._freeze(next(triggerers))
+                continue
             (container,) = self.composition.containers[service]
             if service == SANDBOX:
                 self.before_sandbox()
@@ -130,6 +147,14 @@ class Disturbances:
             else:
                 container.stop()
                 self._start_again(service, container, 0, _REDIS_SECONDS)
+
+    def _freeze(self, container: Container) -> None:
+        with self._triggerers:
+            wait_for(f"a running {container.name}", partial(self._is_at_work, container), _START_SECONDS)
+            held = self._held(TRIGGERER, container)
+            with container.frozen():
+                time.sleep(self.frozen_seconds)
+        self.deeds.append(Deed(TRIGGERER, container.name, held, self.frozen_seconds, was_frozen=True))
 
     def _start_again(self, service: str, container: Container, held: int, away: float) -> None:
         time.sleep(away)

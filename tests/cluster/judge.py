@@ -9,8 +9,10 @@ from tests.chaos.judge import Evidence, Verdict
 
 # A triggerer that is thought dead can poll on for as long as its heartbeat may be missing, and until it notices.
 DOUBLE_POLL_SECONDS = 30.0
-# Waits end late where a triggerer was killed, or nobody could take their event, at their deadline.
-LATE_SECONDS = 90.0
+# A last read may take a minute, while the API is away; a dead worker is noticed, and its task queued again, in another.
+LATE_SECONDS = 120.0
+# One kill may meet nothing; that all of so many do shows that nothing was tested.
+_MANY = 3
 
 
 @dataclass(frozen=True)
@@ -82,5 +84,5 @@ def complaints_of_kills(kills: Mapping[str, Sequence[int]], least: int) -> list[
         for name, held in kills.items()
         if len(held) < least
     ]
-    idle = [name for name, held in kills.items() if not any(held)]
+    idle = [name for name, held in kills.items() if len(held) >= _MANY and not any(held)]
     return found + [f"{name} held nothing whenever it was killed" for name in idle]

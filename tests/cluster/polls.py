@@ -6,8 +6,8 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations, product
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +16,8 @@ import psutil
 _LOOK_SECONDS = 0.25
 # A connection that was seen at one look may have been used a little before it.
 _SLACK_SECONDS = 3.0
+# Ten seconds between polls, a fifth of jitter, and the read itself.
+_LONGEST_INTERVAL = 15.0
 
 Poll = tuple[str, float]
 
@@ -66,24 +68,34 @@ class ConnectionWatch:
 
 
 def overlaps(polls: Mapping[str, Sequence[Poll]]) -> dict[str, float]:
-    """Return for how many seconds each image task was polled by two at once, where it was.
+    """Return for how many seconds at most each image task was polled by two at once, where it was.
 
     Args:
         polls: For each image task who polled it, and when.
     """
     found = {}
     for image_task_id, made in polls.items():
-        spans = _spans(made)
-        shared = [min(one[1], other[1]) - max(one[0], other[0]) for one, other in combinations(spans.values(), 2)]
+        by_owner: dict[str, list[float]] = defaultdict(list)
+        for owner, moment in made:
+            by_owner[owner].append(moment)
+        periods = {owner: list(_periods(sorted(moments))) for owner, moments in by_owner.items()}
+        shared = [
+            min(one[1], other[1]) - max(one[0], other[0])
+            for first, second in combinations(periods, 2)
+            for one, other in product(periods[first], periods[second])
+        ]
         longest = max(shared, default=0.0)
         if longest > 0:
             found[image_task_id] = longest
     return found
 
 
-def _spans(polls: Iterable[Poll]) -> dict[str, tuple[float, float]]:
-    spans: dict[str, tuple[float, float]] = {}
-    for owner, moment in polls:
-        first, last = spans.get(owner, (moment, moment))
-        spans[owner] = min(first, moment), max(last, moment)
-    return spans
+def _periods(moments: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """Return from when to when it was polled without a pause: a wait can leave a triggerer and come back to it."""
+    begin = last = moments[0]
+    for moment in moments:
+        if moment - last > _LONGEST_INTERVAL:
+            yield begin, last
+            begin = moment
+        last = moment
+    yield begin, last

@@ -104,13 +104,12 @@ class Scene:
         in_vain = [self._ended(row) for place, row in rows.items() if place[:2] == (SENSE, "wait_in_vain")]
         polled_twice = overlaps(self._polls())
         limits = {service.name: service.memory for service in self.composition.services.values()}
-        met: dict[str, list[int]] = defaultdict(list)
-        for deed in self.disturbances.deeds:
-            if deed.service in disturbances.KILLED:
-                met[deed.container].append(deed.held)
+        met: dict[str, list[int]] = {}
         for service in disturbances.KILLED:
             for container in self.composition.containers[service]:
-                met.setdefault(container.name, [])
+                met[container.name] = []
+            for deed in self.disturbances.of(service):
+                met[deed.container].append(deed.held)
         complaints = [
             *self.disturbances.complaints,
             *judge.complaints_of_images(images),
@@ -211,6 +210,9 @@ class Scene:
         done = [
             (f"{name} killed", len(held), f"{sum(held)} {_HELD[name.rsplit('-', 1)[0]]}") for name, held in met.items()
         ]
+        freezes = self.disturbances.freezes()
+        frozen = f"{sum(deed.away for deed in freezes):.0f} s, {sum(deed.held for deed in freezes)} waits"
+        done.append(("triggerers frozen, thought dead, back", len(freezes), frozen))
         for service, title in ((disturbances.REDIS, "redis restarted"), (disturbances.SANDBOX, "sandbox gone")):
             deeds = self.disturbances.of(service)
             done.append((title, len(deeds), f"{sum(deed.away for deed in deeds):.0f} s away"))
