@@ -14,6 +14,8 @@ CONSTRAINTS := constraints/airflow-3.3.txt
 CONSTRAINTS_2 := constraints/airflow-2.11.txt
 # The last day whose packages Airflow 2.11 is tested with: it is no longer developed, its dependencies are.
 AIRFLOW_2_DAY := 2026-04-01
+# What pyproject.toml promises at the lower end: its versions are chosen when the environment is made.
+VENV_LOWEST := .venv-lowest
 
 $(foreach name,$(filter AIRFLOW%,$(.VARIABLES)),$(eval unexport $(name)))
 
@@ -23,8 +25,9 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-browser test-airflow-2 screenshots chaos cluster-test check build constraints clean
+.PHONY: help demo up test test-slow test-browser test-airflow-2 screenshots chaos cluster-test check constraints clean
 .PHONY: bench-wait bench-dag bench-batch bench-gallery bench-import
+.PHONY: dist test-lowest
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -49,6 +52,10 @@ screenshots: $(VENV)/installed ## Take the pictures of the documentation anew, i
 
 test-airflow-2: $(VENV_2)/installed ## Run the tests on Airflow 2.11
 	$(VENV_2)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
+
+test-lowest: $(VENV_LOWEST)/installed ## Run the tests with the lowest versions that pyproject.toml allows
+	$(VENV_LOWEST)/bin/python -m scripts.lowest_versions
+	$(VENV_LOWEST)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 chaos: $(VENV)/installed ## Kill Airflow's processes at every stage: nothing is paid twice, nothing lost (ARGS="--help")
 	$(VENV)/bin/python -m tests.chaos $(ARGS)
@@ -77,8 +84,12 @@ check: $(VENV)/installed ## Check style, types and imports
 	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/lint-imports
 
-build: $(VENV)/installed ## Build the wheel and the source distribution into dist/
+# From what an earlier version left in dist/, nothing is checked or uploaded again.
+dist: $(VENV)/installed ## Build the source distribution and the wheel into dist/, and check them
+	rm -rf dist
 	$(VENV)/bin/python -m build --no-isolation
+	$(VENV)/bin/python -m twine check --strict dist/*
+	@$(VENV)/bin/python -m scripts.wheel_contents dist/*.whl
 
 constraints: $(VENV)/bin/uv ## Choose the versions of all dependencies anew
 	@echo "Choosing versions (about 10 seconds) ..."
@@ -88,7 +99,7 @@ constraints: $(VENV)/bin/uv ## Choose the versions of all dependencies anew
 
 # Not .demo: images may have cost credits.
 clean: ## Remove everything that make made, except the images
-	rm -rf $(VENV) $(VENV_2) .airflow build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV_2) $(VENV_LOWEST) .airflow build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(call install,$(VENV),$(CONSTRAINTS),dev)
@@ -105,6 +116,22 @@ ifneq ($(shell $(VENV)/bin/python -c '' 2>/dev/null && cat $(VENV)/installed 2>/
 endif
 ifneq ($(shell $(VENV_2)/bin/python -c '' 2>/dev/null && cat $(VENV_2)/installed 2>/dev/null),$(CURDIR))
 .PHONY: $(VENV_2)/installed
+endif
+
+# Exactly the lower bounds of pyproject.toml, and with them the newest of everything else, as of the last day of their
+# Airflow. A bound that cannot be installed, or was withdrawn, fails here, with the resolver's reason.
+$(VENV_LOWEST)/installed: pyproject.toml scripts/lowest_versions.py
+	@$(call bootstrap,$(VENV_LOWEST),$(CONSTRAINTS)); \
+	echo "Choosing the lowest versions (about 10 seconds) ..."; \
+	$(VENV_LOWEST)/bin/python -m scripts.lowest_versions --ceilings > $(VENV_LOWEST)/ceilings.txt; \
+	$(VENV_LOWEST)/bin/python -m uv pip compile --quiet --python $(VENV_LOWEST)/bin/python --no-header --no-annotate \
+		--extra sandbox --group test --exclude-newer $(AIRFLOW_2_DAY) --constraints $(VENV_LOWEST)/ceilings.txt \
+		pyproject.toml > $(VENV_LOWEST)/constraints.txt \
+		|| { echo "The lowest versions could not be chosen; the reason is above. Raise the bound in pyproject.toml that it names, and say why; if it names none, check that this machine reaches its package index." >&2; exit 1; }
+	@$(call install,$(VENV_LOWEST),$(VENV_LOWEST)/constraints.txt,test)
+
+ifneq ($(shell $(VENV_LOWEST)/bin/python -c '' 2>/dev/null && cat $(VENV_LOWEST)/installed 2>/dev/null),$(CURDIR))
+.PHONY: $(VENV_LOWEST)/installed
 endif
 
 # $(call bootstrap,environment,constraints): a virtual environment with nothing but uv in it
