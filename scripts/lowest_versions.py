@@ -38,7 +38,9 @@ def read_bounds(pyproject: str) -> dict[str, str]:
                 raise ValueError(f"The requirement {requirement!r} has no lower bound; write it as name>=version.")
             name, bound = found.groups()
             if bounds.setdefault(name, bound) != bound:
-                raise ValueError(f"{name} has the lower bounds {bounds[name]} and {bound}; write the same in both places.")
+                raise ValueError(
+                    f"{name} has the lower bounds {bounds[name]} and {bound}; write the same in both places."
+                )
     return bounds
 
 

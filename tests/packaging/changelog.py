@@ -17,7 +17,10 @@ def releases(text: str) -> list[str]:
 
 def problems(text: str) -> list[str]:
     """Return a sentence for each thing that is not as Keep a Changelog wants it; none is what it should be."""
-    return [*_order(text), *(problem for part in re.split(r"^(?=## )", text, flags=re.M)[1:] for problem in _part(part))]
+    return [
+        *_order(text),
+        *(problem for part in re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:] for problem in _part(part)),
+    ]
 
 
 def _headings(text: str, level: str) -> list[str]:
@@ -40,14 +43,14 @@ def _order(text: str) -> list[str]:
 
 def _part(part: str) -> list[str]:
     heading = part.splitlines()[0].removeprefix("## ")
-    sections = re.split(r"^### ", part, flags=re.M)
+    sections = re.split(r"^### ", part, flags=re.MULTILINE)
     names = [section.splitlines()[0] for section in sections[1:]]
     found = [f"{heading}: {name!r} is none of {', '.join(SECTIONS)}." for name in names if name not in SECTIONS]
     found += [f"{heading}: {name} is there twice." for name in sorted(set(names)) if names.count(name) > 1]
     found += [f"{heading}: {section.splitlines()[0]} is empty." for section in sections[1:] if "\n- " not in section]
     if sections[0].partition("\n")[2].strip():
         found.append(f"{heading}: what is said stands below a section.")
-    if re.search(r"^#{4,}", part, re.M):
+    if re.search(r"^#{4,}", part, re.MULTILINE):
         found.append(f"{heading}: a section has no headings of its own.")
     if heading != "[Unreleased]":
         found += _release(heading, names)

@@ -1,21 +1,38 @@
 """What is built is what users get: the right files, installable on its own."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from email import message_from_string
 from email.message import Message
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
+from markdown_it import MarkdownIt
 
 from airflow_provider_qwenimage import __version__
 from tests.packaging.conftest import ROOT
 
 PACKAGE = "airflow_provider_qwenimage"
+# What of the package is no module.
+DATA = {
+    "plugin/static/gallery.css",
+    "plugin/static/gallery.js",
+    "plugin/static/icon-dark.svg",
+    "plugin/static/icon.svg",
+    "plugin/templates/error.html",
+    "plugin/templates/gallery.html",
+    "py.typed",
+}
+
+Run: TypeAlias = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +78,36 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel_names: set[str]) -> No
     }
     packed = {name for name in wheel_names if ".dist-info/" not in name}
     assert packed == ours
-    assert f"{PACKAGE}/py.typed" in packed
+    modules = {name for name in packed if name.endswith(".py")}
+    assert {name.removeprefix(f"{PACKAGE}/") for name in packed - modules} == DATA
+    assert f"{PACKAGE}/sandbox/pytest_plugin.py" in modules
+    assert not [name for name in modules if Path(name).name.startswith(("test_", "conftest"))]
+
+
+def test_the_wheel_has_the_files_of_a_wheel_and_no_more(wheel_names: set[str]) -> None:
+    described = {name.partition(".dist-info/")[2] for name in wheel_names if ".dist-info/" in name}
+    assert described == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
+
+
+def test_the_wheel_is_the_same_from_the_source_distribution_as_from_the_repository(wheel: Path, tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+        timeout=100,
+    )
+    assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
+
+
+def test_the_description_leads_nowhere_that_only_a_repository_has(metadata: Message) -> None:
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    blocks = MarkdownIt("commonmark").enable("table").parse(metadata.get_payload())
+    inline = [child for block in blocks for child in block.children or []]
+    targets = [str(token.attrs[name]) for token in inline for name in ("href", "src") if name in token.attrs]
+    assert targets
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+    kinds = {token.type for token in blocks}
+    assert {"heading_open", "table_open", "fence"} <= kinds, "the sections, the tables and the code are shown as such"
 
 
 def test_the_wheel_carries_the_license(wheel: Path, wheel_names: set[str], metadata: Message) -> None:
@@ -73,6 +119,7 @@ def test_the_wheel_carries_the_license(wheel: Path, wheel_names: set[str], metad
 
 def test_the_metadata_says_what_is_needed(metadata: Message) -> None:
     assert metadata["Name"] == "airflow-provider-qwenimage"
+    assert metadata["Version"] == __version__
     assert metadata["Requires-Python"] == ">=3.11"
     assert "Framework :: Apache Airflow :: Provider" in metadata.get_all("Classifier", [])
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
@@ -87,24 +134,54 @@ def test_the_metadata_says_what_is_needed(metadata: Message) -> None:
     assert metadata.get_all("Provides-Extra") == ["sandbox"]
 
 
-def test_the_source_distribution_has_what_is_needed_to_work_on_it(distributions: Path) -> None:
+@pytest.fixture(scope="session")
+def source(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, unpacked."""
     (file,) = distributions.glob("*.tar.gz")
+    assert file.name == f"{PACKAGE}-{__version__}.tar.gz"
+    folder = tmp_path_factory.mktemp("source")
     with tarfile.open(file) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
+        archive.extractall(folder, filter="data")
+    return folder / f"{PACKAGE}-{__version__}"
+
+
+def test_the_source_distribution_says_the_same_version(source: Path) -> None:
+    assert message_from_string((source / "PKG-INFO").read_text())["Version"] == __version__
+
+
+def test_the_source_distribution_has_what_is_needed_to_work_on_it(source: Path) -> None:
+    names = {file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()}
     assert names >= {
+        ".ci/run",
         "CHANGELOG.md",
         "CONTRIBUTING.md",
         "LICENSE",
         "Makefile",
         "README.md",
-        "constraints/airflow-2.11.txt",
         "constraints/airflow-3.3.txt",
+        "docs/gallery.md",
         "example_dags/prompt_to_file.py",
         "pyproject.toml",
         "scripts/demo.py",
+        "scripts/index_readme.py",
         "tests/packaging/test_distribution.py",
     }
     assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", ".airflow", ".demo"))]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="is about a git repository")
+def test_the_source_distribution_is_the_repository(source: Path) -> None:
+    """A new file at the root belongs into the list in pyproject.toml, or into .gitignore."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    there = {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
+    packed = {file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()}
+    assert packed == there | {"PKG-INFO"}
 
 
 def test_no_file_names_a_package_index() -> None:
@@ -116,27 +193,122 @@ def test_no_file_names_a_package_index() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_the_wheel_installs_alone_into_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
-    environment = tmp_path / "environment"
-    python = environment / "bin" / "python"
-    constraints = "airflow-3.3.txt" if version("apache-airflow").startswith("3.") else "airflow-2.11.txt"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))}
-    clean |= {"AIRFLOW_HOME": str(tmp_path / "airflow")}
+@pytest.mark.timeout(200)
+def test_make_dist_builds_and_checks_what_is_uploaded_and_only_that(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("twine")
+    clone = tmp_path / "clone"
+    shutil.copytree(source, clone)
+    (clone / "dist").mkdir()
+    (clone / "dist" / f"{PACKAGE}-0.0.1-py3-none-any.whl").write_text("what an earlier version left there")
+    # This environment stands for the clone's own, as if it had been made there; no index is to be reached.
+    made = ["make", "-o", f"{sys.prefix}/installed", "dist", f"VENV={sys.prefix}"]
+    nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    done = subprocess.run(
+        made,
+        cwd=clone,
+        env=os.environ | nowhere | {"PIP_NO_INDEX": "1", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = {f"{PACKAGE}-{__version__}.tar.gz", f"{PACKAGE}-{__version__}-py3-none-any.whl"}
+    assert {file.name for file in (clone / "dist").iterdir()} == built
+    assert done.stdout.count("PASSED") == 2
+    shown = done.stdout.splitlines()[-8:]
+    assert shown[0].startswith(f"{PACKAGE}-{__version__}-py3-none-any.whl: ")
+    assert any(line.split()[:3] == [f"{PACKAGE}/plugin/static", "4", "files"] for line in shown)
 
-    def run(*command: str) -> str:
-        done = subprocess.run(
-            command, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment variables of someone who has never seen this repository."""
+    named = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON", "MYPY"))}
+    return named | {"AIRFLOW_HOME": str(tmp_path_factory.mktemp("home"))}
+
+
+@pytest.fixture(scope="session")
+def run(clean: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run a command where the repository cannot be seen, and return what it prints."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+
+    def command(*words: str, code: int = 0) -> str:
+        done = subprocess.run(words, cwd=folder, env=clean, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == code, f"{words}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    return command
+
+
+@pytest.fixture(scope="session")
+def python(wheel: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Python of an environment with the wheel and what it asks for."""
+    environment = tmp_path_factory.mktemp("installed") / "environment"
+    python = environment / "bin" / "python"
+    constraints = "airflow-3.3.txt" if version("apache-airflow").startswith("3.") else "airflow-2.11.txt"
     uv = (sys.executable, "-m", "uv")
     run(*uv, "venv", "--python", sys.executable, str(environment))
     run(*uv, "pip", "install", "--python", str(python), "-c", str(ROOT / "constraints" / constraints), str(wheel))
-    run(*uv, "pip", "check", "--python", str(python))
+    return str(python)
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_wheel_installs_alone_into_an_empty_environment(run: Run, python: str) -> None:
+    run(sys.executable, "-m", "uv", "pip", "check", "--python", python)
     names = "from airflow_provider_qwenimage import *; print(QwenImageGenerateOperator.__module__)"
-    assert run(str(python), "-c", names).splitlines()[-1] == "airflow_provider_qwenimage.operators"
-    assert "airflow-provider-qwenimage" in run(str(python), "-m", "airflow", "providers", "list", "-o", "plain")
-    assert "--port" in run(str(python), "-m", "airflow_provider_qwenimage.sandbox", "--help")
+    assert run(python, "-c", names).splitlines()[-1] == "airflow_provider_qwenimage.operators"
+    shown = run(python, "-m", "airflow", "providers", "list", "-o", "plain")
+    (line,) = [line for line in shown.splitlines() if line.startswith("airflow-provider-qwenimage")]
+    assert line.split()[-1] == __version__
+    assert "--port" in run(python, "-m", "airflow_provider_qwenimage.sandbox", "--help")
+
+
+# Loads each entry point, and says where it was found.
+LOAD = """
+import inspect, json
+from importlib.metadata import distribution
+found = {}
+for point in distribution("airflow-provider-qwenimage").entry_points:
+    loaded = point.load()
+    found[point.group] = [point.value, inspect.getfile(loaded)]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_what_the_installed_wheel_announces_is_there(run: Run, python: str) -> None:
+    # pytest is the user's own: without it, its plugin has nothing to plug into.
+    run(sys.executable, "-m", "uv", "pip", "install", "--python", python, f"pytest=={version('pytest')}")
+    found = json.loads(run(python, "-c", LOAD).splitlines()[-1])
+    assert {group: value for group, (value, _) in found.items()} == {
+        "airflow.plugins": "airflow_provider_qwenimage.plugin:QwenImagePlugin",
+        "apache_airflow_provider": "airflow_provider_qwenimage.provider_info:get_provider_info",
+        "pytest11": "airflow_provider_qwenimage.sandbox.pytest_plugin",
+    }
+    site_packages = Path(python).parent.parent / "lib"
+    assert all(Path(file).is_relative_to(site_packages) for _, file in found.values())
+    assert "qwenimage_sandbox" in run(python, "-m", "pytest", "--fixtures")
+
+
+TYPED = """
+from airflow_provider_qwenimage import QwenImageHook, QwenImageStatusSensor
+from airflow_provider_qwenimage.contract import TaskSnapshot
+
+reveal_type(QwenImageHook().get_status("n43"))
+state: TaskSnapshot = QwenImageHook().generate("A fox")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_type_checker_sees_the_types_of_the_installed_wheel(run: Run, python: str, tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    (tmp_path / "uses.py").write_text(TYPED)
+    checked = (sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "--config-file", os.devnull)
+    said = run(*checked, "--cache-dir", str(tmp_path), str(tmp_path / "uses.py"), code=1)
+    assert f'Revealed type is "{PACKAGE}.contract.TaskSnapshot"' in said
+    assert "[assignment]" in said
+    assert "Found 1 error in 1 file" in said

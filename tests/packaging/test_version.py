@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from airflow_provider_qwenimage import __version__, downloads
-from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 from airflow_provider_qwenimage.provider_info import get_provider_info
 from tests.packaging.conftest import ROOT
@@ -60,10 +58,9 @@ def test_airflow_is_told_it() -> None:
 
 
 def test_every_client_says_it(agents: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
     url, seen = agents
-    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps({"conn_type": "qwenimage", "password": "sk-x", "host": url}))
+    connection = {"conn_type": "qwenimage", "password": "sk-x", "host": url}
+    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps(connection))
 
     async def ask(session: aiohttp.ClientSession) -> None:
         async with session.get(url) as response:
