@@ -193,9 +193,9 @@ def test_all_of_airflow_has_the_same_settings() -> None:
 def test_the_image_can_be_built_from_what_is_copied_into_it(tmp_path: Path) -> None:
     (text,) = {service.raw["build"]["dockerfile_inline"] for service in SERVICES.values() if "build" in service.raw}
     instructions: list[str] = text.replace("\\\n", "").splitlines()
-    assert [line.split()[0] for line in instructions] == ["FROM", "COPY", "COPY", "RUN"]
+    assert [line.split()[0] for line in instructions] == ["FROM", "COPY", "COPY", "COPY", "RUN"]
     allowed = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
-    for line in instructions[1:3]:
+    for line in instructions[1:4]:
         *sources, target = [word for word in line.split()[1:] if not word.startswith("--")]
         for source in sources:
             assert source in allowed
@@ -203,11 +203,12 @@ def test_the_image_can_be_built_from_what_is_copied_into_it(tmp_path: Path) -> N
             if (ROOT / source).is_dir():
                 shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
             else:
+                place.mkdir(exist_ok=True)
                 shutil.copy(ROOT / source, place)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
     assert len(list((tmp_path / "dist").glob("*.whl"))) == 1
-    made: Any = re.search(r"mkdir -p (.+)$", instructions[3])
+    made: Any = re.search(r"mkdir -p (.+)$", instructions[4])
     # A new volume takes its owner from the folder of the image.
     targets = {mount.target for service in SERVICES.values() for mount in service.mounts if mount.is_volume}
     ours = {target for target in targets if target.startswith("/opt/airflow/") and not target.endswith("/logs")}
