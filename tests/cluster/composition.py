@@ -80,9 +80,10 @@ class Composition:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Nothing of it is kept, so nothing has to be ended in order.
         for containers in reversed(self.containers.values()):
             for container in containers:
-                container.stop()
+                container.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:

@@ -145,7 +145,8 @@ class Container:
                     process.kill()
                     killed += 1
             psutil.wait_procs(processes, timeout=1)
-            self.exit_code()
+        if self._process is not None:
+            self._process.wait(_KILL_SECONDS)
         return killed
 
     def stop(self) -> None:
@@ -158,7 +159,6 @@ class Container:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_SECONDS)
         self.kill()
-        self._process.wait()
 
 
 def _environment(process: psutil.Process) -> list[bytes]:

@@ -128,7 +128,7 @@ def test_a_mistake_in_the_file_keeps_it_from_starting(
     right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The engine would try for as long as these say.
-    monkeypatch.setattr("tests.cluster.composition._HEALTHY_SECONDS", 25.0)
+    monkeypatch.setattr("tests.cluster.composition._HEALTHY_SECONDS", 20.0)
     text = FILE.read_text()
     assert right in text
     file = tmp_path / "docker-compose.yaml"
