@@ -1,5 +1,6 @@
-# Everything runs in environments of its own below this directory: .venv for Airflow 3, .venv-airflow-2.11 for
-# Airflow 2. Airflow's files are in .airflow; your ~/airflow and your AIRFLOW_… variables are neither read nor changed.
+# Everything runs in environments of its own below this directory: .venv for the newest Airflow, .venv-airflow-2.11 and
+# so on for older ones. Airflow's files are in .airflow; your ~/airflow and your AIRFLOW_… variables are neither read nor
+# changed.
 
 # The Python that the environments are made with. Empty: the first suitable one of this machine.
 PYTHON ?=
@@ -8,12 +9,25 @@ ARGS ?=
 # A process for each core, up to four: each migrates an Airflow database of its own, so more would gain little.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-VENV := .venv
-VENV_2 := .venv-airflow-2.11
-CONSTRAINTS := constraints/airflow-3.3.txt
-CONSTRAINTS_2 := constraints/airflow-2.11.txt
-# The last day whose packages Airflow 2.11 is tested with: it is no longer developed, its dependencies are.
-AIRFLOW_2_DAY := 2026-04-01
+# The Airflows that are supported: the tests run on each of them (make test-airflow VERSION=…), all else on the newest.
+OLDER_AIRFLOWS := 2.11.2 3.0.6 3.1.8 3.2.2
+NEWEST_AIRFLOW := 3.3.2
+LOWEST_AIRFLOW := $(firstword $(OLDER_AIRFLOWS))
+# The last day whose packages the older ones are tested with: they are no longer developed, their dependencies are.
+LAST_DAY_OF_2.11.2 := 2026-04-01
+LAST_DAY_OF_3.0.6 := 2026-04-01
+LAST_DAY_OF_3.1.8 := 2026-04-01
+LAST_DAY_OF_3.2.2 := 2026-06-01
+
+# $(call constraints_of,Airflow versions): constraints/airflow-2.11.txt for 2.11.2
+constraints_of = $(foreach version,$(1),constraints/airflow-$(basename $(version)).txt)
+# $(call environments_of,Airflow versions): .venv-airflow-2.11 for 2.11.2
+environments_of = $(foreach version,$(1),$(if $(filter $(NEWEST_AIRFLOW),$(version)),.venv,.venv-airflow-$(basename $(version))))
+
+VENV := $(call environments_of,$(NEWEST_AIRFLOW))
+OLDER_VENVS := $(call environments_of,$(OLDER_AIRFLOWS))
+# The environment that make test-airflow wants, if VERSION is one of the versions and no more than that.
+CHOSEN_VENV := $(if $(filter 1,$(words $(VERSION))),$(call environments_of,$(filter $(OLDER_AIRFLOWS) $(NEWEST_AIRFLOW),$(VERSION))))
 # What pyproject.toml promises at the lower end: its versions are chosen when the environment is made.
 VENV_LOWEST := .venv-lowest
 
@@ -25,7 +39,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-browser test-airflow-2 screenshots chaos cluster-test check constraints clean
+.PHONY: help demo up test test-slow test-browser test-airflow screenshots chaos cluster-test check constraints clean
 .PHONY: bench-wait bench-dag bench-batch bench-gallery bench-import
 .PHONY: dist test-lowest
 
@@ -38,7 +52,7 @@ demo: $(VENV)/installed ## Draw one image through Airflow, without an account (w
 up: $(VENV)/installed ## Start Airflow and the sandbox, with images to look at (PORT=8080 SANDBOX_PORT=8512)
 	@$(VENV)/bin/python -m scripts.up
 
-test: $(VENV)/installed ## Run the tests on Airflow 3
+test: $(VENV)/installed ## Run the tests on the newest Airflow
 	$(VENV)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-slow: $(VENV)/installed ## Run the slow tests: a running Airflow, built packages
@@ -50,8 +64,9 @@ test-browser: $(VENV)/installed ## Walk through Airflow's UI in Chromium (on Deb
 screenshots: $(VENV)/installed ## Take the pictures of the documentation anew, in the same walk
 	SCREENSHOTS=docs/images $(VENV)/bin/python -m pytest -m browser $(ARGS)
 
-test-airflow-2: $(VENV_2)/installed ## Run the tests on Airflow 2.11
-	$(VENV_2)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
+test-airflow: $(CHOSEN_VENV:=/installed) ## Run the same tests on another one (VERSION=2.11.2; without one, it lists them)
+	@[ -n "$(CHOSEN_VENV)" ] || { echo "Which Airflow? VERSION is one of: $(OLDER_AIRFLOWS) $(NEWEST_AIRFLOW)" >&2; exit 1; }
+	$(CHOSEN_VENV)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-lowest: $(VENV_LOWEST)/installed ## Run the tests with the lowest versions that pyproject.toml allows
 	$(VENV_LOWEST)/bin/python -m scripts.lowest_versions
@@ -92,47 +107,39 @@ dist: $(VENV)/installed ## Build the source distribution and the wheel into dist
 	@$(VENV)/bin/python -m scripts.wheel_contents dist/*.whl
 
 constraints: $(VENV)/bin/uv ## Choose the versions of all dependencies anew
-	@echo "Choosing versions (about 10 seconds) ..."
-	@$(call compile,$(CONSTRAINTS),3.3,--group dev)
-	@$(call compile,$(CONSTRAINTS_2),2.11,--group test --exclude-newer $(AIRFLOW_2_DAY))
-	@echo "Written: $(CONSTRAINTS) $(CONSTRAINTS_2)"
+	@echo "Choosing versions (about half a minute) ..."
+	@$(call compile,$(NEWEST_AIRFLOW),--group dev)
+	@set -e; $(foreach version,$(OLDER_AIRFLOWS),$(call compile,$(version),--group test --exclude-newer $(LAST_DAY_OF_$(version)));)
+	@echo "Written: $(call constraints_of,$(OLDER_AIRFLOWS) $(NEWEST_AIRFLOW))"
 
 # Not .demo: images may have cost credits.
 clean: ## Remove everything that make made, except the images
-	rm -rf $(VENV) $(VENV_2) $(VENV_LOWEST) .airflow build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDER_VENVS) $(VENV_LOWEST) .airflow build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
-	@$(call install,$(VENV),$(CONSTRAINTS),dev)
+$(VENV)/installed: pyproject.toml $(call constraints_of,$(NEWEST_AIRFLOW))
+	@$(call install,$(VENV),$(call constraints_of,$(NEWEST_AIRFLOW)),dev)
 
-$(VENV_2)/installed: pyproject.toml $(CONSTRAINTS_2)
-	@$(call install,$(VENV_2),$(CONSTRAINTS_2),test)
+$(OLDER_VENVS:=/installed): .venv-airflow-%/installed: pyproject.toml constraints/airflow-%.txt
+	@$(call install,.venv-airflow-$*,constraints/airflow-$*.txt,test)
 
 $(VENV)/bin/uv:
-	@$(call bootstrap,$(VENV),$(CONSTRAINTS))
+	@$(call bootstrap,$(VENV),$(call constraints_of,$(NEWEST_AIRFLOW)))
 
 # An environment knows its absolute path and that of its Python: in a copy, or without that Python, it is made anew.
-ifneq ($(shell $(VENV)/bin/python -c '' 2>/dev/null && cat $(VENV)/installed 2>/dev/null),$(CURDIR))
-.PHONY: $(VENV)/installed
-endif
-ifneq ($(shell $(VENV_2)/bin/python -c '' 2>/dev/null && cat $(VENV_2)/installed 2>/dev/null),$(CURDIR))
-.PHONY: $(VENV_2)/installed
-endif
+is_ours = $(filter $(CURDIR),$(shell $(1)/bin/python -c '' 2>/dev/null && cat $(1)/installed 2>/dev/null))
+.PHONY: $(foreach venv,$(sort $(VENV) $(CHOSEN_VENV) $(VENV_LOWEST)),$(if $(call is_ours,$(venv)),,$(venv)/installed))
 
 # Exactly the lower bounds of pyproject.toml, and with them the newest of everything else, as of the last day of their
 # Airflow. A bound that cannot be installed, or was withdrawn, fails here, with the resolver's reason.
 $(VENV_LOWEST)/installed: pyproject.toml scripts/lowest_versions.py
-	@$(call bootstrap,$(VENV_LOWEST),$(CONSTRAINTS)); \
+	@$(call bootstrap,$(VENV_LOWEST),$(call constraints_of,$(LOWEST_AIRFLOW))); \
 	echo "Choosing the lowest versions (about 10 seconds) ..."; \
 	$(VENV_LOWEST)/bin/python -m scripts.lowest_versions --ceilings > $(VENV_LOWEST)/ceilings.txt; \
 	$(VENV_LOWEST)/bin/python -m uv pip compile --quiet --python $(VENV_LOWEST)/bin/python --no-header --no-annotate \
-		--extra sandbox --group test --exclude-newer $(AIRFLOW_2_DAY) --constraints $(VENV_LOWEST)/ceilings.txt \
+		--extra sandbox --group test --exclude-newer $(LAST_DAY_OF_$(LOWEST_AIRFLOW)) --constraints $(VENV_LOWEST)/ceilings.txt \
 		pyproject.toml > $(VENV_LOWEST)/constraints.txt \
 		|| { echo "The lowest versions could not be chosen; the reason is above. Raise the bound in pyproject.toml that it names, and say why; if it names none, check that this machine reaches its package index." >&2; exit 1; }
 	@$(call install,$(VENV_LOWEST),$(VENV_LOWEST)/constraints.txt,test)
-
-ifneq ($(shell $(VENV_LOWEST)/bin/python -c '' 2>/dev/null && cat $(VENV_LOWEST)/installed 2>/dev/null),$(CURDIR))
-.PHONY: $(VENV_LOWEST)/installed
-endif
 
 # $(call bootstrap,environment,constraints): a virtual environment with nothing but uv in it
 define bootstrap
@@ -172,12 +179,13 @@ echo "Installing Airflow and what the project needs into $(1) (about a minute th
 printf '%s\n' "$(CURDIR)" > $(1)/installed
 endef
 
-# $(call compile,constraints,Airflow version,uv's arguments)
+# $(call compile,Airflow version,uv's arguments)
 define compile
 set -e; \
-echo "apache-airflow~=$(2).0" > $(VENV)/airflow.in; \
-printf '# What the tests of Airflow $(2) run with. Written by: make constraints\n' > $(1).new; \
+file=$(call constraints_of,$(1)); \
+echo "apache-airflow==$(1)" > $(VENV)/airflow.in; \
+printf '# What the tests of Airflow $(basename $(1)) run with. Written by: make constraints\n' > "$$file.new"; \
 $(VENV)/bin/python -m uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-	--extra sandbox $(3) pyproject.toml $(VENV)/airflow.in >> $(1).new; \
-mv $(1).new $(1)
+	--extra sandbox $(2) pyproject.toml $(VENV)/airflow.in >> "$$file.new"; \
+mv "$$file.new" "$$file"
 endef
