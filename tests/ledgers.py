@@ -6,15 +6,11 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger
-
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.ledger import Ledger, Store
 
 REQUEST = GenerateRequest(prompt="A red fox", callback_url="https://example.com/?token=secret")
 OTHER = GenerateRequest(prompt="A grey fox")
-# Task states came to Airflow together with kills of triggers, in 3.3.
-AIRFLOW_HAS_TASK_STATES = hasattr(BaseTrigger, "on_kill")
 
 
 class TaskStates:

@@ -112,10 +112,10 @@ def test_extra_is_read() -> None:
     assert (found.timeout_seconds, found.max_requests_per_second, found.verify) == (5.0, 2.5, "/etc/ca.pem")
 
 
-def test_the_uri_form_makes_strings_of_extra_and_they_are_read_too() -> None:
+def test_the_uri_form_makes_strings_of_extra_and_they_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"qwenimage://:{KEY}@localhost:8512/http?timeout_seconds=5&verify=false&max_requests_per_second=3"
-    found = read_connection(Connection(conn_id="my_qwen", uri=uri))
-    assert found == ConnectionSettings(
+    monkeypatch.setenv("AIRFLOW_CONN_MY_QWEN", uri)
+    assert QwenImageHook("my_qwen").settings == ConnectionSettings(
         base_url="http://localhost:8512",
         api_key=KEY,
         timeout_seconds=5.0,
@@ -124,9 +124,9 @@ def test_the_uri_form_makes_strings_of_extra_and_they_are_read_too() -> None:
     )
 
 
-def test_the_uri_form_takes_a_full_url_for_a_host() -> None:
-    uri = f"qwenimage://:{KEY}@https%3A%2F%2Fproxy.example%2Fqwen"
-    assert read_connection(Connection(conn_id="my_qwen", uri=uri)).base_url == "https://proxy.example/qwen"
+def test_the_uri_form_takes_a_full_url_for_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_MY_QWEN", f"qwenimage://:{KEY}@https%3A%2F%2Fproxy.example%2Fqwen")
+    assert QwenImageHook("my_qwen").settings.base_url == "https://proxy.example/qwen"
 
 
 def test_empty_form_fields_mean_the_defaults() -> None:

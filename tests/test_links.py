@@ -11,7 +11,8 @@ import pytest
 
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, HAS_GALLERY, IMAGE, GeneratedImagesLink, ImageLink
-from tests.integration.dag_runs import AIRFLOW_3
+from tests.airflows import AIRFLOW_3
+from tests.integration.dag_runs import dag_serialization
 
 with_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow below 3.1 has no place for a gallery")
 without_gallery = pytest.mark.skipif(HAS_GALLERY, reason="is about Airflow below 3.1")
@@ -90,11 +91,8 @@ def test_before_there_is_an_image_nothing_is_linked(link: ImageLink) -> None:
 
 def test_airflow_knows_the_links_of_a_dag_that_it_has_stored() -> None:
     from airflow.providers.common.compat.sdk import DAG
-    from airflow.serialization import serialized_objects
 
-    # Its name in Airflow 3.2 and later, and before.
-    names = [name for name in ("DagSerialization", "SerializedDAG") if hasattr(serialized_objects, name)]
-    serialization: Any = getattr(serialized_objects, names[0])
+    serialization = dag_serialization()
     with DAG("foxes", schedule=None, start_date=pendulum.datetime(2024, 1, 1)) as dag:
         operators()
     stored = serialization.from_dict(serialization.to_dict(dag))

@@ -10,7 +10,8 @@ import pytest
 
 from airflow_provider_qwenimage import downloads, retries
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.integration.dag_runs import AIMS, AIRFLOW_3
+from tests.airflows import AIRFLOW_3
+from tests.integration.dag_runs import AIMS
 
 API_KEY = "sk-integration-5f0c2a"
 _HERE = Path(__file__).parent

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import airflow
 import pendulum
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowTaskTimeout
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator
-
-AIRFLOW_3 = not airflow.__version__.startswith("2.")
+from tests.airflows import AIRFLOW, AIRFLOW_3, HAS_TASK_STATES
 
 # The three ways in which a sensor waits.
 WAITS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ _numbers = count(1)
 
 def is_remembered(aim: dict[str, Any]) -> bool:
     """Whether the next try knows of a submission: below Airflow 3.3 the output folder alone can tell it."""
-    return AIRFLOW_3 or "output_path" in aim
+    return HAS_TASK_STATES or "output_path" in aim
 
 
 def with_aims(*names: str, remembered: bool = False) -> pytest.MarkDecorator:
@@ -178,7 +178,8 @@ class TestDag:
         if AIRFLOW_3:
             _make_known(self.dag)
         try:
-            self._run_id = self.dag.test(**arguments).run_id
+            with _as_in_airflow_3_3():
+                self._run_id = self.dag.test(**arguments).run_id
         except (Crash, AirflowTaskTimeout):
             # In Airflow 2 what is no Exception ends dag.test() too, once the try's end is written down.
             self._run_id = _last_run_id(self.dag.dag_id)
@@ -209,7 +210,7 @@ class TestDag:
         from airflow.utils.session import create_session
         from airflow.utils.state import DagRunState
 
-        with create_session() as session:
+        with create_session() as session, _as_in_airflow_3_3():
             run = _find_run(self.dag.dag_id, self._run_id, session)
             run.dag = _as_scheduled(self.dag) if AIRFLOW_3 else self.dag
             while run.state == DagRunState.RUNNING:
@@ -262,7 +263,7 @@ def stored_files(folder: Path) -> list[str]:
 
 def records(dag: TestDag, folder: Path) -> list[str]:
     """Return the records of submissions, wherever the Airflow that runs has them kept, as text."""
-    if not AIRFLOW_3:
+    if not HAS_TASK_STATES:
         return [file.read_text() for file in sorted(folder.glob(f"{_RECORD}*.json"))]
     from airflow.models.task_state_store import TaskStateStoreModel
     from airflow.utils.session import create_session
@@ -290,21 +291,59 @@ def _find_run(dag_id: str, run_id: str, session: Any) -> Any:
 
 
 def _try(task: Any, instance: Any, session: Any) -> None:
+    # Up to Airflow 3.0 the instance knows its task.
+    knows_its_task = AIRFLOW < (3, 1)
+    if knows_its_task:
+        instance.task = task
     if AIRFLOW_3:
-        from airflow.sdk.definitions.dag import _run_task
-
-        _run_task(ti=instance, task=task, run_triggerer=True)
+        run: Any = import_module("airflow.sdk.definitions.dag")._run_task
+        run(ti=instance, run_triggerer=True, **({} if knows_its_task else {"task": task}))
     else:
         from airflow.models import dag
 
-        instance.task = task
         dag._run_task(ti=instance, inline_trigger=True, session=session)
 
 
 def _as_scheduled(dag: Any) -> Any:
-    from airflow.serialization.serialized_objects import DagSerialization
+    if AIRFLOW < (3, 1):
+        return dag
+    serialization = dag_serialization()
+    return serialization.deserialize_dag(serialization.serialize_dag(dag))
 
-    return DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+
+def dag_serialization() -> Any:
+    """Return what Airflow writes DAGs to its database with; the class has another name since 3.2."""
+    module: Any = import_module("airflow.serialization.serialized_objects")
+    return module.DagSerialization if hasattr(module, "DagSerialization") else module.SerializedDAG
+
+
+@contextlib.contextmanager
+def _as_in_airflow_3_3() -> Iterator[None]:
+    """Spare dag.test() of Airflow 3.0 to 3.2 what 3.3 has changed in it.
+
+    Callbacks are told what a try has ended with, as workers always did, and all tasks have one API server, not one each:
+    each takes a second to make.
+    """
+    if not AIRFLOW_3 or AIRFLOW >= (3, 3):
+        yield
+        return
+    supervisor: Any = import_module("airflow.sdk.execution_time.supervisor")
+    task_runner: Any = import_module("airflow.sdk.execution_time.task_runner")
+    finalize = task_runner.finalize
+
+    def finalize_with_error(ti: Any, state: Any, context: Any, log: Any, error: BaseException | None = None) -> None:
+        context["exception"] = error
+        finalize(ti, state, context, log, error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task_runner, "finalize", finalize_with_error)
+        patch.setattr(supervisor, "in_process_api_server", _api_server)
+        yield
+
+
+@cache
+def _api_server() -> Any:
+    return import_module("airflow.api_fastapi.execution_api.app").InProcessExecutionAPI()
 
 
 def _make_known(dag: Any) -> None:
@@ -321,7 +360,10 @@ def _make_known(dag: Any) -> None:
     else:
         # Up to Airflow 3.1.
         dagbag: Any = import_module("airflow.models.dagbag")
-        sync_bag_to_db, bag = dagbag.sync_bag_to_db, dagbag.DagBag(dag_folder=folder, collect_dags=False)
+        bag = dagbag.DagBag(dag_folder=folder, collect_dags=False)
+        # In Airflow 3.0, a method, which wants to know where in its bundle a DAG is.
+        dag.relative_fileloc = Path(dag.fileloc).name
+        sync_bag_to_db = getattr(dagbag, "sync_bag_to_db", dagbag.DagBag.sync_to_db)
     bag.bag_dag(dag)
     sync_bag_to_db(bag, "dags-folder", None)
 

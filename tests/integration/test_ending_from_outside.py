@@ -15,7 +15,7 @@ from PIL import Image
 
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.integration.dag_runs import AIRFLOW_3
+from tests.airflows import AIRFLOW_3
 from tests.integration.standalone import StandaloneAirflow, wait_for
 
 pytestmark = [

@@ -11,7 +11,8 @@ from PIL import Image
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.integration.dag_runs import AIRFLOW_3, DagRun, TaskEnd, TestDag, dag_that_draws, stored_files
+from tests.airflows import AIRFLOW_3
+from tests.integration.dag_runs import DagRun, TaskEnd, TestDag, dag_that_draws, stored_files
 
 in_both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferred"])
 

@@ -14,8 +14,8 @@ from airflow_provider_qwenimage.exceptions import (
 )
 from airflow_provider_qwenimage.ledger import Ledger
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.airflows import HAS_TASK_STATES
 from tests.integration.dag_runs import (
-    AIRFLOW_3,
     crash_once,
     dag_that_draws,
     is_remembered,
@@ -224,7 +224,7 @@ def test_a_record_in_the_output_folder_is_hidden_and_gone_when_the_image_is_stor
     assert dag.run().state == "failed"
     assert stored_files(tmp_path) == []
     hidden = [file.name for file in tmp_path.iterdir()]
-    assert len(hidden) == (0 if AIRFLOW_3 else 1)
+    assert len(hidden) == (0 if HAS_TASK_STATES else 1)
     assert all(name.startswith(".submission-") and name.endswith(".json") for name in hidden)
 
     assert dag.clear("draw").state == "success"
