@@ -1,6 +1,9 @@
-"""Which Airflow the tests run on, and what it has. Airflow itself is asked, not the README's table."""
+"""Which Airflow the tests run on, what it has, and what the README's table of versions says that it has."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 from airflow import __version__
 from airflow.triggers.base import BaseTrigger
@@ -9,3 +12,15 @@ AIRFLOW = tuple(int(part) for part in __version__.split(".")[:2])
 AIRFLOW_3 = AIRFLOW >= (3, 0)
 # Task states came to Airflow together with kills of triggers, in 3.3.
 HAS_TASK_STATES = hasattr(BaseTrigger, "on_kill")
+
+_README = Path(__file__).parent.parent / "README.md"
+
+
+def documented_features() -> dict[str, dict[str, str]]:
+    """Return the README's table of versions: for each Airflow, the cell of each feature."""
+    table = re.search(r"^\| Airflow \|.*\n(?:\|.*\n)+", _README.read_text(), re.MULTILINE)
+    assert table, "the README has no table of versions"
+    (_, *features), _, *rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in table[0].splitlines()
+    ]
+    return {row[0]: dict(zip(features, row[1:], strict=True)) for row in rows}

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+_FEATURES_SHOWN = pytest.StashKey[set[tuple[str, str]]]()
+
 if "airflow.configuration" in sys.modules:
     raise RuntimeError("Airflow is imported before tests/conftest.py could give it a home of its own.")
 
@@ -31,6 +33,31 @@ os.environ |= {
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_HOME}/airflow.db",
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run each test of a feature where the README's table of versions says so; see CONTRIBUTING."""
+    from airflow import __version__
+
+    from tests.airflows import documented_features
+
+    table = documented_features()
+    shown = config.stash[_FEATURES_SHOWN] = set()
+    for item in items:
+        for mark in item.iter_markers("airflow_feature"):
+            feature, cell = mark.args
+            shown.add((feature, cell))
+            # An Airflow that the table does not know is as good as the newest that it does.
+            row = table.get(__version__) or list(table.values())[-1]
+            if row[feature] != cell:
+                item.add_marker(pytest.mark.skip(reason=f"README: Airflow {__version__}, {feature}: {row[feature]}"))
+
+
+@pytest.fixture
+def features_shown(request: pytest.FixtureRequest) -> set[tuple[str, str]]:
+    """What the tests that were collected show, here or on another Airflow: features and cells of the README's table."""
+    return request.config.stash[_FEATURES_SHOWN]
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import Stats
+
+from tests.airflows import AIRFLOW
 
 
 def airflows(module: str) -> Any:
@@ -21,8 +22,7 @@ def airflows(module: str) -> Any:
 
 def report_to(logger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have Airflow use a logger for its metrics, as its configuration would."""
-    if isinstance(Stats, ModuleType):
-        # Airflow 3.3.
+    if AIRFLOW >= (3, 3):
         module = import_module(Stats.incr.__module__)
         for name in ("_factory", "_backend", "_export_legacy_names"):
             monkeypatch.setattr(module, name, getattr(module, name))

@@ -13,10 +13,11 @@ from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, T
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.ledger import FileStore, NoStore, Store, TaskStateStore
 from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
-from tests.ledgers import AIRFLOW_HAS_TASK_STATES, OTHER, REQUEST, TaskStates, in_flight, opened
+from tests.airflows import HAS_TASK_STATES
+from tests.ledgers import OTHER, REQUEST, TaskStates, in_flight, opened
 
 
-@pytest.fixture(params=["file", "task states"] if AIRFLOW_HAS_TASK_STATES else ["file"])
+@pytest.fixture(params=["file", "task states"] if HAS_TASK_STATES else ["file"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "file":
         return FileStore(storage.open_output_path(f"file://{tmp_path}") / ".submission-0.json")

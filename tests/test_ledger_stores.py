@@ -17,11 +17,9 @@ from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.ledger import FileStore, NoStore, Store, TaskStateStore, open_ledger, place_of
 from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
-from tests.ledgers import AIRFLOW_HAS_TASK_STATES, REQUEST, TaskStates, in_flight, opened
+from tests.ledgers import REQUEST, TaskStates, in_flight, opened
 
-only_with_task_states = pytest.mark.skipif(
-    not AIRFLOW_HAS_TASK_STATES, reason="Airflow below 3.3 has no store for task states"
-)
+only_with_task_states = pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry goes back")
 
 
 def folder_of(path: Path) -> ObjectStoragePath:

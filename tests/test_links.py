@@ -10,12 +10,12 @@ import pendulum
 import pytest
 
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
-from airflow_provider_qwenimage.links import GENERATED_IMAGES, HAS_GALLERY, IMAGE, GeneratedImagesLink, ImageLink
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, GeneratedImagesLink, ImageLink
 from tests.airflows import AIRFLOW_3
 from tests.integration.dag_runs import dag_serialization
 
-with_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow below 3.1 has no place for a gallery")
-without_gallery = pytest.mark.skipif(HAS_GALLERY, reason="is about Airflow below 3.1")
+with_gallery = pytest.mark.airflow_feature("gallery", "yes")
+without_gallery = pytest.mark.airflow_feature("gallery", "no")
 
 RUN = "manual__2026-11-25T08:00:00+00:00"
 QUOTED = "manual__2026-11-25T08%3A00%3A00%2B00%3A00"

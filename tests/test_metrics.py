@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -173,7 +174,9 @@ def statsd_logger() -> Any:
     """Return the logger that Airflow's configuration asks for."""
     if find_spec("airflow.metrics") and find_spec("airflow.metrics.statsd_logger"):
         return import_module("airflow.metrics.statsd_logger").get_statsd_logger(Stats)
-    return import_module("airflow.sdk.observability.metrics.stats_utils").get_stats_factory()()
+    get_stats_factory: Any = import_module("airflow.sdk.observability.metrics.stats_utils").get_stats_factory
+    # Airflow 3.2 wants the class, for Datadog.
+    return get_stats_factory(*[Stats] * len(signature(get_stats_factory).parameters))()
 
 
 @pytest.mark.parametrize("with_tags", [False, True])

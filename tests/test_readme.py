@@ -14,6 +14,7 @@ import pytest
 
 from airflow_provider_qwenimage import exceptions
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.airflows import documented_features
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -47,6 +48,28 @@ def the_dag() -> str:
 
 def test_it_is_short_enough_to_read() -> None:
     assert len(README.splitlines()) <= 160
+
+
+def test_its_versions_are_those_that_the_tests_are_run_on() -> None:
+    older, newest = re.findall(
+        r"^(?:OLDER_AIRFLOWS|NEWEST_AIRFLOW) := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    versions = [*older.split(), newest]
+    assert list(documented_features()) == versions
+    constraints = {file.name for file in (ROOT / "constraints").iterdir()}
+    assert constraints == {f"airflow-{version.rpartition('.')[0]}.txt" for version in versions}
+    for version in versions:
+        pins = (ROOT / "constraints" / f"airflow-{version.rpartition('.')[0]}.txt").read_text().splitlines()
+        assert f"apache-airflow=={version}" in pins
+
+
+def test_each_cell_of_its_table_of_versions_is_shown_by_a_test(
+    features_shown: set[tuple[str, str]], request: pytest.FixtureRequest
+) -> None:
+    collected = {item.path for item in request.session.items}
+    if not collected >= set(Path(__file__).parent.glob("integration/test_*.py")):
+        pytest.skip("not all tests were collected")
+    assert features_shown == {feature for row in documented_features().values() for feature in row.items()}
 
 
 def test_its_links_lead_somewhere() -> None:

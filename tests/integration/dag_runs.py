@@ -217,6 +217,8 @@ class TestDag:
                 session.expire_all()
                 for instance in run.update_state(session=session)[0]:
                     instance.try_number += 1
+                    # The scheduler forgets, after a crash, where the last try was to go on.
+                    instance.next_method = instance.next_kwargs = None
                     instance.state = "scheduled"
                 session.commit()
                 for instance in run.get_task_instances(session=session):
@@ -321,8 +323,8 @@ def dag_serialization() -> Any:
 def _as_in_airflow_3_3() -> Iterator[None]:
     """Spare dag.test() of Airflow 3.0 to 3.2 what 3.3 has changed in it.
 
-    Callbacks are told what a try has ended with, as workers always did, and all tasks have one API server, not one each:
-    each takes a second to make.
+    Callbacks are told what a try has ended with, as in a worker, and all tasks have one API server, which takes a second
+    to make.
     """
     if not AIRFLOW_3 or AIRFLOW >= (3, 3):
         yield

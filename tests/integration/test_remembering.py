@@ -203,7 +203,7 @@ def test_no_warning_says_so_where_nothing_is_to_be_written_down(
     assert _UNPROTECTED not in task_log()
 
 
-@pytest.mark.skipif(AIRFLOW_3, reason="Airflow 3.3 has a store for it")
+@pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry pays again")
 @with_aims("submitted", "waited for", "waited for, deferred")
 def test_where_nothing_can_be_written_down_a_crash_is_paid_for(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -213,6 +213,18 @@ def test_where_nothing_can_be_written_down_a_crash_is_paid_for(
 
     assert (draw.state, draw.tries) == ("success", 2)
     assert connected_api.credits_charged == 10
+
+
+@pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry goes back")
+@pytest.mark.parametrize("aim", ["submitted", "waited for", "waited for, deferred"], indirect=True)
+def test_where_airflow_writes_it_down_a_crash_is_not_paid_for(
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_once(monkeypatch, Ledger, "accept", after=True)
+    draw = dag_that_draws(**aim).run()["draw"]
+
+    assert (draw.state, draw.tries) == ("success", 2)
+    assert connected_api.credits_charged == 5
 
 
 @with_aims("stored", "stored, deferred")

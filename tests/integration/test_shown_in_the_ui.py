@@ -17,12 +17,12 @@ from airflow_provider_qwenimage import (
     storage,
 )
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.links import GENERATED_IMAGES, HAS_GALLERY, IMAGE
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.integration.dag_runs import WAITS, TestDag, crash_once, dag_that_draws
 from tests.integration.test_batch import dag_with_batch
 
-with_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow below 3.1 has no place for a gallery")
+with_gallery = pytest.mark.airflow_feature("gallery", "yes")
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def test_the_source_distribution_has_what_is_needed_to_work_on_it(source: Path) 
         "LICENSE",
         "Makefile",
         "README.md",
-        "constraints/airflow-3.3.txt",
+        *(f"constraints/{file.name}" for file in (ROOT / "constraints").iterdir()),
         "docs/gallery.md",
         "example_dags/prompt_to_file.py",
         "pyproject.toml",
@@ -246,7 +246,7 @@ def python(wheel: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> s
     """The Python of an environment with the wheel and what it asks for."""
     environment = tmp_path_factory.mktemp("installed") / "environment"
     python = environment / "bin" / "python"
-    constraints = "airflow-3.3.txt" if version("apache-airflow").startswith("3.") else "airflow-2.11.txt"
+    constraints = f"airflow-{version('apache-airflow').rpartition('.')[0]}.txt"
     uv = (sys.executable, "-m", "uv")
     run(*uv, "venv", "--python", sys.executable, str(environment))
     run(*uv, "pip", "install", "--python", str(python), "-c", str(ROOT / "constraints" / constraints), str(wheel))

@@ -7,7 +7,6 @@ from importlib.metadata import entry_points
 import pytest
 
 from airflow_provider_qwenimage import gallery_urls, plugin
-from airflow_provider_qwenimage.links import HAS_GALLERY
 from tests.packaging.conftest import RunScript
 
 # What of it is loaded with Airflow itself does not count.
@@ -38,7 +37,7 @@ def test_outside_the_api_server_next_to_nothing_of_it_loads(run_script: RunScrip
     assert not {"fastapi", "sqlalchemy", "PIL", "aiohttp", "requests", "jinja2"} & set(loaded)
 
 
-@pytest.mark.skipif(not HAS_GALLERY, reason="is about Airflow 3.1 and later")
+@pytest.mark.airflow_feature("gallery", "yes")
 def test_it_has_a_page_and_three_tabs_of_different_routes() -> None:
     views = plugin.QwenImagePlugin().external_views
     assert [view["destination"] for view in views] == ["nav", "dag", "dag_run", "task_instance"]
@@ -48,7 +47,7 @@ def test_it_has_a_page_and_three_tabs_of_different_routes() -> None:
     assert app["url_prefix"] == gallery_urls.PREFIX
 
 
-@pytest.mark.skipif(not HAS_GALLERY, reason="is about Airflow 3.1 and later")
+@pytest.mark.airflow_feature("gallery", "yes")
 def test_its_pages_are_where_airflow_is(run_script: RunScript) -> None:
     hrefs = run_script(
         "import json, os\n"
@@ -59,7 +58,7 @@ def test_its_pages_are_where_airflow_is(run_script: RunScript) -> None:
     assert all(href.startswith("/airflow/qwenimage/") for href in hrefs)
 
 
-@pytest.mark.skipif(not HAS_GALLERY, reason="is about Airflow 3.1 and later")
+@pytest.mark.airflow_feature("gallery", "yes")
 def test_airflow_starts_and_parses_dags_without_it(run_script: RunScript) -> None:
     paths = run_script(
         "import json, sys\n"
@@ -74,7 +73,7 @@ def test_airflow_starts_and_parses_dags_without_it(run_script: RunScript) -> Non
     assert any(path.startswith("/api/v2") for path in paths)
 
 
-@pytest.mark.skipif(HAS_GALLERY, reason="is about Airflow below 3.1")
+@pytest.mark.airflow_feature("gallery", "no")
 def test_where_airflow_has_no_place_for_it_it_has_nothing_to_show() -> None:
     shown = plugin.QwenImagePlugin()
     assert list(shown.fastapi_apps) == []

@@ -17,6 +17,37 @@ from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
 from tests.packaging.conftest import RunScript
 
 NAME = "airflow-provider-qwenimage"
+# The form's own fields, and what it does with those of all connections: as Airflow 3's API tells its UI, or as Airflow
+# 2 has it for its own.
+FORM = """
+import json
+from importlib.util import find_spec
+
+if find_spec("airflow.api_fastapi"):
+    from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+
+    (form,) = [form for form in HookMetaService.hook_meta_data() if form.connection_type == "qwenimage"]
+    fields = sorted(form.extra_fields or {})
+    standard = form.standard_fields.model_dump(by_alias=True) if form.standard_fields else {}
+    shown = {"schema" if name == "url_schema" else name: field for name, field in standard.items() if field}
+    behaviour = {
+        "hidden": sorted(name for name, field in shown.items() if field["hidden"]),
+        "labels": {name: field["title"] for name, field in shown.items() if field["title"]},
+        "placeholders": {name: field["placeholder"] for name, field in shown.items() if field["placeholder"]},
+    }
+else:
+    from airflow.providers_manager import ProvidersManager
+
+    manager, start = ProvidersManager(), "extra__qwenimage__"
+    fields = sorted(name.removeprefix(start) for name in manager.connection_form_widgets if name.startswith(start))
+    known = manager.field_behaviours["qwenimage"]
+    behaviour = {
+        "hidden": sorted(known["hidden_fields"]),
+        "labels": known["relabeling"],
+        "placeholders": known["placeholders"],
+    }
+print(json.dumps({"fields": fields} | behaviour))
+"""
 
 
 def test_the_entry_points_lead_to_the_package() -> None:
@@ -59,21 +90,21 @@ def test_callers_cannot_change_it() -> None:
     assert provider_info.get_provider_info()["connection-types"][0]["conn-fields"]
 
 
+@pytest.mark.airflow_feature("connection form", "yes")
 def test_airflow_draws_the_connection_form_from_it(run_script: RunScript) -> None:
     """Airflow 3.2 and later from provider info, older ones from the hook's methods."""
-    form = run_script(
-        "import json\n"
-        "from airflow.providers_manager import ProvidersManager\n"
-        "manager = ProvidersManager()\n"
-        "fields = sorted(name for name in manager.connection_form_widgets if '__qwenimage__' in name)\n"
-        "print(json.dumps({'fields': fields, 'behaviour': manager.field_behaviours.get('qwenimage')}))"
-    )
-    assert form["fields"] == sorted(f"extra__qwenimage__{name}" for name in provider_info.CONN_FIELDS)
+    form = run_script(FORM)
+    assert form["fields"] == sorted(provider_info.CONN_FIELDS)
     # The port stays: without one, the Test button of Airflow 3.3 answers "Bad Request".
-    assert form["behaviour"]["hidden_fields"] == ["login", "schema"]
-    assert form["behaviour"]["placeholders"]["port"].startswith("443")
-    assert form["behaviour"]["relabeling"] == {"host": "Base URL", "password": "API key"}
-    assert form["behaviour"]["placeholders"]["host"] == DEFAULT_BASE_URL
+    assert form["hidden"] == ["login", "schema"]
+    assert form["placeholders"]["port"].startswith("443")
+    assert form["labels"] == {"host": "Base URL", "password": "API key"}
+    assert form["placeholders"]["host"] == DEFAULT_BASE_URL
+
+
+@pytest.mark.airflow_feature("connection form", "plain")
+def test_a_form_that_airflow_does_not_draw_from_it_still_has_the_connection_type(run_script: RunScript) -> None:
+    assert run_script(FORM) == {"fields": [], "hidden": [], "labels": {}, "placeholders": {}}
 
 
 @pytest.fixture
