@@ -323,8 +323,8 @@ def dag_serialization() -> Any:
 def _as_in_airflow_3_3() -> Iterator[None]:
     """Spare dag.test() of Airflow 3.0 to 3.2 what 3.3 has changed in it.
 
-    Callbacks are told what a try has ended with, as in a worker, and all tasks have one API server, which takes a second
-    to make.
+    Callbacks are told what a try has ended with, as in a worker, and all tasks share an API server: making one for each
+    takes a second.
     """
     if not AIRFLOW_3 or AIRFLOW >= (3, 3):
         yield
