@@ -36,7 +36,8 @@ class QwenImageStatusTrigger(BaseTrigger):
     """Fires once, when an image task ended or the wait for it is over.
 
     Its event is what `event_of` makes of the end, for `snapshot_of` to read in the resumed task. In a triggerer it
-    is not fired in the first seconds after the start (see `_settling_seconds`).
+    is not fired in the first 8 seconds (Airflow's ``[workers] min_heartbeat_interval`` and 3), while Airflow may still
+    be told that the deferred process has ended.
 
     Args:
         image_task_id: The API's id of the image task.
