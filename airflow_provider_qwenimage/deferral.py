@@ -6,6 +6,8 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from airflow import __version__ as airflow_version
+
 from airflow_provider_qwenimage import polling
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 
@@ -21,6 +23,8 @@ _FRAMEWORK_GRACE_SECONDS = 120.0
 # What is left of an `execution_timeout` for the resumed task: at most this long, and at most this share.
 _RESUME_SECONDS = 30.0
 _RESUME_SHARE = 0.1
+# Only Airflow 3.0 forgets to forget, before a retry, where the try before it was to go on.
+_RESUMES_RETRIES = airflow_version.startswith("3.0.")
 
 
 def end_time_of(task: BaseOperator, timeout: float) -> float:
@@ -37,8 +41,20 @@ def end_time_of(task: BaseOperator, timeout: float) -> float:
     return time.time() + timeout
 
 
+def is_of_an_earlier_try(event: object, try_number: int) -> bool:
+    """Whether a retry is resumed with what an earlier try has waited for, as Airflow 3.0 does it.
+
+    Args:
+        event: What the task was resumed with.
+        try_number: Its try.
+    """
+    if not _RESUMES_RETRIES or not isinstance(event, dict):
+        return False
+    return event.get("try_number") not in (None, try_number)
+
+
 def wait_deferred(
-    task: BaseOperator, hook: QwenImageHook, image_task_id: str, policy: polling.PollPolicy
+    task: BaseOperator, hook: QwenImageHook, image_task_id: str, policy: polling.PollPolicy, *, try_number: int
 ) -> TaskSnapshot:
     """Check once, and defer to the triggerer where the image task has not ended yet.
 
@@ -50,6 +66,7 @@ def wait_deferred(
         hook: The client for the check.
         image_task_id: The API's id of the image task.
         policy: The wait's pace and bounds.
+        try_number: The task's try.
 
     Returns:
         The snapshot with status ``SUCCESS``, where the first check already finds it.
@@ -74,6 +91,7 @@ def wait_deferred(
                 poll_interval=policy.poll_interval,
                 end_time=policy.end_time,
                 max_consecutive_failures=policy.max_consecutive_failures,
+                try_number=try_number,
             ),
             method_name="execute_complete",
             timeout=None

@@ -164,17 +164,20 @@ class QwenImageGenerateOperator(BaseOperator):
             image_task_id = task.submit(hook, request, step, max_credits=self.max_credits)
             return self._follow(task, hook, image_task_id, request)
 
-    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: Any = None) -> Any:
         """Go on when the trigger has fired.
 
         Args:
             context: The task's context.
             event: What the trigger fired.
         """
+        from airflow_provider_qwenimage.deferral import is_of_an_earlier_try
         from airflow_provider_qwenimage.failures import failing_for_good
         from airflow_provider_qwenimage.running_task import RunningTask
         from airflow_provider_qwenimage.triggers import snapshot_of
 
+        if is_of_an_earlier_try(event, context["ti"].try_number):
+            return self.execute(context)
         links_to_store(self)
         with failing_for_good(context["ti"]):
             task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
@@ -223,9 +226,9 @@ class QwenImageGenerateOperator(BaseOperator):
                 return image_task_id
             if not self.deferrable:
                 show_gallery(self, task.ti)
-            return self._finish(task, request, self._wait(hook, image_task_id))
+            return self._finish(task, request, self._wait(hook, image_task_id, task.ti.try_number))
 
-    def _wait(self, hook: QwenImageHook, image_task_id: str) -> TaskSnapshot:
+    def _wait(self, hook: QwenImageHook, image_task_id: str, try_number: int) -> TaskSnapshot:
         if not self.deferrable:
             return hook.wait_for_completion(
                 image_task_id,
@@ -235,7 +238,8 @@ class QwenImageGenerateOperator(BaseOperator):
             )
         from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
 
-        return wait_deferred(self, hook, image_task_id, self._policy(end_time_of(self, self.timeout)))
+        policy = self._policy(end_time_of(self, self.timeout))
+        return wait_deferred(self, hook, image_task_id, policy, try_number=try_number)
 
     def _finish(self, task: RunningTask, request: GenerateRequest, snapshot: TaskSnapshot) -> dict[str, Any]:
         from airflow_provider_qwenimage.metrics import count_end

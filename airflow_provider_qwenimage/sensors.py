@@ -96,18 +96,21 @@ class QwenImageStatusSensor(BaseSensorOperator):
             from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
 
             policy = self._policy(end_time_of(self, self.timeout))
-            snapshot = wait_deferred(self, hook, self.image_task_id, policy)
+            snapshot = wait_deferred(self, hook, self.image_task_id, policy, try_number=context["ti"].try_number)
             return self._finish(context, snapshot)
 
-    def execute_complete(self, context: Context, event: Any = None) -> list[str]:
+    def execute_complete(self, context: Context, event: Any = None) -> Any:
         """Go on when the trigger has fired.
 
         Args:
             context: The task's context.
             event: What the trigger fired.
         """
+        from airflow_provider_qwenimage.deferral import is_of_an_earlier_try
         from airflow_provider_qwenimage.triggers import snapshot_of
 
+        if is_of_an_earlier_try(event, context["ti"].try_number):
+            return self.execute(context)
         links_to_store(self)
         with self._failing_as_sensors_do(context):
             return self._finish(context, snapshot_of(event))

@@ -46,6 +46,7 @@ class QwenImageStatusTrigger(BaseTrigger):
             The first poll is made about one interval after the start, spread so that many waits are no spike.
         end_time: The deadline in epoch seconds, or None for none. A restarted triggerer keeps it.
         max_consecutive_failures: How many failed reads in a row end the wait.
+        try_number: The try of the Airflow task that waits; its event has it as well.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class QwenImageStatusTrigger(BaseTrigger):
         poll_interval: float = polling.DEFAULT_POLL_INTERVAL,
         end_time: float | None = None,
         max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        *,
+        try_number: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's own has no annotations
         self.image_task_id = image_task_id
@@ -62,6 +65,7 @@ class QwenImageStatusTrigger(BaseTrigger):
         self.policy = polling.PollPolicy(
             poll_interval=poll_interval, end_time=end_time, max_consecutive_failures=max_consecutive_failures
         )
+        self.try_number = try_number
         self._hook: QwenImageAsyncHook | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -74,6 +78,7 @@ class QwenImageStatusTrigger(BaseTrigger):
                 "poll_interval": self.policy.poll_interval,
                 "end_time": self.policy.end_time,
                 "max_consecutive_failures": self.policy.max_consecutive_failures,
+                "try_number": self.try_number,
             },
         )
 
@@ -91,7 +96,7 @@ class QwenImageStatusTrigger(BaseTrigger):
             if not _AIRFLOW_TELLS_KILLS:
                 self._say_what_stays_paid()
             raise
-        yield TriggerEvent(event_of(end, self.image_task_id))
+        yield TriggerEvent(event_of(end, self.image_task_id) | {"try_number": self.try_number})
 
     async def on_kill(self) -> None:
         """Say what stays paid when the task is marked or cleared while it waits (Airflow 3.3 and later).

@@ -57,7 +57,12 @@ def submitted(prompt: str = "a fox") -> str:
 
 def test_what_airflow_stores_makes_an_equal_trigger_and_holds_only_ids_and_numbers() -> None:
     trigger = QwenImageStatusTrigger(
-        image_task_id="n43", qwenimage_conn_id="c", poll_interval=2.5, end_time=123.5, max_consecutive_failures=3
+        image_task_id="n43",
+        qwenimage_conn_id="c",
+        poll_interval=2.5,
+        end_time=123.5,
+        max_consecutive_failures=3,
+        try_number=2,
     )
     path, kwargs = trigger.serialize()
     assert path == "airflow_provider_qwenimage.triggers.QwenImageStatusTrigger"
@@ -67,6 +72,7 @@ def test_what_airflow_stores_makes_an_equal_trigger_and_holds_only_ids_and_numbe
         "poll_interval": 2.5,
         "end_time": 123.5,
         "max_consecutive_failures": 3,
+        "try_number": 2,
     }
     assert QwenImageStatusTrigger(**json.loads(json.dumps(kwargs))).serialize() == (path, kwargs)
 
