@@ -188,11 +188,11 @@ def test_without_durability_an_error_after_a_submission_is_retried_and_paid_agai
 
 @with_aims("submitted", "waited for", "waited for, deferred", "stored", "stored, deferred")
 def test_a_warning_says_where_nothing_can_be_written_down(
-    connected_api: Sandbox, aim: dict[str, Any], task_log: Callable[[], str]
+    connected_api: Sandbox, aim: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert dag_that_draws(**aim).run().state == "success"
 
-    assert task_log().count(_UNPROTECTED) == (0 if is_remembered(aim) else 1)
+    assert caplog.text.count(_UNPROTECTED) == (0 if is_remembered(aim) else 1)
 
 
 def test_no_warning_says_so_where_nothing_is_to_be_written_down(
