@@ -365,7 +365,7 @@ def _make_known(dag: Any) -> None:
         bag = dagbag.DagBag(dag_folder=folder, collect_dags=False)
         # In Airflow 3.0, a method, which wants to know where in its bundle a DAG is.
         dag.relative_fileloc = Path(dag.fileloc).name
-        sync_bag_to_db = getattr(dagbag, "sync_bag_to_db", dagbag.DagBag.sync_to_db)
+        sync_bag_to_db = dagbag.DagBag.sync_to_db if AIRFLOW < (3, 1) else dagbag.sync_bag_to_db
     bag.bag_dag(dag)
     sync_bag_to_db(bag, "dags-folder", None)
 
