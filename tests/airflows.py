@@ -16,6 +16,13 @@ HAS_TASK_STATES = hasattr(BaseTrigger, "on_kill")
 _README = Path(__file__).parent.parent / "README.md"
 
 
+def features_here() -> dict[str, str]:
+    """Return the cell of each feature for the Airflow that runs; a newer one counts as the newest."""
+    table = documented_features()
+    minors = {version.rpartition(".")[0]: row for version, row in table.items()}
+    return minors.get(__version__.rpartition(".")[0], list(table.values())[-1])
+
+
 def documented_features() -> dict[str, dict[str, str]]:
     """Return the README's table of versions: for each Airflow, the cell of each feature."""
     table = re.search(r"^\| Airflow \|.*\n(?:\|.*\n)+", _README.read_text(), re.MULTILINE)

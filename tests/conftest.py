@@ -40,18 +40,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Run each test of a feature where the README's table of versions says so; see CONTRIBUTING."""
     from airflow import __version__
 
-    from tests.airflows import documented_features
+    from tests.airflows import features_here
 
-    table = documented_features()
+    cells = features_here()
     shown = config.stash[_FEATURES_SHOWN] = set()
     for item in items:
         for mark in item.iter_markers("airflow_feature"):
             feature, cell = mark.args
             shown.add((feature, cell))
-            # An Airflow that the table does not know is as good as the newest that it does.
-            row = table.get(__version__) or list(table.values())[-1]
-            if row[feature] != cell:
-                item.add_marker(pytest.mark.skip(reason=f"README: Airflow {__version__}, {feature}: {row[feature]}"))
+            if cells[feature] != cell:
+                reason = f"README: Airflow {__version__}, {feature}: {cells[feature]}"
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture
