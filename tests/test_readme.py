@@ -154,6 +154,7 @@ def test_the_sandbox_command_starts_one() -> None:
         process.communicate(timeout=10)
 
 
+@pytest.mark.timeout(300)
 def test_the_fixture_example_passes_with_the_dag_example_and_again(airflow_database: None, tmp_path: Path) -> None:
     (_, example) = blocks("python")
     (tmp_path / "my_dags").mkdir()
