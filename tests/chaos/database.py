@@ -11,12 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from scripts.local_airflow import run_to_the_end
+from scripts.local_airflow import CannotGoOnError, run_to_the_end
 from tests.integration.standalone import wait_for
 
 _START_SECONDS = 60
@@ -25,7 +25,7 @@ _USER = "airflow"
 _MISSING = 2
 
 
-class PostgresMissingError(Exception):
+class PostgresMissingError(CannotGoOnError):
     """The PostgreSQL server programs are not installed; the message says what to install."""
 
 
@@ -67,22 +67,9 @@ class Postgres:
         self._stop()
 
     def _initialize(self) -> None:
-        password = self._folder / "password"
-        password.write_text(self._password)
         if self._identity:
-            for path in (self._folder, password):
-                os.chown(path, self._identity["user"], self._identity["group"])
-        subprocess.run(
-            [
-                *(self._programs / "initdb", "--pgdata", self._folder / "data", "--username", _USER),
-                *("--pwfile", password, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync"),
-            ],
-            cwd=self._folder,
-            check=True,
-            capture_output=True,
-            timeout=_START_SECONDS,
-            **self._identity,
-        )
+            os.chown(self._folder, self._identity["user"], self._identity["group"])
+        initialize(self._programs, self._folder / "data", _USER, self._password, self._identity)
 
     def _start(self) -> None:
         settings = {
@@ -145,6 +132,35 @@ def run_on_postgres(run: Callable[[Postgres], None]) -> int:
     return run_to_the_end(lambda: run(postgres))
 
 
+def initialize(programs: Path, data: Path, user: str, password: str, identity: Mapping[str, Any]) -> None:
+    """Make the data folder of a server.
+
+    Args:
+        programs: The folder of its programs.
+        data: The folder to fill; its parent takes a file with the password.
+        user: The server's superuser.
+        password: That user's password.
+        identity: As whom the server runs, for `subprocess.Popen`; empty for this user.
+    """
+    data.mkdir(exist_ok=True)
+    file = data.with_suffix(".password")
+    file.write_text(password)
+    if identity:
+        for path in (data, file):
+            os.chown(path, identity["user"], identity["group"])
+    subprocess.run(
+        [
+            *(programs / "initdb", "--pgdata", data, "--username", user),
+            *("--pwfile", file, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync"),
+        ],
+        cwd=data.parent,
+        check=True,
+        capture_output=True,
+        timeout=_START_SECONDS,
+        **identity,
+    )
+
+
 def find_programs() -> Path:
     """Return the folder that has the server programs; Debian and others keep it off the PATH."""
     folders = [Path(found).resolve().parent for found in (shutil.which("initdb"),) if found]
@@ -154,7 +170,7 @@ def find_programs() -> Path:
         if (folder / "initdb").exists() and (folder / "postgres").exists():
             return folder
     raise PostgresMissingError(
-        "The crash test runs Airflow on a PostgreSQL server of its own, and its programs (initdb, postgres) are not "
+        "Airflow runs here on a PostgreSQL server of its own, and its programs (initdb, postgres) are not "
         "found. Install them (Debian and Ubuntu: apt-get install postgresql), then run this again."
     )
 

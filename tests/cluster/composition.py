@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from scripts.local_airflow import CannotGoOnError
-from tests.chaos.database import PostgresMissingError, find_programs, unprivileged_user
+from tests.chaos.database import find_programs, initialize, unprivileged_user
 from tests.cluster.compose_file import FILE, Service, read_services
 from tests.cluster.containers import Container
 from tests.cluster.translation import LOCALHOST, Translation
@@ -58,7 +58,8 @@ class Composition:
         self._overrides = dict(overrides or {})
         self._replaced = dict(replaced or {})
         self._say = say
-        self._search = os.pathsep.join([str(Path(sys.executable).parent), str(_postgres()), os.environ["PATH"]])
+        self._postgres = find_programs()
+        self._search = os.pathsep.join([str(Path(sys.executable).parent), str(self._postgres), os.environ["PATH"]])
         self._check_programs()
         self.folder = Path()
         self.containers: dict[str, list[Container]] = {}
@@ -176,7 +177,7 @@ class Composition:
         elif service.image.startswith("postgres:"):
             identity = unprivileged_user() if os.geteuid() == 0 else {}
             (data,) = folders.values()
-            _initialize(data, environment, identity)
+            self._initialize(data, environment, identity)
             # The folder is thrown away: nothing has to survive a power cut.
             command += ["-D", str(data), "-c", "fsync=off", "-c", "full_page_writes=off"]
             command += ["-c", f"listen_addresses={LOCALHOST}", "-c", "unix_socket_directories="]
@@ -192,6 +193,22 @@ class Composition:
         folder = self.folder / "volumes" / source
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def _initialize(self, data: Path, environment: Mapping[str, str], identity: Mapping[str, Any]) -> None:
+        """Do what PostgreSQL's image does with an empty volume: make the user and the database that are asked for."""
+        data.parent.chmod(0o711)
+        initialize(self._postgres, data, environment["POSTGRES_USER"], environment["POSTGRES_PASSWORD"], identity)
+        subprocess.run(
+            ["postgres", "--single", "-D", str(data), "postgres"],
+            input=f'CREATE DATABASE "{environment["POSTGRES_DB"]}"\n',
+            text=True,
+            cwd=data.parent,
+            env=dict(environment),
+            check=True,
+            capture_output=True,
+            timeout=_END_SECONDS,
+            **identity,
+        )
 
     def _of_an_airflow_container(self, own: Path) -> dict[str, str]:
         """Return what the image, and a network of its own, give each container."""
@@ -221,35 +238,3 @@ def _is_up(container: Container) -> bool:
     code = container.exit_code()
     assert code is None, f"{container.name} ended with exit code {code}:\n{container.last_words()}"
     return container.is_healthy()
-
-
-def _postgres() -> Path:
-    try:
-        return find_programs()
-    except PostgresMissingError as error:
-        raise CannotGoOnError(str(error)) from error
-
-
-def _initialize(data: Path, environment: Mapping[str, str], identity: Mapping[str, Any]) -> None:
-    """Do what PostgreSQL's image does with an empty volume: make the user and the database that are asked for."""
-    password = data.with_suffix(".password")
-    password.write_text(environment["POSTGRES_PASSWORD"])
-    if identity:
-        for path in (data, password):
-            os.chown(path, identity["user"], identity["group"])
-        data.parent.chmod(0o711)
-    initdb = ["initdb", "--pgdata", str(data), "--username", environment["POSTGRES_USER"], "--pwfile", str(password)]
-    initdb += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync"]
-    single = ["postgres", "--single", "-D", str(data), "postgres"]
-    for command, said in ((initdb, None), (single, f'CREATE DATABASE "{environment["POSTGRES_DB"]}"\n')):
-        subprocess.run(
-            command,
-            input=said,
-            text=True,
-            cwd=data.parent,
-            env=dict(environment),
-            check=True,
-            capture_output=True,
-            timeout=_END_SECONDS,
-            **identity,
-        )

@@ -133,9 +133,8 @@ class Container:
                 with contextlib.suppress(psutil.Error):
                     process.resume()
 
-    def kill(self) -> int:
-        """End all of its processes at once, as a machine that loses its power does, and return their number."""
-        killed = 0
+    def kill(self) -> None:
+        """End all of its processes at once, as a machine that loses its power does."""
         deadline = time.monotonic() + _KILL_SECONDS
         # One that forks in the very moment leaves a child.
         while processes := self.processes():
@@ -143,11 +142,9 @@ class Container:
             for process in processes:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-                    killed += 1
             psutil.wait_procs(processes, timeout=1)
         if self._process is not None:
             self._process.wait(_KILL_SECONDS)
-        return killed
 
     def stop(self) -> None:
         """End it in order, and by force what does not end."""

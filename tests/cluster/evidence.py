@@ -30,7 +30,6 @@ class Books:
         self._lock = threading.Lock()
         self._requests: dict[tuple[float, int | None], dict[str, Any]] = {}
         self.submissions: list[dict[str, Any]] = []
-        self.credits_charged = 0.0
 
     @property
     def port(self) -> int:
@@ -50,7 +49,6 @@ class Books:
         books = answer.json()
         with self._lock:
             self.submissions = books["submissions"]
-            self.credits_charged = books["credits_charged"]
             for record in books["requests"]:
                 self._requests[record["time"], record["client_port"]] = record
 

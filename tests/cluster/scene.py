@@ -137,8 +137,8 @@ class Scene:
                 mapped = [row for place, row in rows.items() if place[2] >= 0]
                 done = sum(row.state in _OVER for row in mapped)
                 is_done = done == len(mapped) == self.workload.tasks
+                counted = Counter(str(row.state) for row in mapped)
                 if time.monotonic() >= news or is_done:
-                    counted = Counter(str(row.state) for row in mapped)
                     shown = ", ".join(f"{number} {state}" for state, number in counted.most_common(5))
                     self.progress.update(f"{title}: {len(self.disturbances.deeds)} so far; {shown}")
                     news = time.monotonic() + _NEWS_SECONDS
@@ -147,8 +147,7 @@ class Scene:
                     memory = time.monotonic() + _MEMORY_SECONDS
                 if is_done and self.disturbances.are_done():
                     return
-                states_now = Counter(row.state for row in mapped)
-                assert time.monotonic() < deadline, f"waited {_END_SECONDS:.0f} s in vain: {dict(states_now)}"
+                assert time.monotonic() < deadline, f"waited {_END_SECONDS:.0f} s in vain: {dict(counted)}"
                 time.sleep(_LOOK_SECONDS)
 
     def _are_known(self) -> bool:
