@@ -70,8 +70,9 @@ def status_reads(api: Sandbox) -> int:
 
 
 def finish_images(api: Sandbox) -> None:
-    """Let every image of the sandbox be drawn at once, those that are to come as well, however long they take.
+    """Let every image of the sandbox be drawn at once, those that are to come as well.
 
-    With a long `seconds_per_image`, a test decides by this when an image is done.
+    With a long `seconds_per_image` before it, a test decides by this when an image is done.
     """
+    api.configure(seconds_per_image=0)
     api._state.books.clock = lambda: time.time() + 1e6
