@@ -13,7 +13,40 @@ AIRFLOW_3 = AIRFLOW >= (3, 0)
 # Task states came to Airflow together with kills of triggers, in 3.3.
 HAS_TASK_STATES = hasattr(BaseTrigger, "on_kill")
 
-_README = Path(__file__).parent.parent / "README.md"
+_TESTS = Path(__file__).parent
+_README = _TESTS.parent / "README.md"
+
+# Folders and files of tests that show nothing an older Airflow could change: they have nothing to do with Airflow, or with
+# the newest alone, as the Compose file of `cluster`. `make test-airflow` leaves them out.
+NEWEST_ONLY = (
+    "chaos",
+    "cluster",
+    "gallery/test_records.py",
+    "gallery/test_thumbnails.py",
+    "packaging/test_changelog.py",
+    "packaging/test_distribution.py",
+    "packaging/test_index_readme.py",
+    "packaging/test_make_targets.py",
+    "packaging/test_requirements.py",
+    "packaging/test_selection.py",
+    "packaging/test_version.py",
+    "sandbox",
+    "test_batch_requests.py",
+    "test_batch_totals.py",
+    "test_contract.py",
+    "test_downloads.py",
+    "test_exceptions.py",
+    "test_polling.py",
+    "test_rate_limit.py",
+    "test_retries.py",
+    "test_spool.py",
+    "test_submissions.py",
+)
+
+
+def is_newest_only(file: Path) -> bool:
+    """Whether a file of tests is among the `NEWEST_ONLY`."""
+    return any(file.is_relative_to(_TESTS / name) for name in NEWEST_ONLY)
 
 
 def features_here() -> dict[str, str]:

@@ -59,7 +59,7 @@ def test_the_prompt_is_written_into_the_picture() -> None:
     assert 40 < bright("a cat") < bright("a cat in a hat on a mat") < bright("a cat in a hat on a mat " * 4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(prompt=st.text(st.characters(codec=None), max_size=60), seed=st.integers(min_value=0))
 def test_any_text_and_seed_can_be_drawn(prompt: str, seed: int) -> None:
     assert decode(paint(prompt, seed, SMALL, "jpeg")).size == SMALL
