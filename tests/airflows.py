@@ -16,8 +16,8 @@ HAS_TASK_STATES = hasattr(BaseTrigger, "on_kill")
 _TESTS = Path(__file__).parent
 _README = _TESTS.parent / "README.md"
 
-# Folders and files of tests that show nothing an older Airflow could change: they have nothing to do with Airflow, or with
-# the newest alone, as the Compose file of `cluster`. `make test-airflow` leaves them out.
+# Folders and files of tests that show nothing an older Airflow could change: they have nothing to do with Airflow, or
+# with the newest alone, as the Compose file of `cluster`. `make test-airflow` leaves them out.
 NEWEST_ONLY = (
     "chaos",
     "cluster",

@@ -26,8 +26,8 @@ _HOME = Path(tempfile.mkdtemp(prefix="qwenimage-airflow-"))
 (_HOME / "dags").mkdir()
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 
-# What a property says is tested, not how fast this machine tries it. On top of Hypothesis' own choice for this machine: in
-# CI, the same examples each time.
+# What a property says is tested, not how fast this machine tries it. The rest is Hypothesis' own choice: in CI, the
+# same examples each time.
 settings.register_profile(
     "newest Airflow", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )

@@ -215,7 +215,7 @@ def test_other_storages_of_airflow_work_too(finished: Callable[..., TaskSnapshot
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "png", "webp"])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_no_cut_of_an_image_passes_for_whole(output_format: str, data: st.DataObject) -> None:
     content = WHOLE[output_format]

@@ -1,4 +1,4 @@
-"""Each test runs where it can show something: on every Airflow or, if it knows nothing of Airflow, on the newest alone."""
+"""Each test runs where it can show something: on every Airflow, or on the newest alone."""
 
 import re
 
