@@ -11,6 +11,7 @@ import pytest
 from airflow_provider_qwenimage import downloads, retries
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.airflows import AIRFLOW
+from tests.events import UNTIL_THE_SECOND_LOOK, draw_at_the_second_look
 from tests.integration.dag_runs import AIMS
 
 API_KEY = "sk-integration-5f0c2a"
@@ -26,8 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def api() -> Iterator[Sandbox]:
-    """A stand-in of the API that draws an image in a fraction of a second."""
-    with Sandbox(seconds_per_image=0.25, api_keys=(API_KEY,)) as sandbox:
+    """A stand-in of the API that has whoever looks after an image wait for it, until the second look."""
+    with Sandbox(seconds_per_image=UNTIL_THE_SECOND_LOOK, api_keys=(API_KEY,)) as sandbox:
+        draw_at_the_second_look(sandbox)
         yield sandbox
 
 

@@ -41,7 +41,7 @@ AIMS: dict[str, dict[str, Any]] = {
     "stored, deferred, mapped": {"output_path": "…", "deferrable": True, "prompts": _TWINS},
 }
 
-_DRAW: dict[str, Any] = {"task_id": "draw", "poll_interval": 0.05}
+_DRAW: dict[str, Any] = {"task_id": "draw", "poll_interval": 0.01}
 _RECORD = ".submission-"
 
 _numbers = count(1)

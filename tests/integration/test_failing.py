@@ -1,5 +1,6 @@
 """How the operator fails, and what it has paid by then: one submission, whatever goes wrong after it."""
 
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageTimeoutError,
 )
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.events import at_second_looks, once, pass_deadlines, pass_execution_timeout
 from tests.integration.dag_runs import TaskEnd, dag_that_draws, is_remembered, stored_files, with_aims
 
 in_both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferred"])
@@ -136,25 +138,36 @@ def test_an_api_that_says_no_to_the_wait_is_not_asked_or_paid_again(
 
 @in_all_aims
 def test_a_wait_past_its_timeout_is_taken_up_again_by_a_retry_and_paid_once(
-    connected_api: Sandbox, aim: dict[str, Any]
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connected_api.configure(seconds_per_image=60)
-    draw = _draw(**aim, timeout=0.5)
+    connected_api.configure(seconds_per_image=3600)
+    ahead = pass_deadlines(monkeypatch)
+    draw = _draw(**aim, timeout=3600)
 
     if is_remembered(aim):
         _assert_failed_after_going_back(draw, connected_api, QwenImageTimeoutError)
     else:
         _assert_failed_at_once(draw, connected_api, _COSTLY_CLEAR)
     assert "did not end before the deadline" in str(draw.errors[-1])
+    assert len(ahead) == draw.tries
+    assert all(1800 < seconds <= 3600 for seconds in ahead)
 
 
 @in_all_aims
 def test_a_wait_past_the_execution_timeout_is_taken_up_again_by_a_retry_and_paid_once(
-    connected_api: Sandbox, aim: dict[str, Any]
+    connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connected_api.configure(seconds_per_image=60)
-    draw = _draw(**aim, execution_timeout=timedelta(seconds=1))
+    connected_api.configure(seconds_per_image=3600)
+    if "deferrable" in aim:
+        ahead = pass_deadlines(monkeypatch)
+    else:
+        ahead = at_second_looks(monkeypatch, lambda _: threading.Thread(target=pass_execution_timeout).start())
+    draw = _draw(**aim, timeout=7200, execution_timeout=timedelta(hours=1))
 
+    assert len(ahead) == draw.tries
+    if "deferrable" in aim:
+        # Shortly before the execution timeout, since Airflow does not enforce it while a task is deferred.
+        assert all(1800 < seconds < 3600 for seconds in ahead)
     if not is_remembered(aim):
         return _assert_failed_at_once(draw, connected_api, _COSTLY_CLEAR)
     error = QwenImageTimeoutError if "deferrable" in aim else AirflowTaskTimeout
@@ -165,9 +178,10 @@ def test_a_wait_past_the_execution_timeout_is_taken_up_again_by_a_retry_and_paid
 def test_a_submission_cut_off_by_the_execution_timeout_is_not_sent_again(
     connected_api: Sandbox, aim: dict[str, Any]
 ) -> None:
-    connected_api.configure(hang_seconds=60)
+    connected_api.configure(hang_seconds=3600)
     connected_api.script("generate", "hang_after")
-    draw = _draw(**aim, execution_timeout=timedelta(seconds=1))
+    with once(lambda: connected_api.submissions, pass_execution_timeout):
+        draw = _draw(**aim, execution_timeout=timedelta(hours=1))
 
     assert (draw.state, draw.tries) == ("failed", 1)
     assert len(connected_api.submissions) == 1
@@ -245,7 +259,7 @@ def test_a_submission_whose_answer_is_lost_is_not_sent_again(connected_api: Sand
     assert "Compare the credits on your account, then clear the task" in str(draw.error)
 
 
-def test_a_submission_that_surely_was_not_accepted_is_sent_again(connected_api: Sandbox) -> None:
+def test_a_submission_that_surely_was_not_accepted_is_sent_again(connected_api: Sandbox, quick_resends: None) -> None:
     connected_api.script("generate", "server_error")
     draw = _draw()
 
