@@ -15,10 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import requests
 
-_START_SECONDS = 120
-_STOP_SECONDS = 20
+# Nothing takes as long on an idle machine: these only end a test whose event never comes.
+_START_SECONDS = 300
+_PATIENCE_SECONDS = 240
+_ANSWER_SECONDS = 60
+_LOOK_SECONDS = 0.2
 _CONFLICT = 409
 
 _PREPARE = """
@@ -69,14 +73,20 @@ class StandaloneAirflow:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__PARALLELISM": "10",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}",
+            # Everything is written before the start, and parsing takes time from the tasks.
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
+            # Where all cores are busy, one process may hold the file for longer than the usual 5 seconds.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout=60",
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_logs),
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(worker_logs),
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
             "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
             "AIRFLOW__SCHEDULER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            # So soon a supervisor notices what was done to its task; a trigger settles for 3 seconds more.
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             **(settings or {}),
         }
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -99,16 +109,12 @@ class StandaloneAirflow:
         wait_for("a healthy Airflow", lambda: self._is_ready(dag_ids), _START_SECONDS)
 
     def stop(self) -> None:
-        """Stop every process, those that left the process group as well."""
-        for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_SECONDS
-        while time.monotonic() < deadline and self._pids():
-            for process in self._processes:
-                process.poll()
-            time.sleep(0.2)
-        self._kill(self._pids())
+        """End every process at once, those that left the process group as well: nothing of it is kept."""
+        while family := self._family():
+            for process in family:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(family, timeout=1)
         for process in self._processes:
             process.wait()
 
@@ -117,14 +123,14 @@ class StandaloneAirflow:
         pids = self._pids("triggerer")
         assert pids, "no triggerer runs"
         self._kill(pids)
-        wait_for("the end of the triggerer", lambda: not self._pids("triggerer"), 10)
+        wait_for("the end of the triggerer", lambda: not self._pids("triggerer"))
 
     def end_triggerer(self) -> None:
         """End the triggerer as a deployment would, with time to clean up."""
         for pid in self._pids("triggerer"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        wait_for("the end of the triggerer", lambda: not self._pids("triggerer"), _STOP_SECONDS)
+        wait_for("the end of the triggerer", lambda: not self._pids("triggerer"))
 
     def start_triggerer(self) -> None:
         self._run("triggerer")
@@ -136,7 +142,7 @@ class StandaloneAirflow:
     def add_connection(self, conn_id: str, conn_type: str, **fields: Any) -> None:
         """Store a connection, unless there is one of that id."""
         body = {"connection_id": conn_id, "conn_type": conn_type, **fields}
-        answer = self._session.post(f"{self.url}/api/v2/connections", json=body, timeout=20)
+        answer = self._session.post(f"{self.url}/api/v2/connections", json=body, timeout=_ANSWER_SECONDS)
         if answer.status_code != _CONFLICT:
             answer.raise_for_status()
 
@@ -166,7 +172,7 @@ class StandaloneAirflow:
     def run_state(self, dag_id: str, run_id: str) -> str:
         return str(self._call("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"])
 
-    def wait_for_run(self, dag_id: str, run_id: str, seconds: float) -> None:
+    def wait_for_run(self, dag_id: str, run_id: str, seconds: float = _PATIENCE_SECONDS) -> None:
         def is_over() -> bool:
             return self.run_state(dag_id, run_id) in {"success", "failed"}
 
@@ -241,9 +247,9 @@ class StandaloneAirflow:
 
     def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         if "Authorization" not in self._session.headers:
-            token = self._session.get(f"{self.url}/auth/token", timeout=10).json()["access_token"]
+            token = self._session.get(f"{self.url}/auth/token", timeout=_ANSWER_SECONDS).json()["access_token"]
             self._session.headers["Authorization"] = f"Bearer {token}"
-        answer = self._session.request(method, f"{self.url}/api/v2/{path}", json=body, timeout=20)
+        answer = self._session.request(method, f"{self.url}/api/v2/{path}", json=body, timeout=_ANSWER_SECONDS)
         answer.raise_for_status()
         decoded: dict[str, Any] = answer.json()
         return decoded
@@ -259,6 +265,17 @@ class StandaloneAirflow:
                     found.append(int(entry.name))
         return found
 
+    def _family(self) -> set[psutil.Process]:
+        """Return every living process of this Airflow."""
+        sessions = {process.pid for process in self._processes}
+        marked, found = self._pids(), set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError, psutil.Error):
+                # One that writes a title for itself overwrites its environment.
+                if process.pid in marked or os.getsid(process.pid) in sessions:
+                    found |= {process, *process.children(recursive=True)}
+        return {process for process in found if _is_alive(process)}
+
     @staticmethod
     def _kill(pids: list[int]) -> None:
         for pid in pids:
@@ -266,12 +283,19 @@ class StandaloneAirflow:
                 os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(what: str, is_there: Callable[[], bool], seconds: float) -> None:
+def wait_for(what: str, is_there: Callable[[], object], seconds: float = _PATIENCE_SECONDS) -> None:
     """Wait until something is so, and fail if it does not come in time."""
     deadline = time.monotonic() + seconds
     while not is_there():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.5)
+        time.sleep(_LOOK_SECONDS)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def free_ports(number: int) -> list[int]:

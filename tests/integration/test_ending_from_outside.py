@@ -16,6 +16,7 @@ from PIL import Image
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.airflows import AIRFLOW_3
+from tests.events import finish_images, status_reads
 from tests.integration.standalone import StandaloneAirflow, wait_for
 
 pytestmark = [
@@ -39,7 +40,8 @@ _CASES: dict[str, dict[str, Any]] = {
     "killed_at_the_end": {"retries": 1},
     "together": {"output_path": "…", "deferrable": True, "seed": 7},
 }
-_SECONDS = {"marked": 3600.0, "finished": 1.0, "killed_at_the_end": 1.0, "together": 3.0}
+# All other images are drawn when their test says so.
+_DRAWN_AT_ONCE = {"finished"}
 _ALL_TOGETHER = 4
 _ENDS = "Airflow ends this wait"
 
@@ -55,7 +57,7 @@ from airflow_provider_qwenimage import QwenImageGenerateOperator
 def linger(context, result):
     if context["ti"].try_number == 1:
         print("It has done all but end.")
-        time.sleep(600)
+        time.sleep(3600)
 
 
 for name, arguments in {cases!r}.items():
@@ -99,15 +101,26 @@ class Case:
 
     def wait_until_it_asks(self) -> None:
         """Wait until the image task is waited for in the worker."""
-        wait_for("a status read", lambda: any(request.route == "status" for request in self.api.requests), 60)
+        wait_for("a status read", lambda: status_reads(self.api))
 
     def wait_until_deferred(self) -> None:
-        wait_for("the deferral", lambda: self.state == "deferred", 60)
-        looks = len(self.api.requests)
-        wait_for("the trigger's first look", lambda: len(self.api.requests) > looks, 60)
+        wait_for("the deferral", lambda: self.state == "deferred")
+        self.wait_for_another_look("the trigger's first look")
+
+    def wait_for_another_look(self, what: str) -> None:
+        looks = status_reads(self.api)
+        wait_for(what, lambda: status_reads(self.api) > looks)
+
+    def wait_until_it_went_back(self) -> None:
+        """Wait until the next try waits for the image task of the one before."""
+        wait_for("the way back", lambda: f"Going back to image task {self.image_task_id}" in self.log)
+        self.wait_for_another_look("the next try's look")
+
+    def finish_images(self) -> None:
+        finish_images(self.api)
 
     def wait_for_success(self) -> None:
-        self.airflow.wait_for_run(self.dag_id, self.run_id, 180)
+        self.airflow.wait_for_run(self.dag_id, self.run_id)
         assert self.state == "success", self.log
 
     def kill(self) -> None:
@@ -129,12 +142,12 @@ class Case:
             image.load()
 
 
-StartCase = Callable[[str], Case]
+StartCase = Callable[..., Case]
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartCase]:
-    """Return a function that starts a run of a case."""
+    """Return a function that starts a run of a case, with an API that first answers a submission as it is told."""
     home = tmp_path_factory.mktemp("airflow")
     folders = {name: tmp_path_factory.mktemp(name) for name in _CASES}
     airflow = StandaloneAirflow(home, Path(airflow_provider_qwenimage.__file__).parents[1])
@@ -145,16 +158,24 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartCase]:
     (airflow.dags / "cases.py").write_text(_DAGS.format(cases=cases, together=_ALL_TOGETHER))
     with contextlib.ExitStack() as stack:
         apis = {
-            name: stack.enter_context(Sandbox(seconds_per_image=_SECONDS.get(name, 20.0), hang_seconds=600))
+            name: stack.enter_context(
+                Sandbox(seconds_per_image=0.0 if name in _DRAWN_AT_ONCE else 3600.0, hang_seconds=3600)
+            )
             for name in _CASES
         }
+
+        def start_case(name: str, *behaviours: str) -> Case:
+            if behaviours:
+                apis[name].script("generate", *behaviours)
+            return Case(airflow, apis[name], folders[name], name, airflow.trigger(name, {}))
+
         connections = {
             name: {"conn_type": "qwenimage", "host": api.url, "password": api.api_key} for name, api in apis.items()
         }
         airflow.prepare(json.dumps(connections))
         stack.callback(airflow.stop)
         airflow.start(*_CASES)
-        yield lambda name: Case(airflow, apis[name], folders[name], name, airflow.trigger(name, {}))
+        yield start_case
 
 
 def _ended_from_outside(image_task_id: str) -> str:
@@ -166,7 +187,7 @@ def test_marking_a_deferred_task_failed_leaves_the_way_to_its_image_in_the_log(s
     case.wait_until_deferred()
     case.airflow.mark_failed(case.dag_id, case.run_id, "draw")
 
-    wait_for("the log", lambda: _ended_from_outside(case.image_task_id) in case.log, 30)
+    wait_for("the log", lambda: _ended_from_outside(case.image_task_id) in case.log)
     assert case.log.count(_ENDS) == 1
     assert "the API cannot cancel it, and it stays paid (5 credits, as the API said last)" in case.log
     assert "clear this task, or wait for that id with a QwenImageStatusSensor" in case.log
@@ -178,6 +199,10 @@ def test_clearing_a_deferred_task_goes_back_to_its_image(start: StartCase) -> No
     case = start("cleared_deferred")
     case.wait_until_deferred()
     case.clear()
+    # Its trigger hears of it before the image could be drawn.
+    wait_for("the end of the wait", lambda: _ended_from_outside(case.image_task_id) in case.log)
+    case.wait_until_it_went_back()
+    case.finish_images()
     case.wait_for_success()
 
     case.assert_stored_once()
@@ -189,6 +214,8 @@ def test_clearing_a_running_task_goes_back_to_its_image(start: StartCase) -> Non
     case = start("cleared_running")
     case.wait_until_it_asks()
     case.clear()
+    case.wait_until_it_went_back()
+    case.finish_images()
     case.wait_for_success()
 
     case.assert_stored_once()
@@ -206,6 +233,8 @@ def test_a_wait_that_moves_to_another_triggerer_goes_on(start: StartCase, dag_id
     else:
         case.airflow.end_triggerer()
     case.airflow.start_triggerer()
+    case.wait_for_another_look("the look of the other triggerer")
+    case.finish_images()
     case.wait_for_success()
 
     case.assert_stored_once()
@@ -230,6 +259,8 @@ def test_the_retry_of_a_worker_that_is_killed_while_it_waits_goes_back(start: St
     case = start("killed_waiting")
     case.wait_until_it_asks()
     case.kill()
+    case.wait_until_it_went_back()
+    case.finish_images()
     case.wait_for_success()
 
     assert case.returned["task_id"] == case.image_task_id
@@ -238,11 +269,10 @@ def test_the_retry_of_a_worker_that_is_killed_while_it_waits_goes_back(start: St
 
 
 def test_the_retry_of_a_worker_that_is_killed_while_it_submits_stops_until_it_is_cleared(start: StartCase) -> None:
-    case = start("killed_submitting")
-    case.api.script("generate", "hang_after")
-    wait_for("the submission", lambda: bool(case.api.submissions), 60)
+    case = start("killed_submitting", "hang_after")
+    wait_for("the submission", lambda: case.api.submissions)
     case.kill()
-    case.airflow.wait_for_run(case.dag_id, case.run_id, 120)
+    case.airflow.wait_for_run(case.dag_id, case.run_id)
 
     assert case.state == "failed"
     assert len(case.api.submissions) == 1
@@ -255,7 +285,7 @@ def test_the_retry_of_a_worker_that_is_killed_while_it_submits_stops_until_it_is
 
 def test_the_retry_of_a_worker_that_is_killed_at_the_end_returns_what_was_submitted(start: StartCase) -> None:
     case = start("killed_at_the_end")
-    wait_for("its end", lambda: "It has done all but end." in case.log, 60)
+    wait_for("its end", lambda: "It has done all but end." in case.log)
     case.kill()
     case.wait_for_success()
 
@@ -265,6 +295,13 @@ def test_the_retry_of_a_worker_that_is_killed_at_the_end_returns_what_was_submit
 
 def test_tasks_that_store_one_image_at_once_leave_it_whole(start: StartCase) -> None:
     case = start("together")
+
+    def all_deferred() -> bool:
+        states = case.airflow.states(case.dag_id, case.run_id)
+        return [states.get(("draw", place)) for place in range(_ALL_TOGETHER)] == ["deferred"] * _ALL_TOGETHER
+
+    wait_for("the deferral of all", all_deferred)
+    case.finish_images()
     case.wait_for_success()
 
     paths = set()
