@@ -6,27 +6,35 @@ import asyncio
 import itertools
 import json
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import polling, shared_clients
+from airflow_provider_qwenimage import hooks, polling, shared_clients, transport
 from airflow_provider_qwenimage.exceptions import QwenImageError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 from airflow_provider_qwenimage.polling import PollPolicy
+from airflow_provider_qwenimage.rate_limit import RateLimit
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
+from tests.events import finish_image, once, wait_until
+from tests.sending import note_sending
 
 CONNECTION = "AIRFLOW_CONN_QWENIMAGE_DEFAULT"
 
 
 @pytest.fixture
 def sandbox(qwenimage_sandbox: Sandbox) -> Sandbox:
-    qwenimage_sandbox.configure(seconds_per_image=0.8)
+    qwenimage_sandbox.configure(seconds_per_image=3600)
     return qwenimage_sandbox
+
+
+def draw_all(sandbox: Sandbox) -> None:
+    for submission in sandbox.submissions:
+        finish_image(sandbox, submission.task_id)
 
 
 def change_connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, **extra: Any) -> None:
@@ -40,7 +48,7 @@ def submitted(number: int) -> list[str]:
 
 
 async def fired(image_task_id: str, **arguments: Any) -> Any:
-    trigger = QwenImageStatusTrigger(image_task_id=image_task_id, **{"poll_interval": 0.2} | arguments)
+    trigger = QwenImageStatusTrigger(image_task_id=image_task_id, **{"poll_interval": 0.02} | arguments)
     return [event.payload async for event in trigger.run()]
 
 
@@ -59,23 +67,26 @@ def status_reads(sandbox: Sandbox) -> list[Any]:
     return [record for record in sandbox.requests if record.route == "status"]
 
 
-def test_a_hundred_waits_share_a_few_connections_and_every_one_ends(sandbox: Sandbox) -> None:
-    sandbox.configure(seconds_per_image=2.0)
+def test_a_hundred_waits_share_a_few_connections_and_every_one_ends(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a machine that hesitates makes due at once would open more; for each wait a client of its own, a hundred.
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS", 10)
     ids = submitted(100)
 
     async def wait_for_all() -> list[Any]:
-        return await asyncio.gather(*(fired(image_task_id, poll_interval=0.5) for image_task_id in ids))
+        return await asyncio.gather(*(fired(image_task_id, poll_interval=0.2) for image_task_id in ids))
 
-    events = run(wait_for_all)
+    with once(lambda: {read.task_id for read in status_reads(sandbox)} == set(ids), lambda: draw_all(sandbox)):
+        events = run(wait_for_all)
     assert [event["status"] for (event,) in events] == ["success"] * 100
     reads = status_reads(sandbox)
     assert len(reads) >= 200
-    # As many as are under way at once: on a busy machine more than a handful, but never one for each wait.
     assert len({read.client_port for read in reads}) < 70
 
 
 def test_waits_one_after_another_share_a_connection_while_one_of_them_stays(sandbox: Sandbox) -> None:
-    sandbox.configure(seconds_per_image=0.1)
+    sandbox.configure(seconds_per_image=0)
     ids = submitted(5)
 
     async def one_by_one() -> None:
@@ -105,15 +116,34 @@ def test_the_last_to_leave_closes_the_client_and_the_next_one_opens_another(sand
     run(leave_and_come_back)
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.001, 0.05, 0.3])
-def test_a_cancelled_wait_leaves_the_others_and_the_last_one_closes(sandbox: Sandbox, moment: float) -> None:
-    sandbox.configure(seconds_per_image=60)
+@pytest.mark.parametrize("moment", ["first delay", "look-up", "first read", "later"])
+def test_a_cancelled_wait_leaves_the_others_and_the_last_one_closes(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     ids = submitted(3)
+    looked_up = []
+
+    async def look_up_for_ever(conn_id: str) -> None:
+        looked_up.append(conn_id)
+        await asyncio.Event().wait()
+
+    def is_there(image_task_id: str) -> bool:
+        reads = sum(image_task_id in read.path for read in status_reads(sandbox))
+        return {"first delay": True, "look-up": bool(looked_up), "first read": reads == 1, "later": reads > 1}[moment]
+
+    poll_interval = 0.02
+    if moment == "first delay":
+        poll_interval = 3600.0
+    elif moment == "look-up":
+        monkeypatch.setattr(hooks, "_find_connection", look_up_for_ever)
+    elif moment == "first read":
+        sandbox.script("status", ("hang", 3))
 
     async def cancel_one_after_another() -> None:
-        waits = [asyncio.create_task(fired(image_task_id, poll_interval=0.02)) for image_task_id in ids]
-        for wait in waits:
-            await asyncio.sleep(moment)
+        waits = [asyncio.create_task(fired(image_task_id, poll_interval=poll_interval)) for image_task_id in ids]
+        for image_task_id, wait in zip(ids, waits, strict=True):
+            await asyncio.to_thread(wait_until, partial(is_there, image_task_id), moment)
+            assert not wait.done()
             wait.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await wait
@@ -179,6 +209,7 @@ def test_a_thousand_waits_look_their_connection_up_once() -> None:
 
 
 def test_a_look_up_that_failed_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_clients, "_LOOK_UP_SECONDS", 3600.0)
     answers = [QwenImageError("Airflow is away"), "connection"]
 
     async def look_up() -> Any:
@@ -198,15 +229,20 @@ def test_a_look_up_that_failed_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_cancelled_look_up_goes_on_for_the_others() -> None:
-    async def look_up() -> Any:
-        await asyncio.sleep(0.05)
-        return "connection"
-
     async def cancel_the_first() -> None:
-        lane = shared_clients._Lane()
+        lane, begun, may_end = shared_clients._Lane(), asyncio.Event(), asyncio.Event()
+
+        async def look_up() -> Any:
+            begun.set()
+            await may_end.wait()
+            return "connection"
+
         first, second = (asyncio.create_task(lane.connection(look_up)) for _ in range(2))
-        await asyncio.sleep(0.01)
+        await begun.wait()
         first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        may_end.set()
         found: Any = await second
         assert found == "connection"
 
@@ -217,70 +253,98 @@ def test_many_waits_together_do_not_exceed_the_connections_rate(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = submitted(20)
-    change_connection(sandbox, monkeypatch, max_requests_per_second=50)
+    change_connection(sandbox, monkeypatch, max_requests_per_second=100)
+    sent = note_sending(monkeypatch)
 
     async def wait_for_all() -> list[Any]:
-        return await asyncio.gather(*(fired(image_task_id, poll_interval=0.05) for image_task_id in ids))
+        return await asyncio.gather(*(fired(image_task_id, poll_interval=0.02) for image_task_id in ids))
 
-    assert {event["status"] for (event,) in run(wait_for_all)} == {"success"}
-    times = sorted(read.time for read in status_reads(sandbox))
-    assert len(times) > 30
-    # As they arrive: a few milliseconds of the way add to or take from the gap between two of them.
-    assert all(later - earlier >= 0.02 * 10 - 0.02 for earlier, later in zip(times, times[10:], strict=False))
+    started = time.time()
+    with once(lambda: len(status_reads(sandbox)) > 30, lambda: draw_all(sandbox)):
+        events = run(wait_for_all)
+    assert {event["status"] for (event,) in events} == {"success"}
+    times = [moment for _, moment in sent]
+    assert all(later - earlier >= 0.01 - 1e-6 for earlier, later in itertools.pairwise(times))
+    arrived = sorted(read.time for read in status_reads(sandbox))
+    assert len(arrived) == len(times)
+    assert all(moment - started >= 0.01 * number - 0.005 for number, moment in enumerate(arrived))
 
 
-def test_a_429_to_one_wait_holds_them_all(sandbox: Sandbox) -> None:
-    sandbox.configure(retry_after=1.0, seconds_per_image=3.0)
+def test_a_429_to_one_wait_holds_them_all(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox.configure(retry_after=1.0)
     ids = submitted(20)
+    sent, refused, held = note_sending(monkeypatch), RateLimit.refused, list[float]()
+
+    def note(limit: RateLimit, sent_at: float, now: float, retry_after: float | None) -> None:
+        held.append(now)
+        refused(limit, sent_at, now, retry_after)
+
+    monkeypatch.setattr(RateLimit, "refused", note)
 
     async def wait_for_all() -> list[Any]:
-        waits = [asyncio.create_task(fired(image_task_id, poll_interval=0.1)) for image_task_id in ids]
-        await asyncio.sleep(0.5)
+        return await asyncio.gather(*(fired(image_task_id, poll_interval=0.1) for image_task_id in ids))
+
+    def refuse_one() -> None:
         sandbox.script("status", "rate_limit")
-        return await asyncio.gather(*waits)
+        wait_until(lambda: held and sent[-1][1] > held[0], "the first request after the refusal")
+        draw_all(sandbox)
 
-    assert {event["status"] for (event,) in run(wait_for_all)} == {"success"}
-    reads = status_reads(sandbox)
-    (refusal,) = [read.time for read in reads if read.code == 429]
+    with once(lambda: {read.task_id for read in status_reads(sandbox)} == set(ids), refuse_one):
+        events = run(wait_for_all)
+    assert {event["status"] for (event,) in events} == {"success"}
+    (refusal,) = held
+    since = [moment - refusal for _, moment in sent if moment > refusal]
     # Those that were under way already are let through.
-    held = [read.time - refusal for read in reads if 0.1 < read.time - refusal < 0.95]
-    assert held == []
-    assert Counter(read.code for read in reads)[200] > 60
+    assert min(since) >= 1.0 - 1e-6
+    assert len(since) >= 20
+    assert len(sent) == len(status_reads(sandbox))
 
 
-def test_first_polls_of_many_waits_are_spread(sandbox: Sandbox) -> None:
-    sandbox.configure(seconds_per_image=0.1)
+def test_first_polls_of_many_waits_are_spread(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox.configure(seconds_per_image=0)
     ids = submitted(200)
+    follow, due = QwenImageAsyncHook.follow, dict[str, float]()
+    delays = list[float]()
+
+    async def note(hook: QwenImageAsyncHook, image_task_id: str, policy: PollPolicy, *, first_delay: float) -> Any:
+        delays.append(first_delay)
+        due[image_task_id] = time.time() + first_delay
+        return await follow(hook, image_task_id, policy, first_delay=first_delay)
+
+    monkeypatch.setattr(QwenImageAsyncHook, "follow", note)
 
     async def wait_for_all() -> list[Any]:
-        return await asyncio.gather(*(fired(image_task_id, poll_interval=2.0) for image_task_id in ids))
+        return await asyncio.gather(*(fired(image_task_id, poll_interval=0.2) for image_task_id in ids))
 
     run(wait_for_all)
-    times = sorted(read.time for read in status_reads(sandbox))
-    assert len(times) == 200
-    # 50 in half a second on average; at most so many more as chance and a machine that hesitates bring.
-    busiest = max(sum(1 for other in times if start <= other < start + 0.5) for start in times)
+    reads = status_reads(sandbox)
+    assert len(reads) == 200
+    assert all(read.time >= due[read.task_id] - 0.005 for read in reads)
+    # 50 in a quarter of the interval on average; at most so many more as chance brings.
+    busiest = max(sum(1 for other in delays if start <= other < start + 0.05) for start in delays)
     assert busiest <= 120
-    assert times[-1] - times[0] > 1.8
+    assert max(delays) - min(delays) > 0.18
 
 
 def test_a_wait_that_never_gets_its_turn_ends_a_while_after_its_deadline(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sandbox.configure(seconds_per_image=60)
     ids = submitted(2)
-    monkeypatch.setattr(polling, "LAST_READ_SECONDS", 0.5)
-    change_connection(sandbox, monkeypatch, max_requests_per_second=0.01)
+    monkeypatch.setattr(polling, "LAST_READ_SECONDS", 0.2)
+    change_connection(sandbox, monkeypatch, max_requests_per_second=0.001)
 
     async def wait_for_both() -> list[Any]:
-        end_time = time.time() + 0.3
-        return await asyncio.gather(*(fired(one, poll_interval=0.05, end_time=end_time) for one in ids))
+        async with QwenImageAsyncHook() as other:
+            # The only turn in a thousand seconds.
+            await other.get_status(ids[0])
+            end_time = time.time() + 0.1
+            events = await asyncio.gather(*(fired(one, poll_interval=0.05, end_time=end_time) for one in ids))
+            assert time.time() >= end_time + 0.2 - 0.005
+            return events
 
-    started = time.time()
     events = [event for (event,) in run(wait_for_both)]
-    assert time.time() - started < 5
     assert {event["error"] for event in events} == {"QwenImageTimeoutError"}
-    assert any("max_requests_per_second" in event["message"] for event in events)
+    assert all("max_requests_per_second" in event["message"] for event in events)
     assert len(status_reads(sandbox)) == 1
 
 
