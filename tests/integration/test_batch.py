@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,17 @@ from airflow_provider_qwenimage import (
     QwenImageBatchOperator,
     QwenImageGenerateOperator,
     batch,
+    batch_image,
     batch_operator,
+    downloads,
     images,
     storage,
 )
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.ledger import Ledger
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.sandbox.server import SandboxServer
+from tests.events import finish_image, finish_images, once, pass_execution_timeout, wait_until
 from tests.integration.dag_runs import TaskEnd, TestDag, crash_once, stored_files
 
 FOXES = ["A fox", "A fox", "A hare"]
@@ -36,7 +42,7 @@ def dag_with_batch(folder: Path, dag: TestDag | None = None, **arguments: Any) -
     dag = dag or TestDag()
     with dag:
         QwenImageBatchOperator(
-            **{"task_id": "draw", "requests": FOXES, "output_path": str(folder), "poll_interval": 0.05} | arguments
+            **{"task_id": "draw", "requests": FOXES, "output_path": str(folder), "poll_interval": 0.01} | arguments
         )
     return dag
 
@@ -61,9 +67,46 @@ def hidden_files(folder: Path) -> list[str]:
     return [file.name for file in folder.iterdir() if file.name.startswith(".")]
 
 
+def asked_after(api: Sandbox) -> set[str | None]:
+    """Return the image tasks whose status was read: their ids are on record."""
+    return {request.task_id for request in api.requests if request.route == "status"}
+
+
+def has_ended() -> bool:
+    """Return whether no thread of a batch is left, so that nothing more is submitted or stored."""
+    return not any(thread.name.startswith(("qwenimage-batch", "qwenimage-stor")) for thread in threading.enumerate())
+
+
+@pytest.fixture
+def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a batch that is stopped wait for what it waits for then as long as a busy machine needs."""
+    # After a signal, Airflow gives a process five seconds.
+    assert 2 < batch._LAST_ANSWERS_SECONDS < batch_operator._STOP_SECONDS < 5
+    monkeypatch.setattr(batch, "_LAST_ANSWERS_SECONDS", 60.0)
+    monkeypatch.setattr(batch_operator, "_STOP_SECONDS", 90.0)
+    # An alarm is to hit the wait for the batch, not Airflow's work on an XCom.
+    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 3600.0)
+
+
+@pytest.fixture
+def answer_when_stopped(patient_end: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have submissions be answered, however long their latency, once the batch is told to stop."""
+    stopped = threading.Event()
+    stop = batch.Batch.stop
+
+    def stop_and_note(self: batch.Batch, reason: str) -> None:
+        stop(self, reason)
+        stopped.set()
+
+    async def pause(self: SandboxServer, seconds: float) -> None:
+        assert await asyncio.to_thread(stopped.wait, 60)
+
+    monkeypatch.setattr(batch.Batch, "stop", stop_and_note)
+    monkeypatch.setattr(SandboxServer, "_pause", pause)
+
+
 @pytest.fixture
 def api(connected_api: Sandbox) -> Sandbox:
-    connected_api.configure(seconds_per_image=0.2)
     return connected_api
 
 
@@ -129,16 +172,36 @@ def test_equal_requests_with_one_seed_are_drawn_and_paid_once(api: Sandbox, tmp_
 
 def test_no_more_than_max_in_flight_are_under_way_at_once(api: Sandbox, tmp_path: Path) -> None:
     draw(tmp_path, requests=[f"Fox {number}" for number in range(9)], max_in_flight=3)
-    accepted = [submission.accepted_at for submission in api.submissions]
-    # None of a group of three is submitted before one of the group before it has been drawn.
-    assert len(accepted) == 9
-    assert all(later - earlier >= 0.2 for earlier, later in zip(accepted, accepted[3:], strict=False))
+    assert len(api.submissions) == 9
+    looks, in_flight = Counter[str | None](), set[str | None]()
+    for request in api.requests:
+        if request.route == "generate":
+            in_flight.add(request.task_id)
+            assert len(in_flight) <= 3
+        elif request.route == "status":
+            looks[request.task_id] += 1
+            # The second look finds it drawn.
+            if looks[request.task_id] == 2:
+                in_flight.remove(request.task_id)
+    assert in_flight == set()
 
 
 def test_progress_is_pushed_and_logged_while_it_runs(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.1)
+    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.02)
+    api.configure(seconds_per_image=3600)
+    report = QwenImageBatchOperator._report
+
+    def report_and_finish(*args: Any) -> dict[str, Any]:
+        progress = report(*args)
+        # Two are under way, but for the last one.
+        if progress["in_flight"] == min(2, 6 - progress["done"]):
+            for submission in api.submissions:
+                finish_image(api, submission.task_id)
+        return progress
+
+    monkeypatch.setattr(QwenImageBatchOperator, "_report", report_and_finish)
     end = draw(tmp_path, requests=[f"Fox {number}" for number in range(6)], max_in_flight=2)
     progress = end.xcoms["progress"]
     assert (progress["requests"], progress["done"], progress["in_flight"], progress["consumed_credits"]) == (
@@ -193,7 +256,7 @@ def test_requests_come_from_an_xcom_and_are_rendered(api: Sandbox, tmp_path: Pat
 def test_mapped_batches_have_manifests_and_images_of_their_own(api: Sandbox, tmp_path: Path) -> None:
     dag = TestDag()
     with dag:
-        QwenImageBatchOperator.partial(task_id="draw", output_path=str(tmp_path), poll_interval=0.05).expand(
+        QwenImageBatchOperator.partial(task_id="draw", output_path=str(tmp_path), poll_interval=0.01).expand(
             requests=[["A fox"], ["A fox", "A hare"]]
         )
     assert dag.run().state == "success"
@@ -269,7 +332,7 @@ def test_a_batch_finds_what_single_tasks_have_drawn(api: Sandbox, tmp_path: Path
     dag = TestDag()
     with dag:
         QwenImageGenerateOperator(
-            task_id="draw", prompt="A hare", output_path=str(tmp_path), poll_interval=0.05, deferrable=False
+            task_id="draw", prompt="A hare", output_path=str(tmp_path), poll_interval=0.01, deferrable=False
         )
     dag.run()
     assert draw(tmp_path).returned["reused"] == 1
@@ -290,7 +353,9 @@ def test_overwrite_draws_anew_but_not_twice_in_one_task(
 def test_a_failure_ends_the_submissions_finishes_what_is_paid_and_the_retry_goes_on(
     api: Sandbox, tmp_path: Path
 ) -> None:
-    end = draw(tmp_path, requests=["A fox", "Fog [fail]", "A hare", "An owl"], max_in_flight=2)
+    api.configure(seconds_per_image=3600)
+    with once(lambda: prompts(api) == ["A fox", "Fog [fail]"], lambda: finish_images(api)):
+        end = draw(tmp_path, requests=["A fox", "Fog [fail]", "A hare", "An owl"], max_in_flight=2)
     assert (end.state, end.tries) == ("failed", 3)
     # Each try pays for what the one before it has left; the failure is met again each time.
     assert Counter(prompts(api))["A fox"] == 1
@@ -412,93 +477,113 @@ def test_a_retry_goes_back_to_what_is_paid_before_it_submits(
     assert routes[1] == ("status", first), "the image of the first try is asked for before another is submitted"
 
 
-def test_an_execution_timeout_loses_nothing_and_the_next_try_goes_on(api: Sandbox, tmp_path: Path) -> None:
-    # Well after the first try, and well before the end of the second: the alarm is not to hit Airflow's own work.
-    api.configure(seconds_per_image=2.6)
-    end = draw(tmp_path, execution_timeout=timedelta(seconds=2))
+def test_an_execution_timeout_loses_nothing_and_the_next_try_goes_on(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_end: None
+) -> None:
+    api.configure(seconds_per_image=3600)
+    stop = batch.Batch.stop
+
+    def stop_and_finish(self: batch.Batch, reason: str) -> None:
+        stop(self, reason)
+        finish_images(api)
+
+    monkeypatch.setattr(batch.Batch, "stop", stop_and_finish)
+    with once(lambda: len(asked_after(api)) == 3, pass_execution_timeout):
+        end = draw(tmp_path, execution_timeout=timedelta(hours=1))
     assert end.state == "success"
-    assert end.tries > 1
+    assert end.tries == 2
     assert len(api.submissions) == 3
     assert statuses(tmp_path) == ["SUCCESS"] * 3
 
 
-def test_nothing_more_is_submitted_once_an_execution_timeout_has_passed(api: Sandbox, tmp_path: Path) -> None:
-    end = draw(
-        tmp_path,
-        requests=[f"Fox {number}" for number in range(100)],
-        max_in_flight=2,
-        execution_timeout=timedelta(seconds=2),
-        retries=0,
-    )
+def test_nothing_more_is_submitted_once_an_execution_timeout_has_passed(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_end: None
+) -> None:
+    submitted_by_then: list[int] = []
+    stop = batch.Batch.stop
+
+    def stop_and_count(self: batch.Batch, reason: str) -> None:
+        stop(self, reason)
+        submitted_by_then.append(len(api.submissions))
+
+    monkeypatch.setattr(batch.Batch, "stop", stop_and_count)
+    with once(lambda: len(api.submissions) >= 6, pass_execution_timeout):
+        end = draw(
+            tmp_path,
+            requests=[f"Fox {number}" for number in range(100)],
+            max_in_flight=2,
+            execution_timeout=timedelta(hours=1),
+            retries=0,
+        )
     assert end.state == "failed"
+    wait_until(has_ended, "the end of the batch")
     submitted = len(api.submissions)
-    assert 0 < submitted < 100
-    accepted = [submission.accepted_at for submission in api.submissions]
-    assert max(accepted) - min(accepted) < 2.5
-    time.sleep(1.5)
-    assert len(api.submissions) == submitted
+    # Two may have been on their way.
+    assert 6 <= submitted <= submitted_by_then[0] + 2 < 100
     stored = len(list(tmp_path.glob("*.jpg")))
     assert stored + len(hidden_files(tmp_path)) == submitted
 
 
-def test_an_execution_timeout_waits_for_the_answer_of_a_submission_under_way(api: Sandbox, tmp_path: Path) -> None:
-    api.configure(seconds_per_image=60.0, latency_seconds=3.0, fault_paths=("generate",))
-    end = draw(tmp_path, requests=["A", "B"], max_in_flight=1, execution_timeout=timedelta(seconds=2), retries=0)
+def test_an_execution_timeout_waits_for_the_answer_of_a_submission_under_way(
+    api: Sandbox, tmp_path: Path, answer_when_stopped: None
+) -> None:
+    api.configure(seconds_per_image=3600, latency_seconds=3600, fault_paths=("generate",))
+    with once(lambda: api.requests, pass_execution_timeout):
+        end = draw(tmp_path, requests=["A", "B"], max_in_flight=1, execution_timeout=timedelta(hours=1), retries=0)
     assert end.state == "failed"
     (record,) = [json.loads((tmp_path / name).read_text()) for name in hidden_files(tmp_path)]
     assert record["image_task_id"] == api.submissions[0].task_id
 
 
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> list[QwenImageBatchOperator]:
+    """The operators whose batches run or have run."""
+    operators: list[QwenImageBatchOperator] = []
+    run: Callable[..., Any] = QwenImageBatchOperator._run
+
+    def note(self: QwenImageBatchOperator, *args: Any) -> Any:
+        operators.append(self)
+        return run(self, *args)
+
+    monkeypatch.setattr(QwenImageBatchOperator, "_run", note)
+    return operators
+
+
 def test_a_batch_that_is_ended_from_outside_stops_within_seconds_with_everything_paid_on_record(
-    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: Sandbox, tmp_path: Path, running: list[QwenImageBatchOperator]
 ) -> None:
-    api.configure(seconds_per_image=60.0)
+    api.configure(seconds_per_image=3600)
     dag = dag_with_batch(tmp_path, requests=[f"Fox {number}" for number in range(20)], max_in_flight=4, retries=0)
     stopped_at: list[float] = []
 
-    def kill_when_in_flight() -> None:
-        while len(api.submissions) < 4:
-            time.sleep(0.01)
-        time.sleep(0.3)
+    def kill() -> None:
         stopped_at.append(time.monotonic())
-        running.on_kill()
+        running[0].on_kill()
 
-    running: Any = None
-    remember_running: Callable[..., Any] = QwenImageBatchOperator._run
-
-    def run(self: Any, *args: Any) -> Any:
-        nonlocal running
-        running = self
-        threading.Thread(target=kill_when_in_flight, daemon=True).start()
-        return remember_running(self, *args)
-
-    monkeypatch.setattr(QwenImageBatchOperator, "_run", run)
-    end = dag.run()["draw"]
-    assert time.monotonic() - stopped_at[0] < 6
+    with once(lambda: len(asked_after(api)) == 4, kill):
+        end = dag.run()["draw"]
+    # Left alone, it would wait for half an hour.
+    assert time.monotonic() - stopped_at[0] < 60
     assert end.state == "failed"
     assert "are paid, and can still be had" in str(end.error)
     assert Counter(statuses(tmp_path)) == {"UNFINISHED": 4, "NOT_SUBMITTED": 16}
     accepted = {submission.task_id for submission in api.submissions}
     assert {row["task_id"] for row in manifest(tmp_path) if row["status"] == "UNFINISHED"} == accepted
     # The next try, here after a Clear, goes back to them.
-    monkeypatch.undo()
-    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", api.connection_json)
     on_record = [json.loads((tmp_path / name).read_text())["image_task_id"] for name in hidden_files(tmp_path)]
     assert set(on_record) == accepted
 
 
 def test_a_submission_under_way_gets_a_few_seconds_for_its_answer(
-    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: Sandbox, tmp_path: Path, running: list[QwenImageBatchOperator], answer_when_stopped: None
 ) -> None:
-    api.configure(seconds_per_image=60.0, latency_seconds=1.0, fault_paths=("generate",))
-    remember_running: Callable[..., Any] = QwenImageBatchOperator._run
+    api.configure(seconds_per_image=3600, latency_seconds=3600, fault_paths=("generate",))
 
-    def run(self: Any, *args: Any) -> Any:
-        threading.Timer(0.5, self.on_kill).start()
-        return remember_running(self, *args)
+    def kill() -> None:
+        running[0].on_kill()
 
-    monkeypatch.setattr(QwenImageBatchOperator, "_run", run)
-    end = draw(tmp_path, requests=["A", "B"], max_in_flight=1, retries=0)
+    with once(lambda: api.requests, kill):
+        end = draw(tmp_path, requests=["A", "B"], max_in_flight=1, retries=0)
     assert end.state == "failed"
     assert statuses(tmp_path) == ["UNFINISHED", "NOT_SUBMITTED"]
     (record,) = [json.loads((tmp_path / name).read_text()) for name in hidden_files(tmp_path)]
@@ -515,7 +600,7 @@ def test_storage_that_cannot_be_written_fails_before_anything_is_paid(api: Sandb
 def test_blips_of_every_kind_lose_no_image(api: Sandbox, tmp_path: Path, quick_downloads: None) -> None:
     api.script("status", ("server_error", 2), "html", "drop", "rate_limit")
     api.script("image", "truncate", "server_error", "drop")
-    api.configure(retry_after=0.2)
+    api.configure(retry_after=0)
     end = draw(tmp_path, requests=[f"Fox {number}" for number in range(5)], max_in_flight=3)
     assert end.state == "success"
     assert len(api.submissions) == 5
@@ -526,18 +611,30 @@ def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "_MOST_THREADS", 2)
-    put_bytes, may_go_on, first = storage.put_bytes, threading.Event(), threading.Lock()
-    fetched: list[int] = []
+    put_bytes, may_go_on = storage.put_bytes, threading.Event()
+    save_image = batch_image.Drawer._save_image
+    drawn, fetches, fetched = count(1), count(), list[int]()
+
+    def look() -> None:
+        fetched.append(next(fetches))
+        may_go_on.set()
+
+    async def save(*args: Any) -> str:
+        if next(drawn) == 6:
+            # After the next step of the last of them, which is to wait for its turn, or to begin with its download.
+            asyncio.get_running_loop().call_soon(look)
+        return await save_image(*args)
+
+    async def fetch(*args: Any) -> Any:
+        next(fetches)
+        return await downloads.fetch_async(*args)
 
     def put(content: bytes, target: Any, **arguments: str) -> None:
-        if first.acquire(blocking=False):
-            # Long enough for all of them to be drawn and fetched, if they were.
-            time.sleep(3)
-            fetched.append([request.route for request in api.requests].count("image"))
-            may_go_on.set()
-        assert may_go_on.wait(30)
+        assert may_go_on.wait(60)
         put_bytes(content, target, **arguments)
 
+    monkeypatch.setattr(batch_image.Drawer, "_save_image", save)
+    monkeypatch.setattr(batch_image, "fetch_async", fetch)
     monkeypatch.setattr(images, "put_bytes", put)
     assert draw(tmp_path, requests=[f"Fox {number}" for number in range(6)], max_in_flight=6).state == "success"
     assert fetched == [2]

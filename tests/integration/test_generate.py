@@ -11,6 +11,7 @@ from PIL import Image
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 from tests.airflows import AIRFLOW_3
 from tests.integration.dag_runs import DagRun, TaskEnd, TestDag, dag_that_draws, stored_files
 
@@ -39,7 +40,17 @@ def test_without_waiting_it_returns_and_pushes_the_task_id(connected_api: Sandbo
 
 
 @in_both_ways
-def test_waiting_returns_what_was_made_and_what_it_cost(connected_api: Sandbox, deferrable: bool) -> None:
+def test_waiting_returns_what_was_made_and_what_it_cost(
+    connected_api: Sandbox, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deferred = []
+    run = QwenImageStatusTrigger.run
+
+    def note(self: QwenImageStatusTrigger) -> Any:
+        deferred.append(self.image_task_id)
+        return run(self)
+
+    monkeypatch.setattr(QwenImageStatusTrigger, "run", note)
     draw = _draw(wait_for_completion=True, deferrable=deferrable, seed=11, size="768*1024", output_format="webp")
 
     (submission,) = connected_api.submissions
@@ -59,6 +70,7 @@ def test_waiting_returns_what_was_made_and_what_it_cost(connected_api: Sandbox, 
     assert draw.xcoms["task_id"] == submission.task_id
     assert draw.xcoms["consumed_credits"] == 5
     assert draw.tries == 1
+    assert deferred == ([submission.task_id] if deferrable else [])
 
 
 @pytest.mark.parametrize(("deferrable", "scheme"), [(False, "file://"), (True, "")], ids=["URL", "deferred, path"])
@@ -100,7 +112,7 @@ def test_every_size_and_format_can_be_stored(connected_api: Sandbox, tmp_path: P
     dag = TestDag()
     with dag:
         QwenImageGenerateOperator.partial(
-            task_id="draw", prompt="A boat", output_path=str(tmp_path), poll_interval=0.05
+            task_id="draw", prompt="A boat", output_path=str(tmp_path), poll_interval=0.01
         ).expand_kwargs(asked)
     run = dag.run()
 
@@ -167,7 +179,7 @@ def test_mapped_prompts_make_an_image_each(connected_api: Sandbox, tmp_path: Pat
     dag = TestDag()
     with dag:
         QwenImageGenerateOperator.partial(
-            task_id="draw", output_path=str(tmp_path), poll_interval=0.05, deferrable=deferrable
+            task_id="draw", output_path=str(tmp_path), poll_interval=0.01, deferrable=deferrable
         ).expand(prompt=["A tin robot", "A paper moon", "A glass apple"])
     run = dag.run()
 
@@ -182,7 +194,7 @@ def test_equal_mapped_prompts_with_a_random_seed_overwrite_nothing(connected_api
     dag = TestDag()
     with dag:
         QwenImageGenerateOperator.partial(
-            task_id="draw", output_path=str(tmp_path), poll_interval=0.05, deferrable=True
+            task_id="draw", output_path=str(tmp_path), poll_interval=0.01, deferrable=True
         ).expand(prompt=["A tin robot", "A tin robot"])
     run = dag.run()
 

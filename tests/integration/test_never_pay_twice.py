@@ -2,9 +2,7 @@
 
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from airflow_provider_qwenimage import images, triggers
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.ledger import Ledger
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.events import once
 from tests.integration.dag_runs import (
     AIMS,
     Crash,
@@ -129,41 +128,28 @@ def _assert_stopped(draw: TaskEnd) -> None:
 
 
 @pytest.fixture
-def crash_on_accepted(connected_api: Sandbox) -> Iterator[Callable[[], None]]:
-    """Return a function that has the next submission end the task once the API has accepted it."""
-    threads = []
+def crash_on_signal() -> Iterator[None]:
+    """Have SIGUSR1 end what this process does."""
 
     def crash(number: int, frame: object) -> None:
         raise Crash("accepted")
 
     before = signal.signal(signal.SIGUSR1, crash)
-
-    def watch() -> None:
-        while not connected_api.submissions:
-            time.sleep(0.01)
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    def start() -> None:
-        threads.append(threading.Thread(target=watch, daemon=True))
-        threads[-1].start()
-
-    yield start
-    for thread in threads:
-        thread.join(10)
+    yield
     signal.signal(signal.SIGUSR1, before)
 
 
 @with_any_record
 def test_a_crash_while_the_answer_is_awaited_stops_the_retry_and_a_clear_submits_once(
-    connected_api: Sandbox, aim: dict[str, Any], crash_on_accepted: Callable[[], None]
+    connected_api: Sandbox, aim: dict[str, Any], crash_on_signal: None
 ) -> None:
-    connected_api.configure(hang_seconds=60)
+    connected_api.configure(hang_seconds=3600)
     connected_api.script("generate", "hang_after")
-    crash_on_accepted()
     dag = dag_that_draws(**aim)
+    with once(lambda: connected_api.submissions, lambda: os.kill(os.getpid(), signal.SIGUSR1)):
+        draw = dag.run()["draw"]
 
-    _assert_stopped(dag.run()["draw"])
+    _assert_stopped(draw)
     assert len(connected_api.submissions) == 1
     assert dag.clear("draw").state == "success"
     assert len(connected_api.submissions) == 2

@@ -85,7 +85,7 @@ def test_a_second_task_with_the_same_request_and_folder_uses_the_image_of_the_fi
     dag = TestDag()
     with dag:
         first, second = (
-            QwenImageGenerateOperator(task_id=name, prompt="A boat", poll_interval=0.05, output_path=str(tmp_path))
+            QwenImageGenerateOperator(task_id=name, prompt="A boat", poll_interval=0.01, output_path=str(tmp_path))
             for name in ("first", "second")
         )
         first >> second
@@ -100,7 +100,7 @@ def test_tasks_with_other_requests_share_a_folder(connected_api: Sandbox, tmp_pa
     dag = TestDag()
     with dag:
         QwenImageGenerateOperator.partial(
-            task_id="draw", prompt="A boat", poll_interval=0.05, output_path=str(tmp_path), deferrable=True
+            task_id="draw", prompt="A boat", poll_interval=0.01, output_path=str(tmp_path), deferrable=True
         ).expand_kwargs(asked)
     paths = [end.returned["paths"][0] for end in _ends(dag.run())]
 

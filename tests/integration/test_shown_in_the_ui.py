@@ -19,6 +19,7 @@ from airflow_provider_qwenimage import (
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.events import finish_image, finish_images, once
 from tests.integration.dag_runs import WAITS, TestDag, crash_once, dag_that_draws
 from tests.integration.test_batch import dag_with_batch
 
@@ -123,7 +124,7 @@ def test_a_sensor_stores_its_links_as_well(
     image_task_id = QwenImageHook().generate("A fox")
     dag = TestDag()
     with dag:
-        QwenImageStatusSensor(task_id="wait", image_task_id=image_task_id, **{"poke_interval": 0.05} | wait)
+        QwenImageStatusSensor(task_id="wait", image_task_id=image_task_id, **{"poke_interval": 0.01} | wait)
     (url,) = dag.run()["wait"].returned
     assert stored_links[-1] == (IMAGE.xcom_key, url)
     assert stored_links[0][0] == GENERATED_IMAGES.xcom_key
@@ -173,7 +174,7 @@ def test_storage_for_what_is_shown_that_fails_does_not_hide_the_failure(
 def test_a_sensor_tells_what_it_waits_for_before_it_does(connected_api: Sandbox) -> None:
     dag = TestDag()
     with dag:
-        QwenImageStatusSensor(task_id="wait", image_task_id="n43nobodyknows", poke_interval=0.05)
+        QwenImageStatusSensor(task_id="wait", image_task_id="n43nobodyknows", poke_interval=0.01)
     end = dag.run()["wait"]
     assert end.state == "failed"
     assert end.xcoms["task_id"] == "n43nobodyknows"
@@ -187,9 +188,9 @@ def rows_of(path: str) -> list[dict[str, Any]]:
 def test_a_batch_lists_its_rows_while_it_runs_and_leaves_no_list_behind(
     connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connected_api.configure(seconds_per_image=1.5)
-    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.2)
-    monkeypatch.setattr(batch_manifest, "_SECONDS", 0.2)
+    connected_api.configure(seconds_per_image=3600)
+    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.02)
+    monkeypatch.setattr(batch_manifest, "_SECONDS", 0.0)
     monkeypatch.setattr(batch_manifest, "_SHARE", 1.0)
     listed: list[list[dict[str, Any]]] = []
     report = QwenImageBatchOperator._report
@@ -197,6 +198,10 @@ def test_a_batch_lists_its_rows_while_it_runs_and_leaves_no_list_behind(
     def watch(self: Any, ti: Any, batch: Any, last: Any, rows: str | None = None) -> dict[str, Any]:
         if rows is not None:
             listed.append(rows_of(rows))
+            # Each image is drawn once it was listed as the one that is under way.
+            under_way = {row["task_id"] for row in listed[-1] if row["status"] == "IN_PROGRESS"} - {None}
+            if len(under_way) == 1:
+                finish_image(connected_api, *under_way)
         return report(self, ti, batch, last, rows)
 
     monkeypatch.setattr(QwenImageBatchOperator, "_report", watch)
@@ -217,10 +222,11 @@ def test_a_batch_lists_its_rows_while_it_runs_and_leaves_no_list_behind(
 def test_the_list_of_a_batch_that_was_killed_is_removed_by_the_next_try(
     connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connected_api.configure(seconds_per_image=1.0)
-    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.2)
+    connected_api.configure(seconds_per_image=3600)
+    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.02)
     crash_once(monkeypatch, QwenImageBatchOperator, "_put_manifest")
-    end = dag_with_batch(tmp_path).run()["draw"]
+    with once(lambda: list(tmp_path.glob(".rows-*")), lambda: finish_images(connected_api)):
+        end = dag_with_batch(tmp_path).run()["draw"]
     assert (end.state, end.tries) == ("success", 2)
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
 
@@ -228,12 +234,13 @@ def test_the_list_of_a_batch_that_was_killed_is_removed_by_the_next_try(
 def test_a_list_that_cannot_be_written_does_not_stop_a_batch(
     connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connected_api.configure(seconds_per_image=1.0)
-    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.2)
+    connected_api.configure(seconds_per_image=3600)
+    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.02)
     put_file = storage.put_file
 
     def fail_for_rows(local: Path, target: Any, **kwargs: Any) -> None:
         if target.name.startswith(".rows-"):
+            finish_images(connected_api)
             raise OSError(28, "No space left on device")
         put_file(local, target, **kwargs)
 

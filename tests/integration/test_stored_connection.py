@@ -22,8 +22,8 @@ from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatu
 
 with DAG("from_the_command_line", schedule=None, start_date=pendulum.datetime(2024, 1, 1)):
     submit = QwenImageGenerateOperator(task_id="submit", prompt="A boat")
-    QwenImageStatusSensor(task_id="sense", image_task_id=submit.output, poke_interval=0.05)
-    QwenImageGenerateOperator(task_id="draw", prompt="A kite", output_path={folder!r}, poll_interval=0.05)
+    QwenImageStatusSensor(task_id="sense", image_task_id=submit.output, poke_interval=0.01)
+    QwenImageGenerateOperator(task_id="draw", prompt="A kite", output_path={folder!r}, poll_interval=0.01)
 """
 
 
@@ -46,15 +46,15 @@ def test_every_way_to_wait_finds_it_under_dag_test(api: Sandbox, stored_connecti
     dag = TestDag()
     with dag:
         for name, wait in WAITS.items():
-            submit = QwenImageGenerateOperator(task_id=f"submit_{name}", prompt=f"[slow] {name}")
-            QwenImageStatusSensor(task_id=f"sense_{name}", image_task_id=submit.output, poke_interval=0.05, **wait)
+            submit = QwenImageGenerateOperator(task_id=f"submit_{name}", prompt=name)
+            QwenImageStatusSensor(task_id=f"sense_{name}", image_task_id=submit.output, poke_interval=0.01, **wait)
         for deferrable in (False, True):
             QwenImageGenerateOperator(
                 task_id=f"draw_{deferrable}",
                 prompt=f"A kite, {deferrable}",
                 output_path=str(tmp_path),
                 deferrable=deferrable,
-                poll_interval=0.05,
+                poll_interval=0.01,
             )
     run = dag.run()
 

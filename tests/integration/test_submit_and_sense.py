@@ -8,6 +8,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSen
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.events import pass_deadlines, status_reads
 from tests.integration.dag_runs import WAITS, DagRun, TestDag
 
 in_every_mode = pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
@@ -19,21 +20,27 @@ def _submit_and_sense(prompt: str, **sensor: Any) -> DagRun:
     dag = TestDag()
     with dag:
         submit = QwenImageGenerateOperator(task_id="submit", prompt=prompt)
-        QwenImageStatusSensor(task_id="sense", image_task_id=submit.output, **{"poke_interval": 0.05} | sensor)
+        QwenImageStatusSensor(task_id="sense", image_task_id=submit.output, **{"poke_interval": 0.01} | sensor)
     return dag.run()
 
 
 def _sense(**sensor: Any) -> DagRun:
     dag = TestDag()
     with dag:
-        QwenImageStatusSensor(task_id="sense", **{"poke_interval": 0.05} | sensor)
+        QwenImageStatusSensor(task_id="sense", **{"poke_interval": 0.01} | sensor)
     return dag.run()
+
+
+def _passing_timeout(monkeypatch: pytest.MonkeyPatch, wait: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a sensor that waits in this way, with a timeout that passes once it does."""
+    if wait is not WAITS["deferrable"]:
+        return wait | {"timeout": 0.1}
+    pass_deadlines(monkeypatch)
+    return wait | {"timeout": 3600}
 
 
 @in_every_mode
 def test_the_sensor_returns_the_image_urls_of_what_was_submitted(connected_api: Sandbox, wait: dict[str, Any]) -> None:
-    # Longer than a busy machine needs from one task to the next, or the sensor would have nothing to wait for.
-    connected_api.configure(seconds_per_image=5)
     run = _submit_and_sense("A lighthouse at dusk", **wait)
 
     (submission,) = connected_api.submissions
@@ -52,8 +59,7 @@ def test_the_sensor_returns_the_image_urls_of_what_was_submitted(connected_api: 
         "return_value": [url],
     }
     assert connected_api.credits_charged == 5
-    looks = [request for request in connected_api.requests if request.route == "status"]
-    assert len(looks) >= 2, "the image was done before the sensor had to wait"
+    assert status_reads(connected_api) == 2, "the image was done before the sensor had to wait"
 
 
 @in_every_mode
@@ -92,9 +98,11 @@ def test_a_failed_image_skips_a_sensor_that_fails_softly(connected_api: Sandbox,
 
 
 @deferred_and_poking
-def test_a_deadline_skips_a_sensor_that_fails_softly(connected_api: Sandbox, wait: dict[str, Any]) -> None:
-    connected_api.configure(seconds_per_image=60)
-    sense = _submit_and_sense("Fog", soft_fail=True, timeout=0.5, **wait)["sense"]
+def test_a_deadline_skips_a_sensor_that_fails_softly(
+    connected_api: Sandbox, wait: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected_api.configure(seconds_per_image=3600)
+    sense = _submit_and_sense("Fog", soft_fail=True, **_passing_timeout(monkeypatch, wait))["sense"]
 
     assert (sense.state, sense.tries) == ("skipped", 1)
 
@@ -128,7 +136,6 @@ def test_a_wrong_key_fails_the_sensor_at_once_and_is_not_told(
 def test_an_api_that_says_no_later_ends_the_wait(
     connected_api: Sandbox, wait: dict[str, Any], fault: str, code: int
 ) -> None:
-    connected_api.configure(seconds_per_image=60)
     connected_api.script("status", "ok", fault)
     sense = _submit_and_sense("A lighthouse", **wait)["sense"]
 
@@ -164,17 +171,21 @@ def test_an_api_that_only_fails_ends_the_wait_after_the_allowed_number(
 
 
 @in_every_mode
-def test_the_deadline_fails_the_sensor_without_a_retry(connected_api: Sandbox, wait: dict[str, Any]) -> None:
-    connected_api.configure(seconds_per_image=60)
-    sense = _submit_and_sense("A lighthouse", timeout=0.6, **wait)["sense"]
+def test_the_deadline_fails_the_sensor_without_a_retry(
+    connected_api: Sandbox, wait: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected_api.configure(seconds_per_image=3600)
+    sense = _submit_and_sense("A lighthouse", **_passing_timeout(monkeypatch, wait))["sense"]
 
     assert (sense.state, sense.tries) == ("failed", 1)
     assert isinstance(sense.error, AirflowSensorTimeout)
 
 
-def test_the_deadline_of_a_deferred_sensor_tells_how_to_get_the_image_later(connected_api: Sandbox) -> None:
-    connected_api.configure(seconds_per_image=60)
-    sense = _submit_and_sense("A lighthouse", timeout=0.6)["sense"]
+def test_the_deadline_of_a_deferred_sensor_tells_how_to_get_the_image_later(
+    connected_api: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected_api.configure(seconds_per_image=3600)
+    sense = _submit_and_sense("A lighthouse", **_passing_timeout(monkeypatch, WAITS["deferrable"]))["sense"]
 
     (submission,) = connected_api.submissions
     assert submission.task_id in str(sense.error)
@@ -182,13 +193,14 @@ def test_the_deadline_of_a_deferred_sensor_tells_how_to_get_the_image_later(conn
     assert "raise the timeout" in str(sense.error)
 
 
-def test_an_execution_timeout_bounds_a_deferred_sensor(connected_api: Sandbox) -> None:
-    connected_api.configure(seconds_per_image=60)
-    sense = _submit_and_sense("A lighthouse", timeout=60, execution_timeout=timedelta(seconds=2), retries=0)["sense"]
+def test_an_execution_timeout_bounds_a_deferred_sensor(connected_api: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    connected_api.configure(seconds_per_image=3600)
+    ahead = pass_deadlines(monkeypatch)
+    sense = _submit_and_sense("A lighthouse", timeout=7200, execution_timeout=timedelta(hours=1), retries=0)["sense"]
 
     assert (sense.state, sense.tries) == ("failed", 1)
-    looks = [request.time for request in connected_api.requests if request.route == "status"]
-    assert looks[-1] - looks[0] < 5
+    assert [1800 < seconds < 3600 for seconds in ahead] == [True]
+    assert status_reads(connected_api) == 2
 
 
 @deferred_and_poking
@@ -196,7 +208,7 @@ def test_a_mapped_sensor_waits_for_each_image(connected_api: Sandbox, wait: dict
     dag = TestDag()
     with dag:
         submit = QwenImageGenerateOperator.partial(task_id="submit").expand(prompt=["One boat", "Two boats"])
-        QwenImageStatusSensor.partial(task_id="sense", poke_interval=0.05, **wait).expand(image_task_id=submit.output)
+        QwenImageStatusSensor.partial(task_id="sense", poke_interval=0.01, **wait).expand(image_task_id=submit.output)
     run = dag.run()
 
     assert run.state == "success"
