@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from airflow_provider_qwenimage.sandbox import callbacks
+from tests.events import wait_until
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Api
@@ -51,43 +54,74 @@ def receiver(request: pytest.FixtureRequest) -> Iterator[Receiver]:
     opened.close()
 
 
+class Call:
+    """The only call of a test, with short pauses between its tries: when it may begin, and when it is over."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_begin, self.is_over = threading.Event(), threading.Event()
+        call = callbacks.Callbacks._call
+
+        async def held(*args: Any) -> None:
+            while not self.may_begin.is_set():  # noqa: ASYNC110  it is another thread's
+                await asyncio.sleep(0.005)
+            await call(*args)
+            self.is_over.set()
+
+        monkeypatch.setattr(callbacks.Callbacks, "_call", held)
+        monkeypatch.setattr(callbacks, "_PAUSES_SECONDS", (0.0, 0.01, 0.01))
+
+    def make(self) -> None:
+        """Let it begin, and wait until it is over."""
+        self.may_begin.set()
+        wait_until(self.is_over.is_set, "the end of the call")
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Call:
+    return Call(monkeypatch)
+
+
 @pytest.mark.parametrize(("prompt", "status"), [("a cat", "SUCCESS"), ("a cat [fail]", "FAILED")])
-def test_the_url_is_called_once_with_the_final_status(api: Api, receiver: Receiver, prompt: str, status: str) -> None:
+def test_the_url_is_called_once_with_the_final_status(
+    api: Api, receiver: Receiver, call: Call, prompt: str, status: str
+) -> None:
     api.sandbox.configure(seconds_per_image=0.1)
     task_id = api.submit(prompt, callback_url=receiver.url)
     assert receiver.received.empty()
-    payload = receiver.received.get(timeout=5)
+    call.make()
+    payload = receiver.received.get_nowait()
     assert (payload["task_id"], payload["status"]) == (task_id, status)
     assert payload == api.status(task_id).json()["data"]
-    time.sleep(0.1)
     assert receiver.received.empty()
     (record,) = api.sandbox.callbacks
     assert (record.task_id, record.url, record.status) == (task_id, receiver.url, 200)
+    assert record.time >= api.sandbox.submissions[0].accepted_at + 0.1
 
 
 @pytest.mark.parametrize("receiver", [(500,)], indirect=True)
-def test_a_refused_call_is_tried_again(api: Api, receiver: Receiver) -> None:
+def test_a_refused_call_is_tried_again(api: Api, receiver: Receiver, call: Call) -> None:
     api.submit(callback_url=receiver.url)
-    assert receiver.received.get(timeout=5) == receiver.received.get(timeout=5)
-    time.sleep(0.1)
+    call.make()
+    assert receiver.received.get_nowait() == receiver.received.get_nowait()
+    assert receiver.received.empty()
     assert [record.status for record in api.sandbox.callbacks] == [500, 200]
 
 
-def test_nobody_there_is_noted_and_does_not_hold_up_the_stop(api: Api, receiver: Receiver) -> None:
+def test_nobody_there_is_noted_and_does_not_hold_up_the_stop(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, stop_waiting_for_nothing: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(callbacks, "_PAUSES_SECONDS", (0.0, 3600.0))
     receiver.server.server_close()
     api.submit(callback_url=receiver.url)
-    deadline = time.monotonic() + 5
-    while not api.sandbox.callbacks and time.monotonic() < deadline:
-        time.sleep(0.01)
-    started = time.monotonic()
-    api.sandbox.stop()
-    assert time.monotonic() - started < 1
-    assert api.sandbox.callbacks[0].status is None
+    wait_until(lambda: api.sandbox.callbacks, "the first try")
+    stop_waiting_for_nothing()
+    (record,) = api.sandbox.callbacks
+    assert record.status is None
 
 
-def test_a_reset_takes_promised_calls_back(api: Api, receiver: Receiver) -> None:
-    api.sandbox.configure(seconds_per_image=0.1)
+def test_a_reset_takes_promised_calls_back(api: Api, receiver: Receiver, call: Call) -> None:
     api.submit(callback_url=receiver.url)
     api.sandbox.reset()
-    time.sleep(0.2)
+    call.make()
     assert receiver.received.empty()
+    assert api.sandbox.callbacks == []

@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "airflow_provider_qwenimage.sandbox"]
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([*COMMAND, *options], capture_output=True, text=True, check=False)
 
 
 def banner(process: subprocess.Popen[str]) -> str:
@@ -47,11 +47,11 @@ def test_it_starts_prints_answers_and_stops(number: signal.Signals) -> None:
         assert f"curl -X PATCH {connection['host']}/sandbox/settings" in said
         headers = {"Authorization": "Bearer sk-b"}
         url = f"{connection['host']}/api/generate"
-        assert requests.post(url, json={"prompt": "a cat"}, headers=headers, timeout=10).status_code == 200
+        assert requests.post(url, json={"prompt": "a cat"}, headers=headers).status_code == 200
         status = f"{connection['host']}/api/status?task_id=x"
-        assert [requests.get(status, headers=headers, timeout=10).status_code for _ in range(3)] == [429, 429, 404]
+        assert [requests.get(status, headers=headers).status_code for _ in range(3)] == [429, 429, 404]
         process.send_signal(number)
-        output, errors = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=60)
         assert (process.returncode, output.strip(), errors) == (0, "Stopped.", "")
 
 

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.sandbox.conftest import Api
+from tests.sandbox.conftest import Api, Clock
 
 
 @pytest.fixture
@@ -21,14 +21,19 @@ def file(tmp_path: Path) -> Path:
 
 def test_tasks_go_on_and_stay_charged_over_a_restart(file: Path) -> None:
     with requests.Session() as session:
-        with Sandbox(seconds_per_image=1.5, state_file=str(file)) as sandbox:
+        with Sandbox(seconds_per_image=100, state_file=str(file)) as sandbox:
+            clock = Clock(sandbox)
             before = Api(sandbox, session)
             drawn = before.submit("a cat", seed=7, size="1024*768", output_format="png")
             refused = before.submit("a celebrity [policy]")
             assert sandbox.credits_charged == 10
             accepted = sandbox.submissions
-        with Sandbox(seconds_per_image=60, state_file=str(file)) as sandbox:
+        with Sandbox(seconds_per_image=5000, state_file=str(file)) as sandbox:
+            clock.take_over(sandbox)
             after = Api(sandbox, session)
+            clock.now += 99
+            assert after.status(drawn).json()["data"]["status"] == "IN_PROGRESS"
+            clock.now += 1
             data = after.finish(drawn)
             assert (data["status"], data["request"]["prompt"], data["request"]["size"]) == (
                 "SUCCESS",
@@ -88,7 +93,7 @@ def test_a_folder_that_is_missing_is_named_before_anything_starts(tmp_path: Path
     with pytest.raises(ValueError, match="state_file is .*cannot be written.*a folder that exists"):
         Sandbox(state_file=missing)
     command = [sys.executable, "-m", "airflow_provider_qwenimage.sandbox", "--port=0", f"--state-file={missing}"]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "state_file is" in ended.stderr
 

@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.events import wait_until
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Api
@@ -26,20 +27,13 @@ KEY = {"Authorization": "Bearer sk-sandbox"}
 
 def generate(sandbox: Sandbox, verify: str | bool = True) -> requests.Response:
     url, body = f"{sandbox.url}/api/generate", {"prompt": "a cat", "seed": 1}
-    return requests.post(url, json=body, headers=KEY, timeout=10, verify=verify)
+    return requests.post(url, json=body, headers=KEY, verify=verify)
 
 
 def image_url(sandbox: Sandbox, verify: str | bool = True) -> str:
     url = f"{sandbox.url}/api/status?task_id={generate(sandbox, verify).json()['data']['task_id']}"
-    data = requests.get(url, headers=KEY, timeout=10, verify=verify).json()["data"]
+    data = requests.get(url, headers=KEY, verify=verify).json()["data"]
     return str(data["response"][0])
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen within 5 seconds"
-        time.sleep(0.01)
 
 
 def test_importing_the_sandbox_is_light() -> None:
@@ -94,14 +88,16 @@ def test_a_port_in_use_is_one_clear_error_and_leaves_nothing_open() -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["hang", "hang_after", "oversized"])
-def test_stopping_is_quick_while_requests_hang(api: Api, behaviour: str) -> None:
-    api.sandbox.configure(oversized_bytes=10**10)
+def test_stopping_is_quick_while_requests_hang(
+    api: Api, stop_waiting_for_nothing: Callable[[], None], behaviour: str
+) -> None:
+    api.sandbox.configure(oversized_bytes=10**10, hang_seconds=3600)
     route = "image" if behaviour == "oversized" else "generate"
     url = api.image_url()
     ended = threading.Event()
 
     def read_slowly() -> None:
-        with requests.get(url, stream=True, timeout=10) as answer:
+        with requests.get(url, stream=True) as answer:
             for _ in answer.iter_content(65536):
                 time.sleep(0.01)
 
@@ -111,13 +107,11 @@ def test_stopping_is_quick_while_requests_hang(api: Api, behaviour: str) -> None
         ended.set()
 
     api.sandbox.script(route, behaviour)
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    wait_until(lambda: api.sandbox.requests[-1].behaviour == behaviour)
-    started = time.monotonic()
-    api.sandbox.stop()
-    assert time.monotonic() - started < 1
-    assert ended.wait(5)
+    wait_until(lambda: api.sandbox.requests[-1].behaviour == behaviour, "the request")
+    stop_waiting_for_nothing()
+    wait_until(ended.is_set, "the end of the request")
     asking.join()
 
 
@@ -128,7 +122,7 @@ def test_several_threads_may_stop_it_at_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     with pytest.raises(RuntimeError):
         _ = sandbox.url
@@ -138,8 +132,10 @@ def test_nothing_is_left_behind_and_nothing_is_printed(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         """
-import asyncio, gc, socket, threading, urllib.request
+import asyncio, gc, logging, socket, threading, urllib.request
 from airflow_provider_qwenimage.sandbox import Sandbox
+# In development mode asyncio tells how slow the machine is.
+logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
 for behaviour in ("ok", "drop", "drop_after", "hang", "html"):
     with Sandbox(seconds_per_image=0, hang_seconds=60) as sandbox:
         sandbox.script("generate", behaviour)
@@ -188,9 +184,7 @@ def test_the_image_urls_can_be_placed_elsewhere(arguments: dict[str, Any], prefi
 def test_the_image_urls_have_the_name_by_which_the_client_knows_the_machine(api: Api) -> None:
     task_id = api.submit()
     headers = {"Authorization": "Bearer sk-sandbox", "Host": "sandbox.example:8512"}
-    data = api.session.get(
-        f"{api.sandbox.url}/api/status", params={"task_id": task_id}, headers=headers, timeout=10
-    ).json()["data"]
+    data = api.session.get(f"{api.sandbox.url}/api/status", params={"task_id": task_id}, headers=headers).json()["data"]
     assert urlsplit(data["response"][0]).hostname == "sandbox.example"
 
 
@@ -204,7 +198,7 @@ def test_it_serves_https_with_a_certificate(tmp_path: Path) -> None:
         assert sandbox.connection_uri.endswith("/https")
         url = image_url(sandbox, str(certificate))
         assert url.startswith("https://")
-        assert requests.get(url, timeout=10, verify=str(certificate)).status_code == 200
+        assert requests.get(url, verify=str(certificate)).status_code == 200
         sandbox.script("image", "truncate")
         with pytest.raises(requests.exceptions.ChunkedEncodingError):
-            requests.get(url, timeout=10, verify=str(certificate))
+            requests.get(url, verify=str(certificate))

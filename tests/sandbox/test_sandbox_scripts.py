@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import threading
 import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +16,11 @@ import requests
 from PIL import Image, UnidentifiedImageError
 
 from airflow_provider_qwenimage.sandbox.faults import BEHAVIOURS
+from airflow_provider_qwenimage.sandbox.server import SandboxServer
+from tests.events import wait_until
 
 if TYPE_CHECKING:
-    from tests.sandbox.conftest import Api
+    from tests.sandbox.conftest import Api, Clock
 
 ERRORS = {
     "rate_limit": 429,
@@ -70,21 +77,61 @@ def test_a_dropped_submission_is_charged_only_if_dropped_after(api: Api, behavio
     assert (record.status, record.behaviour) == (None, behaviour)
 
 
+@contextlib.contextmanager
+def submitting(api: Api) -> Iterator[HTTPConnection]:
+    """Submit, without waiting for the answer; hang up at the end of the block."""
+    connection = HTTPConnection(api.sandbox.url.removeprefix("http://"))
+    headers = {"Authorization": "Bearer sk-sandbox", "Content-Type": "application/json"}
+    with contextlib.closing(connection):
+        connection.request("POST", "/api/generate", json.dumps({"prompt": "a cat"}), headers)
+        yield connection
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses of hanging requests, as they begin."""
+    pause, begun = SandboxServer._pause, list[float]()
+
+    async def note(server: SandboxServer, seconds: float) -> None:
+        begun.append(seconds)
+        await pause(server, seconds)
+
+    monkeypatch.setattr(SandboxServer, "_pause", note)
+    return begun
+
+
 @pytest.mark.parametrize(("behaviour", "accepted"), [("hang", 0), ("hang_after", 1)])
-def test_a_hanging_submission_is_charged_only_if_hanging_after(api: Api, behaviour: str, accepted: int) -> None:
+def test_a_hanging_submission_is_charged_only_if_hanging_after(
+    api: Api, pauses: list[float], behaviour: str, accepted: int
+) -> None:
     api.sandbox.script("generate", behaviour)
-    with pytest.raises(requests.ReadTimeout):
-        api.generate(timeout=0.2)
-    time.sleep(0.05)
+    with submitting(api) as connection:
+        wait_until(lambda: pauses, "the hanging")
+        assert len(api.sandbox.submissions) == accepted
+        connection.sock.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            connection.getresponse()
     assert len(api.sandbox.submissions) == accepted
 
 
-def test_who_hangs_up_is_not_charged_when_the_hanging_ends(api: Api) -> None:
-    api.sandbox.configure(hang_seconds=0.3)
+def test_who_hangs_up_is_not_charged_when_the_hanging_ends(
+    api: Api, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve, ended = SandboxServer._serve, threading.Event()
+
+    async def note(*args: Any) -> Any:
+        try:
+            return await serve(*args)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(SandboxServer, "_serve", note)
+    api.sandbox.configure(hang_seconds=3600)
     api.sandbox.script("generate", "hang")
-    with pytest.raises(requests.ReadTimeout):
-        api.generate(timeout=0.1)
-    time.sleep(0.4)
+    with submitting(api):
+        wait_until(lambda: pauses, "the hanging")
+        assert not ended.is_set()
+    wait_until(ended.is_set, "the sandbox to see that the client has hung up")
     assert api.sandbox.submissions == []
 
 
@@ -140,11 +187,11 @@ def test_an_api_redirect_leads_to_another_origin(api: Api, route: str) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "status"), [("failure", "FAILED"), ("policy", "FAILED"), ("slow", "IN_PROGRESS")]
 )
-def test_what_becomes_of_a_task_can_be_scripted(api: Api, behaviour: str, status: str) -> None:
-    api.sandbox.configure(seconds_per_image=0.1, pending_share=0)
+def test_what_becomes_of_a_task_can_be_scripted(api: Api, clock: Clock, behaviour: str, status: str) -> None:
+    api.sandbox.configure(seconds_per_image=100, pending_share=0)
     api.sandbox.script("generate", behaviour)
     task_id = api.submit()
-    time.sleep(0.15)
+    clock.now += 150
     assert api.status(task_id).json()["data"]["status"] == status
 
 
