@@ -22,15 +22,27 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 _KILLS = 40
-_LONGEST_LIFE_SECONDS = 0.06
+# How often the longest life of a writer is enough to write everything.
+_LONGEST_LIFE = 3
 _SIZE_BYTES = 3_000_000
 
 
-def _write(target: ObjectStoragePath, sources: list[Path]) -> NoReturn:
+def _write(target: ObjectStoragePath, sources: list[Path]) -> None:
+    for source in sources:
+        storage.put_file(source, target / "image.bin")
+        storage.put_json({"source": source.name, "filler": "狐" * 50_000}, target / "record.json")
+
+
+def _write_for_ever(target: ObjectStoragePath, sources: list[Path]) -> NoReturn:
     while True:
-        for source in sources:
-            storage.put_file(source, target / "image.bin")
-            storage.put_json({"source": source.name, "filler": "狐" * 50_000}, target / "record.json")
+        _write(target, sources)
+
+
+def _seconds_to_write(target: ObjectStoragePath, sources: list[Path]) -> float:
+    _write(target, sources)
+    began = time.monotonic()
+    _write(target, sources)
+    return time.monotonic() - began
 
 
 def _is_whole(file: Path, hashes: set[str]) -> bool:
@@ -50,19 +62,24 @@ def _main(folder: Path) -> None:
     hashes = {hashlib.sha256(source.read_bytes()).hexdigest() for source in sources}
     # Before the forks: Airflow takes its time to open a storage for the first time.
     target = storage.open_output_path(f"file://{stored}")
-    found, broken = 0, []
-    for _ in range(_KILLS):
+    longest_life = _LONGEST_LIFE * _seconds_to_write(storage.open_output_path(f"file://{folder / 'tried'}"), sources)
+    kills, found, cut_off, broken = 0, 0, 0, []
+    while kills < _KILLS or not found or not cut_off:
+        if kills >= _KILLS:
+            # The machine has become slower meanwhile.
+            longest_life *= 1.5
+        kills += 1
         child = os.fork()
         if child == 0:
-            _write(target, sources)
-        time.sleep(random.uniform(0, _LONGEST_LIFE_SECONDS))
+            _write_for_ever(target, sources)
+        time.sleep(random.uniform(0, longest_life))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         for file in sorted(stored.glob("[!.]*")):
             found += 1
             if not _is_whole(file, hashes):
                 broken.append(file.name)
-    cut_off = len(list(stored.glob(".*")))
+        cut_off = len(list(stored.glob(".*")))
     sys.stderr.write(json.dumps({"found": found, "broken": broken, "cut_off": cut_off}) + "\n")
 
 

@@ -297,7 +297,7 @@ def test_processes_that_store_under_one_name_at_once_leave_a_pair(drawn: list[Ta
             for number in range(writers)
         ]
         for future in storing:
-            assert len(future.result(timeout=60)) == len(directories)
+            assert len(future.result(timeout=100)) == len(directories)
     for directory in directories:
         sidecar, sha256 = pair_in(directory)
         assert sidecar["sha256"] == sha256

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ import pytest
 import requests
 import uvicorn
 
-_START_SECONDS = 60
+from tests.events import wait_until
+
 AUTH_MANAGER = "tests.gallery.auth_manager.DagsInTheirNames"
 
 
@@ -68,11 +68,8 @@ def serving(airflow_home: Path) -> Iterator[Server]:
         server = uvicorn.Server(uvicorn.Config(create_app(apps="core"), log_level="error", lifespan="on"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
-        deadline = time.monotonic() + _START_SECONDS
-        while not server.started:
-            assert thread.is_alive(), "the API server did not start"
-            assert time.monotonic() < deadline, "the API server did not start in time"
-            time.sleep(0.05)
+        wait_until(lambda: server.started or not thread.is_alive(), "the start of the API server")
+        assert server.started, "the API server did not start"
         try:
             yield Server(f"http://127.0.0.1:{bound.getsockname()[1]}")
         finally:
