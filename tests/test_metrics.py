@@ -185,7 +185,7 @@ def test_statsd_gets_every_name_and_number(monkeypatch: pytest.MonkeyPatch, with
         monkeypatch.setitem(sys.modules, "statsd", SimpleNamespace(StatsClient=Client))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
-        server.settimeout(2)
+        server.settimeout(60)
         monkeypatch.setenv("AIRFLOW__METRICS__STATSD_ON", "True")
         monkeypatch.setenv("AIRFLOW__METRICS__STATSD_HOST", "127.0.0.1")
         monkeypatch.setenv("AIRFLOW__METRICS__STATSD_PORT", str(server.getsockname()[1]))
