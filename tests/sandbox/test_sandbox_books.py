@@ -137,21 +137,18 @@ def test_the_log_size_can_change_while_it_runs(api: Api) -> None:
 
 def test_the_books_can_be_read_while_they_are_written() -> None:
     books = Books(1000)
-    stop = threading.Event()
 
     def write() -> None:
-        while not stop.is_set():
+        for _ in range(2000):
             accept(books)
             books.note_request(RequestRecord(method="GET", path="/", route="other", authorized_header=False, time=0))
 
     writer = threading.Thread(target=write)
     writer.start()
-    try:
-        for _ in range(50):
-            books.requests()
-            books.submissions()
-            books.credits_charged()
-    finally:
-        stop.set()
-        writer.join()
+    while writer.is_alive():
+        books.requests()
+        books.submissions()
+        books.credits_charged()
+    writer.join()
+    assert len(books.submissions()) == 2000
     assert books.credits_charged() == 5 * len(books.submissions())
