@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import itertools
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -138,24 +139,27 @@ def test_the_log_size_can_change_while_it_runs(api: Api) -> None:
 
 def test_the_books_can_be_read_while_they_are_written() -> None:
     books = Books(1000)
+    stop = threading.Event()
 
     def write() -> None:
-        for number in range(20_000):
-            if number % 20 == 0:
+        # So many that the reader meets them half done, so few that a slow reader does not face ever more of them.
+        for number in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
+            if number < 1000:
                 accept(books)
             books.note_request(RequestRecord(method="GET", path="/", route="other", authorized_header=False, time=0))
 
     interval = sys.getswitchinterval()
-    # So that one thread is in the middle of something whenever the other goes on.
+    # One thread is in the middle of something whenever the other goes on.
     sys.setswitchinterval(1e-6)
+    writer = threading.Thread(target=write)
+    writer.start()
     try:
-        writer = threading.Thread(target=write)
-        writer.start()
-        while writer.is_alive():
+        for _ in range(100):
             books.requests()
             books.submissions()
             books.credits_charged()
     finally:
+        stop.set()
+        writer.join()
         sys.setswitchinterval(interval)
-    assert len(books.submissions()) == 1000
     assert books.credits_charged() == 5 * len(books.submissions())
