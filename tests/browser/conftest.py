@@ -13,14 +13,18 @@ from typing import Any
 import pytest
 
 import airflow_provider_qwenimage
+from airflow_provider_qwenimage.contract import TaskStatus
 from airflow_provider_qwenimage.links import HAS_GALLERY
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.events import finish_image
 from tests.integration.standalone import StandaloneAirflow
 
 _HERE = Path(__file__).parent
 _ROOT = Path(airflow_provider_qwenimage.__file__).parents[1]
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _WINDOW = {"width": 1280, "height": 800}
+# Where all cores are busy, a page takes its time; this only ends a test that waits in vain.
+MILLISECONDS = 120_000
 API_KEY = "sk-browser-7c1d09"
 
 # The environments of older Airflows have no browser to drive.
@@ -33,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.browser)
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.timeout(400))
+            item.add_marker(pytest.mark.timeout(600))
     # The walk begins where nothing is connected yet, and nothing is paid.
     items.sort(key=lambda item: item.path.is_relative_to(_HERE) and item.path.name != "test_walk.py")
 
@@ -56,11 +60,18 @@ class World:
         """Store the default connection, unless it is there."""
         self.airflow.add_connection("qwenimage_default", "qwenimage", host=self.api.url, password=API_KEY)
 
+    def finish_images(self) -> None:
+        """Let the images that are being drawn be done; how long others take is as before."""
+        for submission in self.api.submissions:
+            if submission.status not in (TaskStatus.SUCCESS, TaskStatus.FAILED):
+                finish_image(self.api, submission.task_id)
+
     def draw(self, dag_id: str, **conf: Any) -> str:
         """Run a DAG to its end and return the run's id."""
         self.connect()
+        self.api.configure(seconds_per_image=0.2)
         run_id = self.airflow.trigger(dag_id, conf)
-        self.airflow.wait_for_run(dag_id, run_id, 180)
+        self.airflow.wait_for_run(dag_id, run_id)
         return run_id
 
 
@@ -68,7 +79,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     home = tmp_path_factory.mktemp("airflow")
     images = tmp_path_factory.mktemp("images")
-    with Sandbox(seconds_per_image=0.5, api_keys=(API_KEY,)) as api:
+    with Sandbox(api_keys=(API_KEY,)) as api:
         settings = {
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
@@ -88,8 +99,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=MILLISECONDS)
     path = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if path is None:
         pytest.exit(f"None of {', '.join(_BROWSERS)} is installed; on Debian and Ubuntu: apt install chromium", 1)
@@ -116,7 +128,7 @@ def open_page(browser: Any, world: World) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(base_url=world.airflow.url, locale="en-GB", **{"viewport": _WINDOW} | options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(MILLISECONDS)
         page.on("console", listen)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(path)
@@ -137,8 +149,10 @@ def photograph(tmp_path: Path) -> Callable[[Any, str], None]:
     def take(page: Any, name: str) -> None:
         # A mouse that rests somewhere leaves its marks there.
         page.mouse.move(1, 1)
-        page.wait_for_timeout(400)
-        folder = Path(documentation) if documentation and f"images/{name}.jpg" in shown else tmp_path
+        folder = tmp_path
+        if documentation and f"images/{name}.jpg" in shown:
+            folder = Path(documentation)
+            page.wait_for_timeout(400)
         page.screenshot(path=folder / f"{name}.jpg", type="jpeg", quality=82)
 
     return take

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from playwright.sync_api import FrameLocator, Locator, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
-SECONDS = 60_000
+_SECONDS = 120
+# After so long without an effect, a click is taken for lost.
+_CLICK_MILLISECONDS = 5_000
+
+
+_WHAT_IS_SAID = """
+words => [...document.querySelectorAll("[role=status]")].map(said => said.innerText).find(text => text.includes(words))
+"""
 
 
 def run_path(dag_id: str, run_id: str) -> str:
@@ -28,13 +37,40 @@ def open_tab(page: Page, path: str) -> FrameLocator:
 
 
 def click_images(page: Page) -> FrameLocator:
-    """Click on the tab of images; again where Airflow, which draws its page anew as it loads, took no notice."""
-    for _ in range(6):
-        page.get_by_role("link", name="Images", exact=True).click()
-        with contextlib.suppress(PlaywrightTimeoutError):
-            page.wait_for_url(re.compile("/plugin/qwenimage_"), timeout=5_000)
-            break
+    """Click on the tab of images."""
+    follow(page, page.get_by_role("link", name="Images", exact=True), r"/plugin/qwenimage_")
     return gallery(page)
+
+
+def follow(page: Page, link: Locator, address: str) -> None:
+    """Click on a link until the page is open whose address has a pattern."""
+    for _ in _tries():
+        if re.search(address, page.url):
+            return
+        with contextlib.suppress(PlaywrightTimeoutError):
+            link.click(timeout=_CLICK_MILLISECONDS)
+            page.wait_for_url(re.compile(address), timeout=_CLICK_MILLISECONDS, wait_until="commit")
+    expect(page).to_have_url(re.compile(address))
+
+
+def click_for(button: Locator, sought: Locator) -> None:
+    """Click on a button until what it opens is there."""
+    for _ in _tries():
+        if sought.is_visible():
+            return
+        with contextlib.suppress(PlaywrightTimeoutError):
+            button.click(timeout=_CLICK_MILLISECONDS)
+            sought.wait_for(timeout=_CLICK_MILLISECONDS)
+    expect(sought).to_be_visible()
+
+
+def _tries() -> Iterator[int]:
+    """Count tries as long as there is time: Airflow draws its page anew as it loads, and a click meanwhile is lost."""
+    deadline = time.monotonic() + _SECONDS
+    number = 0
+    while time.monotonic() < deadline:
+        yield number
+        number += 1
 
 
 def cards(shown: Any) -> Locator:
@@ -56,22 +92,22 @@ def loaded_pictures(shown: Any) -> int:
 
 def expect_pictures(page: Page, shown: Any, number: int) -> None:
     """Wait until so many pictures are drawn."""
-    deadline = SECONDS // 200
-    for _ in range(deadline):
+    for _ in _tries():
         if loaded_pictures(shown) >= number:
             return
-        page.wait_for_timeout(200)
+        page.wait_for_timeout(100)
     assert loaded_pictures(shown) >= number
 
 
 def trigger(page: Page, dag_id: str) -> str:
     """Trigger a DAG by its button and return the id of the run."""
     page.goto(f"/dags/{dag_id}")
-    page.get_by_role("button", name="Trigger").first.click()
-    page.get_by_role("dialog").get_by_role("button", name="Trigger").click()
-    expect(page).to_have_url(re.compile(r"/runs/manual__"), timeout=SECONDS)
+    confirm = page.get_by_role("dialog").get_by_role("button", name="Trigger")
+    click_for(page.get_by_role("button", name="Trigger").first, confirm)
+    confirm.click()
+    expect(page).to_have_url(re.compile(r"/runs/manual__"))
     # The address comes before the page of the run; until then the tabs are those of the DAG.
-    expect(page.get_by_role("heading", name=re.compile(r"^manual__"))).to_be_visible(timeout=SECONDS)
+    expect(page.get_by_role("heading", name=re.compile(r"^manual__"))).to_be_visible()
     return page.url.rpartition("/runs/")[2].partition("?")[0]
 
 
@@ -87,8 +123,8 @@ def add_connection(page: Page, conn_id: str, *, base_url: str, api_key: str, por
 
 def open_connection_form(page: Page, conn_id: str) -> None:
     page.goto("/connections")
-    page.get_by_role("button", name="Add Connection").click()
     form = page.get_by_role("dialog")
+    click_for(page.get_by_role("button", name="Add Connection"), form.get_by_label("Connection ID"))
     form.get_by_label("Connection ID").fill(conn_id)
     form.get_by_role("combobox", name="Connection Type").fill("Qwen")
     page.get_by_role("option", name="Qwen Image", exact=True).click()
@@ -103,8 +139,9 @@ def edit_connection(page: Page, conn_id: str) -> Locator:
     """Open the form of a stored connection."""
     page.goto("/connections")
     row = page.get_by_role("row").filter(has_text=conn_id)
-    row.get_by_role("button", name="Edit Connection").click()
-    return page.get_by_role("dialog")
+    form = page.get_by_role("dialog")
+    click_for(row.get_by_role("button", name="Edit Connection"), form.get_by_label("Base URL", exact=True))
+    return form
 
 
 def test_connection(page: Page, conn_id: str) -> str:
@@ -112,9 +149,10 @@ def test_connection(page: Page, conn_id: str) -> str:
     page.goto("/connections")
     row = page.get_by_role("row").filter(has_text=conn_id)
     row.get_by_role("button", name="Test Connection").click()
-    said = page.locator("[role=status]").filter(has_text="Test Connection").first
-    said.wait_for(timeout=SECONDS)
-    return said.inner_text()
+    # In one step: it goes away by itself.
+    said = page.wait_for_function(_WHAT_IS_SAID, arg="Test Connection").json_value()
+    assert isinstance(said, str)
+    return said
 
 
 test_connection.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for one of a test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,13 +27,11 @@ PROMPTS = {
 
 @pytest.fixture(scope="module")
 def prompts(world: World) -> str:
-    world.api.configure(seconds_per_image=0.3)
     return world.draw("prompts", prompts=list(PROMPTS.values()))
 
 
 @pytest.fixture(scope="module")
 def many(world: World) -> str:
-    world.api.configure(seconds_per_image=0.1)
     return world.draw("many_images", number=500, folder="many")
 
 
@@ -47,7 +46,7 @@ def test_nothing_drawn_is_said_in_words(
         steps.run_path("no_images", run_id) + "/tasks/nothing": "This task has no generated images",
     }.items():
         gallery = steps.open_tab(page, path)
-        expect(gallery.get_by_text(told)).to_be_visible(timeout=steps.SECONDS)
+        expect(gallery.get_by_text(told)).to_be_visible()
         expect(steps.total(gallery, "images")).to_have_text("0")
     photograph(page, "gallery-empty")
 
@@ -63,7 +62,7 @@ def test_one_image_in_each_of_its_places(
         steps.run_path("one_image", run_id) + "/tasks/draw",
     ):
         gallery = steps.open_tab(page, path)
-        expect(gallery.get_by_role("img", name="A single teapot")).to_be_visible(timeout=steps.SECONDS)
+        expect(gallery.get_by_role("img", name="A single teapot")).to_be_visible()
         steps.expect_pictures(page, gallery, 1)
     photograph(page, "gallery-one-image")
 
@@ -73,7 +72,7 @@ def test_prompts_of_all_kinds_are_text(
 ) -> None:
     page = open_page()
     gallery = steps.open_tab(page, steps.run_path("prompts", prompts))
-    expect(steps.cards(gallery)).to_have_count(len(PROMPTS), timeout=steps.SECONDS)
+    expect(steps.cards(gallery)).to_have_count(len(PROMPTS))
     for prompt in PROMPTS.values():
         expect(gallery.locator(".card .prompt").get_by_text(prompt, exact=True)).to_be_visible()
     for prompt in set(PROMPTS.values()) - {PROMPTS["refused"]}:
@@ -102,17 +101,16 @@ def test_a_failure_tells_its_reason_and_leads_to_its_task(
     page = open_page()
     gallery = steps.open_tab(page, steps.run_path("prompts", prompts))
     gallery.get_by_role("button", name=re.compile(r"^Failed \d")).click()
-    expect(steps.cards(gallery)).to_have_count(1, timeout=steps.SECONDS)
+    expect(steps.cards(gallery)).to_have_count(1)
     card = steps.cards(gallery)
     expect(card).to_contain_text("Content policy violation detected")
     expect(card).to_contain_text("0 credits")
     expect(steps.total(gallery, "failed")).to_have_text("1")
     photograph(page, "gallery-failure")
-    card.get_by_role("link", name="draw[6]").click()
-    expect(page).to_have_url(re.compile(r"/tasks/draw/mapped/6"), timeout=steps.SECONDS)
+    steps.follow(page, card.get_by_role("link", name="draw[6]"), r"/tasks/draw/mapped/6")
     # The link of the task is there after the failure as well, and an image is not.
-    page.get_by_role("link", name="Details", exact=True).click()
-    expect(page.get_by_role("link", name="Generated images")).to_be_visible(timeout=steps.SECONDS)
+    steps.follow(page, page.get_by_role("link", name="Details", exact=True), r"/tasks/draw/mapped/6/details")
+    expect(page.get_by_role("link", name="Generated images")).to_be_visible()
     expect(page.get_by_role("link", name="Image", exact=True)).to_have_count(0)
 
 
@@ -123,13 +121,13 @@ def test_an_image_that_is_not_stored_is_shown_from_where_the_api_has_it(
     page = open_page()
     gallery = steps.open_tab(page, steps.run_path("not_stored", run_id))
     image = gallery.get_by_role("img", name="A lighthouse in a storm")
-    expect(image).to_be_visible(timeout=steps.SECONDS)
+    expect(image).to_be_visible()
     steps.expect_pictures(page, gallery, 1)
     address = str(image.get_attribute("src"))
     assert "/cdn/" in address
     page.goto(steps.run_path("not_stored", run_id) + "/tasks/draw/details")
     link = page.get_by_role("link", name="Image", exact=True)
-    expect(link).to_have_attribute("href", address, timeout=steps.SECONDS)
+    expect(link).to_have_attribute("href", address)
 
 
 def test_five_hundred_images_load_as_they_are_scrolled_to(
@@ -137,17 +135,15 @@ def test_five_hundred_images_load_as_they_are_scrolled_to(
 ) -> None:
     page = open_page()
     gallery = steps.open_tab(page, steps.run_path("many_images", many))
-    expect(steps.total(gallery, "images")).to_have_text("500", timeout=steps.SECONDS)
+    expect(steps.total(gallery, "images")).to_have_text("500")
     expect(steps.total(gallery, "credits spent")).to_have_text("2,500")
     steps.expect_pictures(page, gallery, 6)
     assert steps.cards(gallery).count() <= 180
     photograph(page, "gallery-light")
     frame = page.frames[-1]
-    for _ in range(60):
+    while (there := steps.cards(gallery).count()) < 500:
         frame.evaluate("scrollTo(0, document.body.scrollHeight)")
-        page.wait_for_timeout(250)
-        if steps.cards(gallery).count() == 500:
-            break
+        expect(steps.cards(gallery)).not_to_have_count(there)
     expect(steps.cards(gallery)).to_have_count(500)
     expect(gallery.get_by_text("Robot 499 on a shelf of toys", exact=True)).to_be_visible()
 
@@ -157,7 +153,7 @@ def test_images_are_found_by_words(open_page: Callable[..., Any], many: str) -> 
     gallery = steps.open_tab(page, steps.run_path("many_images", many))
     gallery.get_by_role("searchbox").fill("robot 37")
     # 37, 137, 237, 337, 437, and 370 to 379.
-    expect(steps.cards(gallery)).to_have_count(15, timeout=steps.SECONDS)
+    expect(steps.cards(gallery)).to_have_count(15)
     gallery.get_by_role("searchbox").fill("no such thing")
     expect(gallery.get_by_text("No image matches")).to_be_visible()
     gallery.get_by_role("searchbox").fill("")
@@ -206,10 +202,13 @@ def test_prompt_and_seed_are_copied(open_page: Callable[..., Any], many: str) ->
     )
     page.get_by_role("button", name="Done: Robot 3 on a shelf of toys").click()
     viewer = page.get_by_role("dialog")
+    page.clock.install()
+    page.clock.pause_at(time.time() + 60)
     for name, copied in {"Copy prompt": "Robot 3 on a shelf of toys", "Copy seed": "3"}.items():
         viewer.get_by_role("button", name=name).click()
         expect(viewer.get_by_role("button", name="Copied")).to_be_visible()
         assert page.evaluate("navigator.clipboard.readText()") == copied
+        page.clock.run_for(1500)
         expect(viewer.get_by_role("button", name=name)).to_be_visible()
 
 
@@ -227,18 +226,22 @@ def test_a_batch_fills_the_gallery_while_it_runs(
     world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
 ) -> None:
     world.connect()
-    world.api.configure(seconds_per_image=8)
+    world.api.configure(seconds_per_image=3600)
     run_id = world.airflow.trigger("many_images", {"number": 128, "folder": "fills"})
     page = open_page()
     gallery = steps.open_tab(page, steps.run_path("many_images", run_id))
-    expect(gallery.get_by_role("progressbar")).to_be_visible(timeout=steps.SECONDS)
+    expect(gallery.get_by_role("progressbar")).to_be_visible()
     expect(gallery.get_by_text(re.compile(r"\d+ of 128 images · .*credits"))).to_be_visible()
-    steps.expect_pictures(page, gallery, 4)
-    expect(gallery.locator("[data-status=drawing]").first).to_be_visible(timeout=steps.SECONDS)
-    photograph(page, "batch-running")
     for _ in range(2):
+        expect(gallery.locator("[data-status=drawing]").first).to_be_visible()
         there = steps.total(gallery, "images").inner_text()
-        expect(steps.total(gallery, "images")).not_to_have_text(there, timeout=steps.SECONDS)
-    world.airflow.wait_for_run("many_images", run_id, 180)
-    expect(steps.total(gallery, "images")).to_have_text("128", timeout=steps.SECONDS)
+        world.finish_images()
+        expect(steps.total(gallery, "images")).not_to_have_text(there)
+    steps.expect_pictures(page, gallery, 4)
+    expect(gallery.locator("[data-status=drawing]").first).to_be_visible()
+    photograph(page, "batch-running")
+    world.api.configure(seconds_per_image=0)
+    world.finish_images()
+    world.airflow.wait_for_run("many_images", run_id)
+    expect(steps.total(gallery, "images")).to_have_text("128")
     expect(gallery.get_by_role("progressbar")).to_have_count(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,13 @@ from playwright.sync_api import expect
 
 from tests.browser import steps
 from tests.browser.conftest import API_KEY, World
+from tests.integration.standalone import wait_for
 
 
 def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which each step needs the one before
     world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
 ) -> None:
-    world.api.configure(seconds_per_image=6)
+    world.api.configure(seconds_per_image=3600)
     page = open_page("/connections")
 
     # The connection, by the form.
@@ -33,18 +35,21 @@ def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which
     assert "Connection works" in steps.test_connection(page, "qwenimage_default")
 
     # A run, and its gallery, which fills by itself.
-    run_id = steps.trigger(page, "qwenimage_many_prompts")
+    dag_id = "qwenimage_many_prompts"
+    run_id = steps.trigger(page, dag_id)
     gallery = steps.click_images(page)
-    expect(gallery.get_by_text("Drawing", exact=True).first).to_be_visible(timeout=steps.SECONDS)
-    expect(steps.cards(gallery)).to_have_count(4, timeout=steps.SECONDS)
-    expect(gallery.locator("article .prompt")).to_have_count(4, timeout=steps.SECONDS)
+    expect(gallery.get_by_text("Drawing", exact=True).first).to_be_visible()
+    expect(steps.cards(gallery)).to_have_count(4)
+    expect(gallery.locator("article .prompt")).to_have_count(4)
     photograph(page, "gallery-running")
     # A deferred task has the link to the gallery already, each its own, and none to an image.
+    wait_for("the deferral of all", lambda: Counter(world.airflow.states(dag_id, run_id).values())["deferred"] == 4)
     for map_index in range(4):
-        links = world.airflow.links("qwenimage_many_prompts", run_id, "draw", map_index)
+        links = world.airflow.links(dag_id, run_id, "draw", map_index)
         assert links["Image"] is None
         assert f"/tasks/draw/mapped/{map_index}/plugin/" in str(links["Generated images"])
-    expect(steps.total(gallery, "images")).to_have_text("4", timeout=steps.SECONDS)
+    world.finish_images()
+    expect(steps.total(gallery, "images")).to_have_text("4")
     expect(steps.total(gallery, "credits spent")).to_have_text("20")
     steps.expect_pictures(page, gallery, 4)
 
@@ -62,36 +67,36 @@ def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which
     photograph(page, "image")
 
     # From the image to its task, and by the task's links back to the gallery and to the image.
-    viewer.get_by_role("link", name="Open the task").click()
-    expect(page).to_have_url(re.compile(r"/tasks/draw/mapped/0"), timeout=steps.SECONDS)
-    page.get_by_role("link", name="Details", exact=True).click()
-    page.get_by_role("link", name="Generated images").click()
-    expect(page).to_have_url(re.compile(r"/tasks/draw/mapped/0/plugin/qwenimage_task_images"))
+    steps.follow(page, viewer.get_by_role("link", name="Open the task"), r"/tasks/draw/mapped/0")
+    details = page.get_by_role("link", name="Details", exact=True)
+    steps.follow(page, details, r"/tasks/draw/mapped/0/details")
+    images = page.get_by_role("link", name="Generated images")
+    steps.follow(page, images, r"/tasks/draw/mapped/0/plugin/qwenimage_task_images")
     gallery = steps.gallery(page)
-    expect(steps.cards(gallery)).to_have_count(1, timeout=steps.SECONDS)
+    expect(steps.cards(gallery)).to_have_count(1)
     steps.expect_pictures(page, gallery, 1)
     photograph(page, "task-tab")
-    page.get_by_role("link", name="Details", exact=True).click()
-    page.get_by_role("link", name="Image", exact=True).click()
-    expect(page).to_have_url(re.compile(r"/qwenimage/dags/qwenimage_many_prompts/runs/.*/tasks/draw/images/1"))
+    steps.follow(page, details, r"/tasks/draw/mapped/0/details")
+    image = page.get_by_role("link", name="Image", exact=True)
+    steps.follow(page, image, r"/qwenimage/dags/qwenimage_many_prompts/runs/.*/tasks/draw/images/1")
+    page.wait_for_function("document.images.length && document.images[0].complete")
     assert page.evaluate("document.images[0].naturalWidth") == 1024
 
     # The credits of all runs add up.
     page.goto("/")
-    page.get_by_role("button", name="Browse").click()
-    page.get_by_role("menuitem", name="Generated images").click()
+    menu_item = page.get_by_role("menuitem", name="Generated images")
+    steps.click_for(page.get_by_role("button", name="Browse"), menu_item)
+    menu_item.click()
     gallery = steps.gallery(page)
-    expect(steps.total(gallery, "credits spent")).to_have_text("20", timeout=steps.SECONDS)
+    expect(steps.total(gallery, "credits spent")).to_have_text("20")
     world.draw("one_image", prompt="A paper boat", seed=11)
-    expect(steps.total(gallery, "credits spent")).to_have_text("25", timeout=steps.SECONDS)
+    expect(steps.total(gallery, "credits spent")).to_have_text("25")
     assert world.api.credits_charged == 25
 
     # The same again is paid once.
-    assert world.draw("qwenimage_many_prompts") != run_id
-    page.goto("/dags/qwenimage_many_prompts")
-    page.get_by_role("link", name="Images", exact=True).click()
-    gallery = steps.gallery(page)
-    expect(gallery.get_by_text("Reused", exact=True)).to_have_count(4, timeout=steps.SECONDS)
+    assert world.draw(dag_id) != run_id
+    gallery = steps.open_tab(page, f"/dags/{dag_id}")
+    expect(gallery.get_by_text("Reused", exact=True)).to_have_count(4)
     expect(steps.total(gallery, "images")).to_have_text("8")
     expect(steps.total(gallery, "credits spent")).to_have_text("20")
     assert world.api.credits_charged == 25

@@ -12,6 +12,7 @@ from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerate
 
 FOLDER = os.environ["QWENIMAGE_OUTPUT_PATH"]
 START = pendulum.datetime(2024, 1, 1)
+POLL_INTERVAL = 0.5
 
 with DAG("one_image", schedule=None, start_date=START, params={"prompt": "A fox", "seed": 1}):
     QwenImageGenerateOperator(
@@ -20,6 +21,7 @@ with DAG("one_image", schedule=None, start_date=START, params={"prompt": "A fox"
         seed="{{ params.seed }}",
         output_path=f"{FOLDER}/one",
         deferrable=True,
+        poll_interval=POLL_INTERVAL,
     )
 
 with DAG("prompts", schedule=None, start_date=START, params={"prompts": Param([], type="array")}):
@@ -28,9 +30,9 @@ with DAG("prompts", schedule=None, start_date=START, params={"prompts": Param([]
     def choose(params: dict[str, Any]) -> list[str]:
         return params["prompts"]
 
-    QwenImageGenerateOperator.partial(task_id="draw", output_path=f"{FOLDER}/prompts", deferrable=True, seed=1).expand(
-        prompt=choose()
-    )
+    QwenImageGenerateOperator.partial(
+        task_id="draw", output_path=f"{FOLDER}/prompts", deferrable=True, seed=1, poll_interval=POLL_INTERVAL
+    ).expand(prompt=choose())
 
 with DAG("many_images", schedule=None, start_date=START, params={"number": 500, "folder": "many"}):
 
@@ -50,11 +52,17 @@ with DAG("many_images", schedule=None, start_date=START, params={"number": 500, 
         output_path=f"{FOLDER}/{{{{ params.folder }}}}",
         max_in_flight=32,
         max_failures=100_000,
+        poll_interval=POLL_INTERVAL,
     )
 
 with DAG("not_stored", schedule=None, start_date=START):
     QwenImageGenerateOperator(
-        task_id="draw", prompt="A lighthouse in a storm", seed=3, wait_for_completion=True, deferrable=True
+        task_id="draw",
+        prompt="A lighthouse in a storm",
+        seed=3,
+        wait_for_completion=True,
+        deferrable=True,
+        poll_interval=POLL_INTERVAL,
     )
 
 with DAG("no_images", schedule=None, start_date=START):
