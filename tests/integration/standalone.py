@@ -115,8 +115,8 @@ class StandaloneAirflow:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
             psutil.wait_procs(family, timeout=1)
-        for process in self._processes:
-            process.wait()
+        for started in self._processes:
+            started.wait()
 
     def kill_triggerer(self) -> None:
         """End the triggerer as a crash would."""

@@ -40,8 +40,6 @@ _CASES: dict[str, dict[str, Any]] = {
     "killed_at_the_end": {"retries": 1},
     "together": {"output_path": "…", "deferrable": True, "seed": 7},
 }
-# All other images are drawn when their test says so.
-_DRAWN_AT_ONCE = {"finished"}
 _ALL_TOGETHER = 4
 _ENDS = "Airflow ends this wait"
 
@@ -158,9 +156,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartCase]:
     (airflow.dags / "cases.py").write_text(_DAGS.format(cases=cases, together=_ALL_TOGETHER))
     with contextlib.ExitStack() as stack:
         apis = {
-            name: stack.enter_context(
-                Sandbox(seconds_per_image=0.0 if name in _DRAWN_AT_ONCE else 3600.0, hang_seconds=3600)
-            )
+            # Each test says when its images are drawn.
+            name: stack.enter_context(Sandbox(seconds_per_image=3600, hang_seconds=3600))
             for name in _CASES
         }
 
@@ -244,6 +241,8 @@ def test_a_wait_that_moves_to_another_triggerer_goes_on(start: StartCase, dag_id
 
 def test_a_finished_run_that_is_cleared_spends_nothing(start: StartCase) -> None:
     case = start("finished")
+    case.wait_until_deferred()
+    case.finish_images()
     case.wait_for_success()
     before = case.returned
     requests = len(case.api.requests)

@@ -193,7 +193,7 @@ def test_no_file_names_a_package_index() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_make_dist_builds_and_checks_what_is_uploaded_and_only_that(source: Path, tmp_path: Path) -> None:
     pytest.importorskip("twine")
     clone = tmp_path / "clone"
@@ -209,7 +209,7 @@ def test_make_dist_builds_and_checks_what_is_uploaded_and_only_that(source: Path
         env=os.environ | nowhere | {"PIP_NO_INDEX": "1", "NO_COLOR": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -234,7 +234,7 @@ def run(clean: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("elsewhere")
 
     def command(*words: str, code: int = 0) -> str:
-        done = subprocess.run(words, cwd=folder, env=clean, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(words, cwd=folder, env=clean, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == code, f"{words}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -254,7 +254,7 @@ def python(wheel: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_the_wheel_installs_alone_into_an_empty_environment(run: Run, python: str) -> None:
     run(sys.executable, "-m", "uv", "pip", "check", "--python", python)
     names = "from airflow_provider_qwenimage import *; print(QwenImageGenerateOperator.__module__)"
@@ -278,7 +278,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_what_the_installed_wheel_announces_is_there(run: Run, python: str) -> None:
     # pytest is the user's own: without it, its plugin has nothing to plug into.
     run(sys.executable, "-m", "uv", "pip", "install", "--python", python, f"pytest=={version('pytest')}")
@@ -303,7 +303,7 @@ state: TaskSnapshot = QwenImageHook().generate("A fox")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_type_checker_sees_the_types_of_the_installed_wheel(run: Run, python: str, tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "uses.py").write_text(TYPED)
