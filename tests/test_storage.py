@@ -136,13 +136,13 @@ def test_a_file_that_is_being_written_is_not_to_be_seen(tmp_path: Path) -> None:
     class SlowDisk(DiskThatFillsUp):
         def in_the_middle(self) -> None:
             half_written.set()
-            assert may_go_on.wait(30)
+            assert may_go_on.wait(100)
 
     storage.put_json({"version": 1}, folder_of(tmp_path) / "record.json")
     file = ObjectStoragePath(f"{attach(SlowDisk(), 'file')}{tmp_path}/record.json")
     writer = threading.Thread(target=storage.put_json, args=({"version": 2}, file), daemon=True)
     writer.start()
-    assert half_written.wait(30)
+    assert half_written.wait(100)
     assert storage.read_json(file) == {"version": 1}
     assert [name for name in names_in(tmp_path) if not name.startswith(".")] == ["record.json"]
     may_go_on.set()
@@ -153,7 +153,7 @@ def test_a_file_that_is_being_written_is_not_to_be_seen(tmp_path: Path) -> None:
 
 def test_writers_of_one_name_do_not_meet_in_a_hidden_file(tmp_path: Path) -> None:
     writers = 2
-    meeting = threading.Barrier(writers, timeout=30)
+    meeting = threading.Barrier(writers, timeout=100)
 
     class BusyDisk(DiskThatFillsUp):
         def in_the_middle(self) -> None:
@@ -178,7 +178,7 @@ def test_a_writer_that_is_killed_leaves_no_broken_file_under_a_final_name(tmp_pa
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=280,
     )
     told = json.loads(killing.stderr.splitlines()[-1])
     assert told["broken"] == []

@@ -275,7 +275,7 @@ def test_threads_that_store_under_one_name_at_once_leave_a_pair(
         folder, ready = ObjectStoragePath(f"{start}{directory}"), threading.Barrier(writers)
 
         def save(snapshot: TaskSnapshot, folder: Any = folder, ready: threading.Barrier = ready) -> None:
-            ready.wait(30)
+            ready.wait(100)
             save_images(snapshot, REQUEST, folder)
 
         with ThreadPoolExecutor(writers) as pool:
@@ -297,7 +297,7 @@ def test_processes_that_store_under_one_name_at_once_leave_a_pair(drawn: list[Ta
             for number in range(writers)
         ]
         for future in storing:
-            assert len(future.result(timeout=100)) == len(directories)
+            assert len(future.result(timeout=280)) == len(directories)
     for directory in directories:
         sidecar, sha256 = pair_in(directory)
         assert sidecar["sha256"] == sha256

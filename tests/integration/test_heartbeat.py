@@ -72,7 +72,7 @@ def _submit(url: str) -> str:
         f"{url}/api/generate",
         json={"prompt": "A boat"},
         headers={"Authorization": f"Bearer {_API_KEY}"},
-        timeout=10,
+        timeout=60,
     )
     return str(answer.json()["data"]["task_id"])
 

@@ -78,7 +78,7 @@ with DAG(
             task_id=f"deadline_{{wait}}",
             image_task_id="{{{{ params.endless }}}}",
             qwenimage_conn_id="endless",
-            timeout=10,
+            timeout=60,
             **arguments,
         )
 """
@@ -277,7 +277,7 @@ in_every_mode = pytest.mark.parametrize("wait", WAITS)
 def test_a_sensor_returns_the_urls_of_an_image(world: World, finished: Finished, wait: str) -> None:
     assert _end(world, finished, f"success_{wait}") == ("success", 0)
     (url,) = world.airflow.returned("sense", finished.sense, f"success_{wait}")
-    assert requests.get(url, timeout=10).headers["Content-Type"] == "image/jpeg"
+    assert requests.get(url, timeout=60).headers["Content-Type"] == "image/jpeg"
 
 
 @in_every_mode

@@ -75,7 +75,7 @@ def test_airflow_dags_test_finds_it(
             [sys.executable, "-m", "airflow", "dags", "test", "from_the_command_line"],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=280,
             check=False,
         )
     finally:

@@ -38,7 +38,7 @@ def run_script(fresh_environment: dict[str, str]) -> RunScript:
             env=fresh_environment,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=280,
             check=False,
         )
         assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -43,7 +43,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)],
         check=True,
         capture_output=True,
-        timeout=100,
+        timeout=280,
     )
     return folder
 
@@ -94,7 +94,7 @@ def test_the_wheel_is_the_same_from_the_source_distribution_as_from_the_reposito
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
         check=True,
         capture_output=True,
-        timeout=100,
+        timeout=280,
     )
     assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
 

@@ -115,7 +115,7 @@ def airflow_says(fresh_environment: dict[str, str]) -> Any:
             env=fresh_environment | {"COLUMNS": "300"},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=280,
             check=True,
         )
         return done.stdout + done.stderr
