@@ -160,6 +160,17 @@ def test_images_are_found_by_words(open_page: Callable[..., Any], many: str) -> 
     expect(gallery.get_by_text("Robot 0 on a shelf of toys", exact=True)).to_be_visible()
 
 
+def test_words_typed_while_the_page_loads_are_searched_for(open_page: Callable[..., Any], many: str) -> None:
+    page = open_page()
+    scripts: list[Any] = []
+    page.route(re.compile(r"/gallery\.js"), lambda route: scripts.append(route))
+    gallery = steps.open_tab(page, steps.run_path("many_images", many))
+    gallery.get_by_role("searchbox").fill("robot 37")
+    for script in scripts:
+        script.continue_()
+    expect(steps.cards(gallery)).to_have_count(15)
+
+
 def test_the_gallery_is_dark_where_airflow_is(
     open_page: Callable[..., Any], photograph: Callable[..., None], many: str
 ) -> None:

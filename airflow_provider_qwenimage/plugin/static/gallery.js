@@ -517,4 +517,6 @@ document.addEventListener("visibilitychange", () => !document.hidden && refresh(
 
 followTheme();
 makeFilter();
+// What was typed while the page was loading.
+filter.text = at("text").value;
 load(0, PAGE);
