@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser import steps
 from tests.browser.conftest import World
@@ -162,8 +162,12 @@ def test_images_are_found_by_words(open_page: Callable[..., Any], many: str) -> 
 
 def test_words_typed_while_the_page_loads_are_searched_for(open_page: Callable[..., Any], many: str) -> None:
     page = open_page()
-    scripts: list[Any] = []
-    page.route(re.compile(r"/gallery\.js"), lambda route: scripts.append(route))
+    scripts: list[Route] = []
+
+    def hold(script: Route) -> None:
+        scripts.append(script)
+
+    page.route(re.compile(r"/gallery\.js"), hold)
     gallery = steps.open_tab(page, steps.run_path("many_images", many))
     gallery.get_by_role("searchbox").fill("robot 37")
     for script in scripts:
