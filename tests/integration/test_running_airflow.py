@@ -78,7 +78,7 @@ with DAG(
             task_id=f"deadline_{{wait}}",
             image_task_id="{{{{ params.endless }}}}",
             qwenimage_conn_id="endless",
-            timeout=60,
+            timeout=10,
             **arguments,
         )
 """
@@ -264,8 +264,11 @@ def _end(world: World, finished: Finished, task_id: str) -> tuple[str, int]:
     cores are busy. A failure in such a further try is none of the sensor's making.
     """
     state = world.airflow.tasks("sense", finished.sense)[task_id, -1]["state"]
-    failures = world.airflow.log("sense", finished.sense, task_id).count("Task failed with exception")
-    if failures > 1 and failures <= 1 + world.airflow.mistaken_crashes("sense", finished.sense, task_id):
+    log = world.airflow.log("sense", finished.sense, task_id)
+    failures = log.count("Task failed with exception")
+    if failures > 1:
+        mistaken = world.airflow.mistaken_crashes("sense", finished.sense, task_id)
+        assert failures <= 1 + mistaken, f"{failures} failures, {mistaken} of them Airflow's mistakes:\n{log}"
         failures = 1
     return state, failures
 
