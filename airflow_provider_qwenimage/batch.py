@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # After a signal, Airflow gives a process five seconds before it kills it.
 _LAST_ANSWERS_SECONDS = 3.0
+_LONGEST_WAIT_SECONDS = 1.0
 _MOST_THREADS = 32
 
 _TO_SUBMIT, _TO_GO_BACK_TO, _SETTLED = range(3)
@@ -111,7 +112,11 @@ class Batch:
         Raises:
             Exception: What went wrong with the batch as a whole, rather than with an image.
         """
-        is_done = self._done.wait(seconds)
+        deadline = time.monotonic() + seconds
+        is_done = self._done.is_set()
+        # A signal that came just before a wait is handled only after it, so none is long.
+        while not is_done and (left := deadline - time.monotonic()) > 0:
+            is_done = self._done.wait(min(left, _LONGEST_WAIT_SECONDS))
         if is_done and self._error is not None:
             raise self._error
         return is_done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import threading
 import time
 from collections import Counter
@@ -533,6 +534,23 @@ def test_an_execution_timeout_waits_for_the_answer_of_a_submission_under_way(
     assert end.state == "failed"
     (record,) = [json.loads((tmp_path / name).read_text()) for name in hidden_files(tmp_path)]
     assert record["image_task_id"] == api.submissions[0].task_id
+
+
+def test_a_signal_that_does_not_wake_the_waiting_thread_is_heard_within_seconds(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 3600)
+    api.configure(seconds_per_image=3600)
+
+    def alarm_this_thread() -> None:
+        # As one that comes just before the main thread blocks: noted for it, but it sleeps on.
+        signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+
+    with once(lambda: len(asked_after(api)) == 2, alarm_this_thread):
+        end = draw(tmp_path, requests=["A", "B"], execution_timeout=timedelta(hours=1), retries=0)
+    assert end.state == "failed"
+    on_record = [json.loads((tmp_path / name).read_text())["image_task_id"] for name in hidden_files(tmp_path)]
+    assert set(on_record) == {submission.task_id for submission in api.submissions}
 
 
 @pytest.fixture
