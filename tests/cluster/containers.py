@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Container:
         health: The command of its health check; empty where it has none.
         identity: As whom it runs, for `subprocess.Popen`; empty for this user.
         sessions: The session id of each time that it was started.
+        ends: When it has ended by itself and was started again, on the monotonic clock.
     """
 
     name: str
@@ -43,7 +45,11 @@ class Container:
     health: Sequence[str] = ()
     identity: Mapping[str, Any] = field(default_factory=dict)
     sessions: list[int] = field(default_factory=list, init=False)
+    ends: list[float] = field(default_factory=list, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _is_to_run: bool = field(default=False, init=False)
+    # It is ended in one thread, and in another one looked at.
+    _fate: threading.Lock = field(default_factory=threading.Lock, init=False)
     _started: float = field(default=0.0, init=False)
 
     @property
@@ -66,6 +72,7 @@ class Container:
                 **self.identity,
             )
         self._started = time.monotonic()
+        self._is_to_run = True
         self.sessions.append(self._process.pid)
 
     def runs_for(self) -> float:
@@ -76,6 +83,15 @@ class Container:
         """Return its exit code, or None while it runs."""
         assert self._process is not None, f"{self.name} was never started"
         return self._process.poll()
+
+    def start_if_it_ended(self) -> None:
+        """Start it again where it has ended by itself, as an engine does with ``restart: unless-stopped``."""
+        with self._fate:
+            if self._is_to_run and self.exit_code() is not None:
+                self.ends.append(time.monotonic())
+                # With its first process, a container's others end as well.
+                self._end_processes()
+                self.start()
 
     def is_healthy(self) -> bool:
         """Whether it runs and its health check says that it works."""
@@ -135,6 +151,11 @@ class Container:
 
     def kill(self) -> None:
         """End all of its processes at once, as a machine that loses its power does."""
+        with self._fate:
+            self._is_to_run = False
+        self._end_processes()
+
+    def _end_processes(self) -> None:
         deadline = time.monotonic() + _KILL_SECONDS
         # One that forks in the very moment leaves a child.
         while processes := self.processes():
@@ -148,6 +169,8 @@ class Container:
 
     def stop(self) -> None:
         """End it in order, and by force what does not end."""
+        with self._fate:
+            self._is_to_run = False
         if self._process is None:
             return
         if self._process.poll() is None:

@@ -21,7 +21,7 @@ REDIS, SANDBOX = "redis", "sandbox"
 
 _AWAY_SECONDS = (0.5, 3.0)
 _REDIS_SECONDS = 2.0
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Deed:
         container: Its name.
         held: What it held at that moment: running tasks, waits, or tasks to bring to their end.
         away: The seconds until it was started again, or went on.
+        over: When that was, on the monotonic clock.
         was_frozen: Whether it was only held for so long, instead of ended.
     """
 
@@ -41,6 +42,7 @@ class Deed:
     held: int
     away: float
     was_frozen: bool = False
+    over: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -162,8 +164,7 @@ class Disturbances:
         self.deeds.append(Deed(service, container.name, held, away))
 
     def _is_at_work(self, container: Container) -> bool:
-        assert container.exit_code() is None, f"{container.name} has ended by itself:\n{container.last_words()}"
-        return container.runs_for() > _settling(container.name)
+        return container.exit_code() is None and container.runs_for() > _settling(container.name)
 
     def _held(self, service: str, container: Container) -> int:
         if service == WORKER:

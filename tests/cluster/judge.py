@@ -11,6 +11,8 @@ from tests.chaos.judge import Evidence, Verdict
 DOUBLE_POLL_SECONDS = 30.0
 # A last read may take a minute, while the API is away; a dead worker is noticed, and its task queued again, in another.
 LATE_SECONDS = 120.0
+# A worker that starts without its broker ends; it is seen some seconds later.
+_AFTER_THE_BROKER_SECONDS = 60.0
 # One kill may meet nothing; that all of so many do shows that nothing was tested.
 _MANY = 3
 
@@ -86,3 +88,24 @@ def complaints_of_kills(kills: Mapping[str, Sequence[int]], least: int) -> list[
     ]
     idle = [name for name, held in kills.items() if len(held) >= _MANY and not any(held)]
     return found + [f"{name} held nothing whenever it was killed" for name in idle]
+
+
+def complaints_of_ends(
+    ends: Mapping[str, Sequence[float]], workers: str, without_broker: Sequence[tuple[float, float]]
+) -> list[str]:
+    """Return which containers ended by themselves where they should not.
+
+    A worker may: Celery's ends where there is no broker at its start, and the engine starts it again.
+
+    Args:
+        ends: When, on the clock of `without_broker`, by the container's name.
+        workers: What the names of workers begin with.
+        without_broker: From when to when the broker was away.
+    """
+    return [
+        f"{name} has ended by itself"
+        for name, moments in ends.items()
+        for moment in moments
+        if not name.startswith(workers)
+        or not any(begin <= moment <= end + _AFTER_THE_BROKER_SECONDS for begin, end in without_broker)
+    ]

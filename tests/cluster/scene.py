@@ -118,11 +118,12 @@ class Scene:
             *judge.complaints_of_polls(polled_twice),
             *judge.complaints_of_memory(self._peaks, limits),
             *judge.complaints_of_kills(met, kills),
-            *(
-                f"{each.name} has ended by itself"
-                for each in self.composition.all_containers()
-                if each.exit_code() is not None
+            *judge.complaints_of_ends(
+                {each.name: each.ends for each in self.composition.all_containers()},
+                disturbances.WORKER,
+                [(deed.over - deed.away, deed.over) for deed in self.disturbances.of(disturbances.REDIS)],
             ),
+            *(f"{each.name} has ended" for each in self.composition.all_containers() if each.exit_code() is not None),
         ]
         if len(in_vain) != self.workload.in_vain:
             complaints.append(f"{self.workload.in_vain} waits had to time out, and {len(in_vain)} were there")
@@ -133,6 +134,8 @@ class Scene:
         news = memory = 0.0
         with self.progress.step(title):
             while True:
+                for container in self.composition.all_containers():
+                    container.start_if_it_ended()
                 rows = self.metadata.tasks()
                 mapped = [row for place, row in rows.items() if place[2] >= 0]
                 done = sum(row.state in _OVER for row in mapped)
@@ -215,6 +218,8 @@ class Scene:
         for service, title in ((disturbances.REDIS, "redis restarted"), (disturbances.SANDBOX, "sandbox gone")):
             deeds = self.disturbances.of(service)
             done.append((title, len(deeds), f"{sum(deed.away for deed in deeds):.0f} s away"))
+        restarts = sum(len(each.ends) for each in self.composition.all_containers())
+        done.append(("ended by itself, started again", restarts, "as the Compose file says"))
         unknown = sum(image.clears for image in images)
         late = [wait.seconds - TIMEOUT_SECONDS for wait in in_vain]
         reads = self.books.status_reads()

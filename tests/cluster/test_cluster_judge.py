@@ -86,3 +86,13 @@ def test_every_container_must_have_been_killed_while_it_held_something() -> None
     assert "w-1 was killed 4 times, not 5" in judge.complaints_of_kills({"w-1": [3, 0, 1, 0]}, 5)[0]
     assert "w-1 held nothing" in judge.complaints_of_kills({"w-1": [0] * 5}, 5)[0]
     assert judge.complaints_of_kills({"w-1": [0]}, 1) == []
+
+
+def test_only_a_worker_without_its_broker_may_end_by_itself() -> None:
+    def complaints(name: str, *moments: float) -> list[str]:
+        return judge.complaints_of_ends({name: moments}, "worker", [(100.0, 102.0)])
+
+    assert complaints("worker-1") == []
+    assert complaints("worker-1", 101.0, 110.0) == []
+    assert complaints("worker-1", 99.0) == complaints("worker-1", 163.0) == ["worker-1 has ended by itself"]
+    assert complaints("triggerer-1", 101.0) == ["triggerer-1 has ended by itself"]
