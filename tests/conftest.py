@@ -6,7 +6,6 @@ Airflow reads its environment when it is first imported, so this happens here, b
 import atexit
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,9 +33,6 @@ settings.register_profile(
 )
 settings.register_profile("older Airflow", settings.get_profile("newest Airflow"), max_examples=20)
 settings.load_profile("newest Airflow")
-
-# What tests/events.py wakes this thread with.
-signal.signal(signal.SIGURG, lambda *_: None)
 
 os.environ |= {
     "AIRFLOW_HOME": str(_HOME),

@@ -20,10 +20,11 @@ from airflow_provider_qwenimage.sandbox.books import Task
 # Nothing here takes that long: it only ends a test whose event never comes, before pytest's own timeout does.
 _PATIENCE_SECONDS = 90.0
 _LOOK_SECONDS = 0.005
-# A signal that means nothing: with a handler that does nothing, which conftest.py sets, it only wakes the main thread.
+# A signal that means nothing: with a handler that does nothing, it only wakes the main thread.
 _NUDGE = signal.SIGURG
 _NUDGES = 3
 _NUDGE_SECONDS = 0.2
+signal.signal(_NUDGE, lambda *_: None)
 # The `seconds_per_image` of images that `draw_at_the_second_look` finishes.
 UNTIL_THE_SECOND_LOOK = 86_400.0
 
