@@ -106,7 +106,7 @@ def _run_in(
     workload.write_dags(dags, composition.environment("airflow-worker")["QWENIMAGE_OUTPUT_PATH"])
     with progress.step("Starting the services"):
         composition.start()
-    metadata = Metadata(composition.environment("airflow-scheduler")["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
+    metadata = Metadata(composition.secret("sql_alchemy_conn"))
     stack.callback(metadata.close)
     books = Books(composition.url("sandbox", 8512))
     watch = stack.enter_context(ConnectionWatch(books.port, composition.owner_of))

@@ -6,6 +6,7 @@ this environment's Airflow, PostgreSQL's and Redis' programs, and a folder for e
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from tests.integration.standalone import free_ports, wait_for
 _ROOT = FILE.parent
 _AIRFLOW_IMAGE = "airflow-provider-qwenimage:"
 _IN_CONTAINER = "/opt/airflow"
+_PROVIDER = "/opt/provider"
 _HEALTHY_SECONDS = 300.0
 _END_SECONDS = 180.0
 _LOG_PORTS = ("AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT")
@@ -141,6 +143,14 @@ class Composition:
         """Return the folder of a volume."""
         return self.folder / "volumes" / name
 
+    def secret(self, name: str) -> str:
+        """Return a secret of this deployment by the name of its file."""
+        return (self.volume("secrets") / name).read_text()
+
+    def admin_password(self) -> str:
+        """Return the password of Airflow's user admin."""
+        return str(json.loads((self.volume("auth") / "passwords.json").read_bytes())["admin"])
+
     def environment(self, service: str) -> Mapping[str, str]:
         """Return the environment of a service's first container."""
         return self.containers[service][0].environment
@@ -178,7 +188,7 @@ class Composition:
         own.mkdir(parents=True)
         folders = {mount.target: self._folder(mount.source, mount.target) for mount in service.mounts}
         if service.image.startswith(_AIRFLOW_IMAGE):
-            folders[_IN_CONTAINER] = own
+            folders |= {_IN_CONTAINER: own, _PROVIDER: _ROOT}
         translation = Translation(service, self._addresses, folders)
         environment = {
             "HOME": str(own),
@@ -187,19 +197,20 @@ class Composition:
             "PATH": self._search,
             **translation.environment(),
         }
-        command, identity = translation.command(), {}
+        command, identity, prepare = translation.command(), {}, None
         if service.image.startswith(_AIRFLOW_IMAGE):
             environment |= self._of_an_airflow_container(own) | self._overrides
         elif service.image.startswith("postgres:"):
             identity = unprivileged_user() if os.geteuid() == 0 else {}
-            (data,) = folders.values()
-            self._initialize(data, environment, identity)
+            data = folders["/var/lib/postgresql/data"]
+            # Not before its password is there.
+            prepare = partial(self._initialize, data, environment, identity)
             # The folder is thrown away: nothing has to survive a power cut.
             command += ["-D", str(data), "-c", "fsync=off", "-c", "full_page_writes=off"]
             command += ["-c", f"listen_addresses={LOCALHOST}", "-c", "unix_socket_directories="]
         elif service.image.startswith("redis:"):
             command += ["--bind", LOCALHOST]
-        return Container(name, command, environment, own, translation.health(), identity)
+        return Container(name, command, environment, own, translation.health(), identity, prepare)
 
     def _folder(self, source: str, target: str) -> Path:
         if target in self._replaced:
@@ -213,7 +224,8 @@ class Composition:
     def _initialize(self, data: Path, environment: Mapping[str, str], identity: Mapping[str, Any]) -> None:
         """Do what PostgreSQL's image does with an empty volume: make the user and the database that are asked for."""
         data.parent.chmod(0o711)
-        initialize(self._postgres, data, environment["POSTGRES_USER"], environment["POSTGRES_PASSWORD"], identity)
+        password = Path(environment["POSTGRES_PASSWORD_FILE"]).read_text()
+        initialize(self._postgres, data, environment["POSTGRES_USER"], password, identity)
         subprocess.run(
             ["postgres", "--single", "-D", str(data), "postgres"],
             input=f'CREATE DATABASE "{environment["POSTGRES_DB"]}"\n',

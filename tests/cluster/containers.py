@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Container:
         folder: Its working directory, which also takes its output.
         health: The command of its health check; empty where it has none.
         identity: As whom it runs, for `subprocess.Popen`; empty for this user.
+        prepare: What its image does before its first start.
         sessions: The session id of each time that it was started.
         ends: When it has ended by itself and was started again, on the monotonic clock.
     """
@@ -44,6 +45,7 @@ class Container:
     folder: Path
     health: Sequence[str] = ()
     identity: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[], None] | None = None
     sessions: list[int] = field(default_factory=list, init=False)
     ends: list[float] = field(default_factory=list, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -59,6 +61,8 @@ class Container:
 
     def start(self) -> None:
         """Start it."""
+        if self.prepare is not None and not self.sessions:
+            self.prepare()
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
                 self.command,

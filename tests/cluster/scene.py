@@ -68,7 +68,7 @@ class Scene:
         self._api = AirflowApi(
             self.composition.url("airflow-apiserver", 8080),
             "admin",
-            self.composition.environment("airflow-init")["AIRFLOW_ADMIN_PASSWORD"],
+            self.composition.admin_password(),
         )
         with self.progress.step("Waiting for the DAGs to be known"):
             wait_for(f"DAGs in {server.name}", self._are_known, _KNOWN_SECONDS)

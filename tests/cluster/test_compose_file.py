@@ -45,6 +45,7 @@ def test_the_schema_notices_a_mistake(tmp_path: Path) -> None:
 
 def test_what_runs_is_what_was_asked_for() -> None:
     assert {service.name: service.replicas for service in SERVICES.values()} == {
+        "secrets-init": 1,
         "postgres": 1,
         "redis": 1,
         "sandbox": 1,
@@ -83,7 +84,7 @@ def test_nothing_runs_as_root_or_without_bounds(service: Service) -> None:
 
 @each_service
 def test_what_goes_on_running_has_a_health_check_and_is_restarted(service: Service) -> None:
-    goes_on = service.name != "airflow-init"
+    goes_on = not service.name.endswith("-init")
     assert bool(service.health) == goes_on
     assert service.raw["restart"] == ("unless-stopped" if goes_on else "no")
 
@@ -91,7 +92,7 @@ def test_what_goes_on_running_has_a_health_check_and_is_restarted(service: Servi
 @each_service
 def test_what_it_waits_for_is_known_and_must_be_healthy_or_done(service: Service) -> None:
     for other, condition in service.conditions.items():
-        assert condition == ("service_completed_successfully" if other == "airflow-init" else "service_healthy")
+        assert condition == ("service_completed_successfully" if other.endswith("-init") else "service_healthy")
         assert other in SERVICES
 
 
@@ -100,7 +101,10 @@ def test_every_part_of_airflow_starts_after_what_it_needs() -> None:
         found = set(SERVICES[name].conditions)
         return found.union(*(needed(other) for other in found))
 
+    for name in ("postgres", "redis"):
+        assert set(SERVICES[name].conditions) == {"secrets-init"}
     for service in AIRFLOW:
+        assert "secrets-init" in needed(service.name)
         if service.name not in ("airflow-init", "airflow-apiserver"):
             assert needed(service.name) >= {"postgres", "sandbox", "airflow-init", "airflow-apiserver"}
         if service.name in ("airflow-scheduler", "airflow-worker"):
@@ -137,12 +141,21 @@ def test_a_setting_has_the_same_default_everywhere() -> None:
     assert all(len(defaults) == 1 for defaults in found.values()), found
 
 
-def test_a_secret_of_the_env_file_takes_the_place_of_every_default() -> None:
+def test_no_secret_has_a_default_and_only_what_makes_them_is_given_one() -> None:
+    assert {SETTINGS[name] for name in SECRETS} == {""}
     values = {name: f"mine{number}" for number, name in enumerate(SECRETS)}
-    dumped = str(parse(variables=values)["services"])
-    assert "local-use-only" not in dumped
-    assert "sk-sandbox" not in dumped
-    assert all(value in dumped for value in values.values())
+    given = {
+        name: service.name
+        for service in read_services(variables=values).values()
+        for name, value in values.items()
+        if name != "QWENIMAGE_API_KEY" and value in str(service.raw)
+    }
+    assert given == dict.fromkeys(set(SECRETS) - {"QWENIMAGE_API_KEY"}, "secrets-init")
+    # Whatever is called a password, a key or a secret: no value of it is in the file.
+    written = re.findall(r"^ *(\S*(?:KEY|SECRET|PASSWORD)(?:_CMD)?): (.*)$", TEXT, re.MULTILINE)
+    assert written
+    for name, value in written:
+        assert value in (f"${{{name}:-}}", f"cat /opt/airflow/secrets/{value.rpartition('/')[2]}"), name
 
 
 @pytest.mark.parametrize(
@@ -156,7 +169,7 @@ def test_a_real_key_switches_from_the_sandbox_to_the_service(
     services = read_services(variables={"QWENIMAGE_API_KEY": key})
     for service in services.values():
         # The sandbox gets no key at all.
-        if service.name in ("postgres", "redis", "sandbox"):
+        if service.name in ("secrets-init", "postgres", "redis", "sandbox"):
             assert "AIRFLOW_CONN_QWENIMAGE_DEFAULT" not in service.environment
             continue
         name = "AIRFLOW_CONN_QWENIMAGE_DEFAULT"
@@ -180,7 +193,10 @@ def test_every_variable_of_airflows_is_an_option_that_it_knows() -> None:
         for option in description["options"]
     }
     used = {name for service in AIRFLOW for name in service.environment if name.startswith("AIRFLOW__")}
-    assert used <= known, used - known
+    commands = {name.removesuffix("_CMD") for name in used if name.endswith("_CMD")}
+    assert used - {f"{name}_CMD" for name in commands} | commands <= known
+    # A command for any other option is not run.
+    assert commands <= {f"AIRFLOW__{section}__{option}".upper() for section, option in conf.sensitive_config_values}
 
 
 def test_all_of_airflow_has_the_same_settings() -> None:
@@ -208,7 +224,7 @@ def test_the_image_can_be_built_from_what_is_copied_into_it(tmp_path: Path) -> N
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
     assert len(list((tmp_path / "dist").glob("*.whl"))) == 1
-    made: Any = re.search(r"mkdir -p (.+)$", instructions[4])
+    made: Any = re.search(r"mkdir -p ([^&]+)", instructions[4])
     # A new volume takes its owner from the folder of the image.
     targets = {mount.target for service in SERVICES.values() for mount in service.mounts if mount.is_volume}
     ours = {target for target in targets if target.startswith("/opt/airflow/") and not target.endswith("/logs")}

@@ -1,0 +1,30 @@
+"""What a stranger who knows a secret can do with it: sign a task's token, and ask the API server for a connection."""
+
+from __future__ import annotations
+
+import uuid
+
+import requests
+from airflow.api_fastapi.auth.tokens import JWTGenerator
+from airflow.configuration import conf
+
+# Those that docker-compose.yaml had as defaults, an empty one, and a guess.
+STRANGERS = (
+    "local-use-only-jwt-secret-0123456789abcdef0123456789abcdef0123456789",
+    "local-use-only-api-secret-key-0123456789abcdef",
+    "airflow",
+)
+
+
+def connection_status(url: str, secret: str) -> int:
+    """Return the HTTP status with which the API server answers a token that is signed with a secret.
+
+    Args:
+        url: Where the API server listens.
+        secret: What the token is signed with.
+    """
+    audience = conf.get_mandatory_list_value("execution_api", "jwt_audience")[0]
+    generator = JWTGenerator(secret_key=secret, audience=audience, valid_for=600)
+    token = generator.generate({"sub": str(uuid.uuid4())})
+    address = f"{url}/execution/connections/qwenimage_default"
+    return requests.get(address, headers={"Authorization": f"Bearer {token}"}, timeout=60).status_code
