@@ -28,6 +28,8 @@ PUBLISHED_ADMIN_PASSWORD = "admin"  # noqa: S105  published, as its name says
 _FOR_AIRFLOW, _FOR_GROUP = 0o600, 0o640
 _FOLDER_MODE = 0o750
 _FERNET_BYTES = 32
+# What HS512, by which Airflow signs, asks of a key.
+_JWT_CHARACTERS = 64
 _FAILED = 1
 
 
@@ -99,6 +101,10 @@ def make_secrets(folder: Path, variables: Mapping[str, str], *, postgres: str, r
     """
     given = {secret.file: _given(secret.variable, variables) for secret in SECRETS}
     _check_fernet_key(given[FERNET.file])
+    if given[JWT.file] and len(given[JWT.file]) < _JWT_CHARACTERS:
+        raise ValueError(
+            f"{JWT.variable} is shorter than {_JWT_CHARACTERS} characters, which Airflow refuses. Set more."
+        )
     folder.chmod(_FOLDER_MODE)
     values = {secret.file: _keep(folder, secret, given[secret.file]) for secret in SECRETS}
     at_postgres = f"postgresql+psycopg2://{USER}:{quote(values[POSTGRES.file], safe='')}@{postgres}/{DATABASE}"

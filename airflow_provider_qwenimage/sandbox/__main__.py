@@ -13,6 +13,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADERS
 from airflow_provider_qwenimage.sandbox.faults import BEHAVIOURS, ScriptItem
 from airflow_provider_qwenimage.sandbox.settings import Kind, SandboxSettings
 
@@ -46,8 +47,8 @@ Point Airflow at it:
   export AIRFLOW_CONN_QWENIMAGE_DEFAULT='{connection}'
 
 Make it misbehave while it runs (GET {url}/sandbox lists everything):
-  curl {insecure}-X PATCH {url}/sandbox/settings -d '{{"server_error_share": 0.2}}'
-  curl {insecure}-X POST {url}/sandbox/script -d '{{"route": "status", "behaviours": [["rate_limit", 2], "ok"]}}'
+  curl {options} -X PATCH {url}/sandbox/settings -d '{{"server_error_share": 0.2}}'
+  curl {options} -X POST {url}/sandbox/script -d '{{"route": "status", "behaviours": [["rate_limit", 2], "ok"]}}'
   curl {insecure}{url}/sandbox/books
 
 Ctrl-C stops it.
@@ -78,13 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         sys.stderr.write(f"{parser.prog}: error: {reason}\n")
         return EXIT_REFUSED
+    insecure = "--insecure " if options["ssl_certfile"] else ""
+    headers = " ".join(f"-H '{name}: {value}'" for name, value in CONTROL_HEADERS.items())
     try:
         _say(
             _BANNER.format(
                 url=sandbox.url,
                 api_key=sandbox.api_key,
                 connection=sandbox.connection_json,
-                insecure="--insecure " if options["ssl_certfile"] else "",
+                options=f"{insecure}{headers}",
+                insecure=insecure,
             )
         )
         stopped.wait()
@@ -127,6 +131,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     server.add_argument("--ssl-certfile", metavar="FILE", help="a PEM certificate; serves https")
     server.add_argument("--ssl-keyfile", metavar="FILE", help="the certificate's PEM key, if in another file")
+    server.add_argument(
+        "--control-host",
+        action="append",
+        default=[],
+        dest="control_hosts",
+        metavar="NAME",
+        help="a domain name under which /sandbox may be reached, besides IP addresses and names without a dot; "
+        "can be repeated",
+    )
     server.add_argument(
         "--state-file", metavar="FILE", help="keeps tasks and charges over a restart; without it they are forgotten"
     )

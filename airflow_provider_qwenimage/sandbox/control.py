@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
 
+from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADER, CONTROL_HEADERS, Caller, refusal
 from airflow_provider_qwenimage.sandbox.faults import BEHAVIOURS
 from airflow_provider_qwenimage.sandbox.state import SandboxState
 
 _SHOWN_REQUESTS = 1000
+# Of a longer error only the two ends are answered: the body may be a megabyte.
+_ERROR_START, _ERROR_END = 300, 1000
 _SCRIPT_ALLOWED = 'allowed is {"route": "status", "behaviours": ["server_error", ["rate_limit", 3], "ok"]}'
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def add_control_routes(app: web.Application, state: SandboxState) -> None:
-    """Add the control path to an application. It asks for no key, because it is no part of the API."""
+def add_control_routes(app: web.Application, state: SandboxState, own_names: Collection[str] = ()) -> None:
+    """Add the control path to an application. It asks for no key, because it is no part of the API.
+
+    Args:
+        app: The application.
+        state: What is controlled.
+        own_names: The host names that the path may be reached under; see `access.refusal`.
+    """
     control = _Control(state)
     routes: tuple[tuple[str, str, _Handler], ...] = (
         ("GET", "/sandbox", control.guide),
@@ -31,7 +40,7 @@ def add_control_routes(app: web.Application, state: SandboxState) -> None:
         ("POST", "/sandbox/script", control.add_script),
     )
     for method, path, handler in routes:
-        app.router.add_route(method, path, _answering_errors(handler))
+        app.router.add_route(method, path, _guarded(handler, own_names))
 
 
 class _Control:
@@ -47,6 +56,7 @@ class _Control:
                 "POST /sandbox/reset": "empty books and scripts, and return to the settings of the start",
                 "GET /sandbox/script": "the scripted behaviours that have not happened yet",
                 "POST /sandbox/script": f"script the next requests of a route: {_SCRIPT_ALLOWED}",
+                "headers of PATCH and POST": CONTROL_HEADERS,
                 "behaviours": BEHAVIOURS,
             }
         )
@@ -95,14 +105,33 @@ class _Control:
         return web.json_response(self._state.faults.waiting())
 
 
-def _answering_errors(handler: _Handler) -> _Handler:
+def _guarded(handler: _Handler, own_names: Collection[str]) -> _Handler:
     async def answer(request: web.Request) -> web.StreamResponse:
+        refused = refusal(_caller(request), own_names)
+        if refused is not None:
+            return web.json_response({"error": refused.reason}, status=refused.status)
         try:
             return await handler(request)
         except ValueError as error:
-            return web.json_response({"error": str(error)}, status=400)
+            return web.json_response({"error": _shortened(str(error))}, status=400)
 
     return answer
+
+
+def _caller(request: web.Request) -> Caller:
+    values = request.headers.getall
+    return Caller(
+        request.method,
+        hosts=values("Host", []),
+        origins=values("Origin", []),
+        sites=values("Sec-Fetch-Site", []),
+        content_types=values("Content-Type", []),
+        marks=values(CONTROL_HEADER, []),
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _ERROR_START + _ERROR_END else f"{text[:_ERROR_START]} … {text[-_ERROR_END:]}"
 
 
 async def _read_object(request: web.Request, allowed: str) -> dict[str, Any]:

@@ -80,8 +80,11 @@ class FaultPlan:
         if route not in BEHAVIOURS:
             raise ValueError(f"route is {route!r}; allowed are {', '.join(BEHAVIOURS)}.")
         behaviours: list[str] = []
+        left = _MOST_TIMES - len(self._scripts[route])
         for item in items:
             name, times = _read_item(item)
+            if times > left - len(behaviours):
+                raise ValueError(f"The script of {route} gets too long; allowed are {_MOST_TIMES} behaviours in all.")
             if name not in BEHAVIOURS[route]:
                 raise ValueError(f"behaviour is {name!r}; allowed for {route} are {', '.join(BEHAVIOURS[route])}.")
             behaviours += [name] * times

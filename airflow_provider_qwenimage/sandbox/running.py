@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -41,6 +42,8 @@ class Sandbox:
         ssl_keyfile: A PEM file with the certificate's key, if it is not in `ssl_certfile`.
         state_file: A file that keeps tasks and charges over a restart; its folder must exist. Calls of a
             ``callback_url`` that were due are not made after one. None keeps them in memory alone.
+        control_hosts: Domain names under which the control path ``/sandbox`` may be reached. IP addresses, `host` and
+            names without a dot always may.
         **settings: The fields of `SandboxSettings`.
 
     Raises:
@@ -57,6 +60,7 @@ class Sandbox:
         ssl_certfile: str | None = None,
         ssl_keyfile: str | None = None,
         state_file: str | None = None,
+        control_hosts: Iterable[str] = (),
         **settings: Any,
     ) -> None:
         _check_port("port", port)
@@ -65,6 +69,7 @@ class Sandbox:
         if cdn_url is not None and not is_http_url(cdn_url):
             raise ValueError(f"cdn_url is {cdn_url!r}; allowed is an absolute http:// or https:// URL, or None.")
         self._host = host
+        self._own_names = {host, *control_hosts}
         self._asked_port = port
         self._cdn_port = None if cdn_port == port and port else cdn_port
         self._cdn_url = cdn_url
@@ -141,6 +146,7 @@ class Sandbox:
                 sockets[1] if len(sockets) > 1 else None,
                 cdn_url=self._cdn_url,
                 ssl_context=self._ssl_context,
+                own_names=self._own_names,
             )
             await server.start()
         except BaseException as error:  # noqa: BLE001  it is raised in the thread that waits for the start

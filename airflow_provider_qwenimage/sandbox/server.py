@@ -7,7 +7,7 @@ import contextlib
 import random
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -27,6 +27,8 @@ _BODY_BYTES = 1024 * 1024
 _SHUTDOWN_SECONDS = 0.2
 # One to accept, one to make the transport, one to tell the server.
 _ACCEPTING_TURNS = 3
+# What the books remember of a request is anybody's to choose.
+_NOTED_CHARACTERS = 2000
 _WRONG_PIXEL_SIZE = (512, 512)
 
 _Process = Callable[[web.Request, RequestRecord], Awaitable[web.StreamResponse]]
@@ -41,6 +43,7 @@ class SandboxServer:
         cdn_socket: A second origin, for the image URLs; None serves them from the API's.
         cdn_url: The base of the image URLs, if they are not to follow the Host of the request.
         ssl_context: Serves https if given.
+        own_names: The host names that the control path may be reached under.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class SandboxServer:
         *,
         cdn_url: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        own_names: Collection[str] = (),
     ) -> None:
         self._state = state
         self._sockets = [api_socket] if cdn_socket is None else [api_socket, cdn_socket]
@@ -66,7 +70,7 @@ class SandboxServer:
         app.router.add_get(STATUS_PATH, self._status, allow_head=False)
         app.router.add_get("/cdn/{name}", self._image)
         app.router.add_route("*", "/redirected", self._redirected)
-        add_control_routes(app, state)
+        add_control_routes(app, state, own_names)
         app.router.add_route("*", "/{path:.*}", self._other)
         # handler_cancellation: whoever hangs up is not waited for.
         self._runner = web.AppRunner(
@@ -130,7 +134,7 @@ class SandboxServer:
         books = self._state.books
         record = RequestRecord(
             method=request.method,
-            path=request.path_qs,
+            path=request.path_qs[:_NOTED_CHARACTERS],
             route=route,
             authorized_header="Authorization" in request.headers,
             time=books.clock(),
@@ -212,7 +216,7 @@ class SandboxServer:
         task_id = request.query.get("task_id")
         if not task_id:
             return answers.TASK_ID_REQUIRED
-        record.task_id = task_id
+        record.task_id = task_id[:_NOTED_CHARACTERS]
         books = self._state.books
         task = books.find(task_id)
         if task is None:
@@ -221,7 +225,7 @@ class SandboxServer:
 
     async def _process_image(self, request: web.Request, record: RequestRecord) -> web.StreamResponse:
         task_id, _, output_format = request.match_info["name"].partition(".")
-        record.task_id = task_id
+        record.task_id = task_id[:_NOTED_CHARACTERS]
         books = self._state.books
         task = books.find(task_id)
         if task is None or task.request.output_format != output_format or task.status_at(books.clock()) != "SUCCESS":

@@ -13,6 +13,7 @@ DEFAULT_API_KEY = "sk-sandbox"
 
 _INFINITY = 1e300
 _MIB = 1024 * 1024
+_MOST_REMEMBERED = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,13 @@ _SECONDS = Kind("a number of at least 0", lambda value: _is_number(value) and va
 _AMOUNT = Kind("a number of at least 0", lambda value: _is_number(value) and value >= 0, float, float, "NUMBER")
 _WHOLE = Kind("an integer", _is_integer, int, int, "INTEGER")
 _COUNT = Kind("an integer of at least 1", lambda value: _is_integer(value) and value >= 1, int, int, "INTEGER")
+_LOG_SIZE = Kind(
+    f"an integer of at least 1 and at most {_MOST_REMEMBERED}",
+    lambda value: _is_integer(value) and 1 <= value <= _MOST_REMEMBERED,
+    int,
+    int,
+    "INTEGER",
+)
 _STYLE = Kind(" or ".join(WIRE_STYLES), lambda value: value in WIRE_STYLES, str, str, "STYLE")
 _KEYS = Kind(
     "a list of at least one key without spaces",
@@ -140,7 +148,7 @@ class SandboxSettings:
     )
     fault_seed: int | None = _setting(None, _or_none(_WHOLE), "makes the random faults the same in each run")
     oversized_bytes: int = _setting(51 * _MIB, _COUNT, "bytes that an 'oversized' image streams")
-    request_log_size: int = _setting(100_000, _COUNT, "how many requests the books remember")
+    request_log_size: int = _setting(100_000, _LOG_SIZE, "how many requests the books remember")
 
     def __post_init__(self) -> None:
         for setting in fields(self):

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADERS
 from tests.cluster.metadata import Place
 
 _ATTEMPT = re.compile(r"attempt=(\d+)\.log$")
@@ -40,7 +41,8 @@ class Books:
     def remember_everything(self) -> None:
         """Let the sandbox remember more requests than it does by default."""
         settings = {"request_log_size": _REMEMBERED_REQUESTS}
-        requests.patch(f"{self.url}/sandbox/settings", json=settings, timeout=30).raise_for_status()
+        answer = requests.patch(f"{self.url}/sandbox/settings", json=settings, headers=CONTROL_HEADERS, timeout=30)
+        answer.raise_for_status()
 
     def collect(self) -> None:
         """Read what the books say now."""

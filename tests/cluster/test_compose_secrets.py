@@ -126,6 +126,7 @@ def test_no_secret_is_shown(deployment: Deployment) -> None:
 def test_what_the_env_file_sets_takes_precedence_and_outlives_it(deployment: Deployment) -> None:
     deployment.start()
     mine = {name: f"mine{number}" for number, name in enumerate(VARIABLES)} | {"AIRFLOW_FERNET_KEY": KEY}
+    mine["AIRFLOW_JWT_SECRET"] *= 20
     deployment.start(mine)
     for _ in range(2):
         kept = deployment.values()
@@ -166,7 +167,8 @@ def test_any_printable_password_reaches_who_needs_it(deployment: Deployment, pas
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("AIRFLOW_FERNET_KEY", "tooshort4711"), ("REDIS_PASSWORD", "a4711\rb")]
+    ("variable", "value"),
+    [("AIRFLOW_FERNET_KEY", "tooshort4711"), ("AIRFLOW_JWT_SECRET", "tooshort4711"), ("REDIS_PASSWORD", "a4711\rb")],
 )
 def test_a_secret_that_cannot_be_used_is_refused_without_being_shown(
     deployment: Deployment, variable: str, value: str

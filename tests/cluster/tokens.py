@@ -8,12 +8,8 @@ import requests
 from airflow.api_fastapi.auth.tokens import JWTGenerator
 from airflow.configuration import conf
 
-# Those that docker-compose.yaml had as defaults, an empty one, and a guess.
-STRANGERS = (
-    "local-use-only-jwt-secret-0123456789abcdef0123456789abcdef0123456789",
-    "local-use-only-api-secret-key-0123456789abcdef",
-    "airflow",
-)
+# The one that docker-compose.yaml had as its default, and a guess.
+STRANGERS = ("local-use-only-jwt-secret-0123456789abcdef0123456789abcdef0123456789", "0" * 64)
 
 
 def connection_status(url: str, secret: str) -> int:

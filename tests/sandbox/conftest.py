@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 import requests
 
 from airflow_provider_qwenimage.sandbox import Sandbox, running
+from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADERS
 from tests.events import wait_until
 
 
@@ -23,6 +24,10 @@ class Api:
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         options = {"timeout": 60, "allow_redirects": False, **options}
         return self.session.request(method, f"{self.sandbox.url}{path}", **options)
+
+    def control(self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any) -> Any:
+        """Send what changes the sandbox, with the headers that this asks for."""
+        return self.request(method, path, headers={**CONTROL_HEADERS, **(headers or {})}, **options)
 
     def generate(self, body: Any = None, *, key: str | None = "sk-sandbox", **options: Any) -> requests.Response:
         if "data" not in options:

@@ -15,6 +15,7 @@ import requests
 
 from airflow_provider_qwenimage.sandbox import Sandbox, SandboxSettings
 from airflow_provider_qwenimage.sandbox.__main__ import main
+from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADERS
 
 COMMAND = [sys.executable, "-m", "airflow_provider_qwenimage.sandbox"]
 
@@ -44,7 +45,12 @@ def test_it_starts_prints_answers_and_stops(number: signal.Signals) -> None:
         assert name == "AIRFLOW_CONN_QWENIMAGE_DEFAULT"
         connection = json.loads(value)
         assert (connection["conn_type"], connection["password"]) == ("qwenimage", "sk-a")
-        assert f"curl -X PATCH {connection['host']}/sandbox/settings" in said
+        (change,) = (line for line in said.splitlines() if f"-X PATCH {connection['host']}/sandbox/settings" in line)
+        changed = subprocess.run([*shlex.split(change), "--silent"], capture_output=True, text=True, check=True).stdout
+        assert json.loads(changed)["server_error_share"] == 0.2
+        reset = {"seconds_per_image": 0, "server_error_share": 0}
+        answer = requests.patch(f"{connection['host']}/sandbox/settings", json=reset, headers=CONTROL_HEADERS)
+        assert answer.status_code == 200
         headers = {"Authorization": "Bearer sk-b"}
         url = f"{connection['host']}/api/generate"
         assert requests.post(url, json={"prompt": "a cat"}, headers=headers).status_code == 200

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
+
+from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADER, CONTROL_HEADERS, Caller, is_own_host, refusal
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Api
@@ -13,7 +17,7 @@ if TYPE_CHECKING:
 def test_settings_are_shown_and_changed(api: Api) -> None:
     assert api.request("GET", "/sandbox/settings").json()["wire_style"] == "http"
     changes = {"wire_style": "envelope", "api_keys": ["sk-a"], "credits": 20}
-    answer = api.request("PATCH", "/sandbox/settings", json=changes)
+    answer = api.control("PATCH", "/sandbox/settings", json=changes)
     assert answer.status_code == 200
     assert {name: answer.json()[name] for name in changes} == changes
     assert api.sandbox.settings.credits == 20
@@ -36,14 +40,157 @@ def test_settings_are_shown_and_changed(api: Api) -> None:
     ],
 )
 def test_a_mistake_is_answered_with_what_is_allowed(api: Api, method: str, path: str, body: bytes, names: str) -> None:
-    answer = api.request(method, f"/sandbox/{path}", data=body)
+    answer = api.control(method, f"/sandbox/{path}", data=body)
     assert answer.status_code == 400
     assert names in answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PATCH", "settings", b'{"wire_style": "' + b"x" * 900_000 + b'"}'),
+        ("PATCH", "settings", b'{"' + b"x" * 900_000 + b'": 1}'),
+        ("PATCH", "settings", b'["' + b"x" * 900_000 + b'"]'),
+        ("PATCH", "settings", b'{"request_log_size": 1' + b"0" * 40 + b"}"),
+        ("PATCH", "settings", b'{"seconds_per_image": NaN}'),
+        ("PATCH", "settings", b"[" * 100_000),
+        ("PATCH", "settings", b'{"api_keys": ["\ud83d"]}'),
+        ("POST", "script", b'{"route": "status", "behaviours": [' + b'["ok", 1000000],' * 50_000 + b'"ok"]}'),
+        ("POST", "script", b'{"route": "status", "behaviours": [["ok", 1e3]]}'),
+        ("POST", "script", b'{"route": "' + b"x" * 900_000 + b'", "behaviours": []}'),
+    ],
+    ids=range(10),
+)
+def test_an_odd_body_is_refused_in_a_few_words_and_takes_no_memory(
+    api: Api, method: str, path: str, body: bytes
+) -> None:
+    before = api.sandbox.settings
+    answer = api.control(method, f"/sandbox/{path}", data=body)
+    assert answer.status_code == 400
+    assert len(answer.content) < 3000
+    assert "allowed" in answer.json()["error"]
+    assert api.sandbox.settings == before
+    assert not any(api.request("GET", "/sandbox/script").json().values())
+
+
+def test_a_body_past_a_megabyte_is_not_read(api: Api) -> None:
+    answer = api.control("PATCH", "/sandbox/settings", data=b" " * 2 * 1024 * 1024)
+    assert answer.status_code == 413
+
+
+def test_the_books_keep_little_of_a_long_request(api: Api) -> None:
+    api.status("x" * 7000)
+    api.request("GET", f"/cdn/{'x' * 7000}.png")
+    (status, image) = api.sandbox.requests
+    assert max(len(text) for record in (status, image) for text in (record.path, record.task_id or "")) <= 2000
+
+
+CHANGES = (
+    ("PATCH", "settings", '{"server_error_share": 1}'),
+    ("POST", "script", '{"route": "status", "behaviours": ["hang"]}'),
+    ("POST", "reset", ""),
+    ("POST", "reset", "{}"),
+)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        # What a web page can send to any address without asking.
+        ({"Content-Type": "text/plain", "Origin": "https://evil.example"}, 403),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, 415),
+        ({"Content-Type": "text/plain; application/json", CONTROL_HEADER: "control"}, 415),
+        ({"Content-Type": "text/plain", CONTROL_HEADER: "control"}, 415),
+        ({CONTROL_HEADER: "control"}, 415),
+        ({}, 415),
+        ({"Content-Type": "application/json"}, 403),
+        ({"Content-Type": "application/json", CONTROL_HEADER: "yes"}, 403),
+        # What a page can send to its own address, after that was made to lead here.
+        ({**CONTROL_HEADERS, "Origin": "http://evil.example:8512"}, 403),
+        ({**CONTROL_HEADERS, "Origin": "null"}, 403),
+        ({**CONTROL_HEADERS, "Sec-Fetch-Site": "same-origin"}, 403),
+        ({**CONTROL_HEADERS, "Host": "evil.example:8512"}, 403),
+    ],
+)
+def test_no_web_page_controls_the_sandbox(api: Api, headers: dict[str, str], status: int) -> None:
+    api.submit()
+    before = api.sandbox.settings
+    for method, path, body in CHANGES:
+        answer = api.request(method, f"/sandbox/{path}", data=body, headers=headers)
+        assert answer.status_code == status
+        assert "Access-Control-Allow-Origin" not in answer.headers
+        assert answer.json()["error"]
+    assert api.sandbox.settings == before
+    assert len(api.sandbox.submissions) == 1
+    assert not any(api.request("GET", "/sandbox/script").json().values())
+
+
+def test_a_page_that_asks_first_is_not_encouraged(api: Api) -> None:
+    asking = {
+        "Origin": "https://evil.example",
+        "Access-Control-Request-Method": "PATCH",
+        "Access-Control-Request-Headers": f"content-type, {CONTROL_HEADER.lower()}",
+    }
+    answer = api.request("OPTIONS", "/sandbox/settings", headers=asking)
+    assert not answer.ok
+    assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+
+
+@pytest.mark.parametrize("path", ["", "/settings", "/books", "/script"])
+def test_a_page_whose_name_leads_here_reads_nothing(api: Api, path: str) -> None:
+    answer = api.request("GET", f"/sandbox{path}", headers={"Host": "evil.example:8512"})
+    assert answer.status_code == 403
+    assert "--control-host" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost:8512", "LOCALHOST.", "app.localhost:1", "127.0.0.1", "[::1]:8512", "192.168.1.7:8512", "sandbox:8512"],
+)
+def test_it_is_controlled_under_every_name_that_no_stranger_can_own(api: Api, host: str) -> None:
+    assert api.control("POST", "/sandbox/reset", headers={"Host": host}).status_code == 200
+
+
+def test_it_is_controlled_under_a_domain_name_that_it_was_told() -> None:
+    with Sandbox(control_hosts=["Sandbox.team.example"]) as sandbox:
+        for host, status in (("sandbox.team.example:8512", 200), ("other.team.example", 403), ("example", 200)):
+            headers = {**CONTROL_HEADERS, "Host": host}
+            assert requests.post(f"{sandbox.url}/sandbox/reset", headers=headers, timeout=60).status_code == status
+            assert requests.get(f"{sandbox.url}/sandbox", headers=headers, timeout=60).status_code == status
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        ":8512",
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "[::1",
+        "[evil.example]",
+        "a@127.0.0.1",
+        "127.0.0.1/.x",
+        "[cafe]",
+        "127.0.0.1:x",
+    ],
+)
+def test_a_host_that_may_be_a_strangers_is_none_of_its_own(host: str) -> None:
+    assert not is_own_host(host, ())
+
+
+def test_two_values_of_a_header_do_not_pass_as_one() -> None:
+    one = {"content_types": ["application/json"], "marks": ["control"]}
+    assert refusal(Caller("POST", **one)) is None
+    assert refusal(Caller("POST", ["localhost", "evil.example"], **one)) is not None
+    assert refusal(Caller("POST", **one | {"content_types": ["application/json", "text/plain"]})) is not None
+    assert refusal(Caller("POST", **one | {"marks": ["control", "control"]})) is not None
+
+
 def test_scripts_are_appended_and_shown(api: Api) -> None:
     script = {"route": "status", "behaviours": ["server_error", ["rate_limit", 2]]}
-    waiting = api.request("POST", "/sandbox/script", json=script).json()
+    waiting = api.control("POST", "/sandbox/script", json=script).json()
     assert waiting["status"] == ["server_error", "rate_limit", "rate_limit"]
     assert [api.status("n43").status_code for _ in range(4)] == [500, 429, 429, 404]
     assert api.request("GET", "/sandbox/script").json() == {"generate": [], "status": [], "image": []}
@@ -64,7 +211,7 @@ def test_the_books_are_shown(api: Api) -> None:
 def test_reset_empties_the_books(api: Api) -> None:
     api.submit()
     api.sandbox.configure(drop_share=1)
-    assert api.request("POST", "/sandbox/reset").json()["drop_share"] == 0
+    assert api.control("POST", "/sandbox/reset").json()["drop_share"] == 0
     assert api.request("GET", "/sandbox/books").json()["submissions"] == []
 
 
