@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import json
+import logging
 import math
 import re
 import socket
@@ -12,7 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL, TaskSnapshot, check_above_zero
+from airflow_provider_qwenimage.contract import (
+    DEFAULT_BASE_URL,
+    TaskSnapshot,
+    check_above_zero,
+    printable,
+    safe_repr,
+    shorten,
+)
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageConnectionError,
@@ -24,6 +34,8 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
 )
 
+log = logging.getLogger(__name__)
+
 CONN_TYPE = "qwenimage"
 DEFAULT_CONN_ID = "qwenimage_default"
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -34,6 +46,10 @@ TEST_TASK_ID = "connection-test"
 _NO_PORT_OF_ITS_OWN = (None, 0, 443)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify")
+# Old versions of Airflow's form store a field under its name with this prefix.
+_FORM_PREFIX = "extra__"
+_MOST_UNKNOWN_KEYS = 5
+_LONGEST_KEY = 50
 
 
 class AirflowConnection(Protocol):
@@ -57,6 +73,7 @@ class ConnectionSettings:
         timeout_seconds: How long to wait for the connection, and for each part of an answer.
         max_requests_per_second: The rate that a task, or all waits of a triggerer, do not exceed, or None for no limit.
         verify: Whether TLS certificates are checked, or the path of a file of authorities to check with.
+        ignored: What of the extra is ignored, and what was probably meant; empty where nothing is.
     """
 
     base_url: str
@@ -64,6 +81,8 @@ class ConnectionSettings:
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     max_requests_per_second: float | None = None
     verify: bool | str = True
+    # Connections that differ in it alone share a session.
+    ignored: str = field(default="", repr=False, compare=False)
 
     def without_key(self, text: str) -> str:
         """Return `text` with the API key blotted out, should the API or a library have quoted it."""
@@ -89,13 +108,18 @@ def read_connection(
         timeout_seconds = _positive(where, extra, "timeout_seconds", DEFAULT_TIMEOUT_SECONDS)
     else:
         check_above_zero("timeout_seconds", timeout_seconds, "seconds")
-    return ConnectionSettings(
+    api_key = _read_key(where, connection.password)
+    settings = ConnectionSettings(
         base_url=_read_base_url(where, connection),
-        api_key=_read_key(where, connection.password),
+        api_key=api_key,
         timeout_seconds=timeout_seconds,
         max_requests_per_second=_positive(where, extra, "max_requests_per_second", None),
         verify=_read_verify(where, extra.get("verify", True)),
+        ignored=_tell_ignored(extra).replace(api_key, "***"),
     )
+    if settings.ignored:
+        _warn_once(f"{where}: {settings.ignored}")
+    return settings
 
 
 def judge_connection(outcome: TaskSnapshot | QwenImageError, settings: ConnectionSettings) -> tuple[bool, str]:
@@ -118,6 +142,8 @@ def judge_connection(outcome: TaskSnapshot | QwenImageError, settings: Connectio
         works, story = False, _explain_refusal(outcome, where)
     else:
         works, story = False, _not_the_api(where, _say_what_came(outcome))
+    if settings.ignored:
+        story = f"{story} {settings.ignored}"
     return works, settings.without_key(story)
 
 
@@ -275,6 +301,34 @@ def _read_extra(where: str, extra: str | None) -> Mapping[str, Any]:
     return values
 
 
+def _tell_ignored(extra: Mapping[str, Any]) -> str:
+    """Return what of an extra is not known, without its values: a limit that is misspelt is no limit."""
+    unknown = [name for name in extra if name not in _KNOWN_EXTRA and not name.startswith(_FORM_PREFIX)]
+    if not unknown:
+        return ""
+    told = [_tell_unknown(name) for name in unknown[:_MOST_UNKNOWN_KEYS]]
+    if len(unknown) > _MOST_UNKNOWN_KEYS:
+        told.append(f"{len(unknown) - _MOST_UNKNOWN_KEYS} more")
+    return (
+        f"These keys of the extra are unknown and have no effect: {', '.join(told)}. "
+        f"Known are {', '.join(_KNOWN_EXTRA)}."
+    )
+
+
+def _tell_unknown(name: str) -> str:
+    plain = re.sub(r"[^a-z]+", "_", name[:_LONGEST_KEY].lower()).strip("_")
+    near = difflib.get_close_matches(plain, _KNOWN_EXTRA, n=1)
+    shown = printable(name if len(name) <= _LONGEST_KEY else f"{name[:_LONGEST_KEY]}…")
+    return f"{shown!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+# The Test button tests a copy under an id of its own, so the number of warnings that are remembered is bounded.
+@functools.lru_cache(maxsize=256)
+def _warn_once(warning: str) -> None:
+    """Warn once in a process: the settings are read for every task, and for every wait in a triggerer."""
+    log.warning("%s", warning)
+
+
 def _positive(where: str, extra: Mapping[str, Any], name: str, default: Any) -> Any:
     value = extra.get(name)
     # The connection form sends null or "" for a field that was left empty.
@@ -285,7 +339,7 @@ def _positive(where: str, extra: Mapping[str, Any], name: str, default: Any) -> 
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise ValueError(f"{where} has {name} = {value!r} in its extra; allowed are numbers above 0.")
+        raise ValueError(f"{where} has {name} = {shorten(safe_repr(value))} in its extra; allowed are numbers above 0.")
     return number
 
 
@@ -298,6 +352,6 @@ def _read_verify(where: str, value: object) -> bool | str:
         # The URI form makes strings of everything.
         return {"true": True, "false": False}.get(value.strip().lower(), value)
     raise ValueError(
-        f"{where} has verify = {value!r} in its extra; allowed are true, false or the path of a file of certificate "
-        "authorities."
+        f"{where} has verify = {shorten(safe_repr(value))} in its extra; allowed are true, false or the path "
+        "of a file of certificate authorities."
     )

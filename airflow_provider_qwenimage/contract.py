@@ -358,14 +358,15 @@ def not_documented(name: str, value: object, allowed: str) -> QwenImageContractE
         value: What it is.
         allowed: What it should be.
     """
-    shown = shorten(_safe_repr(value))
+    shown = shorten(safe_repr(value))
     return QwenImageContractError(
         f"The API's answer is not of the documented shape: {name} is {shown}, not {allowed}. "
         "If this persists, the API has changed: report it to the maintainers of this package."
     )
 
 
-def _safe_repr(value: object) -> str:
+def safe_repr(value: object) -> str:
+    """Return an ASCII representation of any JSON value, also of one that Python refuses to print."""
     try:
         return ascii(value)
     # ValueError: an integer of more digits than Python prints; RecursionError: deep nesting.

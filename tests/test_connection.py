@@ -31,7 +31,7 @@ def settings(**fields: Any) -> ConnectionSettings:
     if isinstance(extra, dict):
         extra = json.dumps(extra)
     return read_connection(
-        Connection(conn_id="my_qwen", conn_type="qwenimage", extra=extra, **{"password": KEY} | fields)
+        Connection(**{"conn_id": "my_qwen", "conn_type": "qwenimage", "extra": extra, "password": KEY} | fields)
     )
 
 
@@ -165,6 +165,81 @@ class _RawConnection:
 def test_a_bad_extra_value_is_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"'my_qwen' has {name} = .*allowed are"):
         settings(extra={name: value})
+
+
+@pytest.mark.parametrize("value", ["5", " 5 ", 5, 5.0, "5e0"])
+def test_numbers_in_extra_may_be_texts(value: object) -> None:
+    assert settings(extra={"timeout_seconds": value}).timeout_seconds == 5.0
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("max_request_per_second", "max_requests_per_second"),
+        ("max-requests-per-second", "max_requests_per_second"),
+        ("maxRequestsPerSecond", "max_requests_per_second"),
+        ("Timeout_Seconds", "timeout_seconds"),
+        ("timeout_second", "timeout_seconds"),
+        ("timeout", "timeout_seconds"),
+        ("verfy", "verify"),
+    ],
+)
+def test_a_misspelt_key_of_the_extra_is_warned_of_with_the_one_that_was_meant(
+    key: str, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = settings(conn_id=f"typo_{key}", extra={key: "its-value", "verify": False})
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"'typo_{key}'" in warning
+    assert f"{key!r} (did you mean {meant!r}?)" in warning
+    assert "its-value" not in warning
+    assert found.verify is False
+
+
+def test_an_unknown_key_of_the_extra_is_warned_of_once_in_a_process(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        settings(conn_id="once", extra={"credits_per_day": 10})
+    settings(conn_id="another", extra={"credits_per_day": 10})
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2
+    assert all("'credits_per_day'. Known are timeout_seconds" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("extra", [{"extra__qwenimage__verify": ""}, {"timeout_seconds": 3}, {}, None])
+def test_known_keys_and_those_of_an_old_form_are_not_warned_of(extra: Any, caplog: pytest.LogCaptureFixture) -> None:
+    settings(conn_id="quiet", extra=extra)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {KEY: 1},
+        {"x" * 100_000: 1},
+        {f"key{number}": 1 for number in range(10_000)},
+        {"\x1b[2J\nverify\ud83d": 1},
+    ],
+)
+def test_a_warning_of_unknown_keys_is_short_printable_and_without_the_key(
+    extra: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings(conn_id="odd", extra=extra)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.isprintable()
+    assert len(warning) < 600
+    assert KEY not in warning
+
+
+def test_a_bad_extra_value_is_shown_short() -> None:
+    with pytest.raises(ValueError, match="timeout_seconds") as caught:
+        settings(extra={"timeout_seconds": "9" * 100_000 + "x"})
+    assert len(str(caught.value)) < 500
+
+
+def test_the_connection_test_tells_of_unknown_keys() -> None:
+    found = settings(conn_id="tested", extra={"max_request_per_second": 1})
+    works, story = judge_connection(says_no(404), found)
+    assert works
+    assert "did you mean 'max_requests_per_second'?" in story
 
 
 def test_an_explicit_timeout_goes_before_the_connections_and_the_default_after_it() -> None:
