@@ -23,6 +23,7 @@ from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.images import StoredImages
 from airflow_provider_qwenimage.metrics import count_failure
 from airflow_provider_qwenimage.spool import Spool
+from airflow_provider_qwenimage.storage import is_empty
 from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
 
 if TYPE_CHECKING:
@@ -220,13 +221,13 @@ class Batch:
 
     async def _look_around(self, drawer: Drawer) -> None:
         """Find what is stored, paid or refused already, before anything is submitted: it counts for the limits."""
-        is_empty = await asyncio.to_thread(lambda: next(iter(self._options.folder.iterdir()), None) is None)
+        folder_is_empty = await asyncio.to_thread(is_empty, self._options.folder)
 
         async def look(number: int) -> None:
             item = self._requests[number]
             if item.same_as is not None:
                 self._states[number] = _SETTLED
-            elif not is_empty:
+            elif not folder_is_empty:
                 beginning, ledger = await asyncio.to_thread(drawer.begin, item)
                 self.totals.spent += ledger.spent
                 if isinstance(beginning, GoBack):

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.batch_totals import manifest_name, manifest_row, rows_name
-from airflow_provider_qwenimage.storage import put_file, remove_file, remove_leftovers, writer_of
+from airflow_provider_qwenimage.storage import (
+    check_replaceable,
+    check_storing,
+    put_file,
+    read_beginning,
+    remove_file,
+    remove_leftovers,
+    writer_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +30,8 @@ if TYPE_CHECKING:
 # How often the rows are written while the batch runs, and the share of the time that it may take.
 _SECONDS = 10.0
 _SHARE = 0.02
+# More than a row has.
+_FIRST_ROW_BYTES = 256 * 1024
 
 
 class BatchManifest:
@@ -52,6 +62,23 @@ class BatchManifest:
         self._rows_file = folder / rows_name(self._writer)
         self._next_time = 0.0
         self._is_listed = False
+
+    def check(self) -> None:
+        """Check, before anything is paid, that the manifest can be stored, and replaces none but a batch's.
+
+        Raises:
+            ValueError: If a file of that name is something else, or the bucket does not exist.
+            OSError: If nothing can be stored there.
+        """
+        target = self._folder / self._name
+        check_replaceable(target)
+        beginning = read_beginning(target, _FIRST_ROW_BYTES)
+        if beginning and not _is_a_row(beginning):
+            raise ValueError(
+                f"output_path is {str(self._folder)!r}, and its file {self._name} is not the manifest of a batch, so "
+                "none takes its place. Move that file away, or store the images in another folder."
+            )
+        check_storing(self._folder, self._writer)
 
     def list_rows(self) -> str | None:
         """Write the rows as they are into a hidden file, unless that was done a short time ago.
@@ -98,3 +125,12 @@ class BatchManifest:
                 row = manifest_row(number + 1, item.request.description(), outcome, self._writer)
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         put_file(local, target, writer=self._writer)
+
+
+def _is_a_row(beginning: bytes) -> bool:
+    """Whether a file begins with a row of a manifest, of this version or an earlier one."""
+    try:
+        row = json.loads(beginning.partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and "row" in row and "status" in row

@@ -141,6 +141,7 @@ class QwenImageBatchOperator(BaseOperator):
             )
             show_gallery(self, ti)
             manifest = BatchManifest(folder, requests, batch, options.made_by, scratch)
+            manifest.check()
             self._run(ti, batch, manifest)
             return self._conclude(ti, self._put_manifest(ti, manifest), len(requests), batch)
 

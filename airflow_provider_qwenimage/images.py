@@ -11,7 +11,7 @@ import random
 import re
 import time
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -21,7 +21,14 @@ from airflow_provider_qwenimage import __version__
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, GenerateRequest, TaskSnapshot
 from airflow_provider_qwenimage.downloads import fetch, open_session, without_query
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
-from airflow_provider_qwenimage.storage import put_bytes, put_json, read_json, sha256_of, writer_of
+from airflow_provider_qwenimage.storage import (
+    check_replaceable,
+    put_bytes,
+    put_json,
+    read_json,
+    sha256_of,
+    writer_of,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -32,6 +39,9 @@ log = logging.getLogger(__name__)
 
 _PUT_TRIES = 5
 _PUT_PAUSE_SECONDS = 2.0
+# What a sidecar may tell: more than the API does, and nothing that another part stumbles over.
+_MOST_CREDITS = 1e9
+_LONGEST_LINE = 8192
 _SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 
 
@@ -171,8 +181,14 @@ def find_images(request: GenerateRequest, folder: ObjectStoragePath, *, place: i
 
     Returns:
         The images, or None if there are none, or one of them is not the file that was verified.
+
+    Raises:
+        OSError: If storage cannot be read, or something else than a file has the name of the image or its sidecar.
     """
-    first = read_json(_names(request, folder, place, 1)[1])
+    image, sidecar = _names(request, folder, place, 1)
+    # Before anything is paid that could not be stored.
+    check_replaceable(image)
+    first = read_json(sidecar)
     if first is None:
         return None
     count = first.get("image_count", 1)
@@ -190,9 +206,9 @@ def find_images(request: GenerateRequest, folder: ObjectStoragePath, *, place: i
         image_task_id=first["task_id"],
         paths=tuple(paths),
         image_urls=tuple(urls),
-        consumed_credits=first.get("consumed_credits"),
-        made_by=first.get("made_by") or {},
-        stored_at=first.get("stored_at"),
+        consumed_credits=_known(first.get("consumed_credits"), _is_number),
+        made_by=_known(first.get("made_by"), _is_object) or {},
+        stored_at=_known(first.get("stored_at"), _is_line),
     )
 
 
@@ -203,13 +219,30 @@ def _describes(
     return (
         description is not None
         and description.get("fingerprint") == fingerprint
-        and isinstance(description.get("task_id"), str)
+        and _is_line(description.get("task_id"))
         and description["task_id"] == first.get("task_id")
-        and isinstance(description.get("image_url"), str)
+        and _is_line(description.get("image_url"))
         and isinstance(description.get("image_count", 1), int)
         and isinstance(description.get("sha256"), str)
         and description["sha256"] == sha256_of(image)
     )
+
+
+def _known(value: Any, is_what_it_should_be: Callable[[Any], bool]) -> Any:
+    """Return what a sidecar tells, or None if it is nothing that could be pushed as an XCom or added up."""
+    return value if is_what_it_should_be(value) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST_CREDITS
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and len(value) <= _LONGEST_LINE
 
 
 def _names(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STATE_KEY = "qwenimage_submission"
+# Stands in a file that could not be removed; an earlier version of this package stops at it.
+_FORGOTTEN = {"forgotten": True}
 _WRITE_TRIES = 3
 _WRITE_PAUSE_SECONDS = 1.0
 
@@ -82,7 +84,8 @@ class TaskStateStore:
 class FileStore:
     """A hidden file in the output folder, named after the Airflow task instance: for Airflow below 3.3.
 
-    It is removed when the sidecar of the stored image has taken its place.
+    It is removed when the sidecar of the stored image has taken its place. Without the right to delete, it is
+    overwritten with what a later try makes the same of.
 
     Args:
         file: Its path.
@@ -94,20 +97,38 @@ class FileStore:
         self._writer = writer
 
     def read(self) -> object:
-        """Return what was last written, or None."""
-        return read_json(self._file)
+        """Return what was last written, or None.
+
+        Raises:
+            OSError: If it cannot be read. It may tell of a paid submission, so nothing may be submitted then.
+        """
+        try:
+            written = read_json(self._file)
+        except OSError as error:
+            kind = PermissionError if isinstance(error, PermissionError) else OSError
+            raise kind(
+                f"The record of this task's submissions cannot be read, so nothing was submitted: {error}. Make "
+                f"{self._file} readable; or, to submit and pay again, move it away."
+            ) from error
+        return None if written == _FORGOTTEN else written
 
     def write(self, value: dict[str, Any]) -> None:
         """Remember a JSON object."""
         put_json(value, self._file, writer=self._writer)
 
-    def settle(self, value: dict[str, Any]) -> None:  # noqa: ARG002  the sidecar has it all
-        """Forget a submission that is finished."""
-        self.erase()
+    def settle(self, value: dict[str, Any]) -> None:
+        """Forget a submission that is finished: the sidecar has it all."""
+        try:
+            remove_file(self._file)
+        except PermissionError:
+            self.write(value)
 
     def erase(self) -> None:
         """Forget it."""
-        remove_file(self._file)
+        try:
+            remove_file(self._file)
+        except PermissionError:
+            self.write(_FORGOTTEN)
 
 
 class NoStore:

@@ -21,7 +21,7 @@ from airflow_provider_qwenimage.failures import (
 from airflow_provider_qwenimage.images import StoredImages, find_images, save_images
 from airflow_provider_qwenimage.ledger import Ledger, description_of, open_ledger, place_of
 from airflow_provider_qwenimage.metrics import count_end, count_submission
-from airflow_provider_qwenimage.storage import open_output_path, remove_leftovers, writer_of
+from airflow_provider_qwenimage.storage import check_storing, open_output_path, remove_leftovers, writer_of
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -115,6 +115,7 @@ class RunningTask:
 
         Raises:
             ValueError: If `max_credits` does not allow it, or the connection is not usable; nothing was sent.
+            OSError: If nothing can be stored in the folder; nothing was sent.
             QwenImageError: What the submission ended with; see `QwenImageHook.generate`.
             AirflowFailException: If the id could not be written down.
         """
@@ -134,6 +135,8 @@ class RunningTask:
             )
         # The connection is read first: an unusable one must not leave an intent behind.
         hook.get_conn()
+        if self.folder is not None:
+            check_storing(self.folder, writer_of(self.description))
         self.ledger.intend(request, step.spent)
         try:
             with submitting():

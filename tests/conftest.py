@@ -10,9 +10,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.s3_server import Bucket, S3Server
 
 _FEATURES_SHOWN = pytest.StashKey[set[tuple[str, str]]]()
 
@@ -85,3 +89,30 @@ def airflow_database(airflow_home: Path) -> Iterator[None]:
     initdb()
     yield
     settings.dispose_orm()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator["S3Server"]:
+    """An S3 server for all tests that want one."""
+    from tests.s3_server import S3Server
+
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> "Bucket":
+    """A bucket, with connections of Airflow to it: `s3`, and `s3_without_list` and so on."""
+    from itertools import combinations
+
+    from tests.s3_server import Bucket
+
+    rights = ("list", "read", "write", "delete")
+    for number in range(len(rights) + 1):
+        for taken in combinations(rights, number):
+            name = "_".join(["s3", *(["without", *taken] if taken else [])])
+            monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", s3_server.connection(*taken))
+    made = Bucket(s3_server)
+    made.url = f"s3://s3@{made.name}"
+    s3_server.client().create_bucket(Bucket=made.name)
+    return made
