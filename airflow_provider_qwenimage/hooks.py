@@ -11,8 +11,7 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.connection import get_async_connection
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_qwenimage import answers, contract, polling, provider_info, retries
 from airflow_provider_qwenimage.connection import (
@@ -25,9 +24,10 @@ from airflow_provider_qwenimage.connection import (
     judge_connection,
     read_connection,
 )
-from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageError
+from airflow_provider_qwenimage.connection_lookup import look_up_connection, look_up_connection_async
+from airflow_provider_qwenimage.exceptions import QwenImageError
 from airflow_provider_qwenimage.shared_clients import SharedClient
-from airflow_provider_qwenimage.transport import AiohttpTransport, RequestsTransport, describe
+from airflow_provider_qwenimage.transport import AiohttpTransport, RequestsTransport
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -65,6 +65,19 @@ class _Hook(BaseHook):
         self.qwenimage_conn_id = qwenimage_conn_id
         self.timeout_seconds = timeout_seconds
         self.retries = retries.RequestRetries(limit=retry_limit, delay_seconds=retry_delay)
+
+    @classmethod
+    def get_connection(cls, conn_id: str) -> Any:
+        """Return an Airflow connection.
+
+        Args:
+            conn_id: Its id.
+
+        Raises:
+            ValueError: If it is not defined.
+            QwenImageConnectionError: If Airflow cannot look it up for the moment.
+        """
+        return look_up_connection(conn_id)
 
     def _pause_before_resend(self, error: QwenImageError, call: ApiCall[Any], sent_again: int) -> float | None:
         pause = self.retries.pause(error, sent_again)
@@ -432,7 +445,7 @@ class QwenImageAsyncHook(_Hook):
             return self._transport
 
     async def _find_connection(self) -> AirflowConnection:
-        return self._connection or await _find_connection(self.qwenimage_conn_id)
+        return self._connection or await look_up_connection_async(self.qwenimage_conn_id)
 
     def _read_connection(self, connection: AirflowConnection) -> ConnectionSettings:
         self._settings = read_connection(connection, timeout_seconds=self.timeout_seconds)
@@ -450,19 +463,3 @@ class QwenImageAsyncHook(_Hook):
                     raise
             await asyncio.sleep(pause)
             sent_again += 1
-
-
-async def _find_connection(conn_id: str) -> AirflowConnection:
-    try:
-        try:
-            return await get_async_connection(conn_id)
-        except AirflowNotFoundException:
-            # Under dag.test() the async look-up does not see the metadata database; the sync one does.
-            return await asyncio.to_thread(BaseHook.get_connection, conn_id)
-    except AirflowNotFoundException:
-        raise
-    except Exception as error:
-        # Airflow's own API or database may be away for a moment: no reason to lose the wait for a paid image.
-        raise QwenImageConnectionError(
-            f"Airflow could not look up connection {conn_id!r}: {describe(error)} Check Airflow's own health."
-        ) from error

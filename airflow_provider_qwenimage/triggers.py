@@ -7,7 +7,7 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, conf
+from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_qwenimage import exceptions, polling
@@ -113,7 +113,7 @@ class QwenImageStatusTrigger(BaseTrigger):
         delay = self.policy.first_delay(time.time())
         try:
             return await hook.follow(self.image_task_id, self.policy, first_delay=delay)
-        except (ValueError, AirflowNotFoundException) as error:
+        except ValueError as error:
             unusable = QwenImageError(str(error))
             unusable.permanent = True
             return polling.GiveUp(unusable)

@@ -135,7 +135,7 @@ def test_a_cancelled_wait_leaves_the_others_and_the_last_one_closes(
     if moment == "first delay":
         poll_interval = 3600.0
     elif moment == "look-up":
-        monkeypatch.setattr(hooks, "_find_connection", look_up_for_ever)
+        monkeypatch.setattr(hooks, "look_up_connection_async", look_up_for_ever)
     elif moment == "first read":
         sandbox.script("status", ("hang", 3))
 
