@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_tz
 from typing import Any, Generic, TypeVar
 
 import pendulum
@@ -29,6 +31,8 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageRequestError,
     QwenImageServerError,
 )
+from airflow_provider_qwenimage.masking import Mask
+from airflow_provider_qwenimage.origins import displayed_url
 
 # Far above any documented answer (a prompt of 2000 characters and a few URLs).
 MAX_ANSWER_BYTES = 1024 * 1024
@@ -36,7 +40,7 @@ MAX_ANSWER_BYTES = 1024 * 1024
 Result = TypeVar("Result")
 
 _HTTP_OK = 200
-_QUOTED_BYTES = 1000
+_QUOTED_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ class HttpAnswer:
         status: The HTTP status.
         headers: The headers, with lower-case names.
         body: The body, cut shortly after `MAX_ANSWER_BYTES`, which makes it unreadable.
+        mask: Blots the API key out of texts of the answer.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    mask: Mask = field(default=Mask(""), repr=False)
 
 
 @dataclass(frozen=True)
@@ -137,29 +143,29 @@ def parse_status(answer: HttpAnswer, image_task_id: str) -> TaskSnapshot:
 
 def _parse_envelope(answer: HttpAnswer) -> object:
     """Return ``data`` of a success; raise what the answer stands for otherwise."""
-    envelope = _read_envelope(answer.body)
+    envelope = _read_envelope(answer)
     code = envelope["code"] if envelope is not None else answer.status
     # A status and a code that disagree are both believed as far as they say no.
     if code == _HTTP_OK and answer.status != _HTTP_OK:
         code = answer.status
     if code == _HTTP_OK and envelope is not None:
         return envelope.get("data")
-    retry_after = _read_retry_after(answer.headers)
+    retry_after = read_retry_after(answer.headers)
     if envelope is not None and code >= 400:  # noqa: PLR2004  the HTTP boundary of errors
         message = envelope.get("message")
         said = printable(message) if isinstance(message, str) and message else "no message"
         raise _error_for_code(code, said, from_api=answer.status in (_HTTP_OK, code), retry_after=retry_after)
     if answer.status >= 400:  # noqa: PLR2004  the HTTP boundary of errors
-        said = f"not the API's JSON but {_excerpt(answer.body)}"
+        said = f"not the API's JSON but {_excerpt(answer)}"
         raise _error_for_code(answer.status, said, from_api=False, retry_after=retry_after)
     if 300 <= answer.status < 400:  # noqa: PLR2004  the HTTP range of redirects
-        target = printable(answer.headers.get("location", "nowhere"))
+        target = displayed_url(answer.mask(answer.headers.get("location", "nowhere")))
         raise QwenImageContractError(
             f"The API answered with a redirect (HTTP {answer.status}) to {target}, which is not followed "
             "because it could carry the key elsewhere. Set the connection's host to the final base URL."
         )
     raise QwenImageContractError(
-        f"The API answered HTTP {answer.status} with {_excerpt(answer.body)} instead of its documented JSON "
+        f"The API answered HTTP {answer.status} with {_excerpt(answer)} instead of its documented JSON "
         "envelope. Check that the connection's host is the API's base URL."
     )
 
@@ -193,9 +199,12 @@ _ERRORS: Mapping[int, tuple[type[QwenImageRequestError], str]] = {
 }
 
 
-def _read_envelope(body: bytes) -> dict[str, Any] | None:
+def _read_envelope(answer: HttpAnswer) -> dict[str, Any] | None:
+    if len(answer.body) > MAX_ANSWER_BYTES:
+        return None
     try:
-        envelope = json.loads(body)
+        # Masked as it is decoded: no escaping hides the key, wherever the answer quotes it.
+        envelope = answer.mask.of_json(json.loads(answer.body))
     # RecursionError: deeply nested JSON is somebody's junk, not an envelope.
     except (ValueError, RecursionError):
         return None
@@ -207,24 +216,40 @@ def _read_envelope(body: bytes) -> dict[str, Any] | None:
     return envelope
 
 
-def _read_retry_after(headers: Mapping[str, str]) -> float | None:
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that ``Retry-After`` asks for: 0 to a day, or None if it says nothing that can be read.
+
+    Args:
+        headers: With lower-case names. The value may be a number of seconds or a date in any form of HTTP's; a date
+            is UTC, whatever zone it names or leaves out.
+    """
     value = headers.get("retry-after", "").strip()
-    if not value:
-        return None
     if value.isascii() and value.isdigit():
         # More digits than a day of seconds needs are nonsense or an attack, and int() refuses very long ones.
-        return float(min(int(value[:9]), _MAX_RETRY_AFTER_SECONDS))
-    try:
-        moment = parsedate_to_datetime(value)
-        seconds = moment.timestamp() - pendulum.now("UTC").timestamp()
-    except (ValueError, TypeError, OverflowError, IndexError):
+        return float(min(int(value.lstrip("0")[:9] or "0"), _MAX_RETRY_AFTER_SECONDS))
+    seconds = _seconds_until(value[:_LONGEST_DATE])
+    return None if seconds is None else min(max(0.0, seconds), float(_MAX_RETRY_AFTER_SECONDS))
+
+
+def _seconds_until(date: str) -> float | None:
+    # The zone of an HTTP date is GMT, even if it is left out or another name stands there; figures are meant.
+    fields = parsedate_tz(date)
+    if fields is None:
         return None
-    return min(max(0.0, seconds), float(_MAX_RETRY_AFTER_SECONDS))
+    offset = (fields[9] or 0) if re.search(r"[+-]\d{4}$", date) else 0
+    try:
+        moment = datetime(*fields[:6], tzinfo=UTC).timestamp() - offset
+    except (ValueError, OverflowError):
+        return None
+    return moment - pendulum.now("UTC").timestamp()
 
 
 _MAX_RETRY_AFTER_SECONDS = 86_400
+_LONGEST_DATE = 100
 
 
-def _excerpt(body: bytes) -> str:
-    text = " ".join(body[:_QUOTED_BYTES].decode("utf-8", "replace").split())
+def _excerpt(answer: HttpAnswer) -> str:
+    # Masked before it is cut: half a key is no longer found.
+    text = answer.mask(answer.body.decode("utf-8", "replace"))
+    text = " ".join(text[:_QUOTED_CHARACTERS].split())
     return repr(shorten(printable(text))) if text else "an empty body"

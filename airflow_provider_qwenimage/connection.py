@@ -8,31 +8,16 @@ import json
 import logging
 import math
 import re
-import socket
-import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import IPv6Address
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from airflow_provider_qwenimage.contract import (
-    DEFAULT_BASE_URL,
-    TaskSnapshot,
-    check_above_zero,
-    printable,
-    safe_repr,
-    shorten,
-)
-from airflow_provider_qwenimage.exceptions import (
-    QwenImageAuthError,
-    QwenImageConnectionError,
-    QwenImageCreditsError,
-    QwenImageError,
-    QwenImageNotFoundError,
-    QwenImageRateLimitError,
-    QwenImageRequestError,
-    QwenImageServerError,
-)
+from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL, check_above_zero, printable, safe_repr, shorten
+from airflow_provider_qwenimage.masking import Mask
+from airflow_provider_qwenimage.origins import DEFAULT_PORTS, displayed_url, host_in_ascii
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +29,8 @@ TEST_TASK_ID = "connection-test"
 
 # The connection page's Test button sends 0 for an empty port; 443 is what the default base URL has anyway.
 _NO_PORT_OF_ITS_OWN = (None, 0, 443)
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+# What both clients send as it is: names in ASCII, and addresses.
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify")
 # Old versions of Airflow's form store a field under its name with this prefix.
 _FORM_PREFIX = "extra__"
@@ -84,9 +70,19 @@ class ConnectionSettings:
     # Connections that differ in it alone share a session.
     ignored: str = field(default="", repr=False, compare=False)
 
+    @cached_property
+    def mask(self) -> Mask:
+        """Blots out the API key, should the API or a library have quoted it."""
+        return Mask(self.api_key)
+
     def without_key(self, text: str) -> str:
-        """Return `text` with the API key blotted out, should the API or a library have quoted it."""
-        return text.replace(self.api_key, "***")
+        """Return `text` without the API key, in whatever way it is spelled there."""
+        return self.mask(text)
+
+    @property
+    def seconds_for_a_call(self) -> float:
+        """How long one call may take in all: to connect, and as long again for the answer."""
+        return 2 * self.timeout_seconds
 
 
 def read_connection(
@@ -115,130 +111,11 @@ def read_connection(
         timeout_seconds=timeout_seconds,
         max_requests_per_second=_positive(where, extra, "max_requests_per_second", None),
         verify=_read_verify(where, extra.get("verify", True)),
-        ignored=_tell_ignored(extra).replace(api_key, "***"),
+        ignored=Mask(api_key)(_tell_ignored(extra)),
     )
     if settings.ignored:
         _warn_once(f"{where}: {settings.ignored}")
     return settings
-
-
-def judge_connection(outcome: TaskSnapshot | QwenImageError, settings: ConnectionSettings) -> tuple[bool, str]:
-    """Return whether a connection works, and one sentence that tells the user so.
-
-    Args:
-        outcome: What asking after a task that does not exist ended with.
-        settings: What the connection says.
-    """
-    where = settings.base_url
-    from_api = isinstance(outcome, QwenImageRequestError) and outcome.from_api
-    if isinstance(outcome, TaskSnapshot) or (isinstance(outcome, QwenImageNotFoundError) and from_api):
-        works, story = (
-            True,
-            f"Connection works: {where} answered and did not refuse the key; this test costs no credit.",
-        )
-    elif isinstance(outcome, QwenImageConnectionError):
-        works, story = False, f"Cannot reach {where}: {_why_unreachable(outcome, settings)}."
-    elif isinstance(outcome, QwenImageRequestError):
-        works, story = False, _explain_refusal(outcome, where)
-    else:
-        works, story = False, _not_the_api(where, _say_what_came(outcome))
-    if settings.ignored:
-        story = f"{story} {settings.ignored}"
-    return works, settings.without_key(story)
-
-
-def _explain_refusal(error: QwenImageRequestError, where: str) -> str:
-    code = error.code
-    if isinstance(error, QwenImageAuthError):
-        story = f"{where} refused the key (code {code}): put a valid one into the API key field (password)."
-        if not error.from_api:
-            story = (
-                f"{where} refused the key, but without the API's JSON (code {code}): check the API key (password) and "
-                "the base URL (host)."
-            )
-    elif isinstance(error, QwenImageRateLimitError):
-        pause = f"in {error.retry_after:g} seconds" if error.retry_after else "in a minute"
-        story = f"{where} was reached, but takes no more requests for now (code {code}): test again {pause}."
-    elif isinstance(error, QwenImageServerError) and not error.from_api:
-        story = (
-            f"What answers at {where} is not the Qwen-Image API (code {code} without the API's JSON), or a proxy "
-            "before it: test again later, and check the base URL (host)."
-        )
-    elif not error.from_api:
-        story = _not_the_api(where, f"code {code} without the API's JSON")
-    elif isinstance(error, QwenImageServerError):
-        story = f"{where} was reached, but the API is in trouble (code {code}): test again later."
-    elif isinstance(error, QwenImageCreditsError):
-        story = f"{where} was reached, but the key's account has no credits left (code {code}): buy credits."
-    else:
-        story = (
-            f"{where} was reached, but the API did not accept the test's question (code {code}), which proves the key "
-            "neither right nor wrong: run a task to find out."
-        )
-    return story
-
-
-def _not_the_api(where: str, what: str) -> str:
-    return (
-        f"What answers at {where} is not the Qwen-Image API ({what}): correct the base URL (host), which is "
-        f"{DEFAULT_BASE_URL} for the public service."
-    )
-
-
-def _say_what_came(error: QwenImageError) -> str:
-    redirect = re.search(r"redirect \(HTTP \d+\) to (\S+),", str(error))
-    return f"it redirects to {redirect[1]}" if redirect else "its answer is not the API's JSON"
-
-
-def _why_unreachable(error: QwenImageConnectionError, settings: ConnectionSettings) -> str:
-    causes = list(_causes(error))
-    # No type that both clients share; and what a proxy did would be told as what the API did.
-    if any("Proxy" in type(cause).__name__ for cause in causes):
-        return "the proxy of this machine does not let it through; check the HTTPS_PROXY and NO_PROXY of its processes"
-    stories = (_explain_cause(cause, settings) for cause in reversed(causes))
-    last = causes[-1]
-    detail = (isinstance(last, OSError) and last.strerror) or type(last).__name__
-    return next(filter(None, stories), f"no whole answer came ({detail}); check the base URL (host) and the network")
-
-
-def _explain_cause(cause: BaseException, settings: ConnectionSettings) -> str | None:
-    match cause:
-        # The clients have errors of these types without what Python's own say.
-        case ssl.SSLCertVerificationError():
-            reason = getattr(cause, "verify_message", "").rstrip(".") or type(cause).__name__
-            story = (
-                f"its TLS certificate is not trusted ({reason}); check the base URL (host), or give the file of its "
-                "certificate authority as verify in the extra"
-            )
-        case ssl.SSLError():
-            reason = getattr(cause, "reason", None) or type(cause).__name__
-            story = (
-                f"no TLS connection came about ({reason}); check whether the base URL (host) should begin with "
-                "http://, and the certificate file where verify in the extra names one"
-            )
-        case socket.gaierror():
-            host = urlsplit(settings.base_url).hostname
-            story = f"the name {host} is not known here; check the base URL (host) and this machine's network"
-        case ConnectionRefusedError():
-            story = "nothing listens on that port; check the base URL (host) and that the service runs"
-        case TimeoutError():
-            story = (
-                f"no answer came within {settings.timeout_seconds:g} s; check the base URL (host) and the network, or "
-                "raise timeout_seconds in the extra"
-            )
-        case _:
-            return None
-    return story
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came from, the innermost last."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or link.__context__
 
 
 def _read_key(where: str, password: str | None) -> str:
@@ -263,27 +140,36 @@ def _read_base_url(where: str, connection: AirflowConnection) -> str:
         return DEFAULT_BASE_URL
     if "://" not in host:
         schema = (connection.schema or "https").strip().lower()
-        host = f"{schema}://{host}"
+        host = f"{schema}://{_bracketed(host)}"
+    # Before anything else is said about it, since what follows would quote the host.
+    if "@" in host.partition("://")[2].partition("/")[0]:
+        raise ValueError(f"{where} has a user or a key inside its host; put the key in the password instead.")
     problem = ValueError(
-        f"{where} has host {connection.host!r}, schema {connection.schema!r} and port {connection.port!r}, which "
-        f"make no URL; allowed is a full http(s) URL such as {DEFAULT_BASE_URL} in the host, or a host name with "
-        "schema (http or https) and port."
+        f"{where} has host {displayed_url(connection.host or '')!r}, schema {connection.schema!r} and port "
+        f"{connection.port!r}, which make no URL; allowed is a full http(s) URL such as {DEFAULT_BASE_URL} in the "
+        "host, or a host name with schema (http or https) and port."
     )
     try:
         parts = urlsplit(host)
         port = parts.port or connection.port
-        hostname = parts.hostname
-        (hostname or "").encode("idna")
+        hostname = host_in_ascii(parts.hostname or "")
     except ValueError:
         raise problem from None
-    spaced = any(character.isspace() for character in host)
-    if parts.scheme not in ("http", "https") or not hostname or spaced or parts.query or parts.fragment:
+    odd = any(character.isspace() or not character.isprintable() for character in host)
+    if parts.scheme not in DEFAULT_PORTS or not _HOST.fullmatch(hostname) or odd or parts.query or parts.fragment:
         raise problem
-    if parts.username is not None or parts.password is not None:
-        raise ValueError(f"{where} has a user or a key inside its host; put the key in the password instead.")
     name = f"[{hostname}]" if ":" in hostname else hostname
-    shown_port = f":{port}" if port and port != _DEFAULT_PORTS[parts.scheme] else ""
+    shown_port = f":{port}" if port and port != DEFAULT_PORTS[parts.scheme] else ""
     return f"{parts.scheme}://{name}{shown_port}{parts.path.rstrip('/')}"
+
+
+def _bracketed(host: str) -> str:
+    """Return a host field with brackets around an IPv6 address that has none."""
+    address, slash, path = host.partition("/")
+    try:
+        return f"[{IPv6Address(address).compressed}]{slash}{path}"
+    except ValueError:
+        return host
 
 
 def _read_extra(where: str, extra: str | None) -> Mapping[str, Any]:

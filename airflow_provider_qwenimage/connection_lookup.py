@@ -14,8 +14,8 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_qwenimage.contract import printable, shorten
+from airflow_provider_qwenimage.diagnosis import describe
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError
-from airflow_provider_qwenimage.transport import describe
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.connection import AirflowConnection

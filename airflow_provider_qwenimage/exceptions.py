@@ -98,7 +98,13 @@ class QwenImageServerError(QwenImageRequestError):
 
 
 class QwenImageConnectionError(QwenImageError):
-    """No answer from the API, and nothing that could cost credits was lost with it."""
+    """No answer from the API, and nothing that could cost credits was lost with it.
+
+    Attributes:
+        reason: Why, and what to do about it, as a part of a sentence; None if it is not known.
+    """
+
+    reason: str | None = None
 
 
 class QwenImageSubmissionUnknownError(QwenImageError):

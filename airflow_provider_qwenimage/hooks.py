@@ -21,10 +21,10 @@ from airflow_provider_qwenimage.connection import (
     TEST_TASK_ID,
     AirflowConnection,
     ConnectionSettings,
-    judge_connection,
     read_connection,
 )
 from airflow_provider_qwenimage.connection_lookup import look_up_connection, look_up_connection_async
+from airflow_provider_qwenimage.diagnosis import TEST_SECONDS, describe, judge_connection, one_of_few_tests
 from airflow_provider_qwenimage.exceptions import QwenImageError
 from airflow_provider_qwenimage.shared_clients import SharedClient
 from airflow_provider_qwenimage.transport import AiohttpTransport, RequestsTransport
@@ -93,9 +93,10 @@ class _Hook(BaseHook):
             )
         return pause
 
-    def _without_conn_id(self, error: ValueError) -> str:
+    def _why_not_tested(self, error: Exception) -> str:
+        story = str(error) if isinstance(error, ValueError) else f"The test could not run: {describe(error)}"
         # The Test button tests a copy under an id that nobody has seen.
-        return str(error).replace(f"Connection {self.qwenimage_conn_id!r}", "The connection", 1)
+        return story.replace(f"Connection {self.qwenimage_conn_id!r}", "The connection", 1)
 
     def _log_notice(self, decision: polling.Decision) -> None:
         if not isinstance(decision, polling.Wait) or not decision.notice:
@@ -224,10 +225,15 @@ class QwenImageHook(_Hook):
         """
         return self._call(answers.status_call(image_task_id))
 
-    def check(self, image_task_id: str) -> TaskSnapshot | QwenImageError:
-        """Ask after an image task once, and return an error instead of raising it: one poll of a wait."""
+    def check(self, image_task_id: str, *, seconds: float | None = None) -> TaskSnapshot | QwenImageError:
+        """Ask after an image task once, and return an error instead of raising it: one poll of a wait.
+
+        Args:
+            image_task_id: The id that a submission returned.
+            seconds: How long it may take in all, if that is less than the connection allows for a call.
+        """
         try:
-            self.last_snapshot = self._transport.send(answers.status_call(image_task_id))
+            self.last_snapshot = self._transport.send(answers.status_call(image_task_id), seconds)
         except QwenImageError as error:
             return error
         return self.last_snapshot
@@ -259,7 +265,7 @@ class QwenImageHook(_Hook):
         policy = polling.PollPolicy.for_timeout(timeout, poll_interval, max_consecutive_failures, now=time.time())
         state = polling.PollState()
         while True:
-            outcome = self.check(image_task_id)
+            outcome = self.check(image_task_id, seconds=policy.seconds_for_a_read(time.time()))
             decision = polling.decide(policy, state, outcome, image_task_id=image_task_id, now=time.time())
             self._log_notice(decision)
             if isinstance(decision, polling.Done):
@@ -270,12 +276,12 @@ class QwenImageHook(_Hook):
             time.sleep(decision.delay)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Return whether the connection works, and what is wrong otherwise. Costs no credit."""
+        """Return whether the connection works, and what is wrong otherwise, after 10 s at most. Costs no credit."""
         try:
-            settings = self.settings
-            return judge_connection(self.check(TEST_TASK_ID), settings)
-        except ValueError as error:
-            return False, self._without_conn_id(error)
+            with one_of_few_tests():
+                return judge_connection(self.check(TEST_TASK_ID, seconds=TEST_SECONDS), self.settings)
+        except Exception as error:  # noqa: BLE001  whatever is wrong, the user asked to be told, not to be interrupted
+            return False, self._why_not_tested(error)
 
     def _call(self, call: ApiCall[Result]) -> Result:
         sent_again = 0
@@ -375,11 +381,11 @@ class QwenImageAsyncHook(_Hook):
         """Ask after an image task; see `QwenImageHook.get_status`."""
         return await self._call(answers.status_call(image_task_id))
 
-    async def check(self, image_task_id: str) -> TaskSnapshot | QwenImageError:
-        """Ask after an image task once, and return an error instead of raising it: one poll of a wait."""
+    async def check(self, image_task_id: str, *, seconds: float | None = None) -> TaskSnapshot | QwenImageError:
+        """Ask after an image task once, and return an error instead of raising it; see `QwenImageHook.check`."""
         try:
             transport = await self._get_transport()
-            self.last_snapshot = await transport.send(answers.status_call(image_task_id))
+            self.last_snapshot = await transport.send(answers.status_call(image_task_id), seconds)
         except QwenImageError as error:
             return error
         return self.last_snapshot
@@ -421,22 +427,21 @@ class QwenImageAsyncHook(_Hook):
             state, delay = decision.state, decision.delay
 
     async def _check_in_time(self, image_task_id: str, policy: polling.PollPolicy) -> TaskSnapshot | QwenImageError:
-        seconds = policy.seconds_for_a_read(time.time())
-        if seconds is None:
-            return await self.check(image_task_id)
+        now = time.time()
+        most = policy.seconds_for_a_turn(now)
         try:
-            async with asyncio.timeout(seconds):
-                return await self.check(image_task_id)
+            async with asyncio.timeout(most):
+                return await self.check(image_task_id, seconds=policy.seconds_for_a_read(now))
         except TimeoutError:
-            return polling.read_too_late(seconds)
+            return polling.read_too_late(most or 0.0)
 
     async def test_connection(self) -> tuple[bool, str]:
-        """Return whether the connection works, and what is wrong otherwise. Costs no credit."""
+        """Return whether the connection works, and what is wrong otherwise; see `QwenImageHook.test_connection`."""
         try:
             settings = await self.get_settings()
-            return judge_connection(await self.check(TEST_TASK_ID), settings)
-        except ValueError as error:
-            return False, self._without_conn_id(error)
+            return judge_connection(await self.check(TEST_TASK_ID, seconds=TEST_SECONDS), settings)
+        except Exception as error:  # noqa: BLE001  as in the other client
+            return False, self._why_not_tested(error)
 
     async def _get_transport(self) -> AiohttpTransport:
         async with self._opening:

@@ -27,8 +27,10 @@ SLOWEST_RECOMMENDED_INTERVAL = 10.0
 DEFAULT_TIMEOUT = 1800.0
 DEFAULT_MAX_CONSECUTIVE_FAILURES = 10
 
-# How long after the deadline the last read may still be under way: less than what Airflow is given on top of it.
-LAST_READ_SECONDS = 60.0
+# A read ends with the deadline of its wait, except the last one, which begins there: it is given so long.
+LAST_READ_SECONDS = 5.0
+# How long after the deadline a read may still wait for its turn: less than what Airflow is given on top of it.
+LAST_TURN_SECONDS = 60.0
 
 _GROWTH = 1.2
 _JITTER = 0.2
@@ -96,12 +98,20 @@ class PollPolicy:
         return _until_deadline(self, now, self.poll_interval * (0.5 + draw()))
 
     def seconds_for_a_read(self, now: float) -> float | None:
-        """Return how long a read may take, from waiting for its turn to its answer, or None for no limit.
+        """Return how long a read may take that begins now, or None for no limit by this wait.
 
         Args:
             now: The time in epoch seconds.
         """
-        return None if self.end_time is None else max(0.0, self.end_time - now) + LAST_READ_SECONDS
+        return None if self.end_time is None else max(self.end_time - now, LAST_READ_SECONDS)
+
+    def seconds_for_a_turn(self, now: float) -> float | None:
+        """Return how long a read may take that has to wait for its turn first, or None for no limit by this wait.
+
+        Args:
+            now: The time in epoch seconds.
+        """
+        return None if self.end_time is None else max(0.0, self.end_time - now) + LAST_TURN_SECONDS
 
 
 @dataclass(frozen=True)
@@ -231,8 +241,8 @@ def read_too_late(seconds: float) -> QwenImageConnectionError:
         seconds: How long it took.
     """
     return QwenImageConnectionError(
-        f"No answer within {seconds:.0f} s, which is all that the deadline left. Many waits may stand in line: for a "
-        "slow API, for the connection's max_requests_per_second, or because the API asked to slow down (429)."
+        f"No answer within {seconds:.0f} s, which is all that the deadline left. Requests may be queueing: for a slow "
+        "API, for the connection's max_requests_per_second, or because the API asked to slow down (429)."
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from airflow_provider_qwenimage.answers import ApiCall, HttpAnswer, Result
 from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
@@ -97,22 +98,26 @@ def read_answer(call: ApiCall[Result], answer: HttpAnswer) -> Result:
         raise
 
 
-def lost(call: ApiCall[Result], detail: str, *, sent: bool) -> QwenImageError:
+def lost(call: ApiCall[Any], detail: str, *, sent: bool, reason: str | None = None) -> QwenImageError:
     """Return the error for a call that got no whole answer.
 
     Args:
         call: The call.
         detail: What the client library said, as a sentence.
         sent: Whether any of the request may have reached the API.
+        reason: Why, and what to do about it, as a part of a sentence.
     """
     if call.submission and sent:
         return submission_unknown(detail)
     if sent:
-        return QwenImageConnectionError(f"The API gave no whole answer to {call.method} {call.path}: {detail}")
-    return QwenImageConnectionError(
-        f"The API could not be reached for {call.method} {call.path}: {detail} "
-        "Check the connection's host, port and schema, and the network."
-    )
+        error = QwenImageConnectionError(f"The API gave no whole answer to {call.method} {call.path}: {detail}")
+    else:
+        advice = reason or "check the connection's host, port and schema, and the network"
+        error = QwenImageConnectionError(
+            f"The API could not be reached for {call.method} {call.path}: {detail} {advice[:1].upper()}{advice[1:]}."
+        )
+    error.reason = reason
+    return error
 
 
 def _surely_not_accepted(error: QwenImageError, http_status: int) -> bool:

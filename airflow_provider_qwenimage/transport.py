@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from airflow_provider_qwenimage import __version__, retries
+from airflow_provider_qwenimage import __version__, polling, retries
 from airflow_provider_qwenimage.answers import MAX_ANSWER_BYTES, ApiCall, HttpAnswer, Result
-from airflow_provider_qwenimage.contract import printable
+from airflow_provider_qwenimage.diagnosis import describe, explain
 from airflow_provider_qwenimage.exceptions import QwenImageError
+from airflow_provider_qwenimage.exchanges import Exchange
+from airflow_provider_qwenimage.http_answers import UnreadableAnswerError, decoded_body
+from airflow_provider_qwenimage.network_environment import http_proxy_for, proxy_for, tls_context
+from airflow_provider_qwenimage.origins import Origin
 from airflow_provider_qwenimage.rate_limit import RateLimit
 
 if TYPE_CHECKING:
+    import ssl
     from typing import Self
 
     import aiohttp
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.connection import ConnectionSettings
 
 _HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-qwenimage/{__version__}"}
+# What `decoded_body` reads.
+_HEADERS |= {"Accept-Encoding": "gzip, deflate"}
 _CHUNK_BYTES = 65_536
 # How many connections one session opens at most, for however many waits.
 MAX_CONNECTIONS = 100
@@ -38,21 +42,25 @@ class RequestsTransport:
 
     Attributes:
         session: Carries the key, to the API's own origin only.
+
+    Raises:
+        ValueError: If the connection's `verify` is not usable.
+        QwenImageConnectionError: If a variable of the environment for TLS or the proxy is not.
     """
 
     def __init__(self, settings: ConnectionSettings) -> None:
-        import requests
+        from airflow_provider_qwenimage.requests_session import open_session
 
-        _check_authorities(settings)
         self._settings = settings
         self._rate_limit = RateLimit(settings.max_requests_per_second)
-        self.session = requests.Session()
-        self.session.headers.update(_HEADERS)
-        origin, key = _origin(settings.base_url), settings.api_key
+        proxy = proxy_for(settings.base_url)
+        self._proxies = {scheme: proxy for scheme in ("http", "https") if proxy}
+        self.session: requests.Session = open_session(_tls_context(settings), _HEADERS)
+        origin, key = Origin.of(settings.base_url), settings.api_key
 
         def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
             # Whatever else is fetched with this session, the key goes to the API's own origin only.
-            if request.url and _origin(request.url) == origin:
+            if request.url and Origin.is_of(origin, request.url):
                 request.headers["Authorization"] = f"Bearer {key}"
             return request
 
@@ -63,41 +71,51 @@ class RequestsTransport:
         """Close the session's connections."""
         self.session.close()
 
-    def send(self, call: ApiCall[Result]) -> Result:
+    def send(self, call: ApiCall[Result], seconds: float | None = None) -> Result:
         """Send `call` once and return what its answer means.
+
+        Args:
+            call: What to send.
+            seconds: How long it may take in all, if that is less than the connection allows for a call.
 
         Raises:
             QwenImageError: If the answer is not a success, or did not come.
         """
-        import requests
-
         settings = self._settings
-        time.sleep(self._rate_limit.wait(time.monotonic()))
+        pause = self._rate_limit.wait(time.monotonic())
+        if seconds is not None and pause >= seconds:
+            time.sleep(seconds)
+            raise polling.read_too_late(seconds)
+        time.sleep(pause)
         sent_at = time.monotonic()
         self._rate_limit.sent(sent_at)
-        body = None if call.body is None else _WatchedBody(call.body)
+        exchange = Exchange(_least(seconds, settings.seconds_for_a_call))
         try:
-            with self.session.request(
-                call.method,
-                settings.base_url + call.path,
-                params=dict(call.params),
-                data=body,
-                headers=_content_headers(call),
-                timeout=settings.timeout_seconds,
-                verify=settings.verify,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
+            with (
+                exchange.under_way(),
+                self.session.request(
+                    call.method,
+                    settings.base_url + call.path,
+                    params=dict(call.params),
+                    data=call.body,
+                    headers=_content_headers(call),
+                    timeout=settings.timeout_seconds,
+                    proxies=self._proxies,
+                    allow_redirects=False,
+                    stream=True,
+                ) as response,
+            ):
                 content = bytearray()
                 for chunk in response.iter_content(_CHUNK_BYTES):
                     content += chunk
                     if len(content) > MAX_ANSWER_BYTES:
                         break
-                answer = _answer(settings, response.status_code, response.headers, content)
-        except requests.RequestException as error:
-            sent = body.was_read if body is not None else not _never_connected(error)
-            raise retries.lost(call, describe(error, settings), sent=sent) from error
-        return _read_in_pace(self._rate_limit, sent_at, call, answer)
+        except Exception as error:  # noqa: BLE001  whatever a library raises, what counts is whether it sent anything
+            failure = _lost(call, error, exchange, settings)
+        else:
+            return _read_in_pace(self._rate_limit, sent_at, call, _answer(settings, exchange, content))
+        # Outside of the handler: no error of a library, which may hold the key, comes along.
+        raise failure
 
 
 class Pace:
@@ -140,42 +158,52 @@ class AiohttpTransport:
     async def open(cls, settings: ConnectionSettings, pace: Pace) -> Self:
         """Return a transport with a session of its own."""
         # The first import takes longer than a triggerer's event loop may stand still.
-        await asyncio.to_thread(import_module, "aiohttp")
+        await asyncio.to_thread(import_module, "airflow_provider_qwenimage.aiohttp_session")
         return cls(settings, await _open_aiohttp_session(settings), pace)
 
     async def close(self) -> None:
         """Close the session's connections."""
         await self.session.close()
 
-    async def send(self, call: ApiCall[Result]) -> Result:
+    async def send(self, call: ApiCall[Result], seconds: float | None = None) -> Result:
         """Send `call` once and return what its answer means.
+
+        Args:
+            call: What to send.
+            seconds: How long it may take in all, if that is less than the connection allows for a call.
 
         Raises:
             QwenImageError: If the answer is not a success, or did not come.
         """
-        import aiohttp
-
         settings = self._settings
         sent_at = await self._pace.turn()
+        exchange = Exchange(_least(seconds, settings.seconds_for_a_call))
         try:
-            async with self.session.request(
-                call.method,
-                settings.base_url + call.path,
-                params=dict(call.params),
-                data=call.body,
-                headers=_content_headers(call),
-                allow_redirects=False,
-            ) as response:
-                content = bytearray()
-                async for chunk in response.content.iter_any():
-                    content += chunk
-                    if len(content) > MAX_ANSWER_BYTES:
-                        break
-                answer = _answer(settings, response.status, response.headers, content)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            never_sent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-            raise retries.lost(call, describe(error, settings), sent=not never_sent) from error
-        return _read_in_pace(self._pace.limit, sent_at, call, answer)
+            async with asyncio.timeout(exchange.seconds):
+                with exchange.under_way():
+                    content = await self._receive(call)
+        except Exception as error:  # noqa: BLE001  whatever a library raises, what counts is whether it sent anything
+            failure = _lost(call, error, exchange, settings)
+        else:
+            return _read_in_pace(self._pace.limit, sent_at, call, _answer(settings, exchange, content))
+        # Outside of the handler: no error of a library, which may hold the key, comes along.
+        raise failure
+
+    async def _receive(self, call: ApiCall[Any]) -> bytearray:
+        async with self.session.request(
+            call.method,
+            self._settings.base_url + call.path,
+            params=dict(call.params),
+            data=call.body,
+            headers=_content_headers(call),
+            allow_redirects=False,
+        ) as response:
+            content = bytearray()
+            async for chunk in response.content.iter_any():
+                content += chunk
+                if len(content) > MAX_ANSWER_BYTES:
+                    break
+            return content
 
 
 def _read_in_pace(limit: RateLimit, sent_at: float, call: ApiCall[Result], answer: HttpAnswer) -> Result:
@@ -189,103 +217,63 @@ def _read_in_pace(limit: RateLimit, sent_at: float, call: ApiCall[Result], answe
     return result
 
 
-class _WatchedBody:
-    """A request body that remembers whether any of it was handed to the network.
-
-    The exceptions of requests do not tell a refused connection from a lost answer in every case, but a
-    submission whose body never left surely was not accepted.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self.was_read = False
-
-    def __len__(self) -> int:
-        return len(self._content)
-
-    def __iter__(self) -> Iterator[bytes]:
-        self.was_read = True
-        yield self._content
+def _lost(call: ApiCall[Any], error: Exception, exchange: Exchange, settings: ConnectionSettings) -> QwenImageError:
+    """Return the error for a call that a library gave up."""
+    # Airflow interrupts what runs by raising errors of its own from a signal's handler.
+    if type(error).__module__.partition(".")[0] == "airflow":
+        raise error
+    cause: BaseException = exchange.fault or error
+    if exchange.fault is None and exchange.is_over:
+        cause = exchange.timed_out()
+    reason = explain(cause, settings, exchange.seconds)
+    return retries.lost(call, describe(cause, settings), sent=exchange.was_sent, reason=reason)
 
 
-def _never_connected(error: requests.RequestException) -> bool:
-    """Whether requests says that there was no connection; not known to be complete, so nothing paid hangs on it."""
-    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError, SSLError
-
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    return isinstance(reason, ConnectTimeoutError | NewConnectionError | ProxyError | SSLError)
+def _least(seconds: float | None, most: float) -> float:
+    return most if seconds is None else min(seconds, most)
 
 
 async def _open_aiohttp_session(settings: ConnectionSettings) -> aiohttp.ClientSession:
-    import ssl
-    from urllib.request import getproxies
+    from airflow_provider_qwenimage import aiohttp_session
 
-    import aiohttp
+    def read_environment() -> tuple[str | None, ssl.SSLContext | None]:
+        return http_proxy_for(settings.base_url), _tls_context(settings)
 
-    verify: bool | ssl.SSLContext
-    if isinstance(settings.verify, str):
-        _check_authorities(settings)
-        try:
-            verify = await asyncio.to_thread(ssl.create_default_context, cafile=settings.verify)
-        except ssl.SSLError as error:
-            raise ValueError(
-                f"The connection has verify = {settings.verify!r} in its extra, and that file holds no certificates "
-                f"({error.reason or error}); allowed is a file of certificate authorities in PEM form."
-            ) from error
-    else:
-        verify = settings.verify
-    origin, key = _origin(settings.base_url), settings.api_key
+    # Certificates are read from files, and requests is imported.
+    proxy, context = await asyncio.to_thread(read_environment)
+    origin, key = Origin.of(settings.base_url), settings.api_key
 
     async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        url = request.url
-        if (url.scheme, url.host, url.port) == origin:
+        if Origin.is_of(origin, str(request.url)):
             request.headers["Authorization"] = f"Bearer {key}"
         return await handler(request)
 
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=verify),
-        headers=_HEADERS,
-        # Per connection and per read, as requests counts them.
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=settings.timeout_seconds, sock_read=settings.timeout_seconds
-        ),
-        # Off without a proxy to find: aiohttp would look for a netrc file at every request.
-        trust_env=bool(getproxies()),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        middlewares=(authorize,),
+    return aiohttp_session.open_session(
+        context,
+        _HEADERS,
+        connections=MAX_CONNECTIONS,
+        timeout_seconds=settings.timeout_seconds,
+        proxy=proxy,
+        middleware=authorize,
     )
 
 
-def _check_authorities(settings: ConnectionSettings) -> None:
-    if isinstance(settings.verify, str) and not Path(settings.verify).is_file():
-        raise ValueError(
-            f"The connection has verify = {settings.verify!r} in its extra, and there is no such file on this machine; "
-            "allowed are true, false or the path of a file of certificate authorities (PEM), which must be on every "
-            "worker and triggerer."
-        )
+def _tls_context(settings: ConnectionSettings) -> ssl.SSLContext | None:
+    """Return how certificates are checked; without TLS only a file that the connection names is looked at."""
+    if settings.base_url.startswith("https:") or isinstance(settings.verify, str):
+        return tls_context(settings.verify)
+    return None
 
 
 def _content_headers(call: ApiCall[Any]) -> dict[str, str]:
     return {} if call.body is None else {"Content-Type": "application/json"}
 
 
-def _answer(settings: ConnectionSettings, status: int, headers: Mapping[str, str], content: bytearray) -> HttpAnswer:
-    # Should the API quote the key in an answer, it ends here: not in an error, a log or an XCom.
-    body = bytes(content).replace(settings.api_key.encode("ascii"), b"***")
-    return HttpAnswer(status, {name.lower(): settings.without_key(value) for name, value in headers.items()}, body)
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def describe(error: BaseException, settings: ConnectionSettings | None = None) -> str:
-    """Return what a library said as one sentence, without the API key.
-
-    Args:
-        error: What the library raised.
-        settings: Whose key to blot out.
-    """
-    text = printable(f"{type(error).__name__}: {error}".rstrip(": ")).rstrip(".") + "."
-    return settings.without_key(text) if settings else text
+def _answer(settings: ConnectionSettings, exchange: Exchange, content: bytearray) -> HttpAnswer:
+    head = exchange.head
+    try:
+        body = decoded_body(head, bytes(content), MAX_ANSWER_BYTES)
+    except UnreadableAnswerError as fault:
+        # Nothing that can be read, but the status still counts.
+        body = f"({fault})".encode()
+    return HttpAnswer(head.status, head.headers, body, settings.mask)

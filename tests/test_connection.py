@@ -13,13 +13,9 @@ import pytest
 from airflow.providers.common.compat.sdk import Connection
 
 from airflow_provider_qwenimage.answers import HttpAnswer, parse_status
-from airflow_provider_qwenimage.connection import (
-    TEST_TASK_ID,
-    ConnectionSettings,
-    judge_connection,
-    read_connection,
-)
+from airflow_provider_qwenimage.connection import TEST_TASK_ID, ConnectionSettings, read_connection
 from airflow_provider_qwenimage.contract import TaskSnapshot
+from airflow_provider_qwenimage.diagnosis import explain, judge_connection
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 
@@ -296,7 +292,7 @@ def says_no(code: int) -> TaskSnapshot | QwenImageError:
         ),
         (says_no(402), False, "no credits left (code 402): buy credits"),
         (says_no(400), False, "did not accept the test's question (code 400), which proves the key neither"),
-        (QwenImageConnectionError("cut off"), False, "Cannot reach https://api.example: no whole answer came"),
+        (QwenImageConnectionError("cut off"), False, "Cannot reach https://api.example: the response was incomplete"),
     ],
 )
 def test_a_connection_test_tells_its_outcomes_apart_in_one_sentence(
@@ -324,20 +320,23 @@ def test_a_connection_test_does_not_show_a_key_that_it_was_sent() -> None:
     [
         (ConnectionRefusedError(111, "refused"), "nothing listens on that port"),
         (socket.gaierror(-2, "Name or service not known"), "the name api.example is not known here"),
-        (TimeoutError("timed out"), "no answer came within 7 s"),
+        (TimeoutError("timed out"), "no whole answer came within 14 s"),
         (ssl.SSLCertVerificationError(1, "self-signed"), "its TLS certificate is not trusted"),
-        (ssl.SSLError(1, "wrong version number"), "no TLS connection came about"),
-        (OSError(101, "Network is unreachable"), "no whole answer came (Network is unreachable)"),
+        (ssl.SSLError(1, "wrong version number"), "the TLS handshake failed"),
+        (OSError(101, "Network is unreachable"), "the response was incomplete (Network is unreachable)"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, OSError) else None,
 )
 @pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "bare"])
 def test_an_api_that_is_not_reached_is_named_with_the_reason(cause: OSError, story: str, wrapped: bool) -> None:
-    lost = QwenImageConnectionError("no answer")
-    lost.__cause__ = RuntimeError("what a library makes of it") if wrapped else cause
+    error: BaseException = cause
     if wrapped:
-        lost.__cause__.__context__ = cause
-    works, message = judge_connection(lost, settings(host="https://api.example", extra={"timeout_seconds": 7}))
+        error = RuntimeError("what a library makes of it")
+        error.__context__ = cause
+    found = settings(host="https://api.example", extra={"timeout_seconds": 7})
+    lost = QwenImageConnectionError("no answer")
+    lost.reason = explain(error, found, found.seconds_for_a_call)
+    works, message = judge_connection(lost, found)
     assert not works
     assert f"Cannot reach https://api.example: {story}" in message
     assert_one_sentence(message)

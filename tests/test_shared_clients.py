@@ -330,7 +330,7 @@ def test_a_wait_that_never_gets_its_turn_ends_a_while_after_its_deadline(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = submitted(2)
-    monkeypatch.setattr(polling, "LAST_READ_SECONDS", 0.2)
+    monkeypatch.setattr(polling, "LAST_TURN_SECONDS", 0.2)
     change_connection(sandbox, monkeypatch, max_requests_per_second=0.001)
 
     async def wait_for_both() -> list[Any]:

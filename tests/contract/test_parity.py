@@ -360,7 +360,7 @@ def test_https_to_a_plain_http_port_is_never_reached(
     client: SyncClient, running: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, host=running.url.replace("http://", "https://"))
-    with pytest.raises(QwenImageConnectionError, match="schema"):
+    with pytest.raises(QwenImageConnectionError, match="should begin with http://"):
         client("generate", "a fox")
 
 

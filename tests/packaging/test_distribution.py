@@ -127,6 +127,8 @@ def test_the_metadata_says_what_is_needed(metadata: Message) -> None:
         "aiohttp",
         "apache-airflow",
         "apache-airflow-providers-common-compat",
+        "h11",
+        "idna",
         "pendulum",
         "pillow",
         "requests",

@@ -1,0 +1,138 @@
+"""What this machine's environment says about certificate authorities and proxies: one reading for both clients."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from airflow_provider_qwenimage.exceptions import QwenImageConnectionError
+
+# The first that is set counts, and only it; the last two are OpenSSL's own.
+_AUTHORITY_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def tls_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  the connection's field
+    """Return how TLS certificates are checked.
+
+    Args:
+        verify: True for the authorities that ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE`` or
+            ``SSL_CERT_DIR`` names, otherwise this machine's and those of certifi; the path of a file of authorities
+            (PEM), which takes precedence; or False to check nothing.
+
+    Raises:
+        ValueError: If `verify` is not the path of a file of authorities.
+        QwenImageConnectionError: If a variable does not name such a file.
+    """
+    if isinstance(verify, str):
+        return _of_connection(verify)
+    variable = next(filter(os.environ.get, _AUTHORITY_VARIABLES), None) if verify else None
+    if variable is not None:
+        context = _of_variable(variable, os.environ[variable])
+    else:
+        from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
+        context = ssl.create_default_context()
+        context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _of_connection(path: str) -> ssl.SSLContext:
+    if not Path(path).is_file():
+        raise ValueError(
+            f"The connection has verify = {path!r} in its extra, and there is no such file on this machine; "
+            "allowed are true, false or the path of a file of certificate authorities (PEM), which must be on every "
+            "worker and triggerer."
+        )
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise ValueError(
+            f"The connection has verify = {path!r} in its extra, and that file holds no certificates "
+            f"({_reason(error)}); allowed is a file of certificate authorities in PEM form."
+        ) from None
+
+
+def _of_variable(variable: str, path: str) -> ssl.SSLContext:
+    try:
+        if Path(path).is_dir():
+            return ssl.create_default_context(capath=path)
+        return ssl.create_default_context(cafile=path)
+    except (OSError, ValueError) as error:
+        reason = _reason(error)
+    story = (
+        f"the environment variable {variable} names {path!r}, which is no file of certificate authorities "
+        f"({reason}); correct the variable, or unset it"
+    )
+    raise _unusable(story)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+
+
+def proxy_for(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL, with its scheme, or None to go without one.
+
+    Args:
+        url: Where a request goes. ``NO_PROXY`` is minded as requests does: names, addresses and networks.
+
+    Raises:
+        QwenImageConnectionError: If the variable does not hold the URL of a proxy.
+    """
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = select_proxy(url, get_environ_proxies(url))
+    if not proxy:
+        return None
+    if "://" not in proxy:
+        proxy = f"http://{proxy}"
+    try:
+        parts = urlsplit(proxy)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        spaced = any(character.isspace() or not character.isprintable() for character in proxy)
+        usable = usable and not spaced and parts.scheme.lower() in ("http", "https", *_SOCKS)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise _unusable(
+            f"the environment variable {proxy_variable(url)} does not hold the URL of a proxy, such as "
+            "http://proxy.example:3128; correct the variable, or unset it"
+        )
+    return proxy
+
+
+def http_proxy_for(url: str) -> str | None:
+    """Return what `proxy_for` does, for a client that knows no SOCKS.
+
+    Raises:
+        QwenImageConnectionError: If the variable names anything else than an HTTP proxy.
+    """
+    proxy = proxy_for(url)
+    if proxy is not None and urlsplit(proxy).scheme.lower() in _SOCKS:
+        raise _unusable(
+            f"the environment variable {proxy_variable(url)} names a SOCKS proxy, which triggers and batches cannot "
+            "use; set it to an HTTP proxy, or name the API's host in NO_PROXY"
+        )
+    return proxy
+
+
+_SOCKS = ("socks4", "socks4a", "socks5", "socks5h")
+
+
+def proxy_variable(url: str) -> str:
+    """Return the name of the environment variable that decides about the proxy of a URL."""
+    scheme = urlsplit(url).scheme.lower()
+    names = (f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY")
+    return next(filter(os.environ.get, names), names[1])
+
+
+def _unusable(story: str) -> QwenImageConnectionError:
+    error = QwenImageConnectionError(f"Nothing was sent: {story}.")
+    error.reason = story
+    return error

@@ -1,0 +1,78 @@
+"""Compares and shows URLs: which origin one belongs to, and what of it a message may hold. No I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import idna
+
+from airflow_provider_qwenimage.contract import printable
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Origin(NamedTuple):
+    """Scheme, host and port of a URL, each in one spelling."""
+
+    scheme: str
+    host: str
+    port: int | None
+
+    @classmethod
+    def of(cls, url: str) -> Origin:
+        """Return the origin of a URL.
+
+        Raises:
+            ValueError: If the text is not a URL with a host.
+        """
+        parts = urlsplit(url)
+        scheme = parts.scheme.lower()
+        # A dot at the end only says that the name is complete.
+        host = host_in_ascii(parts.hostname or "").removesuffix(".")
+        return cls(scheme, host, parts.port or DEFAULT_PORTS.get(scheme))
+
+    @classmethod
+    def is_of(cls, origin: Origin, url: str) -> bool:
+        """Whether a URL belongs to an origin; not if it is no URL at all."""
+        try:
+            return cls.of(url) == origin
+        except ValueError:
+            return False
+
+
+def host_in_ascii(host: str) -> str:
+    """Return a host as the network spells it: lower case, IDNA for other alphabets, IPv6 in its short form.
+
+    Args:
+        host: A name or an address, without brackets.
+
+    Raises:
+        ValueError: If the text is no possible host.
+    """
+    if ":" in host:
+        return ipaddress.IPv6Address(host).compressed
+    if host.isascii():
+        host = host.lower()
+        # Python's codec checks the length of each label, and nothing else of a text in ASCII.
+        host.encode("idna")
+        return host
+    return idna.encode(host, uts46=True).decode("ascii").lower()
+
+
+def displayed_url(url: str) -> str:
+    """Return a URL for a message: without its user, password, query and fragment, which may grant access.
+
+    Args:
+        url: What should be a URL; a text that is none is shown up to its first ``?`` or ``#``.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        shown = parts._replace(netloc=host, query="", fragment="").geturl()
+    except ValueError:
+        shown = url.partition("?")[0].partition("#")[0]
+        start, slashes, rest = shown.partition("//")
+        shown = start + slashes + rest.rpartition("@")[2]
+    return printable(shown)
