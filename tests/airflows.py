@@ -41,6 +41,7 @@ NEWEST_ONLY = (
     "test_retries.py",
     "test_spool.py",
     "test_submissions.py",
+    "test_verification.py",
 )
 
 

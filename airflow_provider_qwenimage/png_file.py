@@ -1,0 +1,97 @@
+"""Decides whether the pixels of a PNG file are whole. No I/O."""
+
+from __future__ import annotations
+
+import io
+import zlib
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_END = b"IEND"
+_PIXELS = (b"IHDR", b"PLTE", b"IDAT", _END)
+_MAX_HEADER_BYTES = 13
+_PIECE_BYTES = 1024 * 1024
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# The seven passes of an interlaced file: where each begins in a block of 8 by 8 pixels, and its steps.
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+class PngFile:
+    """The chunks of a PNG file that make its pixels, without what surrounds them.
+
+    Args:
+        content: The bytes of the file. Texts, profiles, further frames and what follows the end do not matter.
+
+    Attributes:
+        size: Width and height in pixels.
+
+    Raises:
+        ValueError: If a chunk is broken or missing.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._file = bytearray(_SIGNATURE)
+        self._header = b""
+        self._data: list[bytes] = []
+        at = len(_SIGNATURE)
+        kind = b""
+        while kind != _END:
+            length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+            end = at + 12 + length
+            if end > len(content):
+                raise ValueError("the PNG ends before its end mark")
+            if kind in _PIXELS:
+                self._read_chunk(kind, content[at:end])
+            elif not kind[0] & 0x20:
+                raise ValueError(f"the PNG has an unknown critical chunk {kind!r}")
+            at = end
+        if len(self._header) != _MAX_HEADER_BYTES or self._header[9] not in _SAMPLES or not self._data:
+            raise ValueError("the PNG has no usable header, or no pixels")
+        self.size = int.from_bytes(self._header[:4], "big"), int.from_bytes(self._header[4:8], "big")
+
+    def decode(self) -> None:
+        """Decode all pixels.
+
+        Raises:
+            ValueError: If the compressed data are damaged or incomplete.
+            OSError: If the decoder refuses them.
+        """
+        from PIL import Image
+
+        self._inflate()
+        with Image.open(io.BytesIO(self._file), formats=("PNG",)) as image:
+            image.load()
+
+    def _read_chunk(self, kind: bytes, chunk: bytes) -> None:
+        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+            raise ValueError(f"the PNG's {kind.decode()} chunk has a wrong checksum")
+        if (kind == b"IHDR") == bool(self._header):
+            raise ValueError("the PNG's header is not its first chunk, or not the only one")
+        self._file += chunk
+        if kind == b"IHDR":
+            self._header = chunk[8:-4]
+        elif kind == b"IDAT":
+            self._data.append(chunk[8:-4])
+
+    def _inflate(self) -> None:
+        """Check that the compressed data are complete, which decoders take for granted once the last row began."""
+        expected = self._expected_bytes()
+        stream = zlib.decompressobj()
+        found = 0
+        try:
+            for data in self._data:
+                piece = data
+                while piece and not stream.eof and found <= expected:
+                    found += len(stream.decompress(piece, _PIECE_BYTES))
+                    piece = stream.unconsumed_tail
+        except zlib.error as error:
+            raise ValueError(f"the PNG's compressed data are damaged ({error})") from error
+        # More than the pixels need is ignored by every decoder.
+        if found < expected or not (stream.eof or found > expected):
+            raise ValueError(f"the PNG has {found} of {expected} bytes of pixels")
+
+    def _expected_bytes(self) -> int:
+        width, height = self.size
+        bits = self._header[8] * _SAMPLES[self._header[9]]
+        passes = _PASSES if self._header[12] else ((0, 0, 1, 1),)
+        sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
+        return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)

@@ -1,0 +1,377 @@
+"""Whole pixels pass, whatever surrounds them; pixels that are damaged or missing do not."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from functools import cache
+from io import BytesIO
+from itertools import pairwise, product
+from random import Random
+
+import pytest
+from PIL import Image, ImageDraw, PngImagePlugin
+
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.exceptions import QwenImageImageError
+from airflow_provider_qwenimage.verification import verify_image
+
+SIZE = (768, 1024)
+JPEG_KINDS = {
+    "baseline": {},
+    "finer": {"quality": 95, "subsampling": 0},
+    "optimized": {"optimize": True},
+    "progressive": {"progressive": True},
+    "progressive-finer": {"progressive": True, "quality": 95},
+    "restarts": {"restart_marker_rows": 1},
+    "progressive-restarts": {"progressive": True, "restart_marker_rows": 2},
+}
+
+
+def verify(content: bytes, output_format: str) -> None:
+    facts = verify_image(content, GenerateRequest(prompt="a", size="768*1024", output_format=output_format))
+    assert (facts.width, facts.height, facts.output_format) == (*SIZE, output_format)
+    assert facts.size_bytes == len(content)
+
+
+def refused(content: bytes, output_format: str) -> None:
+    with pytest.raises(QwenImageImageError, match="do not decode as a whole image") as caught:
+        verify(content, output_format)
+    # The next download may bring the whole image.
+    assert not caught.value.permanent
+
+
+@cache
+def picture(mode: str = "RGB") -> Image.Image:
+    """Return a picture with noise above, a drawing in the middle and a plain area below."""
+    image = Image.new("RGB", SIZE, (20, 160, 90))
+    noise = [Image.effect_noise((SIZE[0] // 4, 100), 90).resize((SIZE[0], 600)) for _ in range(3)]
+    image.paste(Image.merge("RGB", noise), (0, 0))
+    draw = ImageDraw.Draw(image)
+    for number in range(60):
+        draw.ellipse((number * 12, 400 + number * 3, number * 12 + 90, 520 + number * 3), fill=(number * 4, 30, 200))
+    return image.convert(mode)
+
+
+@cache
+def encoded(output_format: str, mode: str = "RGB", kind: str = "") -> bytes:
+    stream = BytesIO()
+    picture(mode).save(stream, output_format, **JPEG_KINDS.get(kind, {}))
+    return stream.getvalue()
+
+
+def png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 8
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        yield content[at + 4 : at + 8], content[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
+def png(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def png_with(*extra: tuple[bytes, bytes]) -> bytes:
+    """Return a PNG with further chunks behind its header."""
+    header, *others = png_chunks(encoded("png"))
+    return png([header, *extra, *others])
+
+
+def png_of(header: bytes, pixels: bytes) -> bytes:
+    return png([(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")])
+
+
+def png_pixels(content: bytes) -> bytes:
+    return b"".join(data for kind, data in png_chunks(content) if kind == b"IDAT")
+
+
+def interlaced() -> bytes:
+    """Return an interlaced PNG of one colour: each of its seven passes has rows of its own."""
+    rows = b""
+    for x, y, across, down in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
+        columns, lines = len(range(x, SIZE[0], across)), len(range(y, SIZE[1], down))
+        rows += (b"\0" + b"\x55" * columns) * lines
+    return png_of(struct.pack(">IIBBBBB", *SIZE, 8, 0, 0, 0, 1), zlib.compress(rows))
+
+
+def png_of_mode(mode: str) -> bytes:
+    if mode == "interlaced":
+        return interlaced()
+    if mode == "I;16":
+        stream = BytesIO()
+        Image.new("I;16", SIZE, 40_000).save(stream, "png")
+        return stream.getvalue()
+    return encoded("png", mode)
+
+
+def animation(output_format: str) -> bytes:
+    stream = BytesIO()
+    picture().save(stream, output_format, save_all=True, append_images=[Image.new("RGB", SIZE), picture()])
+    return stream.getvalue()
+
+
+def with_long_text() -> bytes:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "x" * 3_000_000, zip=True)
+    stream = BytesIO()
+    picture().save(stream, "png", pnginfo=info)
+    return stream.getvalue()
+
+
+def with_picture_index() -> bytes:
+    stream = BytesIO()
+    picture().save(stream, "MPO", save_all=True, append_images=[Image.new("RGB", (160, 120))])
+    return stream.getvalue()
+
+
+def jpeg_with(segment: bytes, marker: int = 0xE1) -> bytes:
+    content = encoded("jpeg")
+    return content[:2] + bytes((0xFF, marker)) + struct.pack(">H", len(segment) + 2) + segment + content[2:]
+
+
+def jpeg_with_thumbnail() -> bytes:
+    stream = BytesIO()
+    picture().resize((160, 120)).save(stream, "jpeg")
+    tiff = b"II*\0\x08\0\0\0" + b"\0\0" + struct.pack("<I", 14) + b"\0\0" + b"\0\0\0\0"
+    return jpeg_with(b"Exif\0\0" + tiff + stream.getvalue())
+
+
+def jpeg_of_other_kind(**options: object) -> bytes:
+    stream = BytesIO()
+    picture().save(stream, "jpeg", **options)
+    return stream.getvalue()
+
+
+WHOLE: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "a compressed text of 3 MB": ("png", with_long_text),
+    "a text that is no zlib stream": ("png", lambda: png_with((b"zTXt", b"a\0\0nothing of the kind"))),
+    "many long texts": ("png", lambda: png_with(*[(b"iTXt", b"a\0\0\0\0\0" + b"x" * 900_000)] * 80)),
+    "a broken colour profile": ("png", lambda: png_with((b"iCCP", b"profile\0\0broken"))),
+    "a broken eXIf": ("png", lambda: png_with((b"eXIf", b"\xff\xfe broken"))),
+    "an empty pHYs": ("png", lambda: png_with((b"pHYs", b""))),
+    "a broken gAMA, tIME and unknown chunks": (
+        "png",
+        lambda: png_with((b"gAMA", b"1"), (b"tIME", b""), (b"sRGB", b""), (b"cHRM", b"12"), (b"qwEn", b"\0" * 99)),
+    ),
+    "bytes after IEND": ("png", lambda: encoded("png") + b"\0" * 5000 + b"<html>"),
+    "an animated PNG": ("png", lambda: animation("png")),
+    "a broken animation control": ("png", lambda: png_with((b"acTL", b"\xff" * 3))),
+    "a PNG in small pieces": (
+        "png",
+        lambda: png(
+            [
+                (kind, piece)
+                for kind, data in png_chunks(encoded("png"))
+                for piece in ([data[at : at + 999] for at in range(0, len(data), 999)] or [b""])
+            ]
+        ),
+    ),
+    **{
+        f"a PNG of mode {mode}": ("png", lambda mode=mode: png_of_mode(mode))  # type: ignore[misc]
+        for mode in ("1", "L", "LA", "P", "RGBA", "I;16", "interlaced")
+    },
+    "a multi-picture index": ("jpeg", with_picture_index),
+    "a broken multi-picture index": ("jpeg", lambda: jpeg_with(b"MPF\0II*\0\xff\xff\xff\xff", 0xE2)),
+    "a thumbnail": ("jpeg", jpeg_with_thumbnail),
+    "an Exif rotation": (
+        "jpeg",
+        lambda: jpeg_with(b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"),
+    ),
+    "a broken Exif": ("jpeg", lambda: jpeg_with(b"Exif\0\0II*\0\xff\xff\xff\x7f")),
+    "a broken JFIF header": ("jpeg", lambda: jpeg_with(b"JFIF\0", 0xE0)),
+    "an unknown JFIF header": ("jpeg", lambda: jpeg_with(b"JFXX\0\x10" + b"\0" * 40, 0xE0)),
+    "a broken Photoshop segment": ("jpeg", lambda: jpeg_with(b"Photoshop 3.0\x008BIM\x04\x04\xff", 0xED)),
+    "a broken colour profile in a JPEG": ("jpeg", lambda: jpeg_with(b"ICC_PROFILE\0\x05\x01junk", 0xE2)),
+    "a comment that is no text": ("jpeg", lambda: jpeg_with(bytes(range(256)), 0xFE)),
+    "the longest segments": (
+        "jpeg",
+        lambda: jpeg_with(b"http://ns.adobe.com/xmp/extension/\0" + b"\xff\xd9" * 32_000),
+    ),
+    "bytes after EOI": ("jpeg", lambda: encoded("jpeg") + b"\0" * 5000 + b"\xff\xd8\xff\xc0"),
+    "fill bytes before markers": ("jpeg", lambda: encoded("jpeg")[:-2] + b"\xff\xff\xff\xd9"),
+    "no subsampling": ("jpeg", lambda: jpeg_of_other_kind(subsampling=1)),
+    "the lowest quality": ("jpeg", lambda: jpeg_of_other_kind(quality=1)),
+    "the highest quality": ("jpeg", lambda: jpeg_of_other_kind(quality=100, subsampling=0)),
+    "restart markers after each block": ("jpeg", lambda: jpeg_of_other_kind(restart_marker_blocks=1)),
+    **{
+        f"a {kind} JPEG of mode {mode}": ("jpeg", lambda mode=mode, kind=kind: encoded("jpeg", mode, kind))  # type: ignore[misc]
+        for mode, kind in product(("RGB", "L", "CMYK"), JPEG_KINDS)
+    },
+    "a WebP": ("webp", lambda: encoded("webp")),
+    "a WebP with alpha": ("webp", lambda: encoded("webp", "RGBA")),
+    "an animated WebP": ("webp", lambda: animation("webp")),
+    "bytes after the WebP": ("webp", lambda: encoded("webp") + b"\0" * 5000),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_pixels_pass_whatever_surrounds_them(name: str) -> None:
+    output_format, make = WHOLE[name]
+    verify(make(), output_format)
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (20, 160, 90)])
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_a_plain_area_passes_although_its_data_repeat(kind: str, colour: tuple[int, int, int]) -> None:
+    stream = BytesIO()
+    Image.new("RGB", SIZE, colour).save(stream, "jpeg", **JPEG_KINDS[kind])
+    verify(stream.getvalue(), "jpeg")
+
+
+def scan_of(content: bytes) -> int:
+    """Return where the data of the first scan of a JPEG begin."""
+    start = content.index(b"\xff\xda")
+    return start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+
+
+def overwritten(content: bytes, at: int, new: bytes) -> bytes:
+    return content[:at] + new + content[at + len(new) :]
+
+
+JPEG_DAMAGE: dict[str, Callable[[bytes, int], bytes]] = {
+    "zeros": lambda content, at: overwritten(content, at, bytes(4000)),
+    "few zeros": lambda content, at: overwritten(content, at, bytes(600)),
+    "ones": lambda content, at: overwritten(content, at, b"\xff" * 4000),
+    "garbage": lambda content, at: overwritten(content, at, Random(at).randbytes(2000)),
+    "text": lambda content, at: overwritten(content, at, b"<html><body>502 Bad Gateway</body></html>" * 20),
+    "missing": lambda content, at: content[:at] + content[at + 3000 :],
+    "twice": lambda content, at: content[: at + 3000] + content[at:],
+    "the rest zeros": lambda content, at: content[:at] + bytes(len(content) - at - 2) + b"\xff\xd9",
+    "the rest missing": lambda content, at: content[:at].rstrip(b"\xff") + b"\xff\xd9",
+}
+
+
+@pytest.mark.parametrize("damage", JPEG_DAMAGE)
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_a_jpeg_that_is_damaged_inside_does_not_pass(kind: str, damage: str) -> None:
+    content = encoded("jpeg", "RGB", kind)
+    first, last = scan_of(content), len(content) - 5000
+    # Where a progressive scan ends in a plain area, that takes up the blocks that are too many.
+    places = (
+        (first + 100, (first + last) // 2, last) if damage != "twice" or "progressive" not in kind else (first + 100,)
+    )
+    for at in places:
+        refused(JPEG_DAMAGE[damage](content, at), "jpeg")
+
+
+def scans_of(content: bytes) -> list[int]:
+    """Return where the tables and headers of each scan of a progressive JPEG begin, and where the last one ends."""
+    found, at = [], scan_of(content)
+    while content[at : at + 2] != b"\xff\xd9":
+        if content[at] == 0xFF and content[at + 1] not in (0, *range(0xD0, 0xD8)):
+            found.append(at)
+            while content[at + 1] != 0xDA:
+                at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        else:
+            at += 1
+    return [*found, at]
+
+
+def test_a_progressive_jpeg_without_one_of_its_scans_does_not_pass() -> None:
+    content = encoded("jpeg", "RGB", "progressive")
+    starts = scans_of(content)
+    assert len(starts) > 5
+    for start, end in pairwise(starts):
+        refused(content[:start] + b"\xff\xd9", "jpeg")
+        refused(content[:start] + content[end:], "jpeg")
+        refused(content[:end] + content[start:], "jpeg")
+
+
+@pytest.mark.parametrize("kind", ["restarts", "progressive-restarts"])
+def test_a_jpeg_without_some_of_its_restart_markers_does_not_pass(kind: str) -> None:
+    content = encoded("jpeg", "RGB", kind)
+    first, ninth = (content.index(b"\xff\xd0"), content.index(b"\xff\xd0", content.index(b"\xff\xd7")))
+    refused(content[:first] + content[first + 2 :], "jpeg")
+    refused(overwritten(content, first, b"\xff\xd5"), "jpeg")
+    refused(content[:first] + content[ninth:], "jpeg")
+
+
+def test_a_jpeg_without_its_end_does_not_pass() -> None:
+    content = encoded("jpeg")
+    for cut in (content[:-2], content[:-1], content[: len(content) // 2], content[:300], content[:3]):
+        refused(cut, "jpeg")
+
+
+def test_a_jpeg_of_very_many_scans_is_not_decoded() -> None:
+    header = encoded("jpeg", "L")
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + b"\x00" * 9
+    refused(header[: header.index(b"\xff\xda")] + scan * 100_000 + b"\xff\xd9", "jpeg")
+
+
+PIXELS = png_pixels(encoded("png"))
+HEADER = struct.pack(">IIBBBBB", *SIZE, 8, 2, 0, 0, 0)
+RAW = zlib.decompress(PIXELS)
+PNG_DAMAGE: dict[str, Callable[[], bytes]] = {
+    "a flipped bit": lambda: overwritten(encoded("png"), 5000, bytes((encoded("png")[5000] ^ 4,))),
+    "zeros": lambda: overwritten(encoded("png"), 5000, bytes(4000)),
+    "no end": lambda: encoded("png")[:-12],
+    "half an end": lambda: encoded("png")[:-3],
+    "no pixels": lambda: png([(b"IHDR", HEADER), (b"IEND", b"")]),
+    "a cut zlib stream": lambda: png_of(HEADER, PIXELS[:-2000]),
+    "a zlib stream without its end": lambda: png_of(HEADER, PIXELS[:-4]),
+    "a wrong sum of the zlib stream": lambda: png_of(HEADER, PIXELS[:-1] + bytes((PIXELS[-1] ^ 1,))),
+    "garbage with the right checksum": lambda: png_of(HEADER, overwritten(PIXELS, 5000, Random(1).randbytes(500))),
+    "a row too few": lambda: png_of(HEADER, zlib.compress(RAW[: -len(RAW) // SIZE[1]])),
+    "half of its rows": lambda: png_of(HEADER, zlib.compress(RAW[: len(RAW) // 2])),
+    "an unknown filter": lambda: png_of(HEADER, zlib.compress(b"\x09" + RAW[1:])),
+    "an unknown critical chunk": lambda: png_with((b"CgBI", b"\0\0\0\0")),
+    "a half interlaced file": lambda: png_of(
+        HEADER[:9] + b"\0\0\0\1", zlib.compress(zlib.decompress(png_pixels(interlaced()))[: SIZE[0] * SIZE[1] // 2])
+    ),
+    "a page": lambda: b"<!DOCTYPE html><html><body>Sign in</body></html>",
+    "nothing": lambda: b"",
+}
+
+
+@pytest.mark.parametrize("name", PNG_DAMAGE)
+def test_a_png_that_is_damaged_does_not_pass(name: str) -> None:
+    refused(PNG_DAMAGE[name](), "png")
+
+
+def test_a_webp_that_is_not_complete_does_not_pass() -> None:
+    content = encoded("webp")
+    for cut in (content[:-1], content[: len(content) // 2], content[:20], content[:12]):
+        refused(cut, "webp")
+
+
+@pytest.mark.parametrize(
+    ("output_format", "content"),
+    [
+        ("png", lambda: png_of(struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0), zlib.compress(b"\0" * 10**7))),
+        (
+            "webp",
+            lambda: (
+                b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\0" * 4 + b"\xfe\x3f\0" * 2
+            ),
+        ),
+        (
+            "jpeg",
+            lambda: encoded("jpeg").replace(
+                struct.pack(">HH", SIZE[1], SIZE[0]), struct.pack(">HH", 65_000, 65_000), 1
+            ),
+        ),
+    ],
+)
+def test_an_image_of_very_many_pixels_is_not_decoded(output_format: str, content: Callable[[], bytes]) -> None:
+    with pytest.raises(QwenImageImageError):
+        verify(content(), output_format)
+
+
+def test_a_png_that_unpacks_to_far_more_than_its_pixels_is_not_unpacked() -> None:
+    # One of its rows too many passes; gigabytes are not read.
+    packer = zlib.compressobj(9)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(300)) + packer.flush()
+    verify(png_of(HEADER, bomb), "png")
