@@ -13,12 +13,19 @@ from typing import Any, Self
 
 import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 _ACCESS_KEY = re.compile(r"Credential=([^/,]+)/")
 _DENIED = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>'
 )
+
+
+class _Quiet(WSGIRequestHandler):
+    """Logs no requests: the log of a test that fails is for what was tested."""
+
+    def log(self, kind: str, message: str, *args: Any) -> None:
+        """Log nothing."""
 
 
 class S3Server:
@@ -33,7 +40,7 @@ class S3Server:
 
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.requests: list[tuple[str, str, str]] = []
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
