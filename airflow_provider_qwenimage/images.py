@@ -22,6 +22,7 @@ from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, Generat
 from airflow_provider_qwenimage.downloads import fetch, open_session, without_query
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.storage import (
+    MOST_BYTES,
     check_replaceable,
     put_bytes,
     put_json,
@@ -224,8 +225,14 @@ def _describes(
         and _is_line(description.get("image_url"))
         and isinstance(description.get("image_count", 1), int)
         and isinstance(description.get("sha256"), str)
-        and description["sha256"] == sha256_of(image)
+        and description["sha256"] == sha256_of(image, _size_in(description))
     )
+
+
+def _size_in(description: Mapping[str, Any]) -> int:
+    """Return how many bytes an image has by its sidecar: no more of it is read."""
+    size = description.get("size_bytes")
+    return size if isinstance(size, int) and 0 <= size <= MOST_BYTES else MOST_BYTES
 
 
 def _known(value: Any, is_what_it_should_be: Callable[[Any], bool]) -> Any:
@@ -267,7 +274,7 @@ def _put_pair(
         put_bytes(content, image, writer=writer)
         put_json(description, sidecar, writer=writer, indent=2)
         stands = read_json(sidecar)
-        if stands is not None and stands.get("sha256") == sha256_of(image):
+        if stands is not None and stands.get("sha256") == sha256_of(image, len(content)):
             return
         # Out of step with the other writer: by up to several times what a write takes here.
         longest = _PUT_PAUSE_SECONDS + 4 * (time.monotonic() - began)

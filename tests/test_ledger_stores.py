@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
+from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_qwenimage import storage
 from airflow_provider_qwenimage.contract import GenerateRequest
@@ -18,6 +20,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownErro
 from airflow_provider_qwenimage.ledger import FileStore, NoStore, Store, TaskStateStore, open_ledger, place_of
 from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
 from tests.ledgers import REQUEST, TaskStates, in_flight, opened
+from tests.stores import attach
 
 only_with_task_states = pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry goes back")
 
@@ -252,3 +255,35 @@ def test_the_stand_in_of_airflows_store_has_the_signature_of_the_real_one() -> N
         assert [(p.name, p.kind, p.default) for p in stand_in.parameters.values()] == [
             (p.name, p.kind, p.default) for p in real.parameters.values()
         ]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda file: file.symlink_to("/dev/zero")])
+def test_a_record_that_is_no_file_stops_and_says_that_nothing_was_submitted(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    make(tmp_path / ".submission-1.json")
+    store = FileStore(folder_of(tmp_path) / ".submission-1.json")
+    with pytest.raises(OSError, match=r"cannot be read, so nothing was submitted: .*move it away"):
+        store.read()
+
+
+def test_a_record_that_is_huge_stops_until_a_clear(tmp_path: Path) -> None:
+    with (tmp_path / ".submission-1.json").open("wb") as stream:
+        stream.truncate(4 * 1024**3)
+    assert FileStore(folder_of(tmp_path) / ".submission-1.json").read() == {}
+
+
+def test_a_record_that_could_not_be_removed_is_forgotten_all_the_same(tmp_path: Path) -> None:
+    class DiskWithoutDeletion(LocalFileSystem):
+        cachable = False
+
+        def rm_file(self, path: str) -> None:
+            raise PermissionError(path)
+
+    folder = ObjectStoragePath(f"{attach(DiskWithoutDeletion(), 'file')}{tmp_path}")
+    store = FileStore(folder / ".submission-1.json")
+    store.write({"finished": False})
+    store.settle({"finished": True})
+    assert store.read() == {"finished": True}
+    store.erase()
+    assert store.read() is None

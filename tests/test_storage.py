@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,102 @@ def folder_at(protocol: str, path: Path) -> ObjectStoragePath:
 
 def names_in(path: Path) -> list[str]:
     return sorted(file.name for file in path.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize(
+    "output_path",
+    ["a\nb", "s3://bucket/a\x00b", "file:///a\x1bb", "/a/\ud83d", "s3://bucket/a?", "/a/b#"],
+    ids=["newline", "NUL", "escape", "half a character", "question mark", "hash"],
+)
+def test_a_name_that_no_storage_keeps_as_it_is_written_is_refused(output_path: str) -> None:
+    with pytest.raises(ValueError, match="output_path is "):
+        storage.check_output_path(output_path)
+
+
+@pytest.mark.parametrize("url", ["s3://AKIAKEY:secret@bucket/x", "sftp://me:secret@host/x", "gs://:secret@bucket"])
+def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="id of an Airflow connection") as raised:
+        storage.open_output_path(url)
+    assert "secret" not in str(raised.value)
+    assert "AKIAKEY" not in str(raised.value)
+
+
+def test_space_around_a_url_is_none_of_it(tmp_path: Path) -> None:
+    storage.put_json({}, storage.open_output_path(f" file://{tmp_path}/x\n") / "a.json")
+    assert (tmp_path / "x" / "a.json").exists()
+
+
+def strange_file(path: Path, kind: str) -> Path:
+    """Make something that is no file under a name."""
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"link to a device": "/dev/zero", "link to a folder": path.parent}[kind])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a device", "link to a folder"])
+def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path, kind: str) -> None:
+    strange_file(tmp_path / "record.json", kind)
+    file = folder_of(tmp_path) / "record.json"
+    for do in (
+        storage.read_json,
+        storage.read_bytes,
+        storage.sha256_of,
+        storage.check_replaceable,
+        partial(storage.put_json, {"a": 1}),
+        partial(storage.put_bytes, b"x"),
+    ):
+        with pytest.raises(OSError, match="move it away.*record.json"):
+            do(file)
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_file_behind_a_link_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_text('{"a": 1}')
+    (tmp_path / "link.json").symlink_to("file.json")
+    (tmp_path / "dangling.json").symlink_to("gone.json")
+    folder = folder_of(tmp_path)
+    assert storage.read_json(folder / "link.json") == {"a": 1}
+    assert storage.read_json(folder / "dangling.json") is None
+    for name in ("link.json", "dangling.json"):
+        storage.put_json({"b": 2}, folder / name)
+        assert storage.read_json(folder / name) == {"b": 2}
+
+
+def test_no_more_is_read_than_a_file_may_have(tmp_path: Path) -> None:
+    # It has no blocks on disk, and would take gigabytes of memory.
+    with (tmp_path / "huge.json").open("wb") as stream:
+        stream.truncate(4 * 1024**3)
+    file = folder_of(tmp_path) / "huge.json"
+    tracemalloc.start()
+    try:
+        assert storage.read_json(file) == {}
+        assert storage.sha256_of(file, most=1000) is None
+        with pytest.raises(OSError, match="more than the 1000 bytes"):
+            storage.read_bytes(file, most=1000)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 1024**2
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b'{"a": ' + b"9" * 5000 + b"}"])
+def test_json_that_is_deep_or_long_is_something_else(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "record.json").write_bytes(content)
+    assert storage.read_json(folder_of(tmp_path) / "record.json") == {}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="nothing else stops root from writing")
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_stored() -> None:
+    with pytest.raises(OSError, match="/proc/self"):
+        storage.check_storing(storage.open_output_path("/proc/self"))
+
+
+def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    storage.check_storing(folder_of(tmp_path), "0123456789abcdef")
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("output_path", ["", "  ", None, 5, "out/fox.png", "s3://bucket/fox.JPG", "file:///a/b.webp/"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -339,3 +341,50 @@ def test_a_storage_that_returned_other_bytes_once_is_written_again(drawn: list[T
     folder = ObjectStoragePath(f"{attach(RottenDisk(times=4), 'file')}{tmp_path}")
     save_images(drawn[0], REQUEST, folder)
     assert find_images(REQUEST, folder) is not None
+
+
+@pytest.mark.parametrize("name", ["task_id", "image_url"])
+@pytest.mark.parametrize("value", ["\ud83d", "a\x00b", "a\nb", "x" * 10_000])
+def test_a_sidecar_with_what_no_database_keeps_does_not_count(stored: Stored, name: str, value: str) -> None:
+    stored.edit(**{name: value})
+    assert find_images(REQUEST, stored.folder) is None
+
+
+@pytest.mark.parametrize("value", [None, "5", True, [], {}, -1, float("nan"), float("inf"), 10**400])
+def test_credits_that_are_no_number_are_not_known(stored: Stored, value: Any) -> None:
+    stored.edit(consumed_credits=value)
+    found = find_images(REQUEST, stored.folder)
+    assert found is not None
+    assert found.consumed_credits is None
+
+
+@pytest.mark.parametrize("value", [5, [], "x\x00", {"a": 1}])
+def test_who_stored_an_image_and_when_is_known_only_if_it_is_what_it_should_be(stored: Stored, value: Any) -> None:
+    stored.edit(made_by=value, stored_at=value)
+    found = find_images(REQUEST, stored.folder)
+    assert found is not None
+    assert found.made_by == (value if isinstance(value, dict) else {})
+    assert found.stored_at is None
+
+
+def test_no_more_of_an_image_is_read_than_its_sidecar_says(stored: Stored) -> None:
+    # It has no blocks on disk, and would take gigabytes of memory, or minutes.
+    with stored.image().open("r+b") as stream:
+        stream.truncate(4 * 1024**3)
+    tracemalloc.start()
+    try:
+        assert find_images(REQUEST, stored.folder) is None
+        assert tracemalloc.get_traced_memory()[1] < 16 * 1024**2
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("part", [Stored.image, Stored.sidecar])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda file: file.symlink_to("/dev/zero")])
+def test_what_has_the_name_of_an_image_and_is_no_file_stops_before_anything_is_paid(
+    stored: Stored, part: Callable[[Stored], Path], make: Callable[[Path], object]
+) -> None:
+    part(stored).unlink()
+    make(part(stored))
+    with pytest.raises(OSError, match="move it away"):
+        find_images(REQUEST, stored.folder)
