@@ -44,7 +44,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-browser test-airflow screenshots chaos cluster-test check constraints clean
+.PHONY: help demo up test test-slow test-browser test-airflow screenshots chaos cluster-test fuzz check constraints clean
 .PHONY: bench-wait bench-dag bench-batch bench-gallery bench-import
 .PHONY: dist test-lowest release-check
 
@@ -83,10 +83,14 @@ chaos: $(VENV)/installed ## Kill Airflow's processes at every stage: nothing is 
 cluster-test: $(VENV)/installed ## Kill and restart the services of docker-compose.yaml, run as processes, while they work
 	$(VENV)/bin/python -m tests.cluster $(ARGS)
 
-# CI kills less often and leaves the integration tests out of the last one, for its time.
-release-check: ## Run what CI shortens in full, before a release: chaos, cluster-test, test-lowest (some half an hour)
+fuzz: $(VENV)/installed ## Send odd answers, files, connections and XComs into everything that reads them, for ten minutes (ARGS="--help")
+	@$(VENV)/bin/python -m tests.fuzz $(ARGS)
+
+# CI kills less often, fuzzes for less time and leaves the integration tests out of the last one.
+release-check: ## Run what CI shortens in full, before a release: chaos, cluster-test, fuzz, test-lowest (some 40 minutes)
 	$(MAKE) chaos
 	$(MAKE) cluster-test
+	$(MAKE) fuzz
 	$(MAKE) test-lowest
 
 bench-wait: $(VENV)/installed ## Compare the ways to wait for 1,000 and 10,000 images in one event loop (ARGS="--help")

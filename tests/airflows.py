@@ -21,6 +21,7 @@ _README = _TESTS.parent / "README.md"
 NEWEST_ONLY = (
     "chaos",
     "cluster",
+    "fuzz",
     "gallery/test_records.py",
     "gallery/test_thumbnails.py",
     "packaging/test_changelog.py",
