@@ -10,7 +10,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.connection import ConnectionSettings, judge_connection, read_connection
+from airflow_provider_qwenimage.connection import ConnectionSettings, read_connection
+from airflow_provider_qwenimage.diagnosis import judge_connection
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageContractError
 from tests.fuzz.junk import KEY, json_values, texts
 from tests.fuzz.storable import check_message, check_text
@@ -79,7 +80,8 @@ def connections() -> st.SearchStrategy[Connection]:
     """Return connections as people and programs fill them in."""
     return st.builds(
         Connection,
-        conn_id=st.one_of(st.just("qwenimage_default"), texts()),
+        # What Airflow accepts as one.
+        conn_id=st.one_of(st.just("qwenimage_default"), st.from_regex(r"[\w#!()\-.:/\\]{1,250}", fullmatch=True)),
         host=_HOSTS,
         schema=st.one_of(st.none(), st.sampled_from(("http", "https", "", "HTTP ", "ftp")), texts()),
         port=st.one_of(st.none(), st.sampled_from((0, 80, 443, 8512, 65535, 65536, -1)), st.integers()),
