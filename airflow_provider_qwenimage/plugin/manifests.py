@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.batch_totals import manifest_name, rows_name
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, open_recorded
-from airflow_provider_qwenimage.storage import writer_of
+from airflow_provider_qwenimage.storage import read_bytes, writer_of
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.plugin.records import TaskInstance
@@ -68,6 +68,8 @@ def _read(path: str, name: str) -> list[Mapping[str, Any]]:
     if file.name != name:
         raise RefusedError(f"{file.name} is not {name}, which this task writes.")
     try:
+        # A listing that something else in the API server has asked for may be remembered.
+        file.fs.invalidate_cache(file.path)
         facts = file.fs.info(file.path)
         if facts.get("size", 0) > _MOST_BYTES:
             raise RefusedError(f"{file.name} has more than {_MOST_BYTES // 2**20} MiB, which is too much to show.")
@@ -77,7 +79,7 @@ def _read(path: str, name: str) -> list[Mapping[str, Any]]:
             kept = _kept.get(path)
         if kept is not None and kept[0] == mark:
             return kept[1]
-        rows = _parsed(file.fs.cat_file(file.path))
+        rows = _parsed(read_bytes(file, _MOST_BYTES) or b"")
     except FileNotFoundError:
         raise RefusedError(f"{file.name} is not there any more.") from None
     except OSError as error:
