@@ -15,12 +15,13 @@ import pendulum
 
 from airflow_provider_qwenimage import polling
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES
-from airflow_provider_qwenimage.downloads import fetch_async, open_async_session, without_query
+from airflow_provider_qwenimage.downloads import AsyncImageClient, fetch_async
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.failures import still_raising, write_down
 from airflow_provider_qwenimage.images import StoredImages, find_images, store_image
 from airflow_provider_qwenimage.ledger import Ledger, open_batch_ledger
 from airflow_provider_qwenimage.metrics import count_end, count_submission
+from airflow_provider_qwenimage.origins import displayed_url
 from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
 from airflow_provider_qwenimage.verification import verify_image
 
@@ -75,7 +76,8 @@ class Drawer:
     def __init__(self, hook: QwenImageAsyncHook, options: DrawingOptions, at_once: int) -> None:
         self._hook = hook
         self._options = options
-        self._session = open_async_session(at_once)
+        self._at_once = at_once
+        self._client: AsyncImageClient | None = None
         # From the download to the storage: images that wait in memory for a thread are bounded as well.
         self._places = asyncio.Semaphore(at_once)
         # Apart from the event loop's own threads: storage that takes its time must not keep an id from being written.
@@ -88,7 +90,8 @@ class Drawer:
             wait: Whether to wait for what the threads are doing.
         """
         self._storing.shutdown(wait=wait, cancel_futures=True)
-        await self._session.close()
+        if self._client is not None:
+            await self._client.close()
 
     def begin(self, item: BatchRequest) -> tuple[Beginning, Ledger]:
         """Return how an image begins: with what is stored or submitted already, or with a submission. Blocks.
@@ -196,11 +199,17 @@ class Drawer:
             image_task_id=snapshot.task_id,
             paths=tuple(paths),
             # As in the sidecar: the query of a URL may grant access, and the manifest stands beside the images.
-            image_urls=tuple(without_query(url) for url in snapshot.image_urls),
+            image_urls=tuple(displayed_url(url) for url in snapshot.image_urls),
             consumed_credits=snapshot.consumed_credits,
             made_by=self._options.made_by,
             stored_at=pendulum.now("UTC").isoformat(),
         )
+
+    async def _image_client(self) -> AsyncImageClient:
+        settings = await self._hook.get_settings()
+        if self._client is None:
+            self._client = AsyncImageClient(self._at_once, settings.verify)
+        return self._client
 
     async def _save_image(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot, number: int) -> str:
         loop = asyncio.get_running_loop()
@@ -212,7 +221,7 @@ class Drawer:
 
         url = snapshot.image_urls[number - 1]
         async with self._places:
-            stored = await fetch_async(self._session, url, self._options.max_image_bytes, verify_and_store)
+            stored = await fetch_async(await self._image_client(), url, self._options.max_image_bytes, verify_and_store)
         if isinstance(stored, QwenImageImageError):
             raise stored
         return stored

@@ -1,23 +1,31 @@
-"""Downloads an image from the host that the API names, and checks it. No credentials of any kind go there."""
+"""Downloads an image from the host that the API names, and checks it. The API key never goes there.
+
+A download has to make progress: see `DownloadPace`. It goes through the same bounded sessions as the calls of the API,
+with the connection's `verify`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from airflow_provider_qwenimage import __version__
-from airflow_provider_qwenimage.contract import GenerateRequest, printable
-from airflow_provider_qwenimage.exceptions import QwenImageImageError
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.download_tries import DownloadPace, DownloadTries
+from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageImageError
+from airflow_provider_qwenimage.exchanges import Exchange
+from airflow_provider_qwenimage.network_environment import http_proxy_for, proxy_for, tls_context
 from airflow_provider_qwenimage.retries import RequestRetries
 from airflow_provider_qwenimage.verification import ImageFacts, verify_image
 
 if TYPE_CHECKING:
+    import ssl
+    from types import TracebackType
+    from typing import Self
+
     import aiohttp
     import requests
 
@@ -25,65 +33,122 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT_SECONDS = 60.0
 _RETRIES = RequestRetries(limit=5, delay_seconds=1.0)
-_CHUNK_BYTES = 256 * 1024
-_USER_AGENT = f"airflow-provider-qwenimage/{__version__}"
+_PACE = DownloadPace()
+# Small, as what was received gives a download more time.
+_CHUNK_BYTES = 16 * 1024
+_HEADERS = {
+    "User-Agent": f"airflow-provider-qwenimage/{__version__}",
+    "Accept": "image/*, */*",
+    # What `decoded_body` reads.
+    "Accept-Encoding": "gzip, deflate",
+}
 
 
-def open_session() -> requests.Session:
-    """Return a session for the image host; a context manager."""
-    import requests
+class ImageClient:
+    """Asks image hosts, over requests. A context manager.
 
-    class WithoutCredentials(requests.Session):
-        def rebuild_auth(self, prepared_request: object, response: object) -> None:
-            """Add nothing: at a redirect, requests would look into the netrc file again."""
+    Args:
+        verify: The connection's: whether TLS certificates are checked, or the path of a file of authorities.
 
-    session = WithoutCredentials()
-    session.headers["User-Agent"] = _USER_AGENT
-    # Otherwise requests would look for credentials in a netrc file.
-    session.auth = lambda request: request
-    return session
+    Raises:
+        ValueError: If `verify` is not such a file.
+    """
+
+    def __init__(self, verify: bool | str = True) -> None:  # noqa: FBT001, FBT002  the connection's field
+        from airflow_provider_qwenimage.requests_session import open_session
+
+        context, self.tls_fault = _tls_context(verify)
+        _hide_queries_in_logs()
+        self.session: requests.Session = open_session(context, _HEADERS)
+        # Otherwise requests would look for credentials in a netrc file.
+        self.session.auth = lambda request: request
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.session.close()
 
 
-def open_async_session(connections: int) -> aiohttp.ClientSession:
-    """Return a session for the image host, of the event loop that runs; an asynchronous context manager.
+class AsyncImageClient:
+    """Asks image hosts, over aiohttp. An asynchronous context manager, of the event loop that runs.
 
     Args:
         connections: How many are open at once, at most.
+        verify: As for `ImageClient`.
     """
-    import aiohttp
 
-    async def without_credentials(
-        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        # Where a proxy is to be found, aiohttp looks for credentials in a netrc file as well.
-        request.headers.popall("Authorization", None)
+    def __init__(self, connections: int, verify: bool | str = True) -> None:  # noqa: FBT001, FBT002  as above
+        self._connections = connections
+        self._verify = verify
+        self._opening = asyncio.Lock()
+        self._session: aiohttp.ClientSession | None = None
+        self.tls_fault: QwenImageConnectionError | None = None
+
+    async def session(self) -> aiohttp.ClientSession:
+        """Return the session; the first to ask opens it.
+
+        Raises:
+            ValueError: If `verify` is not a file of authorities.
+        """
+        async with self._opening:
+            if self._session is None:
+                # Certificates are read from files, and both clients are imported.
+                context, self.tls_fault = await asyncio.to_thread(_tls_context, self._verify)
+                self._session = _open_aiohttp_session(context, self._connections)
+            return self._session
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _tls_context(verify: bool | str) -> tuple[ssl.SSLContext | None, QwenImageConnectionError | None]:  # noqa: FBT001
+    """Return how certificates are checked, and what is wrong with this machine's, which matters for https only."""
+    try:
+        return tls_context(verify), None
+    except QwenImageConnectionError as fault:
+        return None, fault
+
+
+def _open_aiohttp_session(context: ssl.SSLContext | None, connections: int) -> aiohttp.ClientSession:
+    from airflow_provider_qwenimage.aiohttp_session import open_session
+
+    async def unchanged(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         return await handler(request)
 
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=connections),
-        headers={"User-Agent": _USER_AGENT},
-        # Per connection and per read, as requests counts them.
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT_SECONDS, sock_read=_TIMEOUT_SECONDS),
-        trust_env=bool(getproxies()),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        middlewares=(without_credentials,),
+    return open_session(
+        context,
+        _HEADERS,
+        connections=connections,
+        timeout_seconds=_PACE.first_seconds,
+        proxy=None,
+        middleware=unchanged,
     )
 
 
-def fetch(
-    session: requests.Session, url: str, request: GenerateRequest, max_image_bytes: int
-) -> tuple[bytes, ImageFacts]:
+def fetch(client: ImageClient, url: str, request: GenerateRequest, max_image_bytes: int) -> tuple[bytes, ImageFacts]:
     """Download one image and verify it, again after a fault that may pass.
 
     It is held in memory: to be verified it is decoded, which takes as much again.
 
     Args:
-        session: What `open_session` returned.
+        client: Asks the image host.
         url: Where the image is.
         request: What was asked for.
-        max_image_bytes: A longer download is refused.
+        max_image_bytes: A longer download is refused, compressed or not.
 
     Returns:
         The bytes of the file, and what was verified of them.
@@ -91,28 +156,27 @@ def fetch(
     Raises:
         QwenImageImageError: If it does not come, or is not what was asked for.
     """
-    tries = 0
+    download = DownloadTries(url, max_image_bytes, _RETRIES, _PACE)
     while True:
         try:
-            content = _download(session, url, max_image_bytes)
+            content = _download(client, download)
             return content, verify_image(content, request)
         except QwenImageImageError as error:
-            pause = _pause(error, tries, url)
+            pause = download.pause(error)
             if pause is None:
                 raise
         time.sleep(pause)
-        tries += 1
 
 
 async def fetch_async(
-    session: aiohttp.ClientSession, url: str, max_image_bytes: int, use: Callable[[bytes], Awaitable[Result]]
+    client: AsyncImageClient, url: str, max_image_bytes: int, use: Callable[[bytes], Awaitable[Result]]
 ) -> Result:
     """Download one image and hand it on, again after a fault that may pass.
 
     Args:
-        session: What `open_async_session` returned.
+        client: Asks the image host.
         url: Where the image is.
-        max_image_bytes: A longer download is refused.
+        max_image_bytes: A longer download is refused, compressed or not.
         use: Verifies the bytes of the file, in a thread.
 
     Returns:
@@ -121,108 +185,101 @@ async def fetch_async(
     Raises:
         QwenImageImageError: If it does not come, or is not what was asked for.
     """
-    tries = 0
+    download = DownloadTries(url, max_image_bytes, _RETRIES, _PACE)
     while True:
         try:
-            return await use(await _download_async(session, url, max_image_bytes))
+            return await use(await _download_async(client, download))
         except QwenImageImageError as error:
-            pause = _pause(error, tries, url)
+            pause = download.pause(error)
             if pause is None:
                 raise
         await asyncio.sleep(pause)
-        tries += 1
 
 
-def _pause(error: QwenImageImageError, tries: int, url: str) -> float | None:
-    pause = _RETRIES.pause(error, tries)
-    if pause is not None:
-        log.warning("Download of %s failed; trying again in %.1f s: %s", without_query(url), pause, error)
-    return pause
+def _download(client: ImageClient, download: DownloadTries) -> bytes:
+    exchange = download.begin()
+    try:
+        while not download.is_complete:
+            exchange = download.next_exchange(client.tls_fault)
+            _receive(client.session, download, exchange)
+        return download.content()
+    except Exception as error:  # noqa: BLE001  whatever a library raises, the image did not come
+        failure = download.failure(error, exchange)
+    # Outside of the handler: no error of a library, which may hold the URL's signature, comes along.
+    raise failure
 
 
-def _download(session: requests.Session, url: str, max_image_bytes: int) -> bytes:
+def _receive(session: requests.Session, download: DownloadTries, exchange: Exchange) -> None:
     import requests
 
-    download = _Download(url, max_image_bytes)
-    try:
-        with session.get(url, stream=True, timeout=_TIMEOUT_SECONDS) as response:
-            download.begin(response.status_code, response.headers)
+    request = download.request
+    proxy = proxy_for(request.url)
+    prepared = session.prepare_request(requests.Request("GET", request.url, headers=dict(request.headers)))
+    # As it is written: a signature may be of the very characters, of which requests spells some anew.
+    prepared.url = request.url
+    with (
+        exchange.under_way(),
+        session.send(
+            prepared,
+            stream=True,
+            timeout=_PACE.first_seconds,
+            verify=True,
+            proxies={scheme: proxy for scheme in ("http", "https") if proxy},
+            allow_redirects=False,
+        ) as response,
+    ):
+        if download.take_head(exchange.head):
             for chunk in response.iter_content(_CHUNK_BYTES):
-                download.add(chunk)
-    except requests.RequestException as error:
-        raise download.lost(error) from error
-    return download.content()
+                exchange.allow(download.add(chunk))
+            download.take_end()
 
 
-async def _download_async(session: aiohttp.ClientSession, url: str, max_image_bytes: int) -> bytes:
-    import aiohttp
+async def _download_async(client: AsyncImageClient, download: DownloadTries) -> bytes:
+    session = await client.session()
+    exchange = download.begin()
+    try:
+        while not download.is_complete:
+            exchange = download.next_exchange(client.tls_fault)
+            await _receive_async(session, download, exchange)
+        return download.content()
+    except Exception as error:  # noqa: BLE001  whatever a library raises, the image did not come
+        failure = download.failure(error, exchange)
+    # As above.
+    raise failure
+
+
+async def _receive_async(session: aiohttp.ClientSession, download: DownloadTries, exchange: Exchange) -> None:
     from yarl import URL
 
-    download = _Download(url, max_image_bytes)
-    try:
-        # As it is written: a signature may be of the very characters, where yarl knows two spellings of one thing.
-        async with session.get(URL(url, encoded=url.isascii())) as response:
-            download.begin(response.status, response.headers)
-            async for chunk in response.content.iter_any():
-                download.add(chunk)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise download.lost(error) from error
-    return download.content()
+    request = download.request
+    proxy = await asyncio.to_thread(http_proxy_for, request.url)
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(exchange.seconds_left()) as limit:
+        with exchange.under_way():
+            # As it is written, as above; of yarl's two spellings of one thing.
+            url = URL(request.url, encoded=True)
+            async with session.get(url, headers=request.headers, proxy=proxy, allow_redirects=False) as response:
+                if download.take_head(exchange.head):
+                    async for chunk in response.content.iter_any():
+                        exchange.allow(download.add(chunk))
+                        limit.reschedule(loop.time() + exchange.seconds_left())
+                    download.take_end()
 
 
-class _Download:
-    """What becomes of an answer of the image host, whichever client reads it."""
+class _QueriesHidden(logging.Filter):
+    """Cuts the queries of URLs out of what is logged while an image is downloaded: they may grant access."""
 
-    def __init__(self, url: str, max_image_bytes: int) -> None:
-        self._shown = without_query(url)
-        self._max_image_bytes = max_image_bytes
-        self._promised: int | None = None
-        self._content = bytearray()
-
-    def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        if status != HTTPStatus.OK:
-            raise QwenImageImageError(
-                f"{self._shown} answered HTTP {status} instead of the image. Image URLs may expire; "
-                "if it is too late, submit the prompt again."
+    def filter(self, record: logging.LogRecord) -> bool:
+        if Exchange.current() is not None and isinstance(record.args, tuple):
+            record.args = tuple(
+                argument.partition("?")[0] if isinstance(argument, str) else argument for argument in record.args
             )
-        self._promised = _content_length(headers)
-        if self._promised is not None:
-            self._check_size(self._promised)
-
-    def add(self, chunk: bytes) -> None:
-        self._content += chunk
-        self._check_size(len(self._content))
-
-    def content(self) -> bytes:
-        if self._promised is not None and len(self._content) != self._promised:
-            raise QwenImageImageError(
-                f"{self._shown} ended after {len(self._content)} of {self._promised} bytes. Try again."
-            )
-        return bytes(self._content)
-
-    def lost(self, error: Exception) -> QwenImageImageError:
-        return QwenImageImageError(
-            f"{self._shown} could not be downloaded: {type(error).__name__}: {printable(str(error))}. Check that the "
-            "worker may reach the image host."
-        )
-
-    def _check_size(self, size_bytes: int) -> None:
-        if size_bytes > self._max_image_bytes:
-            raise QwenImageImageError(
-                f"{self._shown} is larger than allowed: at least {size_bytes} bytes, limit {self._max_image_bytes}. "
-                "Raise max_image_bytes if images may be that large.",
-                permanent=True,
-            )
+        return True
 
 
-def _content_length(headers: Mapping[str, str]) -> int | None:
-    value = headers.get("Content-Length", "")
-    # A compressed transfer's length is not the file's.
-    if "Content-Encoding" in headers or not (value.isascii() and value.isdigit()):
-        return None
-    return int(value[:18])
+_QUERIES_HIDDEN = _QueriesHidden()
 
 
-def without_query(url: str) -> str:
-    """Return a URL without its query, which may hold a signature that grants access."""
-    return printable(urlsplit(url)._replace(query="", fragment="").geturl())
+def _hide_queries_in_logs() -> None:
+    # urllib3 logs each path with its query; a filter that is there already is not added again.
+    logging.getLogger("urllib3.connectionpool").addFilter(_QUERIES_HIDDEN)

@@ -167,11 +167,13 @@ class QwenImageImageError(QwenImageError):
     Args:
         message: What is wrong with the bytes and what to do about it.
         permanent: Whether a further download would bring the same bytes.
+        retry_after: How long the image host asked to wait, in seconds, if it did.
     """
 
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
+    def __init__(self, message: str, *, permanent: bool = False, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.permanent = permanent
+        self.retry_after = retry_after
 
 
 def is_permanent(error: BaseException) -> bool:

@@ -75,6 +75,10 @@ class Exchange:
             raise self.timed_out()
         return left
 
+    def allow(self, seconds: float) -> None:
+        """Let the rest take so many seconds from now, whatever was allowed before."""
+        self._deadline = time.monotonic() + seconds
+
     @property
     def is_over(self) -> bool:
         """Whether the deadline has passed."""

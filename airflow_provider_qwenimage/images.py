@@ -19,8 +19,9 @@ import pendulum
 
 from airflow_provider_qwenimage import __version__
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, GenerateRequest, TaskSnapshot
-from airflow_provider_qwenimage.downloads import fetch, open_session, without_query
+from airflow_provider_qwenimage.downloads import ImageClient, fetch
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
+from airflow_provider_qwenimage.origins import displayed_url
 from airflow_provider_qwenimage.storage import (
     MOST_BYTES,
     check_replaceable,
@@ -68,7 +69,7 @@ class StoredImages:
     Attributes:
         image_task_id: The API's id of the task that drew them.
         paths: Where they are.
-        image_urls: Where they came from, without the queries of the URLs.
+        image_urls: Where they came from, without user, password and query, which may grant access.
         consumed_credits: What they cost, or None where the API did not say.
         made_by: The Airflow task that stored them; see `save_images`.
         stored_at: When that was, in ISO 8601, if it is known.
@@ -90,6 +91,7 @@ def save_images(
     place: int = 0,
     max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
     made_by: Mapping[str, Any] | None = None,
+    verify: bool | str = True,
 ) -> list[str]:
     """Download, verify and store every image of a finished task.
 
@@ -100,6 +102,7 @@ def save_images(
         place: The request's place among its like; see `GenerateRequest.fingerprint`.
         max_image_bytes: A longer download is refused.
         made_by: What the sidecar tells of the Airflow task that stores them: plain JSON.
+        verify: How the image host's TLS certificate is checked; see `ConnectionSettings`.
 
     Returns:
         The final path of each image, in the order of the snapshot's URLs.
@@ -108,10 +111,10 @@ def save_images(
         QwenImageImageError: If an image does not come, or is not what was asked for. Nothing of it
             stands under a final name then.
     """
-    with open_session() as session:
+    with ImageClient(verify) as client:
         paths = []
         for number, url in enumerate(snapshot.image_urls, start=1):
-            content, facts = fetch(session, url, request, max_image_bytes)
+            content, facts = fetch(client, url, request, max_image_bytes)
             paths.append(
                 store_image(content, facts, snapshot, request, folder, number=number, place=place, made_by=made_by)
             )
@@ -157,7 +160,7 @@ def store_image(
         "task_id": snapshot.task_id,
         "status": str(snapshot.status),
         "consumed_credits": snapshot.consumed_credits,
-        "image_url": without_query(snapshot.image_urls[number - 1]),
+        "image_url": displayed_url(snapshot.image_urls[number - 1]),
         "width": facts.width,
         "height": facts.height,
         "output_format": facts.output_format,
@@ -202,7 +205,7 @@ def find_images(request: GenerateRequest, folder: ObjectStoragePath, *, place: i
             log.warning("%s is missing, or not the file that its sidecar describes: it counts as not stored.", image)
             return None
         paths.append(str(image))
-        urls.append(description["image_url"])
+        urls.append(displayed_url(description["image_url"]))
     return StoredImages(
         image_task_id=first["task_id"],
         paths=tuple(paths),

@@ -173,6 +173,7 @@ class QwenImageGenerateOperator(BaseOperator):
         """
         from airflow_provider_qwenimage.deferral import is_of_an_earlier_try
         from airflow_provider_qwenimage.failures import failing_for_good
+        from airflow_provider_qwenimage.hooks import QwenImageHook
         from airflow_provider_qwenimage.running_task import RunningTask
         from airflow_provider_qwenimage.triggers import snapshot_of
 
@@ -184,7 +185,7 @@ class QwenImageGenerateOperator(BaseOperator):
             image_task_id, request = task.submitted()
             with task.keeping(image_task_id):
                 snapshot = snapshot_of(event)
-                return self._finish(task, request or self._request(), snapshot)
+                return self._finish(task, request or self._request(), snapshot, QwenImageHook(self.qwenimage_conn_id))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume as Airflow says; where the trigger itself failed, keep the paid image from being paid again."""
@@ -226,7 +227,7 @@ class QwenImageGenerateOperator(BaseOperator):
                 return image_task_id
             if not self.deferrable:
                 show_gallery(self, task.ti)
-            return self._finish(task, request, self._wait(hook, image_task_id, task.ti.try_number))
+            return self._finish(task, request, self._wait(hook, image_task_id, task.ti.try_number), hook)
 
     def _wait(self, hook: QwenImageHook, image_task_id: str, try_number: int) -> TaskSnapshot:
         if not self.deferrable:
@@ -241,12 +242,14 @@ class QwenImageGenerateOperator(BaseOperator):
         policy = self._policy(end_time_of(self, self.timeout))
         return wait_deferred(self, hook, image_task_id, policy, try_number=try_number)
 
-    def _finish(self, task: RunningTask, request: GenerateRequest, snapshot: TaskSnapshot) -> dict[str, Any]:
+    def _finish(
+        self, task: RunningTask, request: GenerateRequest, snapshot: TaskSnapshot, hook: QwenImageHook
+    ) -> dict[str, Any]:
         from airflow_provider_qwenimage.metrics import count_end
 
         task.push("consumed_credits", snapshot.consumed_credits)
         try:
-            paths = task.save_images(snapshot, request, max_image_bytes=self.max_image_bytes)
+            paths = task.save_images(snapshot, request, hook, max_image_bytes=self.max_image_bytes)
         except BaseException:
             # The credits are spent whether or not the image can be had.
             if task.ledger.count():

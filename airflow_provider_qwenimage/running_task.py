@@ -81,7 +81,9 @@ class RunningTask:
         """Return the images of a request that stand in the folder; see `images.find_images`."""
         return None if self.folder is None else find_images(request, self.folder, place=place_of(self.ti))
 
-    def save_images(self, snapshot: TaskSnapshot, request: GenerateRequest, *, max_image_bytes: int) -> list[str]:
+    def save_images(
+        self, snapshot: TaskSnapshot, request: GenerateRequest, hook: QwenImageHook, *, max_image_bytes: int
+    ) -> list[str]:
         """Store the images of a finished task, if there is a folder; see `images.save_images`."""
         if self.folder is None:
             return []
@@ -92,6 +94,7 @@ class RunningTask:
             place=place_of(self.ti),
             max_image_bytes=max_image_bytes,
             made_by=self.description,
+            verify=hook.settings.verify,
         )
         for path in paths:
             log.info("Stored %s.", path)

@@ -39,8 +39,8 @@ def url(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def with_requests(url: str, max_image_bytes: int) -> bytes:
-    with downloads.open_session() as session:
-        return downloads.fetch(session, url, REQUEST, max_image_bytes)[0]
+    with downloads.ImageClient() as client:
+        return downloads.fetch(client, url, REQUEST, max_image_bytes)[0]
 
 
 def with_aiohttp(url: str, max_image_bytes: int) -> bytes:
@@ -49,8 +49,8 @@ def with_aiohttp(url: str, max_image_bytes: int) -> bytes:
             await asyncio.to_thread(partial(verify_image, content, REQUEST))
             return content
 
-        async with downloads.open_async_session(2) as session:
-            return await downloads.fetch_async(session, url, max_image_bytes, verified)
+        async with downloads.AsyncImageClient(2) as client:
+            return await downloads.fetch_async(client, url, max_image_bytes, verified)
 
     return asyncio.run(download())
 

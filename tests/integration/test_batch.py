@@ -662,7 +662,7 @@ def test_an_image_that_storage_spoils_is_not_downloaded_again_in_the_same_try(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_downloads: None
 ) -> None:
     monkeypatch.setattr(images, "_PUT_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(images, "sha256_of", lambda file: "of other bytes")
+    monkeypatch.setattr(images, "sha256_of", lambda *_: "of other bytes")
     end = draw(tmp_path, requests=["A fox"])
     assert end.state == "failed"
     assert "not what its sidecar describes" in str(end.errors[0])

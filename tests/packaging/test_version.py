@@ -69,12 +69,12 @@ def test_every_client_says_it(agents: tuple[str, list[str]], monkeypatch: pytest
     async def visit() -> None:
         async with QwenImageAsyncHook() as hook:
             await ask(await hook.get_conn())
-        async with downloads.open_async_session(1) as session:
-            await ask(session)
+        async with downloads.AsyncImageClient(1) as client:
+            await ask(await client.session())
 
     with QwenImageHook() as hook:
         hook.get_conn().get(url)
-    with downloads.open_session() as session:
-        session.get(url)
+    with downloads.ImageClient() as client:
+        client.session.get(url)
     asyncio.run(visit())
     assert seen == [f"airflow-provider-qwenimage/{__version__}"] * 4
