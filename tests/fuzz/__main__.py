@@ -22,7 +22,7 @@ def main() -> int:
     options = _read_arguments()
     targets = {name: TARGETS[name] for name in options.target or TARGETS}
     # What libraries say of odd input is kept, and checked for the key; nobody reads it here.
-    logging.disable(logging.NOTSET)
+    logging.getLogger().handlers.clear()
     logging.lastResort = None
     warnings.simplefilter("ignore")
     progress = Progress()

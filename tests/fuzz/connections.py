@@ -122,10 +122,11 @@ def check_settings(settings: ConnectionSettings) -> None:
     from yarl import URL
 
     address = f"{settings.base_url}/api/status"
-    assert address.isascii(), f"{address!r} is not ASCII"
     prepared = requests.Request("GET", address, headers={"Authorization": f"Bearer {settings.api_key}"}).prepare()
     other = URL(address)
     assert prepared.url is not None
+    assert other.raw_host is not None
+    assert other.raw_host.isascii()
     assert URL(prepared.url).host == other.host, f"requests asks {prepared.url}, aiohttp {other}"
     assert URL(prepared.url).port == other.port
     assert URL(prepared.url).raw_path == other.raw_path

@@ -22,7 +22,7 @@ _FIRST_EXAMPLES = 20
 _MOST_EXAMPLES = 5000
 # Looking for a smaller example takes no longer than this, and may pass the budget by so much.
 _SHRINK_SECONDS = 20.0
-_SHOWN_CHARACTERS = 3000
+_SHOWN_CHARACTERS = 1500
 
 
 class _OutOfTimeError(BaseException):
@@ -101,8 +101,8 @@ class Fuzzing:
             except Exception as error:
                 if found is None:
                     deadline = time.monotonic() + _SHRINK_SECONDS
-                error.add_note(f"Example: {_shown(example)}")
-                found = "".join(traceback.format_exception(error, limit=-6)).rstrip()
+                error.add_note(f"Example: {example!r}")
+                found = _told(error)
                 raise
 
         try:
@@ -110,7 +110,7 @@ class Fuzzing:
         except _OutOfTimeError:
             tally.failure = found and f"{found}\nA smaller example may be found with more time."
         except Exception as error:  # noqa: BLE001  whatever does not hold is reported
-            tally.failure = found or "".join(traceback.format_exception(error, limit=-6)).rstrip()
+            tally.failure = found or _told(error)
         tally.seconds += time.monotonic() - turn_began
 
     def _property(self, name: str, check: Callable[[Any], None], examples: int) -> Callable[[], None]:
@@ -148,8 +148,12 @@ class Fuzzing:
         return "\n".join(lines)
 
 
-def _shown(example: Any) -> str:
-    text = repr(example)
+def _told(error: BaseException) -> str:
+    lines = "".join(traceback.format_exception(error, limit=-6)).rstrip().splitlines()
+    return "\n".join(_cut(line) for line in lines)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text)} characters)"
 
 
