@@ -12,25 +12,30 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_qwenimage import contract, polling
+from airflow_provider_qwenimage.arguments import ALLOWED_REQUESTS, BATCH_ARGUMENTS, is_rendered_later, path_text
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID, read_connection
+from airflow_provider_qwenimage.contract import shown
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, show_gallery
-from airflow_provider_qwenimage.storage import check_output_path, open_output_path, writer_of
-from airflow_provider_qwenimage.templates import is_template
+from airflow_provider_qwenimage.storage import open_output_path, writer_of
+from airflow_provider_qwenimage.task_arguments import TaskArguments, reads_arguments
 
 if TYPE_CHECKING:
+    from typing import SupportsIndex
+
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
     from airflow_provider_qwenimage.batch import Batch
     from airflow_provider_qwenimage.batch_image import DrawingOptions
     from airflow_provider_qwenimage.batch_manifest import BatchManifest
     from airflow_provider_qwenimage.batch_requests import BatchRequests
+    from airflow_provider_qwenimage.task_arguments import Folder, Number, Requests, Seconds, Text
 
 _PROGRESS_SECONDS = 5.0
 # Longer than the submissions that are under way are waited for, shorter than Airflow waits before it kills.
 _STOP_SECONDS = 4.5
 
 
-class QwenImageBatchOperator(BaseOperator):
+class QwenImageBatchOperator(TaskArguments, BaseOperator):
     """Draws many images in one task: one process, one client. Each image costs credits (5, as documented).
 
     Every request is checked before the first credit is spent. Then at most `max_in_flight` images are submitted, drawn,
@@ -72,39 +77,42 @@ class QwenImageBatchOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("requests", "output_path", "qwenimage_conn_id")
+    native_fields = ("requests",)
+    argument_readers = BATCH_ARGUMENTS
     operator_extra_links = (GENERATED_IMAGES,)
     ui_color = "#cdbff9"
 
+    @reads_arguments
     def __init__(
         self,
         *,
-        requests: Any,
-        output_path: str,
-        max_in_flight: int = 16,
-        max_credits: float | None = None,
-        max_failures: int = 0,
+        requests: Requests,
+        output_path: Folder,
+        max_in_flight: SupportsIndex = 16,
+        max_credits: Number | None = None,
+        max_failures: SupportsIndex = 0,
         overwrite: bool = False,
-        qwenimage_conn_id: str = DEFAULT_CONN_ID,
-        poll_interval: float = polling.DEFAULT_POLL_INTERVAL,
-        timeout: float = polling.DEFAULT_TIMEOUT,
-        max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
-        max_image_bytes: int = contract.DEFAULT_MAX_IMAGE_BYTES,
+        qwenimage_conn_id: Text = DEFAULT_CONN_ID,
+        poll_interval: Seconds = polling.DEFAULT_POLL_INTERVAL,
+        timeout: Seconds = polling.DEFAULT_TIMEOUT,
+        max_consecutive_failures: SupportsIndex = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        max_image_bytes: SupportsIndex = contract.DEFAULT_MAX_IMAGE_BYTES,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.requests = requests
-        self.output_path = output_path
-        self.max_in_flight = max_in_flight
-        self.max_credits = max_credits
-        self.max_failures = max_failures
+        # As `reads_arguments` has converted them.
+        self.requests: Any = requests
+        self.output_path: Any = output_path
+        self.max_in_flight: Any = max_in_flight
+        self.max_credits: Any = max_credits
+        self.max_failures: Any = max_failures
         self.overwrite = overwrite
-        self.qwenimage_conn_id = qwenimage_conn_id
-        self.poll_interval = poll_interval
-        self.timeout = timeout
-        self.max_consecutive_failures = max_consecutive_failures
-        self.max_image_bytes = max_image_bytes
+        self.qwenimage_conn_id: Any = qwenimage_conn_id
+        self.poll_interval: Any = poll_interval
+        self.timeout: Any = timeout
+        self.max_consecutive_failures: Any = max_consecutive_failures
+        self.max_image_bytes: Any = max_image_bytes
         self._batch: Batch | None = None
-        self._check_arguments()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Draw the batch.
@@ -122,6 +130,7 @@ class QwenImageBatchOperator(BaseOperator):
 
         ti = context["ti"]
         with failing_for_good(ti), ExitStack() as stack:
+            self.check_rendered()
             scratch = stack.enter_context(_scratch_folder(writer_of(description_of(ti))))
             connection = QwenImageHook.get_connection(self.qwenimage_conn_id)
             read_connection(connection)
@@ -211,7 +220,7 @@ class QwenImageBatchOperator(BaseOperator):
     def _read_requests(self, map_index: int) -> BatchRequests:
         from airflow_provider_qwenimage.batch_requests import BatchRequests, file_reader, read_list
 
-        source = self.requests
+        source = path_text(self.requests) or self.requests
         reader = file_reader(source) if isinstance(source, str) else None
         if reader is None:
             return BatchRequests(read_list(source), map_index=map_index)
@@ -246,25 +255,18 @@ class QwenImageBatchOperator(BaseOperator):
             overwrite=self.overwrite,
         )
 
-    def _check_arguments(self) -> None:
-        """Refuse what can be refused while the DAG is parsed, rather than at night when it runs."""
-        polling.PollPolicy(poll_interval=self.poll_interval, max_consecutive_failures=self.max_consecutive_failures)
-        contract.check_above_zero("timeout", self.timeout, "seconds")
-        contract.check_above_zero("max_image_bytes", self.max_image_bytes, "bytes")
-        contract.check_whole("max_in_flight", self.max_in_flight, at_least=1)
-        contract.check_whole("max_failures", self.max_failures, at_least=0)
-        contract.check_max_credits(self.max_credits)
-        if isinstance(self.output_path, str) and not is_template(self.output_path):
-            check_output_path(self.output_path)
-        from airflow_provider_qwenimage.batch_requests import ALLOWED_REQUESTS, file_reader
+    @classmethod
+    def check_content(cls, name: str, value: Any) -> None:
+        """Refuse bad requests while the DAG is parsed, rather than at night when it runs."""
+        if name != "requests":
+            return
+        from airflow_provider_qwenimage.batch_requests import file_reader
 
-        if isinstance(self.requests, str):
-            known = is_template(self.requests) or self.requests.strip().startswith("[") or file_reader(self.requests)
-            if not known:
-                raise ValueError(f"requests is {self.requests!r}; allowed is {ALLOWED_REQUESTS}.")
-        elif isinstance(self.requests, list | tuple):
-            for number, value in enumerate(self.requests, start=1):
-                _check_literal(number, value)
+        if not isinstance(value, str):
+            for number, row in enumerate(value, start=1):
+                _check_literal(number, row)
+        elif not (value.strip().startswith("[") or file_reader(value)):
+            raise ValueError(f"requests is {shown(value)}; allowed is {ALLOWED_REQUESTS}.")
 
 
 def _map_index_of(ti: Any) -> int:
@@ -274,9 +276,7 @@ def _map_index_of(ti: Any) -> int:
 def _check_literal(number: int, value: object) -> None:
     from airflow_provider_qwenimage.batch_requests import read_request
 
-    parts = value.values() if isinstance(value, Mapping) else [value]
-    if not all(isinstance(part, str | int | float | None) and not is_template(part) for part in parts):
-        # Known only when it is rendered.
+    if any(map(is_rendered_later, value.values() if isinstance(value, Mapping) else [value])):
         return
     try:
         read_request(value)

@@ -7,22 +7,19 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_qwenimage.contract import RANDOM_SEED, GenerateRequest, seed_from_text, shorten
+from airflow_provider_qwenimage import arguments
+from airflow_provider_qwenimage.arguments import ALLOWED_REQUESTS, REQUEST_FIELDS
+from airflow_provider_qwenimage.contract import RANDOM_SEED, GenerateRequest, shorten, shown
 from airflow_provider_qwenimage.spool import Spool
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-ALLOWED_REQUESTS = (
-    "a list of prompts (strings) and of objects with the fields of a request, or the path or URL of a .jsonl, .ndjson, "
-    ".json or .csv file with them"
-)
-
-_FIELDS = tuple(field.name for field in fields(GenerateRequest))
 # So many bad rows are quoted with what is wrong with them; of the others the numbers must do.
 _QUOTED_ROWS = 20
 # Batches that are mapped have places of their own, each of a million: else two would share the images of random seeds.
@@ -132,24 +129,19 @@ def read_request(value: object) -> GenerateRequest:
     """Return the request that a row asks for.
 
     Args:
-        value: A prompt, or an object with the fields of a request. What is None or empty counts as left out.
+        value: A prompt, or an object with the fields of a request; see `arguments.read_request`.
 
     Raises:
         ValueError: If it is not what the API allows.
     """
     if isinstance(value, str):
-        return GenerateRequest(prompt=value)
+        return arguments.read_request({"prompt": value})
     if not isinstance(value, Mapping):
-        raise ValueError(f"{shorten(repr(value))} is no request; allowed are a prompt or an object with a prompt.")
-    unknown = [name for name in value if name not in _FIELDS]
+        raise ValueError(f"{shown(value)} is no request; allowed are a prompt or an object with a prompt.")
+    unknown = [name for name in value if name not in REQUEST_FIELDS]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no field of a request; allowed are {', '.join(_FIELDS)}.")
-    given = {name: part for name, part in value.items() if part is not None and part != ""}
-    if "prompt" not in given:
-        raise ValueError("prompt is missing; allowed is a text that is not empty.")
-    if "seed" in given:
-        given["seed"] = _whole(seed_from_text(given["seed"]))
-    return GenerateRequest(**given)
+        raise ValueError(f"{shown(unknown[0])} is no field of a request; allowed are {', '.join(REQUEST_FIELDS)}.")
+    return arguments.read_request(value)
 
 
 def read_list(value: object) -> Iterator[Row]:
@@ -163,8 +155,9 @@ def read_list(value: object) -> Iterator[Row]:
     """
     if isinstance(value, str):
         value = _list_from_text(value)
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise ValueError(f"requests is {shorten(repr(value))}; allowed is {ALLOWED_REQUESTS}.")
+    # The order of a set changes from one try to the next.
+    if isinstance(value, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(value, Iterable):
+        raise ValueError(f"requests is {shown(value)}; allowed is {ALLOWED_REQUESTS}.")
     for number, row in enumerate(value, start=1):
         yield Row(number, row)
 
@@ -221,11 +214,11 @@ def _read_csv(stream: BinaryIO) -> Iterator[Row]:
 
 def _check_columns(names: Iterable[str] | None) -> None:
     found = list(names or [])
-    unknown = [name for name in found if name not in _FIELDS]
+    unknown = [name for name in found if name not in REQUEST_FIELDS]
     if "prompt" not in found or unknown:
         raise ValueError(
             f"The file of requests has the columns {', '.join(map(repr, found)) or 'none'} in its first line; allowed "
-            f"are prompt, which must be there, and {', '.join(name for name in _FIELDS if name != 'prompt')}."
+            f"are prompt, which must be there, and {', '.join(name for name in REQUEST_FIELDS if name != 'prompt')}."
         )
 
 
@@ -250,11 +243,6 @@ _READERS: Mapping[str, Callable[[Any], Iterator[Row]]] = {
 def _text(stream: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
     # Spreadsheets put a byte order mark before their UTF-8.
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
-
-
-def _whole(seed: object) -> Any:
-    """Return a seed as an integer where JSON has made 7.0 of 7."""
-    return int(seed) if isinstance(seed, float) and seed.is_integer() else seed
 
 
 def _list_from_text(text: str) -> object:

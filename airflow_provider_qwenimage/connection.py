@@ -15,7 +15,8 @@ from ipaddress import IPv6Address
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL, check_above_zero, printable, safe_repr, shorten
+from airflow_provider_qwenimage.arguments import read_argument
+from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL, printable, safe_repr, shorten
 from airflow_provider_qwenimage.masking import Mask
 from airflow_provider_qwenimage.origins import DEFAULT_PORTS, displayed_url, host_in_ascii
 
@@ -103,7 +104,7 @@ def read_connection(
     if timeout_seconds == DEFAULT_TIMEOUT_SECONDS:
         timeout_seconds = _positive(where, extra, "timeout_seconds", DEFAULT_TIMEOUT_SECONDS)
     else:
-        check_above_zero("timeout_seconds", timeout_seconds, "seconds")
+        timeout_seconds = read_argument("timeout_seconds", timeout_seconds)
     api_key = _read_key(where, connection.password)
     settings = ConnectionSettings(
         base_url=_read_base_url(where, connection),

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 import pendulum
@@ -29,6 +29,8 @@ STATUS_PATH = "/api/status"
 MAX_PROMPT_CHARACTERS = 2000
 CREDITS_PER_IMAGE = 5
 RANDOM_SEED = -1
+# What Airflow and databases store of a seed are integers of 64 bits.
+MAX_SEED = 2**63 - 1
 DEFAULT_SIZE = "1024*1024"
 SIZES = ("1024*1024", "1024*1536", "1536*1024", "768*1024", "1024*768")
 DEFAULT_OUTPUT_FORMAT = "jpeg"
@@ -37,6 +39,8 @@ OUTPUT_FORMATS = ("jpeg", "png", "webp")
 DEFAULT_MAX_IMAGE_BYTES = 50 * 1024 * 1024
 
 _EXCERPT_CHARACTERS = 200
+_MAX_URL_CHARACTERS = 4096
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _DOCUMENTED_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 
 
@@ -56,7 +60,7 @@ class GenerateRequest:
     Args:
         prompt: What to draw: 1 to 2000 characters, not only white space.
         size: Width times height in pixels, one of `SIZES`.
-        seed: An integer of at least 0 for a reproducible result, or -1 for a random one.
+        seed: An integer from 0 to `MAX_SEED` for a reproducible result, or -1 for a random one.
         output_format: One of `OUTPUT_FORMATS`.
         callback_url: An http(s) URL that the API calls when the task completes.
 
@@ -74,13 +78,13 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
         _check_choice("size", self.size, SIZES)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < RANDOM_SEED:
-            raise ValueError(f"seed is {self.seed!r}; allowed are -1 (random) and the integers from 0 upwards.")
-        _check_choice("output_format", self.output_format, OUTPUT_FORMATS)
-        if self.callback_url is not None and not is_http_url(self.callback_url):
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not RANDOM_SEED <= self.seed <= MAX_SEED:
             raise ValueError(
-                f"callback_url is {self.callback_url!r}; allowed is an absolute http:// or https:// URL, or None."
+                f"seed is {shown(self.seed)}; allowed are -1 (random) and the integers from 0 to {MAX_SEED}."
             )
+        _check_choice("output_format", self.output_format, OUTPUT_FORMATS)
+        if self.callback_url is not None:
+            _check_callback_url(self.callback_url)
 
     @property
     def pixel_size(self) -> tuple[int, int]:
@@ -123,67 +127,61 @@ class GenerateRequest:
 
 def _check_prompt(prompt: object) -> None:
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"prompt is {prompt!r}; allowed is a text that is not empty.")
+        raise ValueError(f"prompt is {shown(prompt)}; allowed is a text that is not empty.")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise ValueError(
             f"prompt has {len(prompt)} characters ({prompt[:40]!r}…); "
             f"allowed are at most {MAX_PROMPT_CHARACTERS}, the API's limit."
         )
+    check_text("prompt", prompt)
+
+
+def _check_callback_url(url: object) -> None:
+    if not is_http_url(url) or len(url) > _MAX_URL_CHARACTERS:
+        raise ValueError(
+            f"callback_url is {shown(url)}; allowed is an absolute http:// or https:// URL of at most "
+            f"{_MAX_URL_CHARACTERS} characters, or None."
+        )
+    check_text("callback_url", url)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} is {shown(value)}; allowed are {', '.join(allowed)}.")
 
 
-def check_above_zero(name: str, value: object, unit: str) -> None:
-    """Check a number that must be above 0.
-
-    Raises:
-        ValueError: If `value` is anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{name} is {value!r}; allowed are {unit} above 0.")
-
-
-def check_whole(name: str, value: object, *, at_least: int) -> None:
-    """Check a whole number.
-
-    Raises:
-        ValueError: If `value` is anything else, or less than `at_least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} is {value!r}; allowed are the integers from {at_least} upwards.")
-
-
-def check_max_credits(value: object) -> None:
-    """Check a `max_credits`.
-
-    Raises:
-        ValueError: If it is neither None nor a number of at least 0.
-    """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-        raise ValueError(f"max_credits is {value!r}; allowed are credits from 0 upwards, or None.")
-
-
-def seed_from_text(seed: int | str) -> int:
-    """Return a seed as an integer, also when a template or a CSV file made a string of it.
+def check_text(name: str, text: str) -> None:
+    """Check that a text can be sent and stored: UTF-8 has no lone surrogates, and databases refuse NUL.
 
     Args:
-        seed: An integer, or the decimal text of one.
+        name: The argument, for the message.
+        text: Its value.
 
     Raises:
-        ValueError: If the text is not an integer.
+        ValueError: If it holds such a character; the message says which, and where.
     """
-    if not isinstance(seed, str):
-        return seed
+    bad = _UNSTORABLE.search(text)
+    if bad:
+        excerpt = text[max(0, bad.start() - 20) : bad.end() + 20]
+        raise ValueError(
+            f"{name} is a text whose character {bad.start() + 1} cannot be sent or stored ({excerpt!a}); allowed is "
+            "text without NUL and without lone surrogates, which are halves of characters such as emoji."
+        )
+
+
+def shown(value: object) -> str:
+    """Return a value as Python prints it, short enough for a message."""
+    if isinstance(value, str | bytes) and len(value) > _EXCERPT_CHARACTERS:
+        return f"{value[:_EXCERPT_CHARACTERS]!r}… ({len(value)} in all)"
     try:
-        return int(seed.strip())
-    except ValueError:
-        raise ValueError(f"seed is {seed!r}; allowed are -1 (random) and the integers from 0 upwards.") from None
+        text = repr(value)
+    # Any class may have its own, and an integer may have more digits than Python prints.
+    except Exception:  # noqa: BLE001  the message must come out in any case
+        return f"a {type(value).__name__}"
+    return shorten(text)
 
 
-def is_http_url(value: object) -> bool:
+def is_http_url(value: object) -> TypeGuard[str]:
     """Whether `value` is the text of an absolute http(s) URL with a host and no white space."""
     if not isinstance(value, str) or any(character.isspace() for character in value):
         return False

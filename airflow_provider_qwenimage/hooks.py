@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_qwenimage import answers, contract, polling, provider_info, retries
+from airflow_provider_qwenimage.arguments import REQUEST_FIELDS, read_argument, read_request
 from airflow_provider_qwenimage.connection import (
     CONN_TYPE,
     DEFAULT_CONN_ID,
@@ -62,8 +63,8 @@ class _Hook(BaseHook):
         retry_delay: float = 1.0,
     ) -> None:
         super().__init__()
-        self.qwenimage_conn_id = qwenimage_conn_id
-        self.timeout_seconds = timeout_seconds
+        self.qwenimage_conn_id = read_argument("qwenimage_conn_id", qwenimage_conn_id)
+        self.timeout_seconds = read_argument("timeout_seconds", timeout_seconds)
         self.retries = retries.RequestRetries(limit=retry_limit, delay_seconds=retry_delay)
 
     @classmethod
@@ -202,10 +203,8 @@ class QwenImageHook(_Hook):
             QwenImageConnectionError: If the API was never reached.
             QwenImageSubmissionUnknownError: If the answer was lost; the image may be paid.
         """
-        request = contract.GenerateRequest(
-            prompt=prompt, size=size, seed=seed, output_format=output_format, callback_url=callback_url
-        )
-        return self.submit(request)
+        fields = (prompt, size, seed, output_format, callback_url)
+        return self.submit(read_request(dict(zip(REQUEST_FIELDS, fields, strict=True))))
 
     def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
@@ -368,10 +367,8 @@ class QwenImageAsyncHook(_Hook):
         callback_url: str | None = None,
     ) -> str:
         """Submit one image; see `QwenImageHook.generate`."""
-        request = contract.GenerateRequest(
-            prompt=prompt, size=size, seed=seed, output_format=output_format, callback_url=callback_url
-        )
-        return await self.submit(request)
+        fields = (prompt, size, seed, output_format, callback_url)
+        return await self.submit(read_request(dict(zip(REQUEST_FIELDS, fields, strict=True))))
 
     async def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_qwenimage import contract, polling
+from airflow_provider_qwenimage.arguments import REQUEST_FIELDS, read_request
 from airflow_provider_qwenimage.batch_operator import QwenImageBatchOperator
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, links_to_store, show_gallery
-from airflow_provider_qwenimage.storage import check_output_path
-from airflow_provider_qwenimage.templates import is_template
+from airflow_provider_qwenimage.task_arguments import TaskArguments, reads_arguments
 
 if TYPE_CHECKING:
+    from typing import SupportsIndex
+
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
@@ -23,13 +26,12 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.images import StoredImages
     from airflow_provider_qwenimage.running_task import RunningTask
     from airflow_provider_qwenimage.submissions import GoBack
+    from airflow_provider_qwenimage.task_arguments import Folder, Number, Seconds, Text
 
 __all__ = ["QwenImageBatchOperator", "QwenImageGenerateOperator"]
 
-_REQUEST_FIELDS = ("prompt", "size", "seed", "output_format", "callback_url")
 
-
-class QwenImageGenerateOperator(BaseOperator):
+class QwenImageGenerateOperator(TaskArguments, BaseOperator):
     """Submits one image to the Qwen-Image API. Costs credits (5 for each image, as documented).
 
     It pushes the XCom `request` (what is submitted) before the submission, and `task_id`, the API's id of the image
@@ -76,54 +78,55 @@ class QwenImageGenerateOperator(BaseOperator):
         ValueError: If an argument that is not a template is not what the API allows.
     """
 
-    template_fields: Sequence[str] = (*_REQUEST_FIELDS, "qwenimage_conn_id", "output_path")
+    template_fields: Sequence[str] = (*REQUEST_FIELDS, "qwenimage_conn_id", "output_path")
     operator_extra_links = (GENERATED_IMAGES, IMAGE)
     ui_color = "#dcd3fb"
 
+    @reads_arguments
     def __init__(
         self,
         *,
-        prompt: str,
-        size: str = contract.DEFAULT_SIZE,
-        seed: int | str = contract.RANDOM_SEED,
-        output_format: str = contract.DEFAULT_OUTPUT_FORMAT,
-        callback_url: str | None = None,
-        qwenimage_conn_id: str = DEFAULT_CONN_ID,
+        prompt: Text,
+        size: Text | None = contract.DEFAULT_SIZE,
+        seed: Text | Number | None = contract.RANDOM_SEED,
+        output_format: Text | None = contract.DEFAULT_OUTPUT_FORMAT,
+        callback_url: Text | None = None,
+        qwenimage_conn_id: Text = DEFAULT_CONN_ID,
         wait_for_completion: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: float = polling.DEFAULT_POLL_INTERVAL,
-        timeout: float = polling.DEFAULT_TIMEOUT,
-        max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
-        output_path: str | None = None,
-        max_image_bytes: int = contract.DEFAULT_MAX_IMAGE_BYTES,
+        poll_interval: Seconds = polling.DEFAULT_POLL_INTERVAL,
+        timeout: Seconds = polling.DEFAULT_TIMEOUT,
+        max_consecutive_failures: SupportsIndex = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        output_path: Folder | None = None,
+        max_image_bytes: SupportsIndex = contract.DEFAULT_MAX_IMAGE_BYTES,
         overwrite: bool = False,
         durable: bool = True,
-        max_credits: float | None = None,
+        max_credits: Number | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        # As `reads_arguments` has converted them.
         self.prompt = prompt
         self.size = size
         self.seed = seed
         self.output_format = output_format
         self.callback_url = callback_url
-        self.qwenimage_conn_id = qwenimage_conn_id
+        self.qwenimage_conn_id: Any = qwenimage_conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
-        self.poll_interval = poll_interval
-        self.timeout = timeout
-        self.max_consecutive_failures = max_consecutive_failures
-        self.output_path = output_path
-        self.max_image_bytes = max_image_bytes
+        self.poll_interval: Any = poll_interval
+        self.timeout: Any = timeout
+        self.max_consecutive_failures: Any = max_consecutive_failures
+        self.output_path: Any = output_path
+        self.max_image_bytes: Any = max_image_bytes
         self.overwrite = overwrite
         self.durable = durable
-        self.max_credits = max_credits
+        self.max_credits: Any = max_credits
         # For `on_kill`: what is submitted, and the client that waits for it.
         self._submitted: str | None = None
         self._hook: QwenImageHook | None = None
         # For the link "Image": what this task returns.
         self.outcome: dict[str, Any] | None = None
-        self._check_arguments()
 
     def execute(self, context: Context) -> Any:
         """Submit, unless it is done or under way already; wait and store where asked.
@@ -139,7 +142,9 @@ class QwenImageGenerateOperator(BaseOperator):
         from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
 
         links_to_store(self, GENERATED_IMAGES)
-        with failing_for_good(context["ti"]), QwenImageHook(self.qwenimage_conn_id) as hook:
+        with failing_for_good(context["ti"]), ExitStack() as stack:
+            self.check_rendered()
+            hook = stack.enter_context(QwenImageHook(self.qwenimage_conn_id))
             request = self._request()
             # Before a submission: storage that cannot be reached must not cost an image.
             task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
@@ -181,6 +186,7 @@ class QwenImageGenerateOperator(BaseOperator):
             return self.execute(context)
         links_to_store(self)
         with failing_for_good(context["ti"]):
+            self.check_rendered("output_path")
             task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
             image_task_id, request = task.submitted()
             with task.keeping(image_task_id):
@@ -320,8 +326,7 @@ class QwenImageGenerateOperator(BaseOperator):
         return self.outcome
 
     def _request(self) -> GenerateRequest:
-        fields = {name: getattr(self, name) for name in _REQUEST_FIELDS}
-        return contract.GenerateRequest(**fields | {"seed": contract.seed_from_text(self.seed)})
+        return read_request({name: getattr(self, name) for name in REQUEST_FIELDS})
 
     def _policy(self, end_time: float | None = None) -> polling.PollPolicy:
         return polling.PollPolicy(
@@ -329,20 +334,3 @@ class QwenImageGenerateOperator(BaseOperator):
             end_time=end_time,
             max_consecutive_failures=self.max_consecutive_failures,
         )
-
-    def _check_arguments(self) -> None:
-        """Refuse what can be refused while the DAG is parsed, rather than at night when it runs."""
-        self._policy()
-        contract.check_above_zero("timeout", self.timeout, "seconds")
-        contract.check_above_zero("max_image_bytes", self.max_image_bytes, "bytes")
-        contract.check_max_credits(self.max_credits)
-        literal: dict[str, Any] = {
-            name: value
-            for name in _REQUEST_FIELDS
-            if isinstance(value := getattr(self, name), str | int) and not is_template(value)
-        }
-        if "seed" in literal:
-            literal["seed"] = contract.seed_from_text(literal["seed"])
-        contract.GenerateRequest(**{"prompt": "unknown before it is rendered"} | literal)
-        if isinstance(self.output_path, str) and not is_template(self.output_path):
-            check_output_path(self.output_path)

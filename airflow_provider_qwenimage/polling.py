@@ -13,7 +13,8 @@ from typing import TypeAlias
 
 import pendulum
 
-from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, check_above_zero, printable, task_failure
+from airflow_provider_qwenimage.arguments import WAIT_ARGUMENTS, read_argument
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, printable, task_failure
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
     QwenImageContractError,
@@ -55,8 +56,8 @@ class PollPolicy:
     max_consecutive_failures: int = DEFAULT_MAX_CONSECUTIVE_FAILURES
 
     def __post_init__(self) -> None:
-        check_above_zero("poll_interval", self.poll_interval, "seconds")
-        check_above_zero("max_consecutive_failures", self.max_consecutive_failures, "numbers")
+        for name in ("poll_interval", "end_time", "max_consecutive_failures"):
+            object.__setattr__(self, name, read_argument(name, getattr(self, name)))
 
     @classmethod
     def for_timeout(
@@ -70,7 +71,7 @@ class PollPolicy:
             max_consecutive_failures: As for the class.
             now: The time in epoch seconds.
         """
-        end_time = None if timeout is None else now + timeout
+        end_time = None if timeout is None else now + WAIT_ARGUMENTS["timeout"]("timeout", timeout)
         return cls(poll_interval=poll_interval, end_time=end_time, max_consecutive_failures=max_consecutive_failures)
 
     def interval(self, polls: int, draw: Callable[[], float] = random.random) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_qwenimage.answers import ApiCall, HttpAnswer, Result
+from airflow_provider_qwenimage.arguments import read_argument
 from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
@@ -52,10 +53,8 @@ class RequestRetries:
     delay_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 0:
-            raise ValueError(f"retry_limit is {self.limit!r}; allowed are integers from 0 upwards.")
-        if not self.delay_seconds >= 0:
-            raise ValueError(f"retry_delay is {self.delay_seconds!r}; allowed are seconds from 0 upwards.")
+        object.__setattr__(self, "limit", read_argument("retry_limit", self.limit))
+        object.__setattr__(self, "delay_seconds", read_argument("retry_delay", self.delay_seconds))
 
     def pause(
         self, error: QwenImageError, sent_again: int, *, draw: Callable[[], float] = random.random

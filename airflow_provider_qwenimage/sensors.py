@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -17,20 +17,24 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_qwenimage import polling
+from airflow_provider_qwenimage.arguments import WAIT_ARGUMENTS
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, links_to_store, show_gallery
+from airflow_provider_qwenimage.task_arguments import TaskArguments, reads_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import SupportsIndex
 
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.hooks import QwenImageHook
+    from airflow_provider_qwenimage.task_arguments import Seconds, Text
 
 
-class QwenImageStatusSensor(BaseSensorOperator):
+class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
     """Waits until an image task is ``SUCCESS`` or ``FAILED``.
 
     On ``SUCCESS`` it returns the list of image URLs. On ``FAILED`` it fails at once, without a retry, with the
@@ -54,26 +58,29 @@ class QwenImageStatusSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("image_task_id", "qwenimage_conn_id")
+    argument_readers = WAIT_ARGUMENTS
     operator_extra_links = (GENERATED_IMAGES, IMAGE)
     ui_color = "#e8e4fb"
 
+    @reads_arguments
     def __init__(
         self,
         *,
-        image_task_id: str,
-        qwenimage_conn_id: str = DEFAULT_CONN_ID,
+        image_task_id: Text,
+        qwenimage_conn_id: Text = DEFAULT_CONN_ID,
         deferrable: bool = True,
-        poke_interval: timedelta | float = polling.DEFAULT_POLL_INTERVAL,
-        timeout: timedelta | float = polling.DEFAULT_TIMEOUT,
-        max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        poke_interval: Seconds = polling.DEFAULT_POLL_INTERVAL,
+        timeout: Seconds = polling.DEFAULT_TIMEOUT,
+        max_consecutive_failures: SupportsIndex = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         **kwargs: Any,
     ) -> None:
-        super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
-        self.image_task_id = image_task_id
-        self.qwenimage_conn_id = qwenimage_conn_id
+        # As `reads_arguments` has converted them.
+        waits: Any = {"poke_interval": poke_interval, "timeout": timeout}
+        super().__init__(**waits, **kwargs)
+        self.image_task_id: Any = image_task_id
+        self.qwenimage_conn_id: Any = qwenimage_conn_id
         self.deferrable = deferrable
-        self.max_consecutive_failures = max_consecutive_failures
-        self._policy()
+        self.max_consecutive_failures: Any = max_consecutive_failures
         self._state = polling.PollState()
         self._delay = self.poke_interval
         self._poking_hook: QwenImageHook | None = None
@@ -86,6 +93,8 @@ class QwenImageStatusSensor(BaseSensorOperator):
         Returns:
             The list of image URLs.
         """
+        with self._skipping_softly(), self._failing_as_sensors_do(context):
+            self.check_rendered()
         if not self.deferrable:
             self._announce(context)
             # One client for all pokes of this process: a kept-alive connection instead of a new one each time.

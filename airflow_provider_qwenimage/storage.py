@@ -9,13 +9,13 @@ import os
 import re
 import shutil
 import stat
-import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from airflow_provider_qwenimage.arguments import check_output_path
 from airflow_provider_qwenimage.storage_libraries import (
     DELETE,
     LIST,
@@ -28,14 +28,12 @@ from airflow_provider_qwenimage.storage_libraries import (
     is_object_store,
     library_of,
     reason_of,
-    without_credentials,
 )
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
-_IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif)/?$", re.IGNORECASE)
 
 # What a file may have that is read or checked whole: far more than an image of the API.
 MOST_BYTES = 1024**3
@@ -142,30 +140,6 @@ def _holds_anything(folder: ObjectStoragePath) -> bool:
 def _absolute(path: str) -> Path:
     """Return where a plain path leads: some versions of Airflow take a relative one for one at the root."""
     return Path(path).expanduser().absolute()
-
-
-def check_output_path(output_path: object) -> None:
-    """Check the text of an `output_path` without opening anything.
-
-    Raises:
-        ValueError: If it is not a text, empty, names an image file, or holds a password or what no name can hold.
-    """
-    if not isinstance(output_path, str) or not output_path.strip():
-        raise ValueError(f"output_path is {output_path!r}; allowed is the path or URL of a folder.")
-    if output_path != without_credentials(output_path):
-        raise ValueError(
-            f"output_path is {without_credentials(output_path)!r}, with credentials before the @; allowed there is the "
-            "id of an Airflow connection. It would be shown wherever the images are: keep credentials in a connection."
-        )
-    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in output_path.strip()):
-        raise ValueError(f"output_path is {output_path!r}, with control characters; allowed is the path of a folder.")
-    if output_path.strip().endswith(("?", "#")):
-        raise ValueError(f"output_path is {output_path!r}; the path of a folder cannot end with ? or #.")
-    if _IMAGE_FILE.search(output_path):
-        raise ValueError(
-            f"output_path is {output_path!r}, which looks like an image file; allowed is the path or URL of a folder. "
-            "The file's own name is made from the request."
-        )
 
 
 def writer_of(made_by: Mapping[str, Any]) -> str:

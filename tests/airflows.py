@@ -32,6 +32,7 @@ NEWEST_ONLY = (
     "packaging/test_selection.py",
     "packaging/test_version.py",
     "sandbox",
+    "test_arguments.py",
     "test_batch_requests.py",
     "test_batch_totals.py",
     "test_contract.py",

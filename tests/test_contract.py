@@ -108,15 +108,6 @@ class TestRequest:
             GenerateRequest(**{"prompt": "a fox"} | {field: value})
         assert repr(value) in str(caught.value)
 
-    @pytest.mark.parametrize(("text", "seed"), [("7", 7), (" -1\n", -1), (7, 7)])
-    def test_a_seed_may_come_as_text(self, text: str | int, seed: int) -> None:
-        assert contract.seed_from_text(text) == seed
-
-    @pytest.mark.parametrize("text", ["", "1.5", "seven", "None"])
-    def test_a_seed_of_other_text_is_refused(self, text: str) -> None:
-        with pytest.raises(ValueError, match="seed is .*allowed are"):
-            contract.seed_from_text(text)
-
     def test_the_place_tells_random_images_apart_and_seeded_ones_not(self) -> None:
         random, seeded = GenerateRequest(prompt="a fox"), GenerateRequest(prompt="a fox", seed=1)
         assert random.fingerprint(0) != random.fingerprint(1)

@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage import storage
+from airflow_provider_qwenimage.arguments import read_argument
 from tests import killing_writers
 from tests.stores import DiskThatFillsUp, attach, store_at
 
@@ -45,7 +46,7 @@ def names_in(path: Path) -> list[str]:
 )
 def test_a_name_that_no_storage_keeps_as_it_is_written_is_refused(output_path: str) -> None:
     with pytest.raises(ValueError, match="output_path is "):
-        storage.check_output_path(output_path)
+        read_argument("output_path", output_path)
 
 
 @pytest.mark.parametrize("url", ["s3://AKIAKEY:secret@bucket/x", "sftp://me:secret@host/x", "gs://:secret@bucket"])

@@ -1,0 +1,232 @@
+"""Arguments that are known only when a task runs: refused in its one try, before anything is paid, or read alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import task
+
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.integration.dag_runs import TaskEnd, TestDag
+
+
+def assert_refused(end: TaskEnd, story: str) -> None:
+    assert (end.state, end.tries) == ("failed", 1)
+    assert story in str(end.error)
+    assert end.xcoms["error"]["error"] == "ValueError"
+    assert story in end.xcoms["error"]["message"]
+
+
+NOTHING = {
+    "None": "{{ dag_run.conf.get('missing') }}",
+    "a text with None in it": "A picture of {{ dag_run.conf.get('missing') }}",
+    "empty": "{{ '' }}",
+    "white space": "{{ ' ' }}\n",
+    "a block": "{% if false %}A fox{% endif %}",
+    "a comment": "{# nothing #}",
+    "undefined": "{{ dag_run.conf.missing }}",
+    "no variable": "{{ missing }}",
+    "no Jinja": "{{ dag_run.",
+}
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["texts", "native"])
+def test_a_template_that_renders_to_nothing_is_refused_in_one_try_and_pays_nothing(
+    connected_api: Sandbox, tmp_path: Path, native: bool
+) -> None:
+    dag = TestDag(render_template_as_native_obj=native)
+    stories = {}
+    with dag:
+        for number, (what, template) in enumerate(NOTHING.items()):
+            QwenImageGenerateOperator(task_id=f"prompt_{number}", prompt=template)
+            stories[f"prompt_{number}"] = (what, "prompt is ")
+            QwenImageBatchOperator(task_id=f"batch_{number}", requests=["A fox", template], output_path=str(tmp_path))
+            stories[f"batch_{number}"] = (what, "requests is ")
+        for name in ("size", "seed", "output_format", "callback_url", "output_path", "qwenimage_conn_id"):
+            QwenImageGenerateOperator(**{"task_id": name, "prompt": "A fox"} | {name: NOTHING["None"]})
+            stories[name] = ("None", f"{name} is ")
+        QwenImageBatchOperator(task_id="folder", requests=["A fox"], output_path=f"{tmp_path}/{NOTHING['None']}/images")
+        stories["folder"] = ("None in a path", "output_path is ")
+        QwenImageBatchOperator(
+            task_id="row", requests=[{"prompt": "A fox", "seed": NOTHING["None"]}], output_path=str(tmp_path)
+        )
+        stories["row"] = ("None in a row", "requests is ")
+        QwenImageStatusSensor(task_id="sensor", image_task_id=NOTHING["None"])
+        QwenImageStatusSensor(task_id="poking", image_task_id=NOTHING["None"], deferrable=False)
+        stories["sensor"] = stories["poking"] = ("None", "image_task_id is ")
+    run = dag.run()
+
+    for task_id, (what, story) in stories.items():
+        assert run[task_id].state == "failed", (task_id, what)
+        assert_refused(run[task_id], story)
+    assert connected_api.requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_before_that_returned_nothing_is_refused_in_one_try(connected_api: Sandbox) -> None:
+    dag = TestDag()
+    with dag:
+
+        @task
+        def nothing() -> None:
+            """Return nothing."""
+
+        value = nothing()
+        for name in ("prompt", "output_path", "qwenimage_conn_id"):
+            QwenImageGenerateOperator(**{"task_id": name, "prompt": "A fox"} | {name: value})
+        QwenImageStatusSensor(task_id="image_task_id", image_task_id=value)
+        QwenImageBatchOperator(task_id="requests", requests=value, output_path="/data")
+    run = dag.run()
+
+    for name in ("prompt", "output_path", "qwenimage_conn_id", "image_task_id", "requests"):
+        assert_refused(run[name], f"{name} is ")
+    assert connected_api.requests == []
+
+
+def test_none_that_is_meant_may_be_printed(connected_api: Sandbox) -> None:
+    dag = TestDag()
+    with dag:
+        QwenImageGenerateOperator(task_id="word", prompt="None")
+        QwenImageGenerateOperator(task_id="text", prompt="{{ 'None' }} but a fox")
+        QwenImageGenerateOperator(
+            task_id="branch", prompt="A fox{% if params.get('x') %}{{ none }}{% endif %}{{ dag_run.conf.x or '' }}"
+        )
+    run = dag.run(run_conf={"x": None})
+
+    assert {run[name].state for name in ("word", "text", "branch")} == {"success"}
+    assert sorted(submission.request["prompt"] for submission in connected_api.submissions) == [
+        "A fox",
+        "None",
+        "None but a fox",
+    ]
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["texts", "native"])
+def test_texts_stay_texts_however_a_dag_renders(connected_api: Sandbox, tmp_path: Path, native: bool) -> None:
+    prompts = ["1984", "007", "1_000", "1e5", "[1, 2]", "True", "'quoted'", "2024-01-01"]
+    dag = TestDag(
+        render_template_as_native_obj=native,
+        params={"prompts": prompts, "seed": 7, "size": "1024*768", "folder": "2024"},
+    )
+    with dag:
+        for number in range(len(prompts)):
+            QwenImageGenerateOperator(
+                task_id=f"draw_{number}",
+                prompt=f"{{{{ params.prompts[{number}] }}}}",
+                seed="{{ params.seed }}",
+                size="{{ params.size }}",
+            )
+        QwenImageBatchOperator(
+            task_id="batch",
+            requests=[{"prompt": f"{{{{ params.prompts[{number}] }}}}", "seed": "7"} for number in range(len(prompts))],
+            output_path=f"{tmp_path}/{{{{ params.folder }}}}",
+            poll_interval=0.01,
+        )
+        QwenImageBatchOperator(
+            task_id="list", requests="{{ params.prompts }}", output_path=str(tmp_path / "list"), poll_interval=0.01
+        )
+    run = dag.run()
+
+    assert run.state == "success"
+    drawn = [submission.request["prompt"] for submission in connected_api.submissions]
+    assert sorted(drawn) == sorted(prompts * 3)
+    assert {submission.request["seed"] for submission in connected_api.submissions} == {7, -1}
+    assert (tmp_path / "2024" / "manifest.jsonl").exists()
+
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "A fox", "seed": 7.0, "size": None, "output_format": "", "callback_url": ""},
+    {"prompt": "A hare", "seed": "7", "size": "", "output_format": None},
+    {"prompt": "An owl", "seed": 7},
+    {"prompt": 1984, "seed": "7.0"},
+]
+
+
+def test_the_same_rows_mean_the_same_for_a_batch_for_mapped_tasks_and_for_the_operator(
+    connected_api: Sandbox, tmp_path: Path
+) -> None:
+    dag = TestDag()
+    with dag:
+
+        @task
+        def rows() -> list[dict[str, Any]]:
+            return ROWS
+
+        QwenImageGenerateOperator.partial(task_id="mapped").expand_kwargs(rows())
+        QwenImageBatchOperator(task_id="batch", requests=rows(), output_path=str(tmp_path), poll_interval=0.01)
+        for number, row in enumerate(ROWS):
+            QwenImageGenerateOperator(task_id=f"draw_{number}", **row)
+    assert dag.run().state == "success"
+
+    drawn = [tuple(submission.request.items()) for submission in connected_api.submissions]
+    assert len(drawn) == 12
+    assert {dict(request)["prompt"]: dict(request) for request in drawn} == {
+        prompt: {"prompt": prompt, "size": "1024*1024", "seed": 7, "output_format": "jpeg"}
+        for prompt in ("A fox", "A hare", "An owl", "1984")
+    }
+    assert len(set(drawn)) == 4
+
+
+def test_a_bad_row_to_map_over_fails_its_own_task_in_one_try_with_its_reason(
+    connected_api: Sandbox, tmp_path: Path
+) -> None:
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"prompt": "A fox", "size": "1024x1024"}, "size is '1024x1024'; allowed are"),
+        ({"prompt": None}, "prompt is None"),
+        ({}, "prompt is missing"),
+        ({"prompt": "A fox", "overwrite": "False"}, "overwrite is 'False'; allowed are True and False"),
+        ({"prompt": "A fox", "timeout": "10"}, "timeout is '10'"),
+        ({"prompt": "A fox", "seed": 7.5}, "seed is 7.5"),
+        ({"prompt": "A fox", "output_path": "/data/a.png"}, "output_path is '/data/a.png'"),
+        ({"prompt": "x" * 3000}, "prompt has 3000 characters"),
+        ({"prompt": "A fox", "output_path": "{{ none }}"}, "output_path is '{{ none }}'"),
+    ]
+    rows_: list[dict[str, Any]] = [{"prompt": "A good fox"}, *(row for row, _ in bad)]
+    dag = TestDag()
+    with dag:
+
+        @task
+        def rows() -> list[dict[str, Any]]:
+            return rows_
+
+        @task
+        def ids() -> list[Any]:
+            return [None, ""]
+
+        QwenImageGenerateOperator.partial(task_id="draw").expand_kwargs(rows())
+        QwenImageBatchOperator.partial(task_id="batch", output_path=str(tmp_path)).expand_kwargs(
+            rows().map(lambda row: {"requests": [row] if "timeout" in row else 5, "max_failures": "0"})
+        )
+        QwenImageStatusSensor.partial(task_id="wait").expand(image_task_id=ids())
+    run = dag.run()
+
+    good, *others = run.mapped("draw")
+    assert good.state == "success"
+    for end, (_, story) in zip(others, bad, strict=True):
+        assert_refused(end, story)
+    for end in run.mapped("batch"):
+        assert_refused(end, "is ")
+    for end in run.mapped("wait"):
+        assert_refused(end, "image_task_id is ")
+    assert [submission.request["prompt"] for submission in connected_api.submissions] == ["A good fox"]
+
+
+def test_a_template_of_no_use_when_resuming_loses_no_paid_image(connected_api: Sandbox, tmp_path: Path) -> None:
+    answers = iter(["A fox", None, None, None])
+    dag = TestDag(user_defined_macros={"next_answer": lambda: next(answers)})
+    with dag:
+        QwenImageGenerateOperator(
+            task_id="draw",
+            prompt="{{ next_answer() }}",
+            output_path=str(tmp_path),
+            deferrable=True,
+            poll_interval=0.01,
+        )
+    draw = dag.run()["draw"]
+
+    assert draw.state == "success"
+    assert len(connected_api.submissions) == 1
+    assert len(draw.returned["paths"]) == 1

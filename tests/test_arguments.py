@@ -1,0 +1,291 @@
+"""What each argument may be, as one table says it: what is converted, what is refused, and how short it is shown."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from datetime import timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_qwenimage import arguments
+from airflow_provider_qwenimage.arguments import ARGUMENTS, BATCH_ARGUMENTS, WAIT_ARGUMENTS, read_argument, read_request
+from airflow_provider_qwenimage.batch_requests import read_request as read_row
+from airflow_provider_qwenimage.contract import MAX_SEED, GenerateRequest
+
+FLAGS = ("wait_for_completion", "deferrable", "overwrite", "durable", "soft_fail", "never_fail")
+SECONDS = ("poll_interval", "poke_interval", "timeout", "timeout_seconds", "retry_delay")
+WHOLES = ("max_consecutive_failures", "max_image_bytes", "max_in_flight", "max_failures", "retry_limit")
+
+
+class Size(str, Enum):  # noqa: UP042  what users have at hand, older than StrEnum
+    WIDE = "1536*1024"
+
+
+class Odd:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text for it")
+
+
+class Int64:
+    """A number as numpy's are: no int, but an index."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __index__(self) -> int:
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Int64({self._value})"
+
+
+def refusal(name: str, value: object) -> str | None:
+    """Return why a value is refused, or None if it is not."""
+    try:
+        read_argument(name, value)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("value", ["False", "true", "", 0, 1, 1.0, None, [], object()], ids=repr)
+def test_only_true_and_false_are_flags(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is .*; allowed are True and False"):
+        read_argument(name, value)
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_seconds_are_numbers_or_timedeltas(name: str) -> None:
+    for given_value, seconds in [(5, 5), (0.5, 0.5), (timedelta(minutes=1), 60.0), (Decimal("1.5"), 1.5)]:
+        assert read_argument(name, given_value) == seconds
+
+
+@pytest.mark.parametrize("name", [*SECONDS, "end_time"])
+@pytest.mark.parametrize("value", ["1", "inf", True, math.inf, -math.inf, math.nan, 10**400, [5], Odd()], ids=type)
+def test_other_seconds_are_refused_before_anything_is_submitted(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is .*; allowed are (epoch )?seconds"):
+        read_argument(name, value)
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("value", [-1, -0.5, 1e300, timedelta.max, timedelta(seconds=-1)], ids=str)
+def test_seconds_that_no_clock_reaches_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        read_argument(name, value)
+
+
+def test_only_a_sensor_and_a_hook_may_wait_for_no_time() -> None:
+    assert WAIT_ARGUMENTS["timeout"]("timeout", 0) == 0
+    with pytest.raises(ValueError, match="timeout is 0; allowed are seconds above 0"):
+        ARGUMENTS["timeout"]("timeout", 0)
+
+
+@pytest.mark.parametrize("name", WHOLES)
+def test_integers_of_any_kind_are_taken(name: str) -> None:
+    for value in (3, 3.0, Int64(3), Decimal(3), Fraction(3)):
+        read = read_argument(name, value)
+        assert (read, type(read)) == (3, int)
+
+
+@pytest.mark.parametrize("name", WHOLES)
+@pytest.mark.parametrize("value", [0.5, "3", True, None, -1, math.inf, math.nan, 2**63, Fraction(1, 2)], ids=repr)
+def test_other_numbers_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} is {re.escape(repr(value))}; allowed are the integers from [01]"):
+        read_argument(name, value)
+
+
+def test_infinite_credits_are_no_limit() -> None:
+    assert [read_argument("max_credits", value) for value in (None, math.inf, 0, 7.5, Decimal(5))] == [
+        None,
+        None,
+        0,
+        7.5,
+        5.0,
+    ]
+
+
+@pytest.mark.parametrize("value", ["100", True, -1, math.nan, [], 10**400], ids=str)
+def test_other_credits_are_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="^max_credits is .*; allowed are credits from 0 upwards, or None"):
+        read_argument("max_credits", value)
+
+
+def test_a_folder_may_be_a_path() -> None:
+    assert read_argument("output_path", Path("/data/x")) == "/data/x"
+    assert read_argument("output_path", PurePosixPath("images")) == "images"
+    assert read_argument("output_path", "s3://bucket/x") == "s3://bucket/x"
+    assert read_argument("output_path", None) is None
+
+
+@pytest.mark.parametrize(
+    "value", ["", " ", "\n", 5, True, b"/data", ["/data"], Path("/data/a.png"), "a\x00b", "\ud83d"]
+)
+def test_what_is_no_folder_is_refused(value: object) -> None:
+    for readers in (ARGUMENTS, BATCH_ARGUMENTS):
+        with pytest.raises(ValueError, match="^output_path is .*; allowed is "):
+            readers["output_path"]("output_path", value)
+
+
+def test_a_batch_needs_a_folder() -> None:
+    with pytest.raises(ValueError, match="output_path is None"):
+        BATCH_ARGUMENTS["output_path"]("output_path", None)
+
+
+@pytest.mark.parametrize("name", ["qwenimage_conn_id", "image_task_id"])
+@pytest.mark.parametrize("value", [None, "", "  ", 5, b"x", "x" * 501, "a\x00", "\udc00", ["x"]], ids=ascii)
+def test_ids_are_texts_that_can_be_stored(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is .*; allowed is "):
+        read_argument(name, value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (prompt for prompt in ("A fox", "A hare")),
+        iter(["A fox"]),
+        map(str, [1]),
+        {"A fox"},
+        frozenset({"A fox"}),
+        {"A fox": 1}.keys(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_requests_that_are_not_the_same_at_each_parse_are_refused_with_the_reason(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^requests is a \w+, (of which Airflow would make|which has no order)"):
+        read_argument("requests", value)
+
+
+@pytest.mark.parametrize("value", [None, 5, True, b"p.csv", {"prompt": "A fox"}], ids=repr)
+def test_what_is_no_list_of_requests_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^requests is .*; allowed is a list"):
+        read_argument("requests", value)
+
+
+def test_requests_may_be_a_list_a_tuple_or_a_path() -> None:
+    assert read_argument("requests", ["A fox"]) == ["A fox"]
+    assert read_argument("requests", ("A fox",)) == ("A fox",)
+    assert read_argument("requests", Path("/data/p.csv")) == "/data/p.csv"
+
+
+ROWS: list[tuple[dict[str, Any], GenerateRequest]] = [
+    ({"prompt": "A fox", "seed": 7.0}, GenerateRequest(prompt="A fox", seed=7)),
+    ({"prompt": "A fox", "seed": "7"}, GenerateRequest(prompt="A fox", seed=7)),
+    ({"prompt": "A fox", "seed": " 7.0 "}, GenerateRequest(prompt="A fox", seed=7)),
+    ({"prompt": "A fox", "seed": Int64(7)}, GenerateRequest(prompt="A fox", seed=7)),
+    ({"prompt": "A fox", "seed": -1.0}, GenerateRequest(prompt="A fox")),
+    ({"prompt": "A fox", "seed": None}, GenerateRequest(prompt="A fox")),
+    ({"prompt": "A fox", "seed": ""}, GenerateRequest(prompt="A fox")),
+    ({"prompt": "A fox", "size": None, "output_format": "", "callback_url": " "}, GenerateRequest(prompt="A fox")),
+    ({"prompt": "A fox", "size": Size.WIDE}, GenerateRequest(prompt="A fox", size="1536*1024")),
+    ({"prompt": 1984}, GenerateRequest(prompt="1984")),
+    ({"prompt": "1984", "seed": MAX_SEED}, GenerateRequest(prompt="1984", seed=MAX_SEED)),
+]
+
+
+@pytest.mark.parametrize(("row", "request_"), ROWS, ids=lambda value: repr(value)[:60])
+def test_a_row_means_the_same_in_a_batch_and_for_an_operator(row: dict[str, Any], request_: GenerateRequest) -> None:
+    assert read_row(row) == read_request(row) == request_
+    assert {type(value) for value in request_.payload().values()} <= {str, int}
+    assert {name: read_argument(name, value) for name, value in row.items()} == {
+        name: getattr(request_, name) for name in row
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prompt", None),
+        ("prompt", ""),
+        ("prompt", " \n"),
+        ("prompt", True),
+        ("prompt", ["A fox"]),
+        ("prompt", b"A fox"),
+        ("prompt", "x" * 3_000_000),
+        ("prompt", "A fox \ud83d"),
+        ("prompt", "A fox\x00"),
+        ("seed", 7.5),
+        ("seed", "7.5"),
+        ("seed", "seven"),
+        ("seed", "None"),
+        ("seed", True),
+        ("seed", -2),
+        ("seed", MAX_SEED + 1),
+        ("seed", math.nan),
+        ("seed", math.inf),
+        ("seed", "9" * 5000),
+        ("seed", [7]),
+        ("size", "1024x1024"),
+        ("size", 1024),
+        ("size", ["1024*1024"]),
+        ("output_format", "PNG "),
+        ("output_format", {}),
+        ("callback_url", "example.com"),
+        ("callback_url", "https://a.example/" + "x" * 3_000_000),
+        ("callback_url", "https://a.example/\ud83d"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_bad_field_is_refused_alike_by_a_batch_and_an_operator(name: str, value: object) -> None:
+    row = {"prompt": "A fox"} | {name: value}
+    messages = []
+    for read in (lambda: read_row(row), lambda: read_request(row), lambda: read_argument(name, value)):
+        with pytest.raises(ValueError, match=rf"^{name} .*allowed ") as caught:
+            read()
+        messages.append(str(caught.value))
+    assert len(set(messages)) == 1
+    assert len(messages[0]) < 600
+    assert messages[0].isascii() or "…" in messages[0]
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+@pytest.mark.parametrize("value", ["x" * 3_000_000, ["x" * 3_000_000], b"x" * 3_000_000, Odd()], ids=type)
+def test_a_bad_value_is_shown_short(name: str, value: object) -> None:
+    message = refusal(name, value)
+    assert message is None or (message.startswith(name) and len(message) < 700)
+
+
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.timedeltas(),
+    lambda parts: st.lists(parts, max_size=2) | st.dictionaries(st.text(max_size=3), parts, max_size=2),
+    max_leaves=3,
+)
+
+
+@given(st.sampled_from(sorted(ARGUMENTS)), ANYTHING)
+def test_whatever_is_passed_is_read_or_refused_by_name_and_what_is_read_is_read_again(name: str, value: object) -> None:
+    message = refusal(name, value)
+    if message is None:
+        read = read_argument(name, value)
+        assert read_argument(name, read) == read
+    else:
+        assert message.startswith(name)
+
+
+def test_the_table_has_every_argument_of_every_class() -> None:
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+    from airflow_provider_qwenimage.operators import QwenImageBatchOperator, QwenImageGenerateOperator
+    from airflow_provider_qwenimage.sensors import QwenImageStatusSensor
+
+    classes: tuple[Any, ...] = (
+        QwenImageGenerateOperator,
+        QwenImageBatchOperator,
+        QwenImageStatusSensor,
+        QwenImageHook,
+    )
+    for each in classes:
+        own = {
+            name
+            for name, parameter in inspect.signature(each.__init__).parameters.items()
+            if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
+        }
+        assert own <= set(arguments.ARGUMENTS), each

@@ -1,0 +1,202 @@
+"""The arguments of operators and sensor while a DAG is parsed: refused there, mapped or not, or converted."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, XComArg, task
+
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
+
+Kind = type[QwenImageGenerateOperator] | type[QwenImageBatchOperator] | type[QwenImageStatusSensor]
+GOOD: dict[Kind, dict[str, Any]] = {
+    QwenImageGenerateOperator: {"prompt": "A fox"},
+    QwenImageBatchOperator: {"requests": ["A fox"], "output_path": "/data"},
+    QwenImageStatusSensor: {"image_task_id": "n43abc"},
+}
+# What to map over, so that all other arguments are those of `partial`.
+MAPPED: dict[Kind, dict[str, Any]] = {
+    QwenImageGenerateOperator: {"prompt": ["A fox"]},
+    QwenImageBatchOperator: {"requests": [["A fox"]]},
+    QwenImageStatusSensor: {"image_task_id": ["n43abc"]},
+}
+
+BAD: list[tuple[Kind, str, Any]] = [
+    (QwenImageGenerateOperator, "size", "1024x1024"),
+    (QwenImageGenerateOperator, "seed", "seven"),
+    (QwenImageGenerateOperator, "output_format", "gif"),
+    (QwenImageGenerateOperator, "callback_url", "ftp://a.example"),
+    (QwenImageGenerateOperator, "qwenimage_conn_id", ""),
+    (QwenImageGenerateOperator, "wait_for_completion", "False"),
+    (QwenImageGenerateOperator, "deferrable", "True"),
+    (QwenImageGenerateOperator, "overwrite", "False"),
+    (QwenImageGenerateOperator, "overwrite", "{{ params.overwrite }}"),
+    (QwenImageGenerateOperator, "durable", None),
+    (QwenImageGenerateOperator, "poll_interval", "5"),
+    (QwenImageGenerateOperator, "timeout", math.inf),
+    (QwenImageGenerateOperator, "timeout", math.nan),
+    (QwenImageGenerateOperator, "timeout", 1e300),
+    (QwenImageGenerateOperator, "timeout", timedelta.max),
+    (QwenImageGenerateOperator, "timeout", None),
+    (QwenImageGenerateOperator, "max_consecutive_failures", 0.5),
+    (QwenImageGenerateOperator, "max_consecutive_failures", True),
+    (QwenImageGenerateOperator, "max_image_bytes", "1e6"),
+    (QwenImageGenerateOperator, "max_credits", "100"),
+    (QwenImageGenerateOperator, "output_path", 5),
+    (QwenImageGenerateOperator, "output_path", Path("/data/a.png")),
+    (QwenImageGenerateOperator, "retry_delay", "1"),
+    (QwenImageGenerateOperator, "retry_delay", math.nan),
+    (QwenImageBatchOperator, "output_path", None),
+    (QwenImageBatchOperator, "max_in_flight", 2.5),
+    (QwenImageBatchOperator, "max_in_flight", True),
+    (QwenImageBatchOperator, "max_failures", "0"),
+    (QwenImageBatchOperator, "overwrite", "False"),
+    (QwenImageBatchOperator, "timeout", math.inf),
+    (QwenImageBatchOperator, "max_credits", math.nan),
+    (QwenImageStatusSensor, "deferrable", "False"),
+    (QwenImageStatusSensor, "timeout", math.inf),
+    (QwenImageStatusSensor, "poke_interval", 0),
+    (QwenImageStatusSensor, "max_consecutive_failures", 0.5),
+    (QwenImageStatusSensor, "soft_fail", "False"),
+    (QwenImageStatusSensor, "qwenimage_conn_id", 5),
+]
+TO_MAP_OVER: list[tuple[Kind, str, Any]] = [
+    (QwenImageGenerateOperator, "prompt", ""),
+    (QwenImageGenerateOperator, "prompt", None),
+    (QwenImageGenerateOperator, "prompt", "A fox \ud83d"),
+    (QwenImageGenerateOperator, "prompt", "A fox\x00"),
+    (QwenImageGenerateOperator, "prompt", "x" * 3_000_000),
+    (QwenImageBatchOperator, "requests", ["A fox", {"prompt": "A hare", "size": "9*9"}]),
+    (QwenImageBatchOperator, "requests", "prompts.txt"),
+    (QwenImageBatchOperator, "requests", (prompt for prompt in ["A fox"])),
+    (QwenImageStatusSensor, "image_task_id", None),
+    (QwenImageStatusSensor, "image_task_id", " "),
+]
+
+
+@pytest.fixture(autouse=True)
+def dag() -> Iterator[DAG]:
+    with DAG("arguments", schedule=None) as dag:
+        yield dag
+
+
+@task
+def upstream() -> Any:
+    return None
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), BAD + TO_MAP_OVER, ids=lambda value: ascii(value)[:40])
+def test_a_bad_argument_is_refused_while_the_dag_is_parsed(kind: Kind, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} .*allowed|^requests has a bad row 2: size is"):
+        kind(**{"task_id": "draw"} | GOOD[kind] | {name: value})
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), BAD, ids=lambda value: ascii(value)[:40])
+def test_a_bad_argument_of_a_mapped_task_is_refused_while_the_dag_is_parsed(kind: Kind, name: str, value: Any) -> None:
+    others = {key: good for key, good in GOOD[kind].items() if key not in MAPPED[kind]}
+    with pytest.raises(ValueError, match=f"^{name} is .*allowed"), warnings.catch_warnings(action="error"):
+        kind.partial(**{"task_id": "draw"} | others | {name: value}).expand(**MAPPED[kind])
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), TO_MAP_OVER, ids=lambda value: ascii(value)[:40])
+def test_a_bad_literal_to_map_over_is_refused_while_the_dag_is_parsed(kind: Kind, name: str, value: Any) -> None:
+    others = {key: good for key, good in GOOD[kind].items() if key != name}
+    expansions: tuple[Callable[[Any], Any], ...] = (
+        lambda partial: partial.expand(**{name: [GOOD[kind][name], value]}),
+        lambda partial: partial.expand_kwargs([{name: GOOD[kind][name]}, {name: value}]),
+    )
+    for expand in expansions:
+        with pytest.raises(ValueError, match=f"^{name} .*allowed|^requests has a bad row 2: size is"):
+            expand(kind.partial(task_id="draw", **others))
+
+
+@pytest.mark.parametrize("kind", GOOD, ids=lambda kind: kind.__name__)
+def test_a_missing_argument_is_named(kind: Kind) -> None:
+    (name, *_) = GOOD[kind]
+    with pytest.raises(ValueError, match=f"^{name} is missing"):
+        kind(**{"task_id": "draw"} | {key: good for key, good in GOOD[kind].items() if key != name})
+
+
+def test_unknown_arguments_are_refused_by_airflow() -> None:
+    with pytest.raises(Exception, match="overwite"):
+        QwenImageGenerateOperator(task_id="draw", prompt="A fox", overwite=True)
+    with pytest.raises(TypeError, match="overwite"):
+        QwenImageGenerateOperator.partial(task_id="draw", overwite=True)
+
+
+def test_what_users_have_at_hand_is_converted(tmp_path: Path) -> None:
+    draw = QwenImageGenerateOperator(
+        task_id="draw",
+        prompt=1984,
+        seed=7.0,
+        size=None,
+        output_format="",
+        callback_url="",
+        output_path=tmp_path,
+        timeout=timedelta(minutes=30),
+        poll_interval=timedelta(seconds=2),
+        max_credits=math.inf,
+    )
+    assert (draw.prompt, draw.seed, draw.size, draw.output_format) == ("1984", 7, "1024*1024", "jpeg")
+    assert (draw.callback_url, draw.output_path) == (None, str(tmp_path))
+    assert (draw.timeout, draw.poll_interval, draw.max_credits) == (1800.0, 2.0, None)
+
+
+def test_object_storage_paths_are_texts_that_a_worker_can_open_again(tmp_path: Path) -> None:
+    folder = ObjectStoragePath(f"file://{tmp_path}")
+    draw = QwenImageBatchOperator(task_id="draw", requests=folder / "prompts.csv", output_path=folder / "{{ ds }}")
+    assert (draw.requests, draw.output_path) == (f"file://{tmp_path}/prompts.csv", f"file://{tmp_path}/{{{{ ds }}}}")
+    assert ObjectStoragePath(draw.requests) == folder / "prompts.csv"
+
+
+def test_an_object_storage_path_with_options_that_a_url_cannot_tell_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"storage option 'anon'.*extra"):
+        QwenImageGenerateOperator(
+            task_id="draw", prompt="A fox", output_path=ObjectStoragePath("file:///data", anon=True)
+        )
+
+
+@pytest.mark.parametrize("name", ["prompt", "size", "seed", "output_format", "callback_url", "output_path"])
+def test_what_is_known_only_when_the_task_runs_passes(name: str, dag: DAG) -> None:
+    output: Any = upstream()
+    later = ["{{ params.x }}", "{% if x %}a{% endif %}", output, output["key"], lambda context, jinja_env: "A fox"]
+    for number, value in enumerate(later):
+        draw = QwenImageGenerateOperator(**{"task_id": f"draw_{number}", "prompt": "A fox"} | {name: value})
+        assert getattr(draw, name) is value
+        assert not isinstance(value, XComArg) or draw.upstream_task_ids == {"upstream"}
+        if name != "prompt":
+            mapped = QwenImageGenerateOperator.partial(**{"task_id": f"mapped_{number}", name: value})
+            mapped.expand(prompt=["A fox", "{{ params.x }}", output])
+
+
+def test_the_rows_of_a_batch_that_are_known_are_checked_beside_those_that_are_not() -> None:
+    rows = ["{{ params.x }}", {"prompt": "{{ params.y }}", "seed": "seven"}, upstream(), "A fox"]
+    QwenImageBatchOperator(task_id="draw", requests=rows, output_path="/data")
+    with pytest.raises(ValueError, match="bad row 5: prompt is ''"):
+        QwenImageBatchOperator(task_id="bad", requests=[*rows, ""], output_path="/data")
+
+
+def test_default_arguments_are_checked_like_others() -> None:
+    with (
+        DAG("defaults", schedule=None, default_args={"overwrite": "False"}),
+        pytest.raises(ValueError, match="^overwrite is 'False'"),
+    ):
+        QwenImageGenerateOperator(task_id="draw", prompt="A fox")
+
+
+def test_a_class_made_of_the_operator_is_checked_as_it_is() -> None:
+    class Watercolour(QwenImageGenerateOperator):
+        def __init__(self, *, subject: str, **arguments: Any) -> None:
+            super().__init__(prompt=f"{subject}, watercolour", **arguments)
+
+    assert Watercolour(task_id="draw", subject="A fox").prompt == "A fox, watercolour"
+    with pytest.raises(ValueError, match="^overwrite is 'no'"):
+        Watercolour(task_id="bad", subject="A fox", overwrite="no")
+    with pytest.raises(ValueError, match="^overwrite is 'no'"):
+        Watercolour.partial(task_id="mapped", overwrite="no")
