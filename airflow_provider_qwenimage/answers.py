@@ -19,6 +19,7 @@ from airflow_provider_qwenimage.contract import (
     TaskSnapshot,
     not_documented,
     printable,
+    read_task_id,
     shorten,
 )
 from airflow_provider_qwenimage.exceptions import (
@@ -33,6 +34,7 @@ from airflow_provider_qwenimage.exceptions import (
 )
 from airflow_provider_qwenimage.masking import Mask
 from airflow_provider_qwenimage.origins import displayed_url
+from airflow_provider_qwenimage.task_ids import is_usable, printable_id, wire_id
 
 # Far above any documented answer (a prompt of 2000 characters and a few URLs).
 MAX_ANSWER_BYTES = 1024 * 1024
@@ -41,6 +43,7 @@ Result = TypeVar("Result")
 
 _HTTP_OK = 200
 _QUOTED_CHARACTERS = 1000
+_MESSAGE_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,17 @@ def status_call(image_task_id: str) -> ApiCall[TaskSnapshot]:
         image_task_id: The API's id of the task.
 
     Raises:
-        ValueError: If the id is not a text, or empty.
+        ValueError: If the id is not a text that can be sent, or empty.
     """
-    if not isinstance(image_task_id, str) or not image_task_id.strip():
+    asked = image_task_id.strip() if isinstance(image_task_id, str) else ""
+    if not is_usable(asked):
         raise ValueError(
-            f"image_task_id is {image_task_id!r}; allowed is the task id that a submission returned. "
+            f"image_task_id is {shorten(repr(image_task_id))}; allowed is the task id that a submission returned. "
             "Check that the upstream task ran and pushed it."
         )
-    image_task_id = image_task_id.strip()
+    expected = printable_id(asked)
     return ApiCall(
-        "GET", STATUS_PATH, lambda answer: parse_status(answer, image_task_id), params={"task_id": image_task_id}
+        "GET", STATUS_PATH, lambda answer: parse_status(answer, expected), params={"task_id": wire_id(expected)}
     )
 
 
@@ -119,9 +123,7 @@ def parse_submission(answer: HttpAnswer) -> str:
     """
     data = _parse_envelope(answer)
     task_id = data.get("task_id") if isinstance(data, Mapping) else None
-    if not isinstance(task_id, str) or not task_id:
-        raise not_documented("data.task_id", task_id, "a non-empty string")
-    return task_id
+    return read_task_id(task_id)
 
 
 def parse_status(answer: HttpAnswer, image_task_id: str) -> TaskSnapshot:
@@ -153,13 +155,15 @@ def _parse_envelope(answer: HttpAnswer) -> object:
     retry_after = read_retry_after(answer.headers)
     if envelope is not None and code >= 400:  # noqa: PLR2004  the HTTP boundary of errors
         message = envelope.get("message")
-        said = printable(message) if isinstance(message, str) and message else "no message"
+        said = (
+            printable(shorten(message, _MESSAGE_CHARACTERS)) if isinstance(message, str) and message else "no message"
+        )
         raise _error_for_code(code, said, from_api=answer.status in (_HTTP_OK, code), retry_after=retry_after)
     if answer.status >= 400:  # noqa: PLR2004  the HTTP boundary of errors
         said = f"not the API's JSON but {_excerpt(answer)}"
         raise _error_for_code(answer.status, said, from_api=False, retry_after=retry_after)
     if 300 <= answer.status < 400:  # noqa: PLR2004  the HTTP range of redirects
-        target = displayed_url(answer.mask(answer.headers.get("location", "nowhere")))
+        target = shorten(displayed_url(answer.mask(answer.headers.get("location", "nowhere"))))
         raise QwenImageContractError(
             f"The API answered with a redirect (HTTP {answer.status}) to {target}, which is not followed "
             "because it could carry the key elsewhere. Set the connection's host to the final base URL."

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 import pendulum
 
+from airflow_provider_qwenimage.answer_fields import OPTIONAL_FIELDS
 from airflow_provider_qwenimage.exceptions import (
     QwenImageContentPolicyError,
     QwenImageContractError,
     QwenImageTaskFailedError,
 )
+from airflow_provider_qwenimage.storable import NOT_STORABLE, storable
+from airflow_provider_qwenimage.task_ids import MAX_TASK_ID_CHARACTERS, is_usable, printable_id
 
 DEFAULT_BASE_URL = "https://qwen-image-2512.org"
 GENERATE_PATH = "/api/generate"
@@ -38,10 +37,13 @@ OUTPUT_FORMATS = ("jpeg", "png", "webp")
 # Several times the largest documented size (1024*1536) as an uncompressed bitmap.
 DEFAULT_MAX_IMAGE_BYTES = 50 * 1024 * 1024
 
+# The API draws one image for a request. Of a longer list of URLs, the first are read.
+MAX_IMAGES = 16
+
 _EXCERPT_CHARACTERS = 200
 _MAX_URL_CHARACTERS = 4096
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_DOCUMENTED_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+_REASON_CHARACTERS = 1000
+_MAX_IMAGE_URL_CHARACTERS = 8192
 
 
 class TaskStatus(StrEnum):
@@ -160,7 +162,7 @@ def check_text(name: str, text: str) -> None:
     Raises:
         ValueError: If it holds such a character; the message says which, and where.
     """
-    bad = _UNSTORABLE.search(text)
+    bad = NOT_STORABLE.search(text)
     if bad:
         excerpt = text[max(0, bad.start() - 20) : bad.end() + 20]
         raise ValueError(
@@ -182,8 +184,8 @@ def shown(value: object) -> str:
 
 
 def is_http_url(value: object) -> TypeGuard[str]:
-    """Whether `value` is the text of an absolute http(s) URL with a host and no white space."""
-    if not isinstance(value, str) or any(character.isspace() for character in value):
+    """Whether `value` is the text of an absolute http(s) URL with a host, printable and without white space."""
+    if not isinstance(value, str) or not value.isprintable() or any(character.isspace() for character in value):
         return False
     try:
         parts = urlsplit(value)
@@ -197,14 +199,14 @@ class TaskSnapshot:
     """What the API said about an image task at one moment.
 
     Attributes:
-        task_id: The API's id of the task.
+        task_id: The API's id of the task, in the form that is logged and stored (see `task_ids.printable_id`).
         status: A `TaskStatus`, or the raw text of a status that is not documented.
-        consumed_credits: Credits charged for the task so far, or None where the API did not say.
+        consumed_credits: Credits charged so far: 0 to a billion, or None if the API reported no such number.
         error_message: The API's reason for a failure.
         created_at: When the task was created, or None where the API did not say or not in ISO 8601.
         request: The request as the API echoes it.
-        image_urls: Where the images are; empty before ``SUCCESS``.
-        extra: Every field that is not documented (or, for ``created_at``, not readable), as it came.
+        image_urls: Where the images are, at most 16; empty before ``SUCCESS``.
+        extra: Every field that is not documented, or not of the documented type, as it came.
     """
 
     task_id: str
@@ -233,34 +235,47 @@ class TaskSnapshot:
         """
         if not isinstance(data, Mapping):
             raise not_documented("data", data, "an object")
-        task_id = data.get("task_id")
-        if not isinstance(task_id, str) or not task_id:
-            raise not_documented("data.task_id", task_id, "a non-empty string")
         status = data.get("status")
         if not isinstance(status, str) or not status:
             raise not_documented("data.status", status, "a non-empty string")
         if status in TaskStatus.__members__:
             status = TaskStatus(status)
-        error_message = data.get("error_message")
-        if error_message is not None and not isinstance(error_message, str):
-            raise not_documented("data.error_message", error_message, "a string or null")
-        request = data.get("request")
-        if request is not None and not isinstance(request, Mapping):
-            raise not_documented("data.request", request, "an object")
-        extra = {name: value for name, value in data.items() if name not in _SNAPSHOT_FIELDS}
-        created_at = _read_time(data.get("created_at"))
-        if created_at is None and data.get("created_at") is not None:
-            extra["created_at"] = data["created_at"]
+        read: dict[str, Any] = {name: reader(data.get(name)) for name, reader in OPTIONAL_FIELDS.items()}
+        # What nobody needs for the image must not lose it.
+        odd = {name for name in read if read[name] is None and data.get(name) is not None}
+        image_urls: tuple[str, ...] = ()
+        try:
+            image_urls = _read_image_urls(data.get("response"), status)
+        except QwenImageContractError:
+            if status == TaskStatus.SUCCESS:
+                raise
+            odd.add("response")
         return cls(
-            task_id=task_id,
+            task_id=read_task_id(data.get("task_id")),
             status=status,
-            consumed_credits=_read_credits(data.get("consumed_credits")),
-            error_message=error_message,
-            created_at=created_at,
-            request=dict(request or {}),
-            image_urls=_read_image_urls(data.get("response"), status),
-            extra=extra,
+            consumed_credits=read["consumed_credits"],
+            error_message=read["error_message"],
+            created_at=read["created_at"],
+            request=read["request"] or {},
+            image_urls=image_urls,
+            extra={name: value for name, value in data.items() if name in odd or name not in _SNAPSHOT_FIELDS},
         )
+
+    @property
+    def reason(self) -> str:
+        """The API's reason for a failure as it came, or empty; in ASCII where it is not the documented text."""
+        odd = self.extra.get("error_message")
+        return self.error_message or ("" if odd is None else safe_repr(odd))
+
+    def described_request(self) -> dict[str, Any]:
+        """Return the fields of `request` that describe the image, as `GenerateRequest.description` names them.
+
+        The rest of what the API echoes is left out: a callback URL often carries a token. Fields of another type than
+        the documented one are left out as well.
+        """
+        kinds = {"prompt": str, "size": str, "seed": int, "output_format": str}
+        fields = {name: storable(self.request.get(name)) for name in kinds}
+        return {name: value for name, value in fields.items() if type(value) is kinds[name]}
 
     def to_data(self) -> dict[str, Any]:
         """Return the ``data`` object that `from_data` reads back as an equal snapshot."""
@@ -276,18 +291,17 @@ class TaskSnapshot:
         return data | dict(self.extra)
 
 
-_SNAPSHOT_FIELDS = frozenset(
-    {"task_id", "status", "consumed_credits", "error_message", "created_at", "request", "response"}
-)
+_SNAPSHOT_FIELDS = frozenset({"task_id", "status", "response", *OPTIONAL_FIELDS})
 
 
 def task_failure(snapshot: TaskSnapshot) -> QwenImageTaskFailedError:
     """Return the error that a FAILED snapshot stands for, with the API's reason and what it cost."""
-    reason = snapshot.error_message or "the API gave no reason"
+    told = snapshot.reason
+    reason = printable(shorten(told, _REASON_CHARACTERS)) or "the API gave no reason"
     cost = "an unknown number of" if snapshot.consumed_credits is None else f"{snapshot.consumed_credits:g}"
-    story = f"Image task {snapshot.task_id} failed: {printable(reason)}. It cost {cost} credits."
+    story = f"Image task {snapshot.task_id} failed: {reason}. It cost {cost} credits."
     # The documented text is "Content policy violation detected".
-    if "policy" in reason.lower():
+    if "policy" in told.lower():
         return QwenImageContentPolicyError(
             f"{story} Change the prompt: the same one will be refused again.", snapshot=snapshot
         )
@@ -300,35 +314,20 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-def _read_credits(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise not_documented("data.consumed_credits", value, "a number")
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:
-        finite = False
-    if not finite or value < 0:
-        raise not_documented("data.consumed_credits", value, "a number of at least 0")
-    return value
+def read_task_id(value: object) -> str:
+    """Return the task id of an answer in the form that is logged and stored; see `task_ids.printable_id`.
 
+    Args:
+        value: The decoded JSON value.
 
-def _read_time(value: object) -> pendulum.DateTime | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise not_documented("data.created_at", value, "an ISO 8601 time")
-    if _DOCUMENTED_TIME.fullmatch(value):
-        # The general parser takes a third of what reading a whole status costs.
-        with suppress(ValueError):
-            at = datetime.fromisoformat(value)
-            return pendulum.DateTime(at.year, at.month, at.day, at.hour, at.minute, at.second, tzinfo=pendulum.UTC)
-    try:
-        parsed = pendulum.parse(value)
-    except Exception:  # noqa: BLE001  pendulum documents no closed set, and no date is worth losing a paid image
-        return None
-    return parsed if isinstance(parsed, pendulum.DateTime) else None
+    Raises:
+        QwenImageContractError: If it cannot be asked after.
+    """
+    if not is_usable(value):
+        raise not_documented(
+            "data.task_id", value, f"a non-empty string of at most {MAX_TASK_ID_CHARACTERS} characters in UTF-8"
+        )
+    return printable_id(value)
 
 
 def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
@@ -341,9 +340,12 @@ def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
     if status == TaskStatus.SUCCESS and not urls:
         raise not_documented("data.response", value, "a list of at least one URL, because the status is SUCCESS")
     found = []
-    for url in urls:
-        if not isinstance(url, str) or not is_http_url(url):
-            raise not_documented("data.response", url, "http(s) URLs")
+    # A paid image is not lost for what comes with it.
+    for url in urls[:MAX_IMAGES]:
+        if not is_http_url(url) or len(url) > _MAX_IMAGE_URL_CHARACTERS:
+            raise not_documented(
+                "data.response", url, f"http(s) URLs of at most {_MAX_IMAGE_URL_CHARACTERS} characters"
+            )
         found.append(url)
     return tuple(found)
 
@@ -372,6 +374,11 @@ def safe_repr(value: object) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
-def shorten(text: str) -> str:
-    """Return text from outside short enough for a message."""
-    return text if len(text) <= _EXCERPT_CHARACTERS else f"{text[:_EXCERPT_CHARACTERS]}…"
+def shorten(text: str, limit: int = _EXCERPT_CHARACTERS) -> str:
+    """Return text from outside short enough for a message.
+
+    Args:
+        text: The text.
+        limit: After how many characters it is cut.
+    """
+    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from airflow import __version__ as airflow_version
 
 from airflow_provider_qwenimage import polling
+from airflow_provider_qwenimage.task_ids import printable_id
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def wait_deferred(
     if isinstance(decision, polling.Wait):
         if decision.notice:
             task.log.info("%s", decision.notice)
-        task.log.info("Waiting for image task %s in the triggerer.", image_task_id)
+        task.log.info("Waiting for image task %s in the triggerer.", printable_id(image_task_id))
         task.defer(
             trigger=QwenImageStatusTrigger(
                 image_task_id=image_task_id,

@@ -18,6 +18,8 @@ from airflow_provider_qwenimage.exceptions import (
 )
 from airflow_provider_qwenimage.metrics import count_failure
 from airflow_provider_qwenimage.retries import submission_unknown
+from airflow_provider_qwenimage.storable import MAX_MESSAGE_CHARACTERS, storable_text
+from airflow_provider_qwenimage.task_ids import printable_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +95,7 @@ def remembering_what_is_paid(image_task_id: str, ledger: Ledger) -> Iterator[Non
         write_down(error, ledger)
         raise
     except (Exception, AirflowTaskTimeout) as error:
-        story = f"Image task {image_task_id} is submitted and may be paid."
+        story = f"Image task {printable_id(image_task_id)} is submitted and may be paid."
         if write_down(error, ledger):
             advice = (
                 "This task was cleared and went back to it in vain. Clear it once more to submit, and pay for, another "
@@ -162,17 +164,17 @@ def keeping_what_is_paid(image_task_id: str) -> Iterator[None]:
     except (Exception, AirflowTaskTimeout) as error:
         raise _for_good(
             error,
-            f" Image task {image_task_id} is submitted and may be paid, so this task is not retried by itself: a retry "
-            "would submit, and pay, again. Get the image with a QwenImageStatusSensor for that id, or clear this task "
-            "to pay for a new one.",
+            f" Image task {printable_id(image_task_id)} is submitted and may be paid, so this task is not retried by "
+            "itself: a retry would submit, and pay, again. Get the image with a QwenImageStatusSensor for that id, or "
+            "clear this task to pay for a new one.",
         ) from error
 
 
 def _shown(error: BaseException, told: str) -> dict[str, str]:
     name = type(error).__name__
-    return {"error": name, "message": told.removeprefix(f"{name}: ")}
+    return {"error": name, "message": storable_text(told.removeprefix(f"{name}: "), MAX_MESSAGE_CHARACTERS)}
 
 
 def _for_good(error: BaseException, more: str = "") -> AirflowFailException:
     name = "" if isinstance(error, ValueError) and not more else f"{type(error).__name__}: "
-    return AirflowFailException(f"{name}{error}{more}")
+    return AirflowFailException(f"{name}{storable_text(str(error))}{more}")

@@ -189,9 +189,13 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
             self.check_rendered("output_path")
             task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
             image_task_id, request = task.submitted()
+            request = request or self._request()
+            if event is None:
+                # Resumed by something else than the trigger: the API knows how far the image task is.
+                with QwenImageHook(self.qwenimage_conn_id) as hook:
+                    return self._follow(task, hook, image_task_id, request)
             with task.keeping(image_task_id):
-                snapshot = snapshot_of(event)
-                return self._finish(task, request or self._request(), snapshot, QwenImageHook(self.qwenimage_conn_id))
+                return self._finish(task, request, snapshot_of(event), QwenImageHook(self.qwenimage_conn_id))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume as Airflow says; where the trigger itself failed, keep the paid image from being paid again."""

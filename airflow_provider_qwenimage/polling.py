@@ -14,13 +14,14 @@ from typing import TypeAlias
 import pendulum
 
 from airflow_provider_qwenimage.arguments import WAIT_ARGUMENTS, read_argument
-from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, printable, task_failure
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, printable, shorten, task_failure
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
     QwenImageContractError,
     QwenImageError,
     QwenImageTimeoutError,
 )
+from airflow_provider_qwenimage.task_ids import printable_id
 
 # The API recommends to poll every 5 to 10 seconds.
 DEFAULT_POLL_INTERVAL = 5.0
@@ -35,6 +36,11 @@ LAST_TURN_SECONDS = 60.0
 
 _GROWTH = 1.2
 _JITTER = 0.2
+# What the end of a process and the scheduler's loop take on a machine with a core for each process, with a margin.
+_SCHEDULER_SECONDS = 3.0
+_MAX_LOAD = 10.0
+# An error may quote an answer, or what another library made of it.
+_ERROR_CHARACTERS = 1500
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,7 @@ def decide(
         now: The time in epoch seconds.
         draw: Returns a random number from 0 to 1.
     """
+    image_task_id = printable_id(image_task_id)
     if isinstance(outcome, TaskSnapshot):
         if outcome.status == TaskStatus.SUCCESS:
             return Done(outcome)
@@ -182,8 +189,9 @@ def decide(
             return GiveUp(task_failure(outcome))
         if outcome.is_documented:
             return _wait_on(policy, state, outcome, image_task_id=image_task_id, now=now, draw=draw)
+        status = printable(shorten(outcome.status))
         error: QwenImageError = QwenImageContractError(
-            f"The API reports the undocumented status {printable(outcome.status)!r} for image task {image_task_id}."
+            f"The API reports the undocumented status {status!r} for image task {image_task_id}."
         )
     else:
         error = outcome
@@ -225,14 +233,28 @@ def _after_failure(
             _told_again(error, f"Gave up on image task {image_task_id} after {failures} failed reads in a row: ")
         )
     if _is_over(policy, now):
-        return GiveUp(_timeout(policy, image_task_id, f"the last read failed: {error}"))
+        return GiveUp(_timeout(policy, image_task_id, f"the last read failed: {_brief(error)}"))
     delay = max(policy.interval(state.polls, draw), getattr(error, "retry_after", None) or 0.0)
     delay = _until_deadline(policy, now, delay)
     notice = (
-        f"Reading the status of image task {image_task_id} failed "
-        f"({failures} of at most {policy.max_consecutive_failures} in a row); asking again in {delay:.1f} s: {error}"
+        f"Reading the status of image task {image_task_id} failed ({failures} of at most "
+        f"{policy.max_consecutive_failures} in a row); asking again in {delay:.1f} s: {_brief(error)}"
     )
     return Wait(delay, replace(state, polls=state.polls + 1, failures=failures), notice)
+
+
+def settling_seconds(heartbeat: float, load: float) -> float:
+    """Return how long after a deferral Airflow may still be told that the deferred task's process has ended.
+
+    A supervisor can miss the end of its process until its next heartbeat, and the scheduler takes what it says then
+    for a crash if the task is queued again already: it would fail a task whose image is drawn and paid. The rest, the
+    process's end and the scheduler's loop, takes the longer the more processes share a core.
+
+    Args:
+        heartbeat: Airflow's ``[workers] min_heartbeat_interval`` in seconds.
+        load: How many processes want to run, for each core of the machine.
+    """
+    return heartbeat + _SCHEDULER_SECONDS * min(max(1.0, load), _MAX_LOAD)
 
 
 def read_too_late(seconds: float) -> QwenImageConnectionError:
@@ -245,6 +267,10 @@ def read_too_late(seconds: float) -> QwenImageConnectionError:
         f"No answer within {seconds:.0f} s, which is all that the deadline left. Requests may be queueing: for a slow "
         "API, for the connection's max_requests_per_second, or because the API asked to slow down (429)."
     )
+
+
+def _brief(error: QwenImageError) -> str:
+    return printable(shorten(str(error), _ERROR_CHARACTERS))
 
 
 def _is_over(policy: PollPolicy, now: float) -> bool:
@@ -266,5 +292,5 @@ def _timeout(policy: PollPolicy, image_task_id: str, story: str) -> QwenImageTim
 def _told_again(error: QwenImageError, prefix: str) -> QwenImageError:
     """Return a copy of `error`, of the same class and fields, with more in its message."""
     told = copy.copy(error)
-    told.args = (f"{prefix}{error}", *error.args[1:])
+    told.args = (f"{prefix}{_brief(error)}", *error.args[1:])
     return told

@@ -21,6 +21,7 @@ from airflow_provider_qwenimage.failures import (
 from airflow_provider_qwenimage.images import StoredImages, find_images, save_images
 from airflow_provider_qwenimage.ledger import Ledger, description_of, open_ledger, place_of
 from airflow_provider_qwenimage.metrics import count_end, count_submission
+from airflow_provider_qwenimage.storable import storable
 from airflow_provider_qwenimage.storage import check_storing, open_output_path, remove_leftovers, writer_of
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class RunningTask:
         return description_of(self.ti)
 
     def push(self, key: str, value: Any) -> None:
-        """Push an XCom."""
-        self.ti.xcom_push(key=key, value=value)
+        """Push an XCom, as far as Airflow's database can store it."""
+        self.ti.xcom_push(key=key, value=storable(value))
 
     def submitted(self) -> tuple[str, GenerateRequest | None]:
         """Return the id of the image task that it has submitted before it was deferred, and the request if it is known.

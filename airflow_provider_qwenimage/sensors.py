@@ -21,6 +21,7 @@ from airflow_provider_qwenimage.arguments import WAIT_ARGUMENTS
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, links_to_store, show_gallery
+from airflow_provider_qwenimage.storable import storable
 from airflow_provider_qwenimage.task_arguments import TaskArguments, reads_arguments
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         from airflow_provider_qwenimage.deferral import is_of_an_earlier_try
         from airflow_provider_qwenimage.triggers import snapshot_of
 
-        if is_of_an_earlier_try(event, context["ti"].try_number):
+        if event is None or is_of_an_earlier_try(event, context["ti"].try_number):
+            # Without an event, the API knows how far the image task is.
             return self.execute(context)
         links_to_store(self)
         with self._failing_as_sensors_do(context):
@@ -171,7 +173,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
     def _announce(self, context: Context) -> None:
         """Tell the gallery what is waited for, as soon as it is."""
         ti = context["ti"]
-        ti.xcom_push(key="task_id", value=self.image_task_id)
+        ti.xcom_push(key="task_id", value=storable(self.image_task_id))
         if self.deferrable:
             links_to_store(self, GENERATED_IMAGES)
         else:
@@ -223,6 +225,6 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
 def _show(context: Context, snapshot: TaskSnapshot) -> None:
     ti = context["ti"]
     ti.xcom_push(key="consumed_credits", value=snapshot.consumed_credits)
-    if snapshot.request:
+    if request := snapshot.described_request():
         # Where another DAG has submitted it, nothing else tells what the image is of.
-        ti.xcom_push(key="request", value=dict(snapshot.request))
+        ti.xcom_push(key="request", value=request)

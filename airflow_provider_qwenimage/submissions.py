@@ -19,6 +19,8 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageError,
     QwenImageSubmissionUnknownError,
 )
+from airflow_provider_qwenimage.storable import storable
+from airflow_provider_qwenimage.task_ids import printable_id
 
 # The fingerprint of a submission of which nothing more is known than that there was one.
 UNREADABLE = "unreadable"
@@ -76,8 +78,9 @@ class Submission:
         return record
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON."""
-        return asdict(self) | {"request": dict(self.request)}
+        """Return it as plain JSON that every store takes."""
+        record: dict[str, Any] = storable(asdict(self) | {"request": dict(self.request)})
+        return record
 
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
@@ -173,8 +176,9 @@ def what_stays_paid(image_task_id: str, snapshot: TaskSnapshot | None) -> str:
     if snapshot is not None and snapshot.consumed_credits is not None:
         paid = f"{snapshot.consumed_credits:g} credits, as the API said last"
     return (
-        f"Airflow ends this wait (or moves it). Image task {image_task_id} goes on: the API cannot cancel it, and it "
-        f"stays paid ({paid}). To get the image, clear this task, or wait for that id with a QwenImageStatusSensor."
+        f"Airflow ends this wait (or moves it). Image task {printable_id(image_task_id)} goes on: the API cannot "
+        f"cancel it, and it stays paid ({paid}). To get the image, clear this task, or wait for that id with a "
+        "QwenImageStatusSensor."
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import os
 import time
+import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import conf
@@ -12,13 +14,15 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_qwenimage import exceptions, polling
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
-from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, task_failure
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, printable, safe_repr, shorten
 from airflow_provider_qwenimage.exceptions import (
     QwenImageContractError,
     QwenImageError,
     QwenImageTaskFailedError,
 )
+from airflow_provider_qwenimage.storable import MAX_MESSAGE_CHARACTERS, storable, storable_text
 from airflow_provider_qwenimage.submissions import what_stays_paid
+from airflow_provider_qwenimage.task_ids import printable_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,15 +33,15 @@ _SUCCESS, _ERROR = "success", "error"
 # Airflow before 3.3 only cancels, be it for a user or because the triggerer stops.
 _AIRFLOW_TELLS_KILLS = hasattr(BaseTrigger, "on_kill")
 _DEFAULT_HEARTBEAT_SECONDS = 5
-_SCHEDULER_SECONDS = 3.0
+_SETTLING_STEP_SECONDS = 1.0
 
 
 class QwenImageStatusTrigger(BaseTrigger):
     """Fires once, when an image task ended or the wait for it is over.
 
     Its event is what `event_of` makes of the end, for `snapshot_of` to read in the resumed task. In a triggerer it
-    is not fired in the first 8 seconds (Airflow's ``[workers] min_heartbeat_interval`` and 3), while Airflow may still
-    be told that the deferred process has ended.
+    is not fired in the first 8 seconds (Airflow's ``[workers] min_heartbeat_interval`` and 3, which become up to 30 on
+    a machine with more work than cores), while Airflow may still be told that the deferred process has ended.
 
     Args:
         image_task_id: The API's id of the image task.
@@ -84,14 +88,12 @@ class QwenImageStatusTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll until the end, and fire."""
-        from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
-
-        # Only a triggerer gives a trigger its id; `dag.test()` runs it inside the task.
-        settled_at = time.monotonic() + (0.0 if self.trigger_id is None else _settling_seconds())
+        started = time.monotonic()
         try:
-            async with QwenImageAsyncHook(self.qwenimage_conn_id) as self._hook:
-                end = await self._wait(self._hook)
-            await asyncio.sleep(settled_at - time.monotonic())
+            end = await self._wait()
+            # Only a triggerer gives a trigger its id; `dag.test()` runs it inside the task.
+            if self.trigger_id is not None:
+                await _settle(time.monotonic() - started)
         except asyncio.CancelledError:
             if not _AIRFLOW_TELLS_KILLS:
                 self._say_what_stays_paid()
@@ -109,29 +111,49 @@ class QwenImageStatusTrigger(BaseTrigger):
         snapshot = self._hook.last_snapshot if self._hook else None
         self.log.warning("%s", what_stays_paid(self.image_task_id, snapshot))
 
-    async def _wait(self, hook: QwenImageAsyncHook) -> polling.Done | polling.GiveUp:
+    async def _wait(self) -> polling.Done | polling.GiveUp:
+        from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
+
         delay = self.policy.first_delay(time.time())
         try:
-            return await hook.follow(self.image_task_id, self.policy, first_delay=delay)
+            async with QwenImageAsyncHook(self.qwenimage_conn_id) as self._hook:
+                return await self._hook.follow(self.image_task_id, self.policy, first_delay=delay)
         except ValueError as error:
             unusable = QwenImageError(str(error))
             unusable.permanent = True
             return polling.GiveUp(unusable)
+        except Exception as error:  # noqa: BLE001  a bug, of ours or a library's; Airflow would encode its text as it is
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            return polling.GiveUp(
+                QwenImageError(
+                    f"The wait for image task {printable_id(self.image_task_id)} failed in the triggerer: "
+                    f"{type(error).__name__} ({printable(shorten(str(error)))}) at {place.filename}:{place.lineno}. "
+                    "Run the task again, which only reads; report it to the maintainers of this package."
+                )
+            )
 
 
-@functools.cache
-def _settling_seconds() -> float:
-    """Return how long after a deferral Airflow may still be told that the deferred task's process has ended.
+async def _settle(waited: float) -> None:
+    """Wait until Airflow has surely been told that the deferred process has ended; see `polling.settling_seconds`.
 
-    A supervisor can miss the end of its process until its next heartbeat, and the scheduler takes what it says then
-    for a crash where the task is queued again already: it would fail a task whose image is drawn and paid.
+    Args:
+        waited: For how many seconds the trigger has run already.
     """
     heartbeat = conf.getint("workers", "min_heartbeat_interval", fallback=_DEFAULT_HEARTBEAT_SECONDS)
-    return float(heartbeat) + _SCHEDULER_SECONDS
+    seconds = 0.0
+    while waited < (seconds := max(seconds, polling.settling_seconds(heartbeat, _load()))):
+        # Counted by what was asked for, not by the clock: while this process is held up, others may be as well.
+        step = min(_SETTLING_STEP_SECONDS, seconds - waited)
+        await asyncio.sleep(step)
+        waited += step
+
+
+def _load() -> float:
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str, Any]:
-    """Return the end of a wait as plain JSON.
+    """Return the end of a wait as plain JSON: only what the resumed task reads, and what every Airflow can store.
 
     Args:
         end: How the wait ended.
@@ -141,25 +163,38 @@ def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str
         ``status`` ("success" or "error"), ``message``, ``image_task_id``; on success and after a FAILED
         ``snapshot``; on an error also ``error``, the name of its class.
     """
+    image_task_id = printable_id(image_task_id)
     if isinstance(end, polling.Done):
-        message = f"Image task {image_task_id} is {TaskStatus.SUCCESS}."
-        return {
+        event: dict[str, Any] = {
             "status": _SUCCESS,
-            "message": message,
+            "message": f"Image task {image_task_id} is {TaskStatus.SUCCESS}.",
             "image_task_id": image_task_id,
-            "snapshot": end.snapshot.to_data(),
+            "snapshot": _needed(end.snapshot),
         }
-    event: dict[str, Any] = {
-        "status": _ERROR,
-        "message": str(end.error),
-        "image_task_id": image_task_id,
-        "error": type(end.error).__name__,
-        "permanent": end.error.permanent,
-    }
-    snapshot = getattr(end.error, "snapshot", None)
-    if snapshot is not None:
-        event["snapshot"] = snapshot.to_data()
-    return event
+    else:
+        event = {
+            "status": _ERROR,
+            "message": storable_text(str(end.error), MAX_MESSAGE_CHARACTERS),
+            "image_task_id": image_task_id,
+            "error": type(end.error).__name__,
+            "permanent": end.error.permanent,
+        }
+        snapshot = getattr(end.error, "snapshot", None)
+        if snapshot is not None:
+            event["snapshot"] = _needed(snapshot)
+    stored: dict[str, Any] = storable(event)
+    return stored
+
+
+def _needed(snapshot: TaskSnapshot) -> dict[str, Any]:
+    """Return what the resumed task reads of a snapshot, for `TaskSnapshot.from_data`."""
+    needed = replace(
+        snapshot,
+        error_message=shorten(snapshot.reason, MAX_MESSAGE_CHARACTERS) or None,
+        request=snapshot.described_request(),
+        extra={},
+    )
+    return needed.to_data()
 
 
 def snapshot_of(event: object) -> TaskSnapshot:
@@ -179,17 +214,19 @@ def snapshot_of(event: object) -> TaskSnapshot:
     if isinstance(event, dict) and event.get("status") == _ERROR and isinstance(event.get("message"), str):
         raise _error_of(event)
     raise QwenImageContractError(
-        f"The task was resumed with an event that this package did not make: {event!r}. Was the triggerer running "
-        "another version of it? Install the same version on workers and triggerers, then clear the task."
+        f"The task was resumed with an event that this package did not make: {shorten(safe_repr(event))}. Was the "
+        "triggerer running another version of it? Install the same version on workers and triggerers, then clear the "
+        "task."
     )
 
 
 def _error_of(event: dict[str, Any]) -> QwenImageError:
-    error_class = getattr(exceptions, str(event.get("error")), QwenImageError)
+    error_class: Any = getattr(exceptions, str(event.get("error")), QwenImageError)
     if not (isinstance(error_class, type) and issubclass(error_class, QwenImageError)):
         error_class = QwenImageError
     if issubclass(error_class, QwenImageTaskFailedError) and event.get("snapshot") is not None:
-        return task_failure(TaskSnapshot.from_data(event["snapshot"]))
+        failure: QwenImageError = error_class(event["message"], snapshot=TaskSnapshot.from_data(event["snapshot"]))
+        return failure
     error: QwenImageError = error_class(event["message"])
     error.permanent = bool(event.get("permanent"))
     return error

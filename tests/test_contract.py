@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage import contract
-from airflow_provider_qwenimage.answers import HttpAnswer, parse_status, parse_submission
+from airflow_provider_qwenimage import contract, polling
+from airflow_provider_qwenimage.answers import HttpAnswer, parse_status, parse_submission, status_call
 from airflow_provider_qwenimage.contract import (
     GenerateRequest,
     TaskSnapshot,
@@ -32,6 +32,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
     QwenImageTaskFailedError,
 )
+from airflow_provider_qwenimage.task_ids import printable_id
 
 DOCUMENTED: dict[str, Any] = {
     "task_id": "n43abc",
@@ -42,6 +43,17 @@ DOCUMENTED: dict[str, Any] = {
     "request": {"prompt": "a fox"},
     "response": ["https://cdn.example.com/image.png"],
 }
+
+ODD_TASK_IDS = [
+    "n43\n\x1b[31mERROR",
+    " n43",
+    "n43\n",
+    "  ",
+    "a/b?c=d&e#f%20 \x00",
+    "n\u202e34",
+    "urlencoded:n43\n",
+    "\n" * 500,
+]
 
 
 def envelope(data: object, code: object = 200, message: object = "success") -> bytes:
@@ -143,6 +155,22 @@ class TestSubmissionAnswer:
         body = envelope({"task_id": "n43abc123def456qwenimg", "status": "IN_PROGRESS"})
         assert parse_submission(answer(body)) == "n43abc123def456qwenimg"
 
+    @pytest.mark.parametrize("task_id", ODD_TASK_IDS)
+    def test_an_odd_id_is_paid_so_it_is_kept_printable_and_sent_as_it_came(self, task_id: str) -> None:
+        kept = parse_submission(answer(envelope({"task_id": task_id, "status": "PENDING"})))
+        assert kept.isprintable()
+        assert kept == kept.strip()
+        call = status_call(kept)
+        assert call.params == {"task_id": task_id}
+        assert call.read(answer(envelope(DOCUMENTED | {"task_id": task_id}))).task_id == kept
+
+    @pytest.mark.parametrize("data", [{"task_id": "n" * 501}, {"task_id": "n43\ud83d"}])
+    def test_an_id_that_cannot_be_sent_breaks_the_contract_in_a_short_message(self, data: object) -> None:
+        with pytest.raises(QwenImageContractError, match=r"data\.task_id") as caught:
+            parse_submission(answer(envelope(data)))
+        assert len(str(caught.value)) < 600
+        assert str(caught.value).isprintable()
+
     @pytest.mark.parametrize("data", [None, [], "n43", {}, {"task_id": None}, {"task_id": 5}, {"task_id": ""}])
     def test_an_answer_without_a_task_id_breaks_the_contract(self, data: object) -> None:
         with pytest.raises(QwenImageContractError, match=r"data\.task_id"):
@@ -196,16 +224,8 @@ class TestStatusAnswer:
             ("status", None),
             ("status", 1),
             ("status", ""),
-            ("consumed_credits", "5"),
-            ("consumed_credits", True),
-            ("consumed_credits", -1),
-            ("consumed_credits", [5]),
-            ("consumed_credits", 10**400),
-            ("consumed_credits", float("nan")),
-            ("consumed_credits", float("inf")),
-            ("error_message", {"text": "no"}),
-            ("created_at", 1734602400),
-            ("request", "a fox"),
+            ("task_id", "n43\ud83d"),
+            ("task_id", "n" * 501),
             ("response", "https://cdn.example.com/image.png"),
             ("response", {}),
             ("response", []),
@@ -213,11 +233,63 @@ class TestStatusAnswer:
             ("response", [5]),
             ("response", ["image.png"]),
             ("response", ["file:///etc/passwd"]),
+            ("response", ["https://cdn.example.com/\ud83d.png"]),
+            ("response", ["https://cdn.example.com/\x00.png"]),
+            ("response", ["https://cdn.example.com/\x1b[31m.png"]),
+            ("response", ["https://cdn.example.com/" + "a" * 10_000]),
         ],
     )
     def test_a_wrong_type_breaks_the_contract_by_name(self, field: str, value: object) -> None:
         with pytest.raises(QwenImageContractError, match=rf"data\.{field}"):
             parse_status(answer(envelope(DOCUMENTED | {field: value})), "n43abc")
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("consumed_credits", "5"),
+            ("consumed_credits", True),
+            ("consumed_credits", -1),
+            ("consumed_credits", [5]),
+            ("consumed_credits", 10**31),
+            ("consumed_credits", 10**400),
+            ("consumed_credits", 1e30),
+            ("consumed_credits", float("nan")),
+            ("consumed_credits", float("inf")),
+            ("error_message", {"text": "no"}),
+            ("created_at", 1734602400),
+            ("created_at", "2024-12-19T10:00:00Z" * 50_000),
+            ("request", "a fox"),
+            ("request", [{"prompt": "a fox"}]),
+        ],
+    )
+    def test_an_odd_value_in_a_field_that_nobody_needs_loses_no_image(self, field: str, value: object) -> None:
+        snapshot = parse_status(answer(envelope(DOCUMENTED | {field: value})), "n43abc")
+        assert (snapshot.status, snapshot.image_urls) == ("SUCCESS", ("https://cdn.example.com/image.png",))
+        assert not getattr(snapshot, field)
+        assert repr(snapshot.extra) == repr({field: value})
+
+    @pytest.mark.parametrize("status", ["PENDING", "IN_PROGRESS", "FAILED"])
+    def test_odd_urls_before_a_success_hide_no_status(self, status: str) -> None:
+        snapshot = parse_status(answer(envelope(DOCUMENTED | {"status": status, "response": {"a": 5}})), "n43abc")
+        assert (snapshot.status, snapshot.image_urls, snapshot.extra) == (status, (), {"response": {"a": 5}})
+
+    def test_of_a_long_list_of_urls_the_first_are_read(self) -> None:
+        urls = [f"https://cdn.example.com/{number}.png" for number in range(10_000)]
+        snapshot = parse_status(answer(envelope(DOCUMENTED | {"response": urls})), "n43abc")
+        assert snapshot.image_urls == tuple(urls[: contract.MAX_IMAGES])
+
+    def test_the_described_request_has_neither_a_callback_url_nor_odd_fields(self) -> None:
+        echoed = {
+            "prompt": "a fox \ud83d",
+            "size": ["1024*1024"],
+            "seed": True,
+            "output_format": "png",
+            "callback_url": "https://example.com/?token=1",
+            "\ud83d": 5,
+        }
+        snapshot = parse_status(answer(envelope(DOCUMENTED | {"request": echoed})), "n43abc")
+        assert snapshot.request == echoed
+        assert snapshot.described_request() == {"prompt": "a fox \ufffd", "output_format": "png"}
 
     def test_no_images_are_fine_before_success(self) -> None:
         data = DOCUMENTED | {"status": "PENDING", "response": None}
@@ -304,8 +376,37 @@ class TestErrorAnswer:
         assert len(str(caught.value)) < 500
         assert str(caught.value).isprintable()
 
+    @pytest.mark.parametrize(
+        ("body", "status"),
+        [
+            (envelope(None, 400, "no \x1b[31m\ud83d\x00" * 100_000), 200),
+            (envelope(DOCUMENTED | {"status": "ODD\n" * 100_000}), 200),
+            (envelope(DOCUMENTED | {"status": "FAILED", "error_message": "no \x1b[31m\n" * 100_000}), 200),
+            (envelope(DOCUMENTED | {"status": "FAILED", "error_message": {"no": "\ud83d" * 100_000}}), 200),
+            (b"\xff" * 1_000_000, 500),
+        ],
+    )
+    def test_whatever_an_answer_says_its_message_is_short_and_printable(self, body: bytes, status: int) -> None:
+        def outcome() -> TaskSnapshot | QwenImageError:
+            try:
+                return parse_status(answer(body, status), "n43abc")
+            except QwenImageError as error:
+                return error
+
+        policy = polling.PollPolicy(max_consecutive_failures=1)
+        end = polling.decide(policy, polling.PollState(), outcome(), image_task_id="n43abc", now=0.0)
+        assert isinstance(end, polling.GiveUp)
+        assert len(str(end.error)) < 2000
+        assert str(end.error).isprintable()
+
 
 class TestFailure:
+    def test_a_reason_that_is_no_text_is_shown_and_still_tells_a_policy_refusal(self) -> None:
+        data = DOCUMENTED | {"status": "FAILED", "error_message": {"text": "Content policy violation"}}
+        error = contract.task_failure(TaskSnapshot.from_data(data))
+        assert type(error) is QwenImageContentPolicyError
+        assert "{'text': 'Content policy violation'}" in str(error)
+
     def test_a_failure_names_the_reason_and_the_cost(self) -> None:
         snapshot = TaskSnapshot(
             task_id="n43", status=TaskStatus.FAILED, consumed_credits=0, error_message="GPU on fire"
@@ -351,13 +452,13 @@ def test_no_answer_makes_the_parser_raise_anything_else(status: int, headers: di
 
 SNAPSHOTS = st.builds(
     TaskSnapshot,
-    task_id=st.text(min_size=1),
+    task_id=st.text(min_size=1, max_size=50).map(printable_id),
     status=st.sampled_from([TaskStatus.PENDING, TaskStatus.IN_PROGRESS, TaskStatus.FAILED, "SOMETHING_NEW"]),
     consumed_credits=st.none() | st.integers(0, 10**6) | st.floats(0, 1e6),
     error_message=st.none() | st.text(),
     created_at=st.none() | st.datetimes(timezones=st.just(UTC)).map(pendulum.instance),
     request=st.dictionaries(st.text(), st.text() | st.integers()),
-    image_urls=st.lists(st.sampled_from(["https://cdn.example.com/1.png", "http://a.b/c?d=e"])).map(tuple),
+    image_urls=st.lists(st.sampled_from(["https://cdn.example.com/1.png", "http://a.b/c?d=e"]), max_size=16).map(tuple),
     extra=st.dictionaries(st.text(min_size=1).filter(lambda name: name not in DOCUMENTED), st.integers()),
 )
 

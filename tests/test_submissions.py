@@ -75,9 +75,12 @@ def test_a_try_goes_on_where_the_last_one_ended(
     assert kind_of(step_after(record, cleared=True, changed=True)) == cleared_and_changed
 
 
+# What no store takes is replaced when a record is written; see `storable`.
+_STORABLE = st.characters(exclude_characters="\x00")
+
 requests = st.builds(
     GenerateRequest,
-    prompt=st.text(min_size=1, max_size=50).filter(lambda text: bool(text.strip())),
+    prompt=st.text(_STORABLE, min_size=1, max_size=50).filter(lambda text: bool(text.strip())),
     size=st.sampled_from(SIZES),
     seed=st.integers(-1, 2**40),
     output_format=st.sampled_from(OUTPUT_FORMATS),
@@ -91,11 +94,11 @@ def records(draw: st.DrawFn, **fixed: Any) -> Submission:
     values: dict[str, Any] = {
         "request": request.description(),
         "fingerprint": request.fingerprint(draw(st.integers(0, 5))),
-        "intended_at": draw(st.text(max_size=30)),
+        "intended_at": draw(st.text(_STORABLE, max_size=30)),
         "try_number": draw(st.integers(0, 99)),
         "max_tries": draw(st.integers(0, 99)),
-        "image_task_id": draw(st.none() | st.text(min_size=1, max_size=20)),
-        "failure": draw(st.none() | st.text(max_size=50)),
+        "image_task_id": draw(st.none() | st.text(_STORABLE, min_size=1, max_size=20)),
+        "failure": draw(st.none() | st.text(_STORABLE, max_size=50)),
         "spent": draw(st.floats(0, 1e6)),
     }
     values |= {name: draw(flags) for name in ("finished", "refused", "reported", "missed", "counted")}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import triggers
+from airflow_provider_qwenimage import polling, triggers
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, task_failure
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
@@ -84,8 +85,8 @@ def test_in_a_triggerer_nothing_is_fired_while_the_deferred_process_may_still_be
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "1")
-    monkeypatch.setattr(triggers, "_SCHEDULER_SECONDS", 0.1)
-    triggers._settling_seconds.cache_clear()
+    monkeypatch.setattr(polling, "_SCHEDULER_SECONDS", 0.1)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     found = QwenImageStatusTrigger(image_task_id=submitted(), poll_interval=0.05)
     unusable = QwenImageStatusTrigger(image_task_id="n43", qwenimage_conn_id="missing")
     started = time.monotonic()
@@ -99,7 +100,35 @@ def test_in_a_triggerer_nothing_is_fired_while_the_deferred_process_may_still_be
         return list(await asyncio.gather(fire(found), fire(unusable)))
 
     assert asyncio.run(fire_both()) == [("success", True), ("error", True)]
-    triggers._settling_seconds.cache_clear()
+
+
+@pytest.mark.parametrize(("load", "seconds"), [(0.0, 8.0), (1.0, 8.0), (2.5, 12.5), (10.0, 35.0), (1e6, 35.0)])
+def test_settling_takes_the_longer_the_more_processes_share_a_core(load: float, seconds: float) -> None:
+    assert polling.settling_seconds(5.0, load) == seconds
+
+
+def test_on_a_loaded_machine_nothing_is_fired_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
+    monkeypatch.setattr(polling, "_SCHEDULER_SECONDS", 0.1)
+    monkeypatch.setattr(triggers, "_SETTLING_STEP_SECONDS", 0.05)
+    cores = os.cpu_count() or 1
+    # The load passes: what it was at its highest counts.
+    loads = iter([4.0, 1.0])
+    monkeypatch.setattr(os, "getloadavg", lambda: (next(loads, 1.0) * cores, 0.0, 0.0))
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    asyncio.run(triggers._settle(0.15))
+    assert sum(slept) == pytest.approx(0.25)
+    # A wait that was longer than that is not made longer.
+    slept.clear()
+    asyncio.run(triggers._settle(0.4))
+    assert slept == []
 
 
 def test_a_success_is_fired_once_with_all_of_its_snapshot(sandbox: Sandbox) -> None:

@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenImageError
+from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.ledger import Ledger, open_ledger
+from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.storage import open_output_path
 from airflow_provider_qwenimage.submissions import GoBack
+from tests.events import finish_images, status_reads
 
 _SUCCEEDED = {
     "task_id": "n43resumedqwenimg",
@@ -26,7 +29,6 @@ _SUCCEEDED = {
 events_of_nobody = pytest.mark.parametrize(
     "event",
     [
-        None,
         {},
         [],
         "success",
@@ -173,3 +175,46 @@ def test_a_trigger_that_broke_does_not_make_the_operator_pay_again(
 def test_a_trigger_that_broke_fails_the_sensor(sensor: QwenImageStatusSensor, context: Any) -> None:
     with pytest.raises(Exception, match=r"[Tt]rigger"):
         sensor.resume_execution("__fail__", {"error": "Trigger failure"}, context)
+
+
+@pytest.fixture
+def drawing(connected_api: Sandbox) -> str:
+    """The id of an image that is under way."""
+    with QwenImageHook() as hook:
+        return hook.generate("A boat")
+
+
+def test_a_sensor_without_an_event_reads_the_status(connected_api: Sandbox, drawing: str, context: Any) -> None:
+    """`airflow dags test` beside a live scheduler resumes a task like that."""
+    sensor = QwenImageStatusSensor(task_id="sense", image_task_id=drawing, deferrable=True)
+    with pytest.raises(TaskDeferred):
+        sensor.execute_complete(context, None)
+    assert status_reads(connected_api) == 1
+    finish_images(connected_api)
+    assert len(sensor.execute_complete(context, None)) == 1
+    assert context["ti"].xcoms["consumed_credits"] == 5
+
+
+def test_an_operator_without_an_event_reads_the_status_and_submits_nothing(
+    operator: QwenImageGenerateOperator, connected_api: Sandbox, drawing: str, context: Any
+) -> None:
+    context["ti"].xcoms["task_id"] = drawing
+    with pytest.raises(TaskDeferred):
+        operator.execute_complete(context, None)
+    finish_images(connected_api)
+    assert operator.execute_complete(context, None)["task_id"] == drawing
+    assert len(connected_api.submissions) == 1
+
+
+def test_what_an_earlier_version_has_fired_is_understood(sensor: QwenImageStatusSensor, context: Any) -> None:
+    """It had everything that the API said."""
+    odd = {"request": {"prompt": "A boat", "callback_url": "https://example.com/?token=1"}, "queue": {"place": 10**31}}
+    event = {
+        "status": "success",
+        "message": "Image task n43resumedqwenimg is SUCCESS.",
+        "image_task_id": "n43resumedqwenimg",
+        "snapshot": _SUCCEEDED | odd,
+        "try_number": 1,
+    }
+    assert sensor.execute_complete(context, event) == ["https://cdn.example.com/image.png"]
+    assert context["ti"].xcoms["request"] == {"prompt": "A boat"}

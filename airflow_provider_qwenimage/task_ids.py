@@ -1,0 +1,40 @@
+"""The API's ids of image tasks as this package hands them on: printable, short and without a line break. No I/O.
+
+The documented ids are letters and digits, and stay as they are. An id with other characters is paid for as well, so it
+is kept in a form that every log, database and template can hold, and sent as the API gave it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+from urllib.parse import quote, unquote
+
+MAX_TASK_ID_CHARACTERS = 500
+_ESCAPED = "urlencoded:"
+
+
+def is_usable(task_id: object) -> TypeGuard[str]:
+    """Whether a value can be sent as a task id: a short text that is not empty and has a UTF-8 form."""
+    if not isinstance(task_id, str) or not 0 < len(wire_id(task_id)) <= MAX_TASK_ID_CHARACTERS:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in task_id)
+
+
+def printable_id(task_id: str) -> str:
+    """Return a usable id in the form that is logged and stored: URL-encoded after a prefix, unless it is printable.
+
+    Args:
+        task_id: An id as the API gave it, or in this form already.
+    """
+    if task_id.isprintable() and task_id == task_id.strip():
+        return task_id
+    return _ESCAPED + quote(task_id, safe="", errors="replace")
+
+
+def wire_id(task_id: str) -> str:
+    """Return an id in the form that the API knows.
+
+    Args:
+        task_id: What `printable_id` returned.
+    """
+    return unquote(task_id.removeprefix(_ESCAPED)) if task_id.startswith(_ESCAPED) else task_id

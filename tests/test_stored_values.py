@@ -1,0 +1,340 @@
+"""Whatever the API answers, Airflow can encode and PostgreSQL can store what is made of it: events, XComs, records.
+
+A value that either cannot take ends the triggerer, with the waits of every DAG in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, insert, select
+
+from airflow_provider_qwenimage import polling
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
+from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageContractError, QwenImageError
+from airflow_provider_qwenimage.failures import failing_for_good
+from airflow_provider_qwenimage.polling import GiveUp
+from airflow_provider_qwenimage.storable import MAX_TEXT_CHARACTERS, storable
+from airflow_provider_qwenimage.submissions import Submission
+from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger, event_of, snapshot_of
+from tests.airflows import AIRFLOW
+from tests.chaos.database import Postgres, PostgresMissingError
+
+if AIRFLOW < (3, 3):
+    pytest.skip("encodes as the newest Airflow does", allow_module_level=True)
+
+from airflow.jobs.triggerer_job_runner import TriggerEventEntry, TriggerRunnerSupervisor, messages
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.sdk.execution_time.comms import _RequestFrame, _ResponseFrame
+from airflow.sdk.serde import deserialize, serialize
+from airflow.triggers.base import TriggerEvent
+from msgspec.msgpack import Decoder
+
+MAX_EVENT_BYTES = 200_000
+IMAGE = "https://cdn.example.com/1.png"
+DOCUMENTED: dict[str, Any] = {
+    "task_id": "n43",
+    "status": "SUCCESS",
+    "consumed_credits": 5,
+    "error_message": None,
+    "created_at": "2024-12-19T10:00:00Z",
+    "request": {"prompt": "a fox", "size": "1024*1024", "seed": 7, "output_format": "png"},
+    "response": [IMAGE],
+}
+DEEP: Any = {}
+for _ in range(400):
+    DEEP = {"deeper": DEEP}
+
+TEXTS = st.text(st.characters(categories=None), max_size=20) | st.sampled_from(
+    ["a fox \ud83d", "\udc00", "\x00", "a\x00b", "\x1b[31m", "\u202e", "x" * 200_000, "Content policy \ud83d"]
+)
+NUMBERS = (
+    st.integers()
+    | st.floats()
+    | st.sampled_from([10**31, -(10**31), 2**63, 2**64, 1e30, 1e300, 10**400, -0.0, math.nan])
+)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS | st.just(DEEP),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(TEXTS, children, max_size=4),
+    max_leaves=8,
+)
+URLS = st.just(IMAGE) | TEXTS.map(lambda text: f"https://cdn.example.com/{text}.png")
+DATA = st.fixed_dictionaries(
+    {"task_id": st.just("n43"), "status": st.sampled_from(["SUCCESS", "FAILED", "ODD"]) | TEXTS},
+    optional={
+        "consumed_credits": JSON_VALUES,
+        "error_message": JSON_VALUES,
+        "created_at": JSON_VALUES,
+        "request": st.dictionaries(st.sampled_from(list(DOCUMENTED["request"])) | TEXTS, JSON_VALUES) | JSON_VALUES,
+        "response": st.lists(URLS, max_size=40) | JSON_VALUES,
+        "other": JSON_VALUES,
+    },
+)
+ANSWERS = st.fixed_dictionaries({"code": st.sampled_from([200, 400, 500])}, optional={"message": TEXTS, "data": DATA})
+
+# The database and the server are the same for all examples.
+many = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+
+
+class Database:
+    """PostgreSQL with the columns that Airflow has for what resumes a task and for XComs."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url)
+        kinds = {"event": TaskInstance.next_kwargs.type, "xcom": XComModel.value.type}
+        columns = [Column(name, kind) for name, kind in kinds.items()]
+        self._table = Table("stored", MetaData(), Column("id", Integer, primary_key=True), *columns)
+        self._table.create(self._engine)
+
+    def store(self, **values: Any) -> Any:
+        """Store a value, and return what is stored."""
+        (column,) = values
+        with self._engine.begin() as connection:
+            key = connection.execute(insert(self._table).values(**values)).inserted_primary_key
+            assert key is not None
+            return connection.execute(select(self._table.c[column]).where(self._table.c.id == key[0])).scalar_one()
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Database]:
+    try:
+        postgres = Postgres()
+    except PostgresMissingError as error:
+        pytest.skip(str(error))
+    with postgres:
+        yield Database(postgres.url)
+
+
+class Api:
+    """A server that answers each request with the same bytes."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(outer.body)))
+                self.end_headers()
+                self.wfile.write(outer.body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Api]:
+    found = Api()
+    thread = threading.Thread(target=found.server.serve_forever)
+    thread.start()
+    connection = {"conn_type": "qwenimage", "host": found.url, "password": "sk-0123456789"}
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps(connection))
+        yield found
+    found.server.shutdown()
+    found.server.server_close()
+    thread.join()
+
+
+def through_airflow(payload: Mapping[str, Any], database: Database) -> Any:
+    """Take an event from a triggerer to the resumed task as Airflow does, and return what arrives."""
+    entry = TriggerEventEntry(7, TriggerEvent(payload), None)
+    sent = messages.TriggerStateChanges(events=[entry], finished=[7])
+    frame = _RequestFrame(id=0, body=sent.model_dump()).as_bytes()
+    assert len(frame) < MAX_EVENT_BYTES
+    received = TriggerRunnerSupervisor.decoder.validate_python(Decoder(_RequestFrame).decode(frame[4:]).body)
+    assert isinstance(received, messages.TriggerStateChanges)
+    assert received.events
+    stored = database.store(event=serialize({"event": received.events[0].event.payload}))
+    resumed: Any = deserialize(stored)
+    # The API server sends it to the worker's supervisor as JSON, and that to the task as msgpack.
+    sent_on = _ResponseFrame(id=0, body=json.loads(json.dumps(resumed))).as_bytes()
+    arrived = Decoder(_ResponseFrame).decode(sent_on[4:]).body
+    assert arrived is not None
+    return arrived["event"]
+
+
+def fired(answer: Mapping[str, Any], api: Api) -> dict[str, Any]:
+    """Return what a trigger fires that gets an answer."""
+    api.body = json.dumps(answer).encode()
+    trigger = QwenImageStatusTrigger("n43", poll_interval=0.001, end_time=1.0, max_consecutive_failures=1)
+
+    async def run() -> list[Any]:
+        return [event.payload async for event in trigger.run()]
+
+    (payload,) = asyncio.run(run())
+    return dict(payload)
+
+
+@many
+@given(answer=ANSWERS)
+def test_every_event_of_an_odd_answer_reaches_its_task(answer: dict[str, Any], api: Api, database: Database) -> None:
+    event = through_airflow(fired(answer, api), database)
+    try:
+        snapshot = snapshot_of(event)
+    except QwenImageError:
+        return
+    pushed = [list(snapshot.image_urls), snapshot.consumed_credits, snapshot.described_request()]
+    assert database.store(xcom=pushed) == pushed
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"request": {"prompt": "a fox \ud83d"}},
+        {"request": {"\ud83d": {"\x00": math.nan}}},
+        {"request": "\x00"},
+        {"consumed_credits": 10**31},
+        {"consumed_credits": math.nan},
+        {"consumed_credits": math.inf},
+        {"consumed_credits": 2**64},
+        {"error_message": "\ud83d\x00"},
+        {"created_at": "\ud83d"},
+        {"created_at": 10**400},
+        {"queue": {"\ud83d": [10**31, math.inf, "\x00"]}},
+        {"\ud83d": 1},
+        {"deep": DEEP},
+        {"long": "x" * 900_000},
+        {"request": {"prompt": "x" * 900_000}},
+    ],
+    ids=lambda odd: f"{odd!r:.60}",
+)
+def test_a_success_with_an_odd_value_that_nobody_needs_is_a_success(
+    odd: dict[str, Any], api: Api, database: Database
+) -> None:
+    event = through_airflow(fired({"code": 200, "data": DOCUMENTED | odd}, api), database)
+    assert snapshot_of(event).image_urls == (IMAGE,)
+
+
+def test_an_event_has_what_the_resumed_task_reads_and_nothing_else(api: Api, database: Database) -> None:
+    told = DOCUMENTED | {"request": DOCUMENTED["request"] | {"callback_url": "https://a.example/?token=1"}, "queue": 3}
+    event = through_airflow(fired({"code": 200, "data": told}, api), database)
+    assert snapshot_of(event) == TaskSnapshot.from_data(DOCUMENTED)
+    assert set(event["snapshot"]) == set(DOCUMENTED)
+
+
+def test_what_breaks_in_a_trigger_ends_its_own_wait_in_an_event(
+    api: Api, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: object, **__: object) -> None:
+        raise RuntimeError("\ud83d\x00" * 100_000)
+
+    monkeypatch.setattr(polling, "decide", break_down)
+    event = through_airflow(fired({"code": 200, "data": DOCUMENTED}, api), database)
+    with pytest.raises(QwenImageError, match=r"RuntimeError .* at .*test_stored_values\.py") as caught:
+        snapshot_of(event)
+    assert not caught.value.permanent
+
+
+@many
+@given(text=TEXTS)
+def test_every_error_of_a_wait_reaches_its_task(text: str, database: Database) -> None:
+    for error in (QwenImageConnectionError(text), QwenImageContractError(text * 50)):
+        event = through_airflow(event_of(GiveUp(error), text or "n43"), database)
+        with pytest.raises(type(error)):
+            snapshot_of(event)
+
+
+@many
+@given(value=JSON_VALUES)
+def test_every_value_is_made_storable(value: object, database: Database) -> None:
+    kept = storable(value)
+    assert through_airflow({"value": kept}, database) == {"value": kept}
+    assert database.store(xcom=kept) == kept
+    assert storable(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        "a fox 🦊\n\t",
+        "",
+        5,
+        -(2**63),
+        2**63 - 1,
+        2.5,
+        -(2.0**53),
+        [],
+        {},
+        {"a": [{"b": None}]},
+        "x" * MAX_TEXT_CHARACTERS,
+    ],
+)
+def test_what_can_be_stored_stays_as_it_is(value: object) -> None:
+    kept = storable(value)
+    assert (kept, type(kept)) == (value, type(value))
+
+
+def test_what_cannot_be_stored_is_replaced_visibly() -> None:
+    odd = {
+        "half \ud83d": "a\x00b",
+        "infinite": math.inf,
+        "long": 1e300,
+        "large": 10**31,
+        "larger": 10**5000,
+        "status": TaskStatus.SUCCESS,
+        "pair": (1, 2),
+        "object": {1},
+        3: "key",
+    }
+    assert storable(odd) == {
+        "half \ufffd": "a\ufffdb",
+        "infinite": "inf",
+        "long": "1e+300",
+        "large": "1" + "0" * 31,
+        "larger": "an integer of more than 40 digits",
+        "status": "SUCCESS",
+        "pair": [1, 2],
+        "object": "{1}",
+        "3": "key",
+    }
+    assert type(storable(TaskStatus.SUCCESS)) is str
+    assert storable("x" * 20_000) == "x" * MAX_TEXT_CHARACTERS + "…"
+    assert len(json.dumps(storable(DEEP))) < 300
+    assert len(storable(list(range(5000)))) == 1000
+
+
+@many
+@given(text=TEXTS)
+def test_the_xcom_of_every_error_can_be_stored(text: str, database: Database) -> None:
+    pushed: dict[str, Any] = {}
+
+    class TaskInstanceThatPushes:
+        def xcom_push(self, key: str, value: Any) -> None:
+            pushed[key] = database.store(xcom=value)
+
+    with pytest.raises(QwenImageError), failing_for_good(TaskInstanceThatPushes()):
+        raise QwenImageContractError(text * 50)
+    assert pushed["error"]["error"] == "QwenImageContractError"
+    assert len(pushed["error"]["message"]) <= 2001
+
+
+@many
+@given(text=TEXTS)
+def test_every_record_of_a_submission_can_be_stored(text: str, database: Database) -> None:
+    record = Submission(
+        request={"prompt": text or "a fox", "size": "1024*1024", "seed": -1, "output_format": "png"},
+        fingerprint="f",
+        intended_at="then",
+        try_number=1,
+        max_tries=2,
+    )
+    for written in (record, replace(record, image_task_id="n43", failure=text * 50)):
+        assert database.store(xcom=written.to_json()) == written.to_json()
