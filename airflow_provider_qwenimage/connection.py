@@ -30,6 +30,7 @@ TEST_TASK_ID = "connection-test"
 
 # The connection page's Test button sends 0 for an empty port; 443 is what the default base URL has anyway.
 _NO_PORT_OF_ITS_OWN = (None, 0, 443)
+_HIGHEST_PORT = 65_535
 # What both clients send as it is: names in ASCII, and addresses.
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify")
@@ -146,9 +147,9 @@ def _read_base_url(where: str, connection: AirflowConnection) -> str:
     if "@" in host.partition("://")[2].partition("/")[0]:
         raise ValueError(f"{where} has a user or a key inside its host; put the key in the password instead.")
     problem = ValueError(
-        f"{where} has host {displayed_url(connection.host or '')!r}, schema {connection.schema!r} and port "
-        f"{connection.port!r}, which make no URL; allowed is a full http(s) URL such as {DEFAULT_BASE_URL} in the "
-        "host, or a host name with schema (http or https) and port."
+        f"{where} has host {shorten(repr(displayed_url(connection.host or '')))}, schema "
+        f"{shorten(repr(connection.schema))} and port {connection.port!r}, which make no URL; allowed is a full "
+        f"http(s) URL such as {DEFAULT_BASE_URL} in the host, or a host name with schema (http or https) and port."
     )
     try:
         parts = urlsplit(host)
@@ -157,7 +158,8 @@ def _read_base_url(where: str, connection: AirflowConnection) -> str:
     except ValueError:
         raise problem from None
     odd = any(character.isspace() or not character.isprintable() for character in host)
-    if parts.scheme not in DEFAULT_PORTS or not _HOST.fullmatch(hostname) or odd or parts.query or parts.fragment:
+    is_host = bool(_HOST.fullmatch(hostname)) and 0 <= (port or 0) <= _HIGHEST_PORT
+    if parts.scheme not in DEFAULT_PORTS or not is_host or odd or parts.query or parts.fragment:
         raise problem
     name = f"[{hostname}]" if ":" in hostname else hostname
     shown_port = f":{port}" if port and port != DEFAULT_PORTS[parts.scheme] else ""

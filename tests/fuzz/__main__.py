@@ -22,7 +22,7 @@ def main() -> int:
     options = _read_arguments()
     targets = {name: TARGETS[name] for name in options.target or TARGETS}
     # What libraries say of odd input is kept, and checked for the key; nobody reads it here.
-    logging.getLogger().handlers.clear()
+    logging.getLogger().handlers[:] = [logging.NullHandler()]
     logging.lastResort = None
     warnings.simplefilter("ignore")
     progress = Progress()
