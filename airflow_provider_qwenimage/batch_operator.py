@@ -218,26 +218,16 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         return manifest.put(is_first_try=ti.try_number == 1)
 
     def _read_requests(self, map_index: int) -> BatchRequests:
-        from airflow_provider_qwenimage.batch_requests import BatchRequests, file_reader, read_list
+        from airflow_provider_qwenimage.batch_requests import BatchRequests, read_list
+        from airflow_provider_qwenimage.request_files import open_requests
+        from airflow_provider_qwenimage.request_rows import file_reader
 
         source = path_text(self.requests) or self.requests
         reader = file_reader(source) if isinstance(source, str) else None
         if reader is None:
             return BatchRequests(read_list(source), map_index=map_index)
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
-
-        try:
-            with ObjectStoragePath(source.strip()).open("rb") as stream:
-                return BatchRequests(reader(stream), map_index=map_index)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"requests is {source!r}, and there is no such file (yet). Check the path, and that the task which "
-                "writes it has run."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"requests is {source!r}, which is not a text in UTF-8 ({error}). Save it as UTF-8."
-            ) from error
+        with open_requests(source) as stream:
+            return BatchRequests(reader(stream), map_index=map_index)
 
     def _options(self, ti: Any, folder: ObjectStoragePath, scratch: Path) -> DrawingOptions:
         from airflow_provider_qwenimage.batch_image import DrawingOptions
@@ -260,7 +250,7 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         """Refuse bad requests while the DAG is parsed, rather than at night when it runs."""
         if name != "requests":
             return
-        from airflow_provider_qwenimage.batch_requests import file_reader
+        from airflow_provider_qwenimage.request_rows import file_reader
 
         if not isinstance(value, str):
             for number, row in enumerate(value, start=1):

@@ -3,47 +3,47 @@
 from __future__ import annotations
 
 import ast
-import csv
-import io
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_provider_qwenimage import arguments
 from airflow_provider_qwenimage.arguments import ALLOWED_REQUESTS, REQUEST_FIELDS
-from airflow_provider_qwenimage.contract import RANDOM_SEED, GenerateRequest, shorten, shown
+from airflow_provider_qwenimage.contract import (
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    OUTPUT_FORMATS,
+    RANDOM_SEED,
+    SIZES,
+    GenerateRequest,
+    shorten,
+    shown,
+)
+from airflow_provider_qwenimage.request_rows import (
+    NotJsonError,
+    Row,
+    kind_of,
+    near_field,
+    read_json,
+    shown_source,
+)
 from airflow_provider_qwenimage.spool import Spool
 
-if TYPE_CHECKING:
-    from typing import BinaryIO
-
-# So many bad rows are quoted with what is wrong with them; of the others the numbers must do.
-_QUOTED_ROWS = 20
+_ALLOWED = {
+    "prompt": f"a text of 1 to {MAX_PROMPT_CHARACTERS} characters that is not only white space",
+    "size": ", ".join(SIZES),
+    "seed": f"-1 (random) and the integers from 0 to {MAX_SEED}",
+    "output_format": ", ".join(OUTPUT_FORMATS),
+    "callback_url": "an absolute http:// or https:// URL",
+}
+# So many bad rows are described, and so many more are numbered; of the others the count must do.
+_DESCRIBED_ROWS = 20
+_NUMBERED_ROWS = 100
+_LONGEST_PROBLEM = 400
 # Batches that are mapped have places of their own, each of a million: else two would share the images of random seeds.
 _PLACES = 1_000_000
-
-
-@dataclass(frozen=True)
-class Row:
-    """One request as it came.
-
-    Attributes:
-        number: Its number, counted from 1, for people.
-        value: A prompt, or an object with the fields of a request.
-        line: The line of the file that it ends on, if it comes from a file of lines.
-    """
-
-    number: int
-    value: object
-    line: int | None = None
-
-    @property
-    def where(self) -> str:
-        """Where it stands, for messages."""
-        return f"row {self.number}" if self.line is None else f"row {self.number} (line {self.line})"
+MAX_ROWS = _PLACES
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,13 @@ class BatchRequests:
 
     def _read(self, rows: Iterable[Row], first_place: int) -> None:
         seen: dict[bytes, int] = {}
-        problems: list[str] = []
-        bad_rows = 0
+        problems = _Problems()
         for row in rows:
-            try:
-                request = read_request(row.value)
-            except ValueError as error:
-                bad_rows += 1
-                problems.append(f"{row.where}: {error}" if bad_rows <= _QUOTED_ROWS else str(row.number))
+            if row.number > MAX_ROWS:
+                raise ValueError(f"requests has more than {MAX_ROWS} rows. Split it into several batches.")
+            request = problems.read(row)
+            if request is None or problems.bad_rows:
+                # Nothing will be submitted, so only what is bad is still of interest.
                 continue
             # Without the place, equal requests have equal fingerprints, also with a random seed.
             key = bytes.fromhex(request.fingerprint())[:16]
@@ -107,8 +106,8 @@ class BatchRequests:
                 seen[key] = len(self._spool)
             self.number_to_draw += "same_as" not in entry
             self._spool.append(entry)
-        if problems:
-            raise ValueError(_complaint(problems, bad_rows, bad_rows + len(self._spool)))
+        if problems.bad_rows:
+            raise ValueError(str(problems))
 
     def __len__(self) -> int:
         return len(self._spool)
@@ -123,6 +122,70 @@ class BatchRequests:
     def close(self) -> None:
         """Remove what is on disk of them."""
         self._spool.close()
+
+
+class _Problems:
+    """Reads rows, and keeps of the bad ones no more than an error of bounded length tells."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.bad_rows = 0
+        self._described: list[str] = []
+        self._numbered: list[str] = []
+
+    def read(self, row: Row) -> GenerateRequest | None:
+        """Return the request of a row, or None where it is bad."""
+        self.rows += 1
+        problem = row.problem
+        try:
+            if problem is None:
+                return read_request(row.value)
+        except RecursionError:
+            problem = "nested too deeply"
+        except ValueError as error:
+            problem = str(error) if row.is_quotable else _describe_by_kind(row.value)
+        self.bad_rows += 1
+        if len(self._described) < _DESCRIBED_ROWS:
+            self._described.append(f"{row.where}: {shorten(problem, _LONGEST_PROBLEM)}")
+        elif len(self._numbered) < _NUMBERED_ROWS:
+            self._numbered.append(str(row.number))
+        return None
+
+    def __str__(self) -> str:
+        more = f" Also bad: rows {', '.join(self._numbered)}" if self._numbered else ""
+        left = self.bad_rows - len(self._described) - len(self._numbered)
+        more += f" and {left} more." if left else "." if more else ""
+        described = " | ".join(self._described)
+        return f"requests has {self.bad_rows} bad row(s) of {self.rows}; nothing was submitted. {described}{more}"
+
+
+def _describe_by_kind(value: object) -> str:
+    """Return what is wrong with a bad row by the names of known fields and by kinds, and nothing that it says."""
+    if isinstance(value, str):
+        return _describe_field("prompt", value)
+    if not isinstance(value, Mapping):
+        return f"{kind_of(value)} is no request; allowed are a prompt or an object with a prompt"
+    unknown = [name for name in value if name not in REQUEST_FIELDS]
+    if unknown:
+        hints = {near_field(name) for name in unknown if isinstance(name, str)} - {""}
+        what = f"{len(unknown)} key(s) are no field of a request{''.join(sorted(hints))}"
+        return f"{what}; allowed are {', '.join(REQUEST_FIELDS)}"
+    if value.get("prompt") in (None, ""):
+        return "prompt is missing; allowed is a text that is not empty"
+    bad = [name for name in REQUEST_FIELDS if name in value and not _is_allowed(name, value[name])]
+    return "; ".join(_describe_field(name, value[name]) for name in bad) or "not a request that the API allows"
+
+
+def _describe_field(name: str, value: object) -> str:
+    return f"{name} is {kind_of(value)}; allowed: {_ALLOWED[name]}"
+
+
+def _is_allowed(name: str, value: object) -> bool:
+    try:
+        read_request({"prompt": "a", name: value})
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def read_request(value: object) -> GenerateRequest:
@@ -157,107 +220,22 @@ def read_list(value: object) -> Iterator[Row]:
         value = _list_from_text(value)
     # The order of a set changes from one try to the next.
     if isinstance(value, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(value, Iterable):
-        raise ValueError(f"requests is {shown(value)}; allowed is {ALLOWED_REQUESTS}.")
+        told = shown_source(value) if isinstance(value, str) else shown(value)
+        raise ValueError(f"requests is {told}; allowed is {ALLOWED_REQUESTS}.")
     for number, row in enumerate(value, start=1):
         yield Row(number, row)
-
-
-def file_reader(path: str) -> Callable[[BinaryIO], Iterator[Row]] | None:
-    """Return what reads a file of requests, by the file's name; None if it is not the name of one.
-
-    Args:
-        path: A path or URL.
-    """
-    return _READERS.get(PurePosixPath(path.strip()).suffix.lower()) if "\n" not in path.strip() else None
-
-
-def _read_json_lines(stream: BinaryIO) -> Iterator[Row]:
-    number = 0
-    for line_number, line in enumerate(_text(stream), start=1):
-        if not line.strip():
-            continue
-        number += 1
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = _NotJson(line.strip())
-        yield Row(number, value, line_number)
-
-
-def _read_json(stream: BinaryIO) -> Iterator[Row]:
-    try:
-        value = json.load(_text(stream))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"The file of requests is not JSON: {error}. Allowed is an array of requests.") from None
-    if not isinstance(value, list):
-        raise ValueError(f"The file of requests has {shorten(repr(value))}; allowed is an array of requests.")
-    yield from read_list(value)
-
-
-def _read_csv(stream: BinaryIO) -> Iterator[Row]:
-    # Line ends inside of quotes are part of a prompt.
-    text = _text(stream, newline="")
-    reader = csv.DictReader(text, strict=True)
-    try:
-        _check_columns(reader.fieldnames)
-        for number, row in enumerate(reader, start=1):
-            value: object = row
-            if None in row:
-                value = _NotJson("more cells than the header has columns; put a prompt with commas into quotes")
-            yield Row(number, value, reader.line_num)
-    except csv.Error as error:
-        raise ValueError(
-            f"The file of requests is not CSV at line {reader.reader.line_num}: {error}. Allowed is comma-separated "
-            "text with quotes around what has commas, quotes or line breaks in it."
-        ) from None
-
-
-def _check_columns(names: Iterable[str] | None) -> None:
-    found = list(names or [])
-    unknown = [name for name in found if name not in REQUEST_FIELDS]
-    if "prompt" not in found or unknown:
-        raise ValueError(
-            f"The file of requests has the columns {', '.join(map(repr, found)) or 'none'} in its first line; allowed "
-            f"are prompt, which must be there, and {', '.join(name for name in REQUEST_FIELDS if name != 'prompt')}."
-        )
-
-
-class _NotJson:
-    """Stands for a row that cannot be read, so that it is named along with all others that are bad."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return shorten(self._text)
-
-
-_READERS: Mapping[str, Callable[[Any], Iterator[Row]]] = {
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".json": _read_json,
-    ".csv": _read_csv,
-}
-
-
-def _text(stream: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
-    # Spreadsheets put a byte order mark before their UTF-8.
-    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
 
 def _list_from_text(text: str) -> object:
     if not text.strip().startswith("["):
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            return ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return text
-
-
-def _complaint(problems: list[str], bad_rows: int, rows: int) -> str:
-    quoted, others = problems[:_QUOTED_ROWS], problems[_QUOTED_ROWS:]
-    more = f" Also bad: rows {', '.join(others)}." if others else ""
-    return f"requests has {bad_rows} bad row(s) of {rows}; nothing was submitted. {' | '.join(quoted)}{more}"
+        return read_json(text)
+    except NotJsonError as error:
+        if error.line is None:
+            # JSON, and no list that Python prints.
+            raise ValueError(f"requests has {error}; allowed is {ALLOWED_REQUESTS}.") from None
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text

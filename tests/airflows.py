@@ -40,6 +40,7 @@ NEWEST_ONLY = (
     "test_exceptions.py",
     "test_polling.py",
     "test_rate_limit.py",
+    "test_request_rows.py",
     "test_retries.py",
     "test_spool.py",
     "test_submissions.py",

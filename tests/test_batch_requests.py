@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterable
 from contextlib import closing
@@ -15,13 +16,12 @@ from hypothesis import strategies as st
 from airflow_provider_qwenimage.batch_requests import (
     BatchRequest,
     BatchRequests,
-    Row,
-    file_reader,
     read_list,
     read_request,
 )
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.images import file_stem
+from airflow_provider_qwenimage.request_rows import Row, file_reader
 
 
 def rows_of(name: str, content: str | bytes) -> list[Row]:
@@ -161,13 +161,24 @@ def test_every_bad_row_is_named_in_one_error() -> None:
         assert f"row {place}: {story}" in str(caught.value)
 
 
-def test_of_very_many_bad_rows_all_are_named_and_the_first_are_quoted() -> None:
-    with pytest.raises(ValueError, match="5000 bad row") as caught:
-        batch([{"prompt": "a", "seed": "x"}] * 5000)
+def test_of_very_many_bad_rows_the_first_are_described_some_numbered_and_all_counted() -> None:
+    with pytest.raises(ValueError, match=r"^requests has 10000 bad row\(s\) of 10001") as caught:
+        batch([{"prompt": "a", "seed": "x" * 10_000}] * 10_000 + ["good"])
     message = str(caught.value)
-    assert message.count("seed is 'x'") == 20
+    assert message.count("seed is 'x") == 20
     assert "Also bad: rows 21, 22, " in message
-    assert message.endswith(" 4999, 5000.")
+    assert message.endswith(", 119, 120 and 9880 more.")
+    assert len(message) < 12_000
+
+
+def test_a_few_bad_rows_more_than_are_described_are_all_numbered() -> None:
+    with pytest.raises(ValueError, match=r"\. row 1: .*Also bad: rows 21, 22\.$"):
+        batch([{"prompt": "a", "seed": "x"}] * 22)
+
+
+def test_rows_that_a_batch_cannot_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="more than 1000000 rows"):
+        checked(Row(number, None) for number in itertools.chain([1], itertools.count(1_000_000)))
 
 
 @pytest.mark.parametrize(
@@ -188,9 +199,11 @@ def test_a_bad_line_is_named_by_its_line(content: str, line: int) -> None:
 @pytest.mark.parametrize(
     ("content", "story"),
     [
-        ("promt,size\na,\n", "has the columns 'promt', 'size'"),
-        ("prompt,category\na,b\n", "'category'"),
-        ("", "has the columns none"),
+        ("promt,size\na,\n", r"column 1 is not a field \(did you mean 'prompt'\?\), there is no column prompt"),
+        ("prompt,category\na,b\n", "column 2 is not a field"),
+        ("prompt,size,prompt\na,,b\n", "column 3 repeats prompt"),
+        ("prompt;size\na;\n", "separate the columns by commas"),
+        ("", "there is no column prompt"),
         ('prompt\n"a', "is not CSV at line 2"),
     ],
 )

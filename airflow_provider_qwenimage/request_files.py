@@ -1,0 +1,54 @@
+"""Opens a file of requests: a regular file, in any storage that Airflow knows."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, cast
+
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+from airflow_provider_qwenimage.request_rows import shown_source
+from airflow_provider_qwenimage.storage_libraries import LOCAL
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+
+def open_requests(source: str) -> BinaryIO:
+    """Open a file of requests.
+
+    Args:
+        source: Its path or URL.
+
+    Returns:
+        Its bytes; to be closed.
+
+    Raises:
+        FileNotFoundError: If there is no such file; it may come.
+        ValueError: If it is a folder, a device or a pipe, which may have no end.
+    """
+    path = ObjectStoragePath(source.strip())
+    try:
+        return _open_local(path.path, source) if path.protocol in LOCAL else cast("BinaryIO", path.open("rb"))
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        raise _not_a_file(source) from None
+    raise FileNotFoundError(
+        f"requests is {shown_source(source)}, and there is no such file (yet). Check the path, and that the task which "
+        "writes it has run."
+    )
+
+
+def _open_local(path: str, source: str) -> BinaryIO:
+    # Opening a pipe would wait for who writes into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise _not_a_file(source)
+
+
+def _not_a_file(source: str) -> ValueError:
+    return ValueError(f"requests is {shown_source(source)}, which is not a regular file. Give the path of a file.")
