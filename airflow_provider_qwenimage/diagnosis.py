@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import ssl
@@ -45,11 +46,18 @@ def describe(error: BaseException, settings: ConnectionSettings | None = None) -
         settings: Whose key to blot out.
     """
     said = next((cause for cause in reversed(list(_causes(error))) if isinstance(cause, OSError)), error)
-    text = f"{type(said).__name__}: {said}".rstrip(": ")
+    text = f"{type(said).__name__}: {_words_of(said)}".rstrip(": ")
     # First what is secret, and only then cut: half a key is no longer found.
     text = settings.without_key(text) if settings else text
     text = printable(_QUERY.sub("", _USER_INFORMATION.sub("//", text)))
     return text[:_MOST_CHARACTERS].rstrip(".") + "."
+
+
+def _words_of(error: BaseException) -> str:
+    """Return what an error says; of the system's own errors what they always say, since libraries reword some."""
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError | socket.gaierror) and error.errno:
+        return f"[Errno {error.errno}] {os.strerror(error.errno)}"
+    return str(error)
 
 
 def explain(error: BaseException, settings: ConnectionSettings, seconds: float) -> str:

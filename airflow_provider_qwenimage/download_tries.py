@@ -71,15 +71,9 @@ class DownloadTries:
         self.is_complete = False
         return Exchange(self._seconds_left())
 
-    def next_exchange(self, tls_fault: QwenImageError | None) -> Exchange:
-        """Return an exchange for the next request of a try: the first, or what a redirect leads to.
-
-        Args:
-            tls_fault: Why this machine cannot check certificates.
-        """
+    def next_exchange(self) -> Exchange:
+        """Return an exchange for the next request of a try: the first, or what a redirect leads to."""
         self.request = ImageRequest.of(self._next)
-        if tls_fault is not None and self.request.url.startswith("https:"):
-            raise tls_fault
         return Exchange(self._seconds_left())
 
     def take_head(self, head: AnswerHead) -> bool:
@@ -102,7 +96,8 @@ class DownloadTries:
     def add(self, chunk: bytes) -> float:
         """Take bytes of the image, and return how many seconds the rest may take."""
         self._received += chunk
-        self._check_size(len(self._received))
+        # However much came at once, the message is the same.
+        self._check_size(min(len(self._received), self._max_image_bytes + 1))
         return self._seconds_left()
 
     def take_end(self) -> None:

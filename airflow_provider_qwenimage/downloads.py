@@ -10,12 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_qwenimage import __version__
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.download_tries import DownloadPace, DownloadTries
-from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageImageError
+from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.exchanges import Exchange
 from airflow_provider_qwenimage.network_environment import http_proxy_for, proxy_for, tls_context
 from airflow_provider_qwenimage.retries import RequestRetries
@@ -50,19 +51,29 @@ class ImageClient:
 
     Args:
         verify: The connection's: whether TLS certificates are checked, or the path of a file of authorities.
-
-    Raises:
-        ValueError: If `verify` is not such a file.
     """
 
     def __init__(self, verify: bool | str = True) -> None:  # noqa: FBT001, FBT002  the connection's field
+        self._verify = verify
+        self._sessions: dict[bool, requests.Session] = {}
+        _hide_queries_in_logs()
+
+    def session(self, url: str) -> requests.Session:
+        """Return the session for a URL. Certificates are read for https alone.
+
+        Raises:
+            ValueError: If `verify` is not a file of authorities.
+            QwenImageConnectionError: If a variable of the environment does not name one.
+        """
         from airflow_provider_qwenimage.requests_session import open_session
 
-        context, self.tls_fault = _tls_context(verify)
-        _hide_queries_in_logs()
-        self.session: requests.Session = open_session(context, _HEADERS)
-        # Otherwise requests would look for credentials in a netrc file.
-        self.session.auth = lambda request: request
+        is_secure = url.startswith("https:")
+        if is_secure not in self._sessions:
+            session = open_session(tls_context(self._verify) if is_secure else None, _HEADERS)
+            # Otherwise requests would look for credentials in a netrc file.
+            session.auth = lambda request: request
+            self._sessions[is_secure] = session
+        return self._sessions[is_secure]
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +81,8 @@ class ImageClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.session.close()
+        for session in self._sessions.values():
+            session.close()
 
 
 class AsyncImageClient:
@@ -85,26 +97,23 @@ class AsyncImageClient:
         self._connections = connections
         self._verify = verify
         self._opening = asyncio.Lock()
-        self._session: aiohttp.ClientSession | None = None
-        self.tls_fault: QwenImageConnectionError | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
-    async def session(self) -> aiohttp.ClientSession:
-        """Return the session; the first to ask opens it.
-
-        Raises:
-            ValueError: If `verify` is not a file of authorities.
-        """
+    async def session(self, url: str) -> aiohttp.ClientSession:
+        """Return the session for a URL; see `ImageClient.session`."""
+        is_secure = url.startswith("https:")
         async with self._opening:
-            if self._session is None:
-                # Certificates are read from files, and both clients are imported.
-                context, self.tls_fault = await asyncio.to_thread(_tls_context, self._verify)
-                self._session = _open_aiohttp_session(context, self._connections)
-            return self._session
+            if is_secure not in self._sessions:
+                # Certificates are read from files, and the first import takes a while.
+                context = await asyncio.to_thread(tls_context, self._verify) if is_secure else None
+                await asyncio.to_thread(import_module, "airflow_provider_qwenimage.aiohttp_session")
+                self._sessions[is_secure] = _open_aiohttp_session(context, self._connections)
+            return self._sessions[is_secure]
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -113,14 +122,6 @@ class AsyncImageClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _tls_context(verify: bool | str) -> tuple[ssl.SSLContext | None, QwenImageConnectionError | None]:  # noqa: FBT001
-    """Return how certificates are checked, and what is wrong with this machine's, which matters for https only."""
-    try:
-        return tls_context(verify), None
-    except QwenImageConnectionError as fault:
-        return None, fault
 
 
 def _open_aiohttp_session(context: ssl.SSLContext | None, connections: int) -> aiohttp.ClientSession:
@@ -200,8 +201,8 @@ def _download(client: ImageClient, download: DownloadTries) -> bytes:
     exchange = download.begin()
     try:
         while not download.is_complete:
-            exchange = download.next_exchange(client.tls_fault)
-            _receive(client.session, download, exchange)
+            exchange = download.next_exchange()
+            _receive(client, download, exchange)
         return download.content()
     except Exception as error:  # noqa: BLE001  whatever a library raises, the image did not come
         failure = download.failure(error, exchange)
@@ -209,11 +210,11 @@ def _download(client: ImageClient, download: DownloadTries) -> bytes:
     raise failure
 
 
-def _receive(session: requests.Session, download: DownloadTries, exchange: Exchange) -> None:
+def _receive(client: ImageClient, download: DownloadTries, exchange: Exchange) -> None:
     import requests
 
     request = download.request
-    proxy = proxy_for(request.url)
+    session, proxy = client.session(request.url), proxy_for(request.url)
     prepared = session.prepare_request(requests.Request("GET", request.url, headers=dict(request.headers)))
     # As it is written: a signature may be of the very characters, of which requests spells some anew.
     prepared.url = request.url
@@ -235,12 +236,11 @@ def _receive(session: requests.Session, download: DownloadTries, exchange: Excha
 
 
 async def _download_async(client: AsyncImageClient, download: DownloadTries) -> bytes:
-    session = await client.session()
     exchange = download.begin()
     try:
         while not download.is_complete:
-            exchange = download.next_exchange(client.tls_fault)
-            await _receive_async(session, download, exchange)
+            exchange = download.next_exchange()
+            await _receive_async(client, download, exchange)
         return download.content()
     except Exception as error:  # noqa: BLE001  whatever a library raises, the image did not come
         failure = download.failure(error, exchange)
@@ -248,10 +248,11 @@ async def _download_async(client: AsyncImageClient, download: DownloadTries) -> 
     raise failure
 
 
-async def _receive_async(session: aiohttp.ClientSession, download: DownloadTries, exchange: Exchange) -> None:
+async def _receive_async(client: AsyncImageClient, download: DownloadTries, exchange: Exchange) -> None:
     from yarl import URL
 
     request = download.request
+    session = await client.session(request.url)
     proxy = await asyncio.to_thread(http_proxy_for, request.url)
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(exchange.seconds_left()) as limit:

@@ -70,11 +70,11 @@ def test_every_client_says_it(agents: tuple[str, list[str]], monkeypatch: pytest
         async with QwenImageAsyncHook() as hook:
             await ask(await hook.get_conn())
         async with downloads.AsyncImageClient(1) as client:
-            await ask(await client.session())
+            await ask(await client.session(url))
 
     with QwenImageHook() as hook:
         hook.get_conn().get(url)
     with downloads.ImageClient() as client:
-        client.session.get(url)
+        client.session(url).get(url)
     asyncio.run(visit())
     assert seen == [f"airflow-provider-qwenimage/{__version__}"] * 4
