@@ -16,12 +16,15 @@ from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from decimal import Decimal
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 from airflow_provider_qwenimage.contract import MAX_SEED, RANDOM_SEED, GenerateRequest, check_text, shown
 from airflow_provider_qwenimage.storage_libraries import without_credentials
 
 Reader: TypeAlias = Callable[[str, object], Any]
+# An integer of any kind, numpy's as well, or a float.
+Number: TypeAlias = float | SupportsIndex
+Seconds: TypeAlias = Number | timedelta
 
 REQUEST_FIELDS = ("prompt", "size", "seed", "output_format", "callback_url")
 # Longer than any wait for an image; Airflow and PostgreSQL cannot hold the dates that much longer ones end at.

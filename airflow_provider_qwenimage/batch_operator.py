@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
+    from airflow_provider_qwenimage.arguments import Number, Seconds
     from airflow_provider_qwenimage.batch import Batch
     from airflow_provider_qwenimage.batch_image import DrawingOptions
     from airflow_provider_qwenimage.batch_manifest import BatchManifest
     from airflow_provider_qwenimage.batch_requests import BatchRequests
-    from airflow_provider_qwenimage.task_arguments import Folder, Number, Requests, Seconds, Text
+    from airflow_provider_qwenimage.task_arguments import Folder, Requests, Text
 
 _PROGRESS_SECONDS = 5.0
 # Longer than the submissions that are under way are waited for, shorter than Airflow waits before it kills.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_qwenimage import answers, contract, polling, provider_info, retries
-from airflow_provider_qwenimage.arguments import REQUEST_FIELDS, read_argument, read_request
+from airflow_provider_qwenimage.arguments import REQUEST_FIELDS, Number, Seconds, read_argument, read_request
 from airflow_provider_qwenimage.connection import (
     CONN_TYPE,
     DEFAULT_CONN_ID,
@@ -58,7 +58,7 @@ class _Hook(BaseHook):
         self,
         qwenimage_conn_id: str = DEFAULT_CONN_ID,
         *,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        timeout_seconds: Seconds = DEFAULT_TIMEOUT_SECONDS,
         retry_limit: int = 3,
         retry_delay: float = 1.0,
     ) -> None:
@@ -181,7 +181,7 @@ class QwenImageHook(_Hook):
         prompt: str,
         *,
         size: str = contract.DEFAULT_SIZE,
-        seed: int = contract.RANDOM_SEED,
+        seed: Number | str = contract.RANDOM_SEED,
         output_format: str = contract.DEFAULT_OUTPUT_FORMAT,
         callback_url: str | None = None,
     ) -> str:
@@ -241,8 +241,8 @@ class QwenImageHook(_Hook):
         self,
         image_task_id: str,
         *,
-        poll_interval: float = polling.DEFAULT_POLL_INTERVAL,
-        timeout: float | None = polling.DEFAULT_TIMEOUT,
+        poll_interval: Seconds = polling.DEFAULT_POLL_INTERVAL,
+        timeout: Seconds | None = polling.DEFAULT_TIMEOUT,
         max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
     ) -> TaskSnapshot:
         """Wait until an image task ends.
@@ -362,7 +362,7 @@ class QwenImageAsyncHook(_Hook):
         prompt: str,
         *,
         size: str = contract.DEFAULT_SIZE,
-        seed: int = contract.RANDOM_SEED,
+        seed: Number | str = contract.RANDOM_SEED,
         output_format: str = contract.DEFAULT_OUTPUT_FORMAT,
         callback_url: str | None = None,
     ) -> str:
@@ -391,8 +391,8 @@ class QwenImageAsyncHook(_Hook):
         self,
         image_task_id: str,
         *,
-        poll_interval: float = polling.DEFAULT_POLL_INTERVAL,
-        timeout: float | None = polling.DEFAULT_TIMEOUT,  # noqa: ASYNC109  same verbs as the sync hook
+        poll_interval: Seconds = polling.DEFAULT_POLL_INTERVAL,
+        timeout: Seconds | None = polling.DEFAULT_TIMEOUT,  # noqa: ASYNC109  same verbs as the sync hook
         max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
     ) -> TaskSnapshot:
         """Wait until an image task ends; see `QwenImageHook.wait_for_completion`."""

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_qwenimage.arguments import Number, Seconds
     from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
     from airflow_provider_qwenimage.hooks import QwenImageHook
     from airflow_provider_qwenimage.images import StoredImages
     from airflow_provider_qwenimage.running_task import RunningTask
     from airflow_provider_qwenimage.submissions import GoBack
-    from airflow_provider_qwenimage.task_arguments import Folder, Number, Seconds, Text
+    from airflow_provider_qwenimage.task_arguments import Folder, Text
 
 __all__ = ["QwenImageBatchOperator", "QwenImageGenerateOperator"]
 

@@ -9,11 +9,11 @@ import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import SupportsIndex, TypeAlias
 
 import pendulum
 
-from airflow_provider_qwenimage.arguments import WAIT_ARGUMENTS, read_argument
+from airflow_provider_qwenimage.arguments import WAIT_ARGUMENTS, Seconds, read_argument
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, printable, shorten, task_failure
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
@@ -67,7 +67,7 @@ class PollPolicy:
 
     @classmethod
     def for_timeout(
-        cls, timeout: float | None, poll_interval: float, max_consecutive_failures: int, *, now: float
+        cls, timeout: Seconds | None, poll_interval: Seconds, max_consecutive_failures: SupportsIndex, *, now: float
     ) -> PollPolicy:
         """Return the policy of a wait that starts now.
 
@@ -78,7 +78,11 @@ class PollPolicy:
             now: The time in epoch seconds.
         """
         end_time = None if timeout is None else now + WAIT_ARGUMENTS["timeout"]("timeout", timeout)
-        return cls(poll_interval=poll_interval, end_time=end_time, max_consecutive_failures=max_consecutive_failures)
+        return cls(
+            poll_interval=read_argument("poll_interval", poll_interval),
+            end_time=end_time,
+            max_consecutive_failures=read_argument("max_consecutive_failures", max_consecutive_failures),
+        )
 
     def interval(self, polls: int, draw: Callable[[], float] = random.random) -> float:
         """Return the seconds to wait after that many polls, with jitter.

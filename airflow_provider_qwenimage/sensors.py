@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_qwenimage.arguments import Seconds
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.hooks import QwenImageHook
-    from airflow_provider_qwenimage.task_arguments import Seconds, Text
+    from airflow_provider_qwenimage.task_arguments import Text
 
 
 class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):

@@ -27,19 +27,15 @@ from airflow_provider_qwenimage.contract import shown
 
 if TYPE_CHECKING:
     import os
-    from datetime import timedelta
-    from typing import SupportsIndex
 
     import jinja2
     from airflow.providers.common.compat.sdk import ObjectStoragePath, XComArg
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
     # What users may pass: a text or a template of it; the output of another task; a function of the context.
     Later: TypeAlias = XComArg | Callable[..., Any]
     Text: TypeAlias = str | Later
     Folder: TypeAlias = Text | os.PathLike[str] | ObjectStoragePath
-    # An integer of any kind, numpy's as well, or a float.
-    Number: TypeAlias = float | SupportsIndex
-    Seconds: TypeAlias = Number | timedelta
     Requests: TypeAlias = Folder | Sequence[Any]
 
 _Arguments = ParamSpec("_Arguments")
@@ -100,7 +96,7 @@ class TaskArguments:
     _in_row = False
 
     @classmethod
-    def partial(cls, **arguments: Any) -> Any:
+    def partial(cls, **arguments: Any) -> OperatorPartial:
         """Map this operator, as any; its arguments are checked as if it were not mapped.
 
         Raises:
@@ -111,7 +107,7 @@ class TaskArguments:
         mapped = super().partial(**arguments)  # type: ignore[misc]  # BaseOperator's
         checking: Any = _checking_class
         mapped.__class__ = checking(type(mapped))
-        return mapped
+        return mapped  # type: ignore[no-any-return]  # Airflow's own
 
     @classmethod
     def check_argument(cls, name: str, value: object) -> None:

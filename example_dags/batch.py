@@ -63,8 +63,8 @@ with DAG(
     )
 
     @task
-    def report(result: dict[str, Any]) -> list[str]:
-        """Stand in for what you do with the images."""
+    def report(result: Any) -> list[str]:
+        """Stand in for what you do with the images; `result` is the dict that the batch returns."""
         lines = ObjectStoragePath(result["manifest"]).read_text(encoding="utf-8").strip().split("\n")
         rows = [json.loads(line) for line in lines]
         for row in rows:

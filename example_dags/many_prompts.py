@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
 from typing import Any
 
 # With Airflow 3 alone, write: from airflow.sdk import DAG, task
@@ -49,8 +48,8 @@ with DAG(
         return [f"A {animal} made of folded paper, studio light" for animal in ("crane", "fox", "whale", "beetle")]
 
     @task
-    def list_images(results: Iterable[dict[str, Any]]) -> list[str]:
-        """Stand in for what you do with the images."""
+    def list_images(results: Any) -> list[str]:
+        """Stand in for what you do with the images; each result is the dict that `draw` returns."""
         paths = [path for result in results for path in result["paths"]]
         for path in paths:
             logging.getLogger("airflow.task").info("Image: %s", path)

@@ -7,6 +7,7 @@ no worker slot. Where one task is enough, see prompt_to_file.py: it starts fewer
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 # With Airflow 3 alone, write: from airflow.sdk import DAG, task
 from airflow.providers.common.compat.sdk import DAG, task
@@ -41,8 +42,8 @@ with DAG(
     )
 
     @task
-    def use(image_urls: list[str]) -> int:
-        """Stand in for what you do with the images: a post, a page, a review queue."""
+    def use(image_urls: Any) -> int:
+        """Stand in for what you do with the list of URLs: a post, a page, a review queue."""
         for url in image_urls:
             logging.getLogger("airflow.task").info("Image: %s", url)
         return len(image_urls)

@@ -30,6 +30,7 @@ NEWEST_ONLY = (
     "packaging/test_make_targets.py",
     "packaging/test_requirements.py",
     "packaging/test_selection.py",
+    "packaging/test_typing.py",
     "packaging/test_version.py",
     "sandbox",
     "test_arguments.py",

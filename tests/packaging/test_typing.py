@@ -1,0 +1,115 @@
+"""Users' DAGs pass a strict type checker: what operators and sensor take is annotated, and what they refuse is not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.conftest import ROOT
+
+IMPORTS = (
+    "from datetime import timedelta",
+    "from pathlib import Path",
+    "from typing import Any",
+    "from airflow.sdk import DAG, ObjectStoragePath, task",
+    "from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor",
+    "from airflow_provider_qwenimage.hooks import QwenImageHook",
+)
+START = """
+
+@task
+def prompt() -> str:
+    return "A fox"
+
+
+@task
+def rows() -> list[dict[str, Any]]:
+    return [{"prompt": "A fox"}]
+
+
+class Index:
+    def __index__(self) -> int:
+        return 7
+
+
+submit = QwenImageGenerateOperator(task_id="submit", prompt="A fox")
+mixed = ["A fox", {"prompt": "A hare", "seed": 7}]
+"""
+
+ACCEPTED = """
+QwenImageGenerateOperator(task_id="a", prompt=prompt(), size=prompt(), seed=prompt(), output_path=prompt())
+QwenImageGenerateOperator(task_id="a", prompt="{{ params.prompt }}", seed="{{ params.seed }}", size=None)
+QwenImageGenerateOperator(task_id="a", prompt="A fox", seed=7, output_path=Path("/data"), retries=2)
+QwenImageGenerateOperator(task_id="a", prompt="A fox", output_path=ObjectStoragePath("s3://a@b/c"), seed=Index())
+QwenImageGenerateOperator(task_id="a", prompt="A fox", timeout=timedelta(hours=1), poll_interval=2.5, max_credits=100)
+QwenImageGenerateOperator(task_id="a", prompt="A fox", timeout=Index(), max_image_bytes=Index(), max_credits=None)
+QwenImageGenerateOperator.partial(task_id="a", size="1024*768").expand(prompt=["A fox"])
+QwenImageGenerateOperator.partial(task_id="a").expand_kwargs(rows())
+QwenImageStatusSensor(task_id="a", image_task_id=submit.output, timeout=timedelta(minutes=30))
+QwenImageStatusSensor(task_id="a", image_task_id="n43abc", poke_interval=5, timeout=600.5, mode="poke")
+QwenImageStatusSensor.partial(task_id="a").expand(image_task_id=submit.output)
+QwenImageBatchOperator(task_id="a", requests=rows(), output_path="s3://a@b/c", max_in_flight=8)
+QwenImageBatchOperator(task_id="a", requests=mixed, output_path=Path("/data"), timeout=timedelta(hours=1))
+QwenImageBatchOperator(task_id="a", requests=["A fox", prompt()], output_path=submit.output)
+QwenImageBatchOperator(task_id="a", requests=Path("prompts.csv"), output_path=ObjectStoragePath("file:///data"))
+QwenImageHook().wait_for_completion("n43abc", timeout=timedelta(hours=1), poll_interval=2)
+"""
+
+REFUSED = """
+QwenImageGenerateOperator(task_id="a")
+QwenImageGenerateOperator(task_id="a", prompt=None)
+QwenImageGenerateOperator(task_id="a", prompt="A fox", overwrite="False")
+QwenImageGenerateOperator(task_id="a", prompt="A fox", timeout="60")
+QwenImageGenerateOperator(task_id="a", prompt="A fox", max_consecutive_failures=0.5)
+QwenImageGenerateOperator(task_id="a", prompt="A fox", output_path=5)
+QwenImageBatchOperator(task_id="a", requests={"A fox"}, output_path="/data")
+QwenImageBatchOperator(task_id="a", requests=(text for text in ["A fox"]), output_path="/data")
+QwenImageBatchOperator(task_id="a", requests=["A fox"], output_path=None)
+QwenImageStatusSensor(task_id="a", image_task_id=7)
+QwenImageStatusSensor(task_id="a", image_task_id="n43abc", deferrable="no")
+"""
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What mypy finds, strictly and without this project's settings: by file and line."""
+    folder = tmp_path_factory.mktemp("typing")
+    for name, lines in {"accepted": ACCEPTED, "refused": REFUSED}.items():
+        (folder / f"{name}.py").write_text("\n".join(IMPORTS) + START + lines)
+    files = [*sorted(folder.glob("*.py")), *sorted((ROOT / "example_dags").glob("*.py"))]
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={ROOT}/.mypy_cache/users", *files],
+        cwd=folder,
+        env={"MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert checked.stderr == ""
+    found = re.findall(r"^(\S+\.py):(\d+): error: (.*)$", checked.stdout, re.MULTILINE)
+    return {f"{Path(file).name}:{line}": story for file, line, story in found}
+
+
+@pytest.mark.slow
+def test_what_is_accepted_passes_in_the_examples_and_in_users_dags(findings: dict[str, str]) -> None:
+    assert {place: story for place, story in findings.items() if not place.startswith("refused.py")} == {}
+
+
+@pytest.mark.slow
+def test_what_is_refused_is_found_by_a_type_checker(findings: dict[str, str]) -> None:
+    first = len(IMPORTS) + START.count("\n") + 1
+    lines = range(first, first + len(REFUSED.strip().splitlines()))
+    assert sorted(int(place.rpartition(":")[2]) for place in findings if place.startswith("refused.py")) == [*lines]
+
+
+def test_no_switch_of_the_project_spares_the_examples() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert "example_dags" in settings["files"]
+    assert not [each for each in settings["overrides"] if "example_dags" in str(each["module"])]
+    assert "type: ignore" not in "".join(file.read_text() for file in (ROOT / "example_dags").glob("*.py"))
