@@ -46,7 +46,9 @@ def describe(error: BaseException, settings: ConnectionSettings | None = None) -
         settings: Whose key to blot out.
     """
     said = next((cause for cause in reversed(list(_causes(error))) if isinstance(cause, OSError)), error)
-    text = f"{type(said).__name__}: {_words_of(said)}".rstrip(": ")
+    # Errors of this package say by themselves what they are about.
+    ours = isinstance(said, UnreadableAnswerError)
+    text = str(said) if ours else f"{type(said).__name__}: {_words_of(said)}".rstrip(": ")
     # First what is secret, and only then cut: half a key is no longer found.
     text = settings.without_key(text) if settings else text
     text = printable(_QUERY.sub("", _USER_INFORMATION.sub("//", text)))
@@ -60,17 +62,18 @@ def _words_of(error: BaseException) -> str:
     return str(error)
 
 
-def explain(error: BaseException, settings: ConnectionSettings, seconds: float) -> str:
+def explain(error: BaseException, settings: ConnectionSettings, seconds: float, *, by_proxy: bool = False) -> str:
     """Return why the API could not be reached and what to do, as one sentence without a full stop.
 
     Args:
         error: What a library raised, with what it came from.
         settings: What the connection says.
         seconds: How long the call could take at most.
+        by_proxy: Whether a proxy was to connect to the API, and nothing was sent to the API.
     """
     causes = list(_causes(error))
-    # No type that both clients share; and what a proxy did would be told as what the API did.
-    if any("Proxy" in type(cause).__name__ or "Tunnel connection" in str(cause) for cause in causes):
+    # Otherwise what a proxy did would be told as what the API did; a certificate is the API's own.
+    if by_proxy and not any(isinstance(cause, ssl.SSLError) for cause in causes):
         variable = proxy_variable(settings.base_url)
         return (
             f"the proxy of this machine does not let it through; check {variable} and NO_PROXY in the environment of "
@@ -189,7 +192,7 @@ def _explain_cause(cause: BaseException, settings: ConnectionSettings, seconds: 
         case ConnectionRefusedError():
             story = "nothing listens on that port; check the base URL (host) and that the service runs"
         case UnreadableAnswerError():
-            story = f"what came is no HTTP answer ({cause}); check the base URL (host), and any proxy before it"
+            story = f"{cause}; check the base URL (host), and any proxy before it"
         case TimeoutError():
             story = (
                 f"no whole answer came within {seconds:g} s; check the base URL (host) and the network, or "

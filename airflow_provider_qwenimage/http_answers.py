@@ -14,6 +14,7 @@ import h11
 # Company proxies add headers of several kilobytes; more than this in all is no answer of a service.
 MAX_HEADER_BYTES = 64 * 1024
 
+_CUT_OFF = "the connection was closed before the answer was complete"
 _SLICE_BYTES = 16 * 1024
 _DEFLATE = zlib.MAX_WBITS
 _GZIP = zlib.MAX_WBITS + 16
@@ -90,7 +91,7 @@ class AnswerReader:
         """
         body = b"" if self.is_complete else self._receive(b"")
         if not self.is_complete:
-            raise UnreadableAnswerError("the connection was closed before the answer was complete")
+            raise UnreadableAnswerError(_CUT_OFF)
         return body
 
     def _receive(self, data: bytes) -> bytes:
@@ -110,7 +111,9 @@ class AnswerReader:
                     case _:
                         break
         except h11.RemoteProtocolError as error:
-            raise UnreadableAnswerError(str(error)) from None
+            # Without what h11 quotes of it: a line of an answer may hold anything.
+            reason = str(error).partition(":")[0]
+            raise UnreadableAnswerError(f"what came is no HTTP answer ({reason})" if data else _CUT_OFF) from None
         return bytes(body)
 
 

@@ -225,7 +225,8 @@ def _lost(call: ApiCall[Any], error: Exception, exchange: Exchange, settings: Co
     cause: BaseException = exchange.fault or error
     if exchange.fault is None and exchange.is_over:
         cause = exchange.timed_out()
-    reason = explain(cause, settings, exchange.seconds)
+    by_proxy = not exchange.was_sent and proxy_for(settings.base_url) is not None
+    reason = explain(cause, settings, exchange.seconds, by_proxy=by_proxy)
     return retries.lost(call, describe(cause, settings), sent=exchange.was_sent, reason=reason)
 
 

@@ -1,0 +1,419 @@
+"""Answers that no server should send, from a raw socket: both clients take the same, and end in the same error."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import socket
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageConnectionError,
+    QwenImageContractError,
+    QwenImageError,
+    QwenImageSubmissionUnknownError,
+)
+from tests.contract.test_parity import AsyncClient, SyncClient
+from tests.raw_server import Answer, RawServer, reset
+
+KEY = "sk-odd/answers-0123456789"
+TASK = "n43"
+ENVELOPE = json.dumps(
+    {"code": 200, "message": "success", "data": {"task_id": TASK, "status": "PENDING", "consumed_credits": 5}}
+).encode()
+
+OK = None
+# What a status read ends in; a submission is then unknown, because it was sent.
+CUT, JUNK = QwenImageConnectionError, QwenImageContractError
+
+
+def answer(*headers: bytes, body: bytes = ENVELOPE, status: bytes = b"HTTP/1.1 200 OK") -> bytes:
+    return b"\r\n".join([status, *headers, b"Content-Length: %d" % len(body), b"", body])
+
+
+def unframed(*headers: bytes, body: bytes = ENVELOPE, status: bytes = b"HTTP/1.1 200 OK") -> bytes:
+    return b"\r\n".join([status, *headers, b"", body])
+
+
+def chunked(body: bytes) -> bytes:
+    return unframed(b"Transfer-Encoding: chunked", body=body)
+
+
+def redirect(status: int, location: bytes) -> bytes:
+    return answer(b"Location: " + location, body=b"", status=b"HTTP/1.1 %d Elsewhere" % status)
+
+
+WHOLE_CHUNK = b"%x\r\n%b\r\n" % (len(ENVELOPE), ENVELOPE)
+BOMB = gzip.compress(b"[" * 100_000_000, 6)
+ANSWERS: dict[str, tuple[Answer, type[QwenImageError] | None]] = {
+    "a header of 9,000 bytes": (answer(b"X-Company: " + b"a" * 9000), OK),
+    "a header of 60,000 bytes": (answer(b"X-Company: " + b"a" * 60_000), OK),
+    "a header of 70,000 bytes": (answer(b"X-Company: " + b"a" * 70_000), CUT),
+    "headers of 300,000 bytes": (answer(*[b"X-%d: %b" % (number, b"a" * 300) for number in range(1000)]), CUT),
+    "150 headers": (answer(*[b"X-%d: 1" % number for number in range(150)]), OK),
+    "500 headers": (answer(*[b"X-%d: 1" % number for number in range(500)]), OK),
+    "two equal lengths": (answer(b"Content-Length: %d" % len(ENVELOPE)), OK),
+    "two different lengths": (answer(b"Content-Length: 7"), CUT),
+    "a negative length": (unframed(b"Content-Length: -5"), CUT),
+    "a length in words": (unframed(b"Content-Length: many"), CUT),
+    "a length and chunks": (unframed(b"Content-Length: 5", b"Transfer-Encoding: chunked", body=WHOLE_CHUNK), CUT),
+    "early hints": (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + answer(), OK),
+    "two interim answers": (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + answer(), OK),
+    "another protocol": (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n", CUT),
+    "no content": (unframed(status=b"HTTP/1.1 204 No Content", body=b""), JUNK),
+    "not modified": (unframed(b"Content-Length: 8", status=b"HTTP/1.1 304 Not Modified", body=b""), JUNK),
+    "a body that is cut": (answer()[:-5], CUT),
+    "more than its length": (answer() + b"HTTP/1.1 500 More\r\n\r\n", OK),
+    "until the end": (unframed(), OK),
+    "chunks": (chunked(WHOLE_CHUNK + b"0\r\n\r\n"), OK),
+    "chunks with extensions and trailers": (
+        chunked(b"%x;a=b\r\n%b\r\n0\r\nX: y\r\n\r\n" % (len(ENVELOPE), ENVELOPE)),
+        OK,
+    ),
+    "chunks without an end": (chunked(WHOLE_CHUNK), CUT),
+    "chunks of no size": (chunked(b"zz\r\n%b\r\n0\r\n\r\n" % ENVELOPE), CUT),
+    "chunks as Python writes sizes": (chunked(b"0x" + WHOLE_CHUNK + b"0\r\n\r\n"), CUT),
+    "gzip": (answer(b"Content-Encoding: gzip", body=gzip.compress(ENVELOPE)), OK),
+    "gzip in two parts": (
+        answer(b"Content-Encoding: GZIP", body=gzip.compress(ENVELOPE[:9]) + gzip.compress(ENVELOPE[9:])),
+        OK,
+    ),
+    "gzip that is none": (answer(b"Content-Encoding: gzip"), JUNK),
+    "gzip that is cut": (answer(b"Content-Encoding: gzip", body=gzip.compress(ENVELOPE)[:-12]), JUNK),
+    "gzip of 100 MB": (answer(b"Content-Encoding: gzip", body=BOMB), JUNK),
+    "deflate": (answer(b"Content-Encoding: deflate", body=zlib.compress(ENVELOPE)), OK),
+    "deflate without its header": (answer(b"Content-Encoding: deflate", body=zlib.compress(ENVELOPE)[2:-4]), OK),
+    "brotli": (answer(b"Content-Encoding: br"), JUNK),
+    "a coding that nobody knows": (answer(b"Content-Encoding: \xff"), JUNK),
+    "more than a mebibyte": (answer(body=ENVELOPE + b" " * 2**20), JUNK),
+    "a byte order mark": (answer(body=b"\xef\xbb\xbf" + ENVELOPE), OK),
+    "UTF-16": (answer(body=ENVELOPE.decode().encode("utf-16")), OK),
+    "a name twice": (answer(body=ENVELOPE.replace(b'"code": 200', b'"code": 500, "code": 200')), OK),
+    "nesting": (answer(body=b"[" * 100_000), JUNK),
+    "an integer of 5,000 digits": (answer(body=ENVELOPE.replace(b"5", b"5" * 5000)), JUNK),
+    "bytes that are no text": (answer(body=b"\xff\x00\xfe" * 100), JUNK),
+    "a redirect that is not UTF-8": (redirect(302, b"http://h.example/R\xe9seaux"), JUNK),
+    "a redirect to a bad host": (redirect(302, b"http://[bad"), JUNK),
+    "a redirect to a bad port": (redirect(302, b"http://h.example:port/"), JUNK),
+    "a redirect to another scheme": (redirect(303, b"javascript:alert(1)"), JUNK),
+    "a redirect to nowhere": (answer(body=b"", status=b"HTTP/1.1 302 Found"), JUNK),
+    "a redirect without an end": (unframed(b"Location: /", body=b"x" * 100, status=b"HTTP/1.1 302 Found"), JUNK),
+    "nothing": (b"", CUT),
+    "half a status line": (b"HTTP/1.1 2", CUT),
+    "headers without an end": (b"HTTP/1.1 200 OK\r\nX: y\r\n", CUT),
+    "a reset": (reset, CUT),
+    "bare line feeds": (answer().replace(b"\r\n", b"\n"), OK),
+    "HTTP/1.0": (unframed(status=b"HTTP/1.0 200 OK"), OK),
+    "HTTP/0.9": (ENVELOPE, CUT),
+    "HTTP/2": (answer(status=b"HTTP/2 200 OK"), CUT),
+    "another protocol's status": (answer(status=b"ICY 200 OK"), CUT),
+    "no reason": (answer(status=b"HTTP/1.1 200"), OK),
+    "a reason that is not UTF-8": (answer(status=b"HTTP/1.1 200 R\xe9ussi"), OK),
+    "a status of two digits": (answer(status=b"HTTP/1.1 20 OK"), CUT),
+    "a header name with a space": (answer(b"X Y: 1"), CUT),
+    "a header without a colon": (answer(b"nonsense"), CUT),
+    "a header with a NUL": (answer(b"X: a\x00b"), CUT),
+    "a header that is not UTF-8": (answer(b"X-R\xc3: R\xe9seaux".replace(b"\xc3", b"")), OK),
+    "a folded header": (answer(b"X: a\r\n b"), OK),
+    "a cookie that is none": (answer(b"Set-Cookie: \x80=; expires=never"), OK),
+    "a transfer coding that is none": (unframed(b"Transfer-Encoding: identity"), CUT),
+    "a TLS alert": (b"\x15\x03\x03\x00\x02\x02\x46", CUT),
+    "noise": (bytes(range(256)) * 4, CUT),
+}
+
+
+@pytest.fixture(params=[SyncClient, AsyncClient], ids=["requests", "aiohttp"])
+def client(request: pytest.FixtureRequest) -> SyncClient:
+    return request.param(timeout_seconds=60.0, retry_limit=0)
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, host: str, **fields: Any) -> None:
+    connection = {"conn_type": "qwenimage", "password": KEY, "host": host} | fields
+    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps(connection))
+
+
+def error_of(call: Callable[[], Any]) -> QwenImageError:
+    with pytest.raises(QwenImageError) as caught:
+        call()
+    chain: BaseException | None = caught.value
+    while chain is not None:
+        assert isinstance(chain, QwenImageError), "an error of a library may hold the key"
+        chain = chain.__cause__ or chain.__context__
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_odd_answer_to_a_status_read(client: SyncClient, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    said, error_class = ANSWERS[name]
+    with RawServer(said) as server:
+        connect(monkeypatch, server.url)
+        if error_class is OK:
+            assert client("get_status", TASK).consumed_credits == 5
+        else:
+            assert type(error_of(lambda: client("get_status", TASK))) is error_class
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_odd_answer_to_a_submission_that_was_sent_may_be_paid(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    said, error_class = ANSWERS[name]
+    with RawServer(said) as server:
+        connect(monkeypatch, server.url)
+        if error_class is OK:
+            assert client("generate", "a fox") == TASK
+        else:
+            assert type(error_of(lambda: client("generate", "a fox"))) is QwenImageSubmissionUnknownError
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["a redirect that is not UTF-8", "chunks of no size", "nothing", "noise"])
+def test_a_wait_survives_an_odd_answer(client: SyncClient, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    done = ENVELOPE.replace(b'"PENDING"', b'"SUCCESS", "response": ["https://cdn.example/1.png"]')
+    said = ANSWERS[name][0]
+    assert isinstance(said, bytes)
+    # Twice: aiohttp itself asks once more when a connection is dropped under a GET.
+    answers = [said, said, said]
+
+    def send(connection: socket.socket) -> None:
+        connection.sendall(answers.pop() if answers else answer(body=done))
+
+    with RawServer(send) as server:
+        connect(monkeypatch, server.url)
+        assert client("wait_for_completion", TASK, poll_interval=0.01).image_urls == ("https://cdn.example/1.png",)
+
+
+def test_a_connection_is_used_again_only_after_a_whole_answer(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.raw_server import read_request
+
+    done = ENVELOPE.replace(b'"PENDING"', b'"SUCCESS", "response": ["https://cdn.example/1.png"]')
+    connections = []
+
+    def send(connection: socket.socket) -> None:
+        connections.append(connection)
+        if len(connections) == 1:
+            # What comes behind the length could pass for the next answer.
+            connection.sendall(answer() + answer(body=b"{}"))
+            server.released.wait(60)
+        else:
+            connection.sendall(answer())
+            read_request(connection)
+            connection.sendall(answer(body=done))
+
+    with RawServer(send) as server:
+        connect(monkeypatch, server.url)
+        snapshot = client("wait_for_completion", TASK, poll_interval=0.01)
+        server.released.set()
+    assert snapshot.image_urls
+    assert len(connections) == 2
+
+
+SPELLINGS = {
+    "as it is": KEY,
+    "escaped as PHP does": KEY.replace("/", "\\/"),
+    "escaped as Unicode": "".join(f"\\u{ord(character):04X}" for character in KEY),
+    "as JSON in JSON": json.dumps(json.dumps(KEY).replace("/", "\\/"))[1:-1],
+    "for a URL": KEY.replace("/", "%2F").replace("-", "%2d"),
+    "for HTML": "".join(f"&#{ord(character)};" for character in KEY),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("status", [200, 401])
+def test_a_key_that_an_answer_quotes_is_not_shown_however_it_is_spelled(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, spelling: str, status: int
+) -> None:
+    quoted = SPELLINGS[spelling]
+    bodies = [
+        f'{{"code": 401, "message": "Bad key {quoted}.", "data": null}}',
+        f'{{"code": 200, "data": {{"task_id": "{quoted}", "status": "PENDING"}}}}',
+        f'{{"code": 200, "data": {{"task_id": "{TASK}", "{quoted}": ["{quoted}"], "status": "{quoted}"}}}}',
+        f"<html>{' ' * 190}{quoted}</html>",
+    ]
+    for body in bodies:
+        with RawServer(answer(body=body.encode(), status=b"HTTP/1.1 %d X" % status)) as server:
+            connect(monkeypatch, server.url)
+            try:
+                shown = repr(client("get_status", TASK))
+            except QwenImageError as error:
+                shown = str(error)
+        # Neither as it was nor as it was spelled, nor the part of it that a cut would leave.
+        assert KEY not in shown
+        assert quoted not in shown
+        assert KEY[:12] not in shown
+
+
+def test_nothing_that_is_logged_or_raised_holds_the_key(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for said in (
+        answer(b"X Y: " + KEY.encode(), b"no colon " + KEY.encode()),
+        answer(status=b"ICY 200 " + KEY.encode()),
+        redirect(302, b"https://user:secret@h.example/?key=" + KEY.encode()),
+        redirect(302, b"http://[bad/" + KEY.encode()),
+        answer(b"Set-Cookie: " + KEY.encode(), body=KEY.encode()),
+        b"",
+    ):
+        with RawServer(said) as server:
+            connect(monkeypatch, server.url)
+            error = error_of(lambda: client("get_status", TASK))
+        assert KEY not in repr(error)
+        assert "secret" not in str(error)
+    assert KEY not in caplog.text
+    assert "Authorization" not in caplog.text
+
+
+def test_a_redirect_is_shown_without_what_may_grant_access(client: SyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = b"https://user:secret@cdn.example/1.png?X-Amz-Signature=0123#part"
+    with RawServer(redirect(302, target)) as server:
+        connect(monkeypatch, server.url)
+        shown = str(error_of(lambda: client("get_status", TASK)))
+        assert "https://cdn.example/1.png," in shown
+        _, told = client("test_connection")
+        assert "https://cdn.example/1.png" in told
+        assert "secret" not in shown + told
+        assert "0123" not in shown + told
+
+
+@pytest.mark.parametrize(
+    ("host", "family"),
+    [
+        ("http://[0:0:0:0:0:0:0:1]:{port}", socket.AF_INET6),
+        ("http://[::1]:{port}", socket.AF_INET6),
+        ("HTTP://LocalHost:{port}", socket.AF_INET),
+        ("http://127.0.0.1:{port}/deep/", socket.AF_INET),
+    ],
+)
+def test_the_key_is_sent_to_the_connections_own_origin_however_it_is_written(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, host: str, family: socket.AddressFamily
+) -> None:
+    with RawServer(answer(), family=family) as server:
+        connect(monkeypatch, host.format(port=server.port))
+        client("get_status", TASK)
+        assert f"Authorization: Bearer {KEY}".encode() in server.requests[0]
+
+
+@pytest.mark.parametrize("host", ["[::1]", "::1", "0:0:0:0:0:0:0:1"])
+def test_an_ipv6_address_may_stand_in_the_host_field(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    with RawServer(answer(), family=socket.AF_INET6) as server:
+        connect(monkeypatch, host, schema="http", port=server.port)
+        client("get_status", TASK)
+        assert f"Authorization: Bearer {KEY}".encode() in server.requests[0]
+
+
+def test_a_host_in_another_alphabet_gets_the_key_through_a_proxy(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RawServer(answer()) as proxy:
+        set_proxy(monkeypatch, "HTTP_PROXY", proxy.url)
+        connect(monkeypatch, "http://bücher.example")
+        client("get_status", TASK)
+        assert proxy.requests[0].startswith(b"GET http://xn--bcher-kva.example/api/status")
+        assert f"Authorization: Bearer {KEY}".encode() in proxy.requests[0]
+
+
+def set_proxy(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    for other in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+        monkeypatch.delenv(other.upper(), raising=False)
+    monkeypatch.setenv(name, value)
+
+
+def assert_nothing_was_sent(client: SyncClient, story: str) -> None:
+    for verb, argument in (("generate", "a fox"), ("get_status", TASK)):
+        error = error_of(lambda verb=verb, argument=argument: client(verb, argument))  # type: ignore[misc]
+        assert type(error) is QwenImageConnectionError
+        assert story in str(error)
+        assert "paid" not in str(error)
+        assert "pass-word" not in str(error)
+    works, message = client("test_connection")
+    assert not works
+    assert story in message
+    assert "pass-word" not in message
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
+@pytest.mark.parametrize("kind", ["no file", "no certificates"])
+def test_a_variable_that_names_no_authorities_is_named(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, *, variable: str, kind: str
+) -> None:
+    path = tmp_path / "authorities.pem"
+    if kind == "no certificates":
+        path.write_text("nothing of that kind")
+    for other in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(variable, str(path))
+    connect(monkeypatch, "https://127.0.0.1:9")
+    assert_nothing_was_sent(client, variable)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy",
+        b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.0 403 Forbidden\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"",
+    ],
+)
+def test_a_proxy_that_refuses_to_connect_means_that_nothing_was_sent(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    with RawServer(said) as proxy:
+        set_proxy(monkeypatch, "HTTPS_PROXY", proxy.url.replace("//", "//user:pass-word@"))
+        connect(monkeypatch, "https://api.example")
+        assert_nothing_was_sent(client, "HTTPS_PROXY")
+        assert all(request.startswith(b"CONNECT api.example:443 ") for request in proxy.requests)
+        assert not any(KEY.encode() in request for request in proxy.requests)
+
+
+def test_a_proxy_without_a_scheme_is_an_http_proxy(client: SyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RawServer(answer()) as proxy:
+        set_proxy(monkeypatch, "HTTP_PROXY", proxy.url.removeprefix("http://"))
+        connect(monkeypatch, "http://api.example")
+        client("get_status", TASK)
+        assert proxy.requests[0].startswith(b"GET http://api.example/api/status")
+
+
+@pytest.mark.parametrize("value", ["http://", "http://[bad", "ftp://proxy:1", "http://proxy:port", "a proxy", "://x"])
+def test_a_variable_that_holds_no_proxy_is_named(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    set_proxy(monkeypatch, "HTTPS_PROXY", value)
+    connect(monkeypatch, "https://api.example")
+    assert_nothing_was_sent(client, "HTTPS_PROXY")
+
+
+@pytest.mark.parametrize("no_proxy", ["127.0.0.1", "127.0.0.0/8", "*"])
+def test_both_clients_mind_no_proxy(client: SyncClient, monkeypatch: pytest.MonkeyPatch, no_proxy: str) -> None:
+    with RawServer(answer()) as server, RawServer(answer(status=b"HTTP/1.1 500 Proxy")) as proxy:
+        set_proxy(monkeypatch, "HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", no_proxy)
+        connect(monkeypatch, server.url)
+        client("get_status", TASK)
+        assert not proxy.requests
+
+
+@pytest.mark.parametrize("text", ["machine 127.0.0.1 login me password pass-word\n", "machine machine {{\n"])
+def test_a_netrc_file_changes_nothing(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, text: str
+) -> None:
+    (tmp_path / ".netrc").write_text(text)
+    os.chmod(tmp_path / ".netrc", 0o600)  # noqa: PTH101  as a user would
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    with RawServer(answer()) as server:
+        connect(monkeypatch, server.url)
+        client("get_status", TASK)
+        assert f"Authorization: Bearer {KEY}".encode() in server.requests[0]
