@@ -62,9 +62,12 @@ _ANY_TEXT = st.text(st.characters(), max_size=20)
 _SPECIAL = st.sampled_from(_SPECIAL_TEXTS)
 _WITH_KEY = _ANY_TEXT.map(lambda text: f"{text}{KEY}{text}")
 _LONG = st.builds(lambda part, times: (part or "x") * times, _ANY_TEXT, st.sampled_from((100, 3000)))
+_UNSTORABLE = st.sampled_from(("a fox \ud83d", "\udc00", "\x00", "a\x00b", "\x1b[31mred"))
 # A long one seldom: it costs as much as a thousand others.
 _TEXTS = st.integers(0, 29).flatmap(
-    lambda n: _LONG if n == 29 else _WITH_KEY if n > 25 else _SPECIAL if n > 15 else _ANY_TEXT
+    lambda n: (
+        _LONG if n == 29 else _WITH_KEY if n > 25 else _UNSTORABLE if n > 20 else _SPECIAL if n > 10 else _ANY_TEXT
+    )
 )
 
 
@@ -104,16 +107,30 @@ _VALUES = st.one_of(_LEAVES, _LEAVES, _LEAVES, _FLAT, _containers(st.one_of(_LEA
 
 @st.composite
 def mutated(draw: st.DrawFn, valid: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object with some of its fields replaced, left out or added."""
+    """Return an object with some of its fields replaced, left out or added, at any depth."""
     value = dict(valid)
     for name in draw(st.lists(st.sampled_from(sorted(valid)), max_size=3, unique=True)):
-        if draw(st.booleans()):
-            value[name] = draw(json_values())
-        else:
-            value.pop(name)
-    if draw(st.booleans()):
-        value |= draw(st.dictionaries(texts(), json_values(), max_size=2))
+        match draw(st.integers(0, 7)):
+            case 0:
+                value.pop(name)
+            case 1 | 2:
+                value[name] = draw(_VALUES)
+            case _:
+                value[name] = draw(_like(value[name]))
+    if draw(st.integers(0, 3)) == 0:
+        value |= draw(st.dictionaries(_TEXTS, _VALUES, max_size=2))
     return value
+
+
+def _like(value: Any) -> st.SearchStrategy[Any]:
+    """Return values of the same kind, which get past the first look at them."""
+    if isinstance(value, dict):
+        return mutated(value) if value else _VALUES
+    if isinstance(value, list):
+        return st.lists(_like(value[0]) if value else _TEXTS, max_size=4)
+    if isinstance(value, bool):
+        return _VALUES
+    return numbers() if isinstance(value, int | float) else _TEXTS
 
 
 def spellings(text: str) -> tuple[str, ...]:
