@@ -212,7 +212,7 @@ def _wait_on(
     draw: Callable[[], float],
 ) -> Decision:
     if _is_over(policy, now):
-        return GiveUp(_timeout(policy, image_task_id, f"its last status was {snapshot.status}"))
+        return GiveUp(timed_out(image_task_id, snapshot, policy.end_time))
     notice = None if snapshot.status == state.status else f"Image task {image_task_id} is {snapshot.status}."
     delay = policy.interval(state.polls, draw)
     return Wait(
@@ -237,7 +237,7 @@ def _after_failure(
             _told_again(error, f"Gave up on image task {image_task_id} after {failures} failed reads in a row: ")
         )
     if _is_over(policy, now):
-        return GiveUp(_timeout(policy, image_task_id, f"the last read failed: {_brief(error)}"))
+        return GiveUp(timed_out(image_task_id, error, policy.end_time))
     delay = max(policy.interval(state.polls, draw), getattr(error, "retry_after", None) or 0.0)
     delay = _until_deadline(policy, now, delay)
     notice = (
@@ -285,10 +285,27 @@ def _until_deadline(policy: PollPolicy, now: float, delay: float) -> float:
     return delay if policy.end_time is None else max(0.0, min(delay, policy.end_time - now))
 
 
-def _timeout(policy: PollPolicy, image_task_id: str, story: str) -> QwenImageTimeoutError:
-    deadline = pendulum.from_timestamp(policy.end_time or 0.0).to_iso8601_string()
+def timed_out(
+    image_task_id: str, outcome: TaskSnapshot | QwenImageError | None, end_time: float | None
+) -> QwenImageTimeoutError:
+    """Return the error of a wait whose deadline has passed.
+
+    Args:
+        image_task_id: The API's id of the image task.
+        outcome: What the last read ended with; None if there was none.
+        end_time: The deadline in epoch seconds; None if only somebody else knows it.
+    """
+    deadline = (
+        "the deadline" if end_time is None else f"the deadline {pendulum.from_timestamp(end_time).to_iso8601_string()}"
+    )
+    if outcome is None:
+        story = "its status was not read"
+    elif isinstance(outcome, TaskSnapshot):
+        story = f"its last status was {printable(outcome.status)}"
+    else:
+        story = f"the last read failed: {_brief(outcome)}"
     return QwenImageTimeoutError(
-        f"Image task {image_task_id} did not end before the deadline {deadline}; {story}. It may still end, and is "
+        f"Image task {image_task_id} did not end before {deadline}; {story}. It may still end, and is "
         "paid for: wait for it with a QwenImageStatusSensor with this task id, and raise the timeout."
     )
 

@@ -9,9 +9,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
+    AirflowTaskTimeout,
     BaseSensorOperator,
     PokeReturnValue,
 )
@@ -32,8 +34,15 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.arguments import Seconds
     from airflow_provider_qwenimage.contract import TaskSnapshot
+    from airflow_provider_qwenimage.exceptions import QwenImageError
     from airflow_provider_qwenimage.hooks import QwenImageHook
     from airflow_provider_qwenimage.task_arguments import Text
+
+
+# What Airflow resumes a task with, instead of its own method, when its trigger failed or timed out.
+_TRIGGER_FAILED = "__fail__"
+# With `silent_fail`, only the timeout ends a wait whose reads fail.
+_AS_MANY_AS_IT_TAKES = 1_000_000_000
 
 
 class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
@@ -53,7 +62,9 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         timeout: Seconds to wait at most. Then the sensor fails without a retry, as sensors do.
         max_consecutive_failures: How many failed reads in a row end the wait (in "reschedule" mode, where
             every poke is a new process, only `timeout` bounds them).
-        **kwargs: What every sensor takes: `soft_fail`, `mode`, `retries`, …
+        **kwargs: What every sensor takes: `mode`, `retries`, … In every mode alike, `soft_fail` skips the task if the
+            image task failed or the time is over, `never_fail` skips it after any error, and with `silent_fail` a
+            wait goes on until the timeout, however many reads fail.
 
     Raises:
         ValueError: If `poke_interval` or `max_consecutive_failures` is out of its range.
@@ -85,6 +96,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         self.max_consecutive_failures: Any = max_consecutive_failures
         self._state = polling.PollState()
         self._delay = self.poke_interval
+        self._last_read: TaskSnapshot | QwenImageError | None = None
         self._poking_hook: QwenImageHook | None = None
         # For the link "Image": what the image task ended with.
         self.outcome: dict[str, Any] | None = None
@@ -100,8 +112,18 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         if not self.deferrable:
             self._announce(context)
             # One client for all pokes of this process: a kept-alive connection instead of a new one each time.
-            with self._hook() as self._poking_hook:
-                return super().execute(context)
+            try:
+                with self._hook() as self._poking_hook:
+                    return super().execute(context)
+            except (AirflowSensorTimeout, AirflowSkipException, AirflowTaskTimeout) as end:
+                if end.__cause__ is not None:
+                    # The end of a poke, which has reported it.
+                    raise
+                with self._skipping_softly(), self._failing_as_sensors_do(context):
+                    if isinstance(end, AirflowTaskTimeout):
+                        raise
+                    # Airflow's own has no word about the image task.
+                    raise polling.timed_out(self.image_task_id, self._last_read, time.time()) from end
         with self._skipping_softly(), self._failing_as_sensors_do(context), self._hook() as hook:
             self._announce(context)
             from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
@@ -124,13 +146,13 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
             # Without an event, the API knows how far the image task is.
             return self.execute(context)
         links_to_store(self)
-        with self._failing_as_sensors_do(context):
+        with self._skipping_softly(), self._failing_as_sensors_do(context):
             return self._finish(context, snapshot_of(event))
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask once after the image task; Airflow calls this in "poke" and "reschedule" mode."""
         with self._failing_as_sensors_do(context):
-            outcome = (self._poking_hook or self._hook()).check(self.image_task_id)
+            outcome = self._last_read = (self._poking_hook or self._hook()).check(self.image_task_id)
             decision = polling.decide(
                 self._policy(), self._state, outcome, image_task_id=self.image_task_id, now=time.time()
             )
@@ -142,6 +164,22 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
                 self.log.info("%s", decision.notice)
             self._state, self._delay = decision.state, decision.delay
             return False
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on when the trigger has fired, or end as a sensor does if it could not."""
+        if next_method != _TRIGGER_FAILED:
+            return super().resume_execution(next_method, next_kwargs, context)
+        with self._skipping_softly(AirflowException), self._failing_as_sensors_do(context):
+            try:
+                # Past the sensor's own, which differs between the versions of Airflow.
+                return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
+            except AirflowException as error:
+                if "timeout" in str(error).lower():
+                    raise polling.timed_out(self.image_task_id, None, None) from error
+                raise AirflowException(
+                    f"The trigger that waited for image task {self.image_task_id} failed: {error}. The image task is "
+                    "not touched by that: the next try of this task, automatic or after a Clear, waits for it again."
+                ) from error
 
     def on_kill(self) -> None:
         """Say what stays paid when the task is ended from outside while it pokes; it does nothing else."""
@@ -168,7 +206,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         return polling.PollPolicy(
             poll_interval=self.poke_interval,
             end_time=end_time,
-            max_consecutive_failures=self.max_consecutive_failures,
+            max_consecutive_failures=_AS_MANY_AS_IT_TAKES if self.silent_fail else self.max_consecutive_failures,
         )
 
     def _announce(self, context: Context) -> None:
@@ -211,15 +249,22 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
                     count_end(0, error.snapshot.consumed_credits)
                 # The task has ended: asking again would bring the same answer.
                 raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+            except AirflowTaskTimeout as error:
+                story = polling.timed_out(self.image_task_id, self._last_read, time.time())
+                raise AirflowTaskTimeout(f"{error}. {story}") from error
 
     @contextmanager
-    def _skipping_softly(self) -> Iterator[None]:
-        """Treat `soft_fail` and `never_fail` in `execute` as Airflow does while poking and when resuming."""
+    def _skipping_softly(self, *also: type[BaseException]) -> Iterator[None]:
+        """Treat `soft_fail` and `never_fail` in every mode as Airflow does in a poke, in all of its versions."""
         try:
             yield
-        except (AirflowFailException, AirflowSensorTimeout) as error:
-            if self.soft_fail or getattr(self, "never_fail", False):
-                raise AirflowSkipException(f"Skipped because of soft_fail or never_fail: {error}") from error
+        except AirflowSkipException:
+            raise
+        except (Exception, AirflowTaskTimeout) as error:
+            soft = isinstance(error, (AirflowFailException, AirflowSensorTimeout, AirflowTaskTimeout, *also))
+            if self.never_fail or (self.soft_fail and soft):
+                name = "never_fail" if self.never_fail else "soft_fail"
+                raise AirflowSkipException(f"Skipped because of {name}: {error}") from error
             raise
 
 

@@ -1,10 +1,16 @@
 """The classic pair, submit and sense, in every way in which a sensor waits."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+)
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.sandbox import Sandbox
@@ -90,21 +96,78 @@ def test_a_refused_prompt_fails_the_sensor_with_the_policy_as_reason(
     assert "Change the prompt" in str(sense.error)
 
 
+@pytest.mark.parametrize("softly", ["soft_fail", "never_fail"])
 @in_every_mode
-def test_a_failed_image_skips_a_sensor_that_fails_softly(connected_api: Sandbox, wait: dict[str, Any]) -> None:
-    sense = _submit_and_sense("Fog [fail]", soft_fail=True, **wait)["sense"]
+def test_a_failed_image_skips_a_sensor_that_fails_softly(
+    connected_api: Sandbox, wait: dict[str, Any], softly: str
+) -> None:
+    sense = _submit_and_sense("Fog [fail]", **{softly: True}, **wait)["sense"]
 
     assert (sense.state, sense.tries) == ("skipped", 1)
+    assert sense.xcoms["error"]["error"] == "QwenImageTaskFailedError"
 
 
-@deferred_and_poking
+@pytest.mark.parametrize("softly", ["soft_fail", "never_fail"])
+@in_every_mode
 def test_a_deadline_skips_a_sensor_that_fails_softly(
-    connected_api: Sandbox, wait: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    connected_api: Sandbox, wait: dict[str, Any], monkeypatch: pytest.MonkeyPatch, softly: str
 ) -> None:
     connected_api.configure(seconds_per_image=3600)
-    sense = _submit_and_sense("Fog", soft_fail=True, **_passing_timeout(monkeypatch, wait))["sense"]
+    sense = _submit_and_sense("Fog", **{softly: True}, **_passing_timeout(monkeypatch, wait))["sense"]
 
     assert (sense.state, sense.tries) == ("skipped", 1)
+    assert sense.xcoms["error"]["error"] == "QwenImageTimeoutError"
+
+
+@in_every_mode
+def test_an_api_that_only_fails_skips_a_sensor_that_never_fails(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+    connected_api.script("status", ("server_error", 1000))
+    sense = _submit_and_sense("A lighthouse", never_fail=True, max_consecutive_failures=1, **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("skipped", 1)
+    assert sense.xcoms["error"]["error"] == "QwenImageServerError"
+
+
+@in_every_mode
+def test_an_api_that_only_fails_does_not_skip_a_sensor_that_fails_softly(
+    connected_api: Sandbox, wait: dict[str, Any]
+) -> None:
+    connected_api.script("status", ("server_error", 1000))
+    sense = _submit_and_sense("A lighthouse", soft_fail=True, max_consecutive_failures=1, retries=0, **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("failed", 1)
+
+
+@in_every_mode
+def test_a_sensor_that_fails_silently_waits_on_however_often_a_read_fails(
+    connected_api: Sandbox, wait: dict[str, Any]
+) -> None:
+    connected_api.script("status", ("server_error", 4))
+    sense = _submit_and_sense("A lighthouse", silent_fail=True, max_consecutive_failures=2, **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("success", 1)
+
+
+@in_every_mode
+def test_a_failed_image_fails_a_sensor_that_fails_silently(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+    sense = _submit_and_sense("Fog [fail]", silent_fail=True, **wait)["sense"]
+
+    assert (sense.state, sense.tries) == ("failed", 1)
+
+
+@pytest.mark.parametrize("softly", [{}, {"soft_fail": True}, {"never_fail": True}])
+@pytest.mark.parametrize("error", ["Trigger timeout", "Trigger failure"])
+def test_a_trigger_that_airflow_gives_up_is_reported_and_skipped_as_every_other_end(
+    airflow_database: None, error: str, softly: dict[str, Any]
+) -> None:
+    pushed: dict[str, Any] = {}
+    context: Any = {"ti": SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))}
+    sensor = QwenImageStatusSensor(task_id="sense", image_task_id="n43anyqwenimg", **softly)
+
+    wanted = AirflowSkipException if softly else AirflowSensorTimeout if "timeout" in error else AirflowException
+    with pytest.raises(wanted, match="n43anyqwenimg"):
+        sensor.resume_execution("__fail__", {"error": error}, context)
+    assert "n43anyqwenimg" in pushed["error"]["message"]
 
 
 @in_every_mode
@@ -171,26 +234,44 @@ def test_an_api_that_only_fails_ends_the_wait_after_the_allowed_number(
 
 
 @in_every_mode
-def test_the_deadline_fails_the_sensor_without_a_retry(
+def test_the_deadline_fails_the_sensor_without_a_retry_and_tells_how_to_get_the_image_later(
     connected_api: Sandbox, wait: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(seconds_per_image=3600)
     sense = _submit_and_sense("A lighthouse", **_passing_timeout(monkeypatch, wait))["sense"]
 
+    (submission,) = connected_api.submissions
     assert (sense.state, sense.tries) == ("failed", 1)
     assert isinstance(sense.error, AirflowSensorTimeout)
+    assert sense.xcoms["error"] == {"error": "QwenImageTimeoutError", "message": str(sense.error)}
+    assert f"Image task {submission.task_id} did not end before the deadline" in str(sense.error)
+    assert "its last status was IN_PROGRESS" in str(sense.error) or "its last status was PENDING" in str(sense.error)
+    assert "raise the timeout" in str(sense.error)
 
 
-def test_the_deadline_of_a_deferred_sensor_tells_how_to_get_the_image_later(
-    connected_api: Sandbox, monkeypatch: pytest.MonkeyPatch
+@in_every_mode
+def test_a_deadline_while_the_api_is_away_tells_the_last_error(
+    connected_api: Sandbox, wait: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    connected_api.script("status", ("server_error", 100_000))
+    arguments = _passing_timeout(monkeypatch, wait) | {"max_consecutive_failures": 90_000}
+    sense = _submit_and_sense("A lighthouse", **arguments)["sense"]
+
+    assert (sense.state, sense.tries) == ("failed", 1)
+    assert "the last read failed: " in sense.xcoms["error"]["message"]
+    assert "code 500" in str(sense.error)
+
+
+def test_an_execution_timeout_of_a_poking_sensor_names_the_image_task(connected_api: Sandbox) -> None:
     connected_api.configure(seconds_per_image=3600)
-    sense = _submit_and_sense("A lighthouse", **_passing_timeout(monkeypatch, WAITS["deferrable"]))["sense"]
+    sense = _submit_and_sense(
+        "A lighthouse", deferrable=False, execution_timeout=timedelta(seconds=1), retries=0, timeout=600
+    )["sense"]
 
     (submission,) = connected_api.submissions
-    assert submission.task_id in str(sense.error)
-    assert "its last status was" in str(sense.error)
-    assert "raise the timeout" in str(sense.error)
+    assert sense.state == "failed"
+    assert sense.xcoms["error"]["error"] == "AirflowTaskTimeout"
+    assert f"Image task {submission.task_id} did not end" in sense.xcoms["error"]["message"]
 
 
 def test_an_execution_timeout_bounds_a_deferred_sensor(connected_api: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
