@@ -39,6 +39,7 @@ _RIGHTS = {
 _CONN_ID = re.compile(r"[a-z][a-z0-9+.-]*://([^@/]+)@", re.IGNORECASE)
 _QUERY = re.compile(r"(https?://[^\s'\"?]*)\?[^\s'\"]*", re.IGNORECASE)
 _DENIED = frozenset({401, 403})
+_MISSING = frozenset({404})
 
 _CONTENT_TYPES = {
     ".jpg": "image/jpeg",
@@ -105,14 +106,14 @@ def explaining(action: str, path: ObjectStoragePath) -> Iterator[None]:
     remote = path.protocol not in LOCAL
     try:
         yield
-    except FileNotFoundError as error:
-        if action != WRITE or not remote:
-            raise
-        raise FileNotFoundError(
-            f"{path} cannot be written: its bucket or container does not exist ({reason_of(error)}). Correct the path, "
-            "or make it; a task never makes one."
-        ) from error
     except Exception as error:  # the libraries' own, HTTP clients' among them
+        if isinstance(error, FileNotFoundError) and (action != WRITE or not remote):
+            raise
+        if action == WRITE and (isinstance(error, FileNotFoundError) or _status_of(error) & _MISSING):
+            raise FileNotFoundError(
+                f"{path} cannot be written: its bucket or container does not exist ({reason_of(error)}). Correct the "
+                "path, or make it; a task never makes one."
+            ) from error
         if is_denied(error):
             raise PermissionError(denied(action, str(path), library_of(path.fs), error)) from error
         if isinstance(error, OSError) and not remote:
@@ -124,7 +125,13 @@ def is_denied(error: BaseException) -> bool:
     """Whether an error is a storage's way to say that something is not allowed."""
     if isinstance(error, PermissionError):
         return True
-    return any(getattr(error, name, None) in _DENIED for name in ("status_code", "code", "status"))
+    return bool(_status_of(error) & _DENIED)
+
+
+def _status_of(error: BaseException) -> set[Any]:
+    """Return the HTTP status that an error of a storage's library tells of, each of which has its own name for it."""
+    found = (getattr(error, name, None) for name in ("status_code", "code", "status"))
+    return {status for status in found if isinstance(status, int)}
 
 
 def denied(action: str, path: str, library: str, error: BaseException) -> str:
