@@ -11,8 +11,9 @@ import operator
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from datetime import timedelta
 from decimal import Decimal
 from numbers import Real
@@ -20,6 +21,7 @@ from typing import Any, SupportsIndex, TypeAlias
 
 from airflow_provider_qwenimage.contract import MAX_SEED, RANDOM_SEED, GenerateRequest, check_text, shown
 from airflow_provider_qwenimage.storage_libraries import without_credentials
+from airflow_provider_qwenimage.task_ids import is_usable, printable_id
 
 Reader: TypeAlias = Callable[[str, object], Any]
 # An integer of any kind, numpy's as well, or a float.
@@ -38,7 +40,6 @@ ALLOWED_REQUESTS = (
 _MAX_INTEGER = 2**63 - 1
 # Airflow's own limit for a connection id.
 _MAX_CONN_ID_CHARACTERS = 250
-_MAX_IMAGE_TASK_ID_CHARACTERS = 500
 # Linux' limit for a path.
 _MAX_PATH_CHARACTERS = 4096
 _JINJA = ("{{", "{%", "{#")
@@ -73,8 +74,10 @@ def read_request(fields: Mapping[str, object]) -> GenerateRequest:
     if "prompt" not in given:
         what = f"is {shown(fields['prompt'])}" if "prompt" in fields else "is missing"
         raise ValueError(f"prompt {what}; allowed is a text that is not empty.")
-    if isinstance(given["prompt"], int | float) and not isinstance(given["prompt"], bool):
-        given["prompt"] = str(given["prompt"])
+    # NaN is what pandas has for nothing.
+    with suppress(TypeError, OverflowError):
+        if math.isfinite(_number(given["prompt"])):
+            given["prompt"] = str(given["prompt"])
     if "seed" in given:
         given["seed"] = read_seed(given["seed"])
     return GenerateRequest(**{name: _plain(value) for name, value in given.items()})
@@ -112,24 +115,31 @@ def is_rendered_later(value: object) -> bool:
     text = value if isinstance(value, str) else path_text(value)
     if text is not None:
         return is_template(text)
-    return callable(value) or callable(getattr(value, "resolve", None))
+    # A task function that was not called has the class of its operator.
+    is_function = callable(value) and not hasattr(value, "operator_class")
+    return is_function or callable(getattr(value, "resolve", None))
 
 
-def path_text(value: object) -> str | None:
+def read_path(name: str, value: object) -> str | None:
     """Return the text of a Path or ObjectStoragePath, or None for anything else.
 
     Raises:
         ValueError: If it has storage options, which its text does not tell.
     """
+    unknown = sorted(set(getattr(value, "storage_options", None) or ()) - {"conn_id"})
+    text = path_text(value)
+    if text is not None and unknown:
+        raise ValueError(
+            f"{name} is {shown(without_credentials(text))} with the storage option {unknown[0]!r}; allowed is a path "
+            "without options, since a worker would not know them. Set them in the extra of the storage's connection."
+        )
+    return text
+
+
+def path_text(value: object) -> str | None:
+    """Return the text of a Path or ObjectStoragePath, or None for anything else."""
     # Airflow 3's ObjectStoragePath is no os.PathLike, and the text of Airflow 2's is no path.
-    options = getattr(value, "storage_options", None)
-    if isinstance(getattr(value, "protocol", None), str) and isinstance(options, Mapping):
-        unknown = sorted(set(options) - {"conn_id"})
-        if unknown:
-            raise ValueError(
-                f"{shown(str(value))} has the storage option {unknown[0]!r}, which a worker would not know; set it in "
-                "the extra of the storage's connection."
-            )
+    if isinstance(getattr(value, "protocol", None), str) and hasattr(value, "storage_options"):
         return str(value)
     if isinstance(value, os.PathLike):
         text = os.fspath(value)
@@ -246,14 +256,22 @@ def _end_time(name: str, value: object) -> float | None:
     return seconds
 
 
-def _identifier(what: str, longest: int) -> Reader:
-    def read(name: str, value: object) -> str:
-        if not isinstance(value, str) or not value.strip() or len(value) > longest:
-            raise _refused(name, value, f"is {what}, a text of 1 to {longest} characters")
-        check_text(name, value)
-        return _plain(value)  # type: ignore[no-any-return]  # a text stays one
+def _conn_id(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or len(value) > _MAX_CONN_ID_CHARACTERS:
+        longest = f"a text of 1 to {_MAX_CONN_ID_CHARACTERS} characters"
+        raise _refused(name, value, f"is the id of an Airflow connection, {longest}")
+    check_text(name, value)
+    return _plain(value)  # type: ignore[no-any-return]  # a text stays one
 
-    return read
+
+def _image_task_id(name: str, value: object) -> str:
+    asked = value.strip() if isinstance(value, str) else ""
+    if not is_usable(asked):
+        raise ValueError(
+            f"{name} is {shown(value)}; allowed is the task id that a submission returned. Check that the upstream "
+            "task ran and pushed it."
+        )
+    return printable_id(asked)
 
 
 def _request_field(name: str, value: object) -> Any:
@@ -261,7 +279,7 @@ def _request_field(name: str, value: object) -> Any:
 
 
 def _folder(name: str, value: object) -> str:
-    text = value if isinstance(value, str) else path_text(value)
+    text = value if isinstance(value, str) else read_path(name, value)
     if text is None or not text.strip():
         raise _refused(name, value, "is the path or URL of a folder")
     public = without_credentials(text)
@@ -287,7 +305,7 @@ def _folder(name: str, value: object) -> str:
 
 def _requests(name: str, value: object) -> Any:
     """Return requests in the form that Airflow can write down with the DAG; their rows are checked elsewhere."""
-    text = value if isinstance(value, str) else path_text(value)
+    text = value if isinstance(value, str) else read_path(name, value)
     if text is not None:
         check_text(name, text)
         return text
@@ -295,7 +313,7 @@ def _requests(name: str, value: object) -> Any:
         return value if isinstance(value, list | tuple) else list(value)
     if isinstance(value, AbstractSet):
         raise ValueError(f"{name} is a {type(value).__name__}, which has no order; allowed is {ALLOWED_REQUESTS}.")
-    if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes | bytearray | memoryview):
+    if isinstance(value, Iterator):
         raise ValueError(
             f"{name} is a {type(value).__name__}, of which Airflow would make another version of the DAG each time it "
             f"is parsed; allowed is {ALLOWED_REQUESTS}. Write list(…) around it."
@@ -314,8 +332,8 @@ def _or_none(read: Reader) -> Reader:
 ARGUMENTS: Mapping[str, Reader] = {
     **dict.fromkeys(REQUEST_FIELDS, _request_field),
     "requests": _requests,
-    "image_task_id": _identifier("the API's id of an image task", _MAX_IMAGE_TASK_ID_CHARACTERS),
-    "qwenimage_conn_id": _identifier("the id of an Airflow connection", _MAX_CONN_ID_CHARACTERS),
+    "image_task_id": _image_task_id,
+    "qwenimage_conn_id": _conn_id,
     "output_path": _or_none(_folder),
     "wait_for_completion": _flag,
     "deferrable": _flag,
@@ -343,5 +361,5 @@ ARGUMENTS: Mapping[str, Reader] = {
 }
 # A batch has nowhere else to put its images.
 BATCH_ARGUMENTS: Mapping[str, Reader] = {**ARGUMENTS, "output_path": _folder}
-# A sensor, and a wait of the hooks, may look just once.
-WAIT_ARGUMENTS: Mapping[str, Reader] = {**ARGUMENTS, "timeout": _seconds(zero=True)}
+# A sensor, and a wait of the hooks, may look just once, or leave the limit out: a sensor has Airflow's own then.
+WAIT_ARGUMENTS: Mapping[str, Reader] = {**ARGUMENTS, "timeout": _or_none(_seconds(zero=True))}

@@ -14,7 +14,6 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_qwenimage import contract, polling
 from airflow_provider_qwenimage.arguments import ALLOWED_REQUESTS, BATCH_ARGUMENTS, is_rendered_later, path_text
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID, read_connection
-from airflow_provider_qwenimage.contract import shown
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, show_gallery
 from airflow_provider_qwenimage.storage import open_output_path, writer_of
 from airflow_provider_qwenimage.task_arguments import TaskArguments, reads_arguments
@@ -251,13 +250,13 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         """Refuse bad requests while the DAG is parsed, rather than at night when it runs."""
         if name != "requests":
             return
-        from airflow_provider_qwenimage.request_rows import file_reader
+        from airflow_provider_qwenimage.request_rows import file_reader, shown_source
 
         if not isinstance(value, str):
             for number, row in enumerate(value, start=1):
                 _check_literal(number, row)
         elif not (value.strip().startswith("[") or file_reader(value)):
-            raise ValueError(f"requests is {shown(value)}; allowed is {ALLOWED_REQUESTS}.")
+            raise ValueError(f"requests is {shown_source(value)}; allowed is {ALLOWED_REQUESTS}.")
 
 
 def _map_index_of(ti: Any) -> int:

@@ -21,7 +21,7 @@ from airflow_provider_qwenimage.arguments import (
     Reader,
     is_rendered_later,
     is_template,
-    path_text,
+    read_path,
 )
 from airflow_provider_qwenimage.contract import shown
 
@@ -33,10 +33,9 @@ if TYPE_CHECKING:
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
     # What users may pass: a text or a template of it; the output of another task; a function of the context.
-    Later: TypeAlias = XComArg | Callable[..., Any]
-    Text: TypeAlias = str | Later
+    Text: TypeAlias = str | XComArg | Callable[..., str]
     Folder: TypeAlias = Text | os.PathLike[str] | ObjectStoragePath
-    Requests: TypeAlias = Folder | Sequence[Any]
+    Requests: TypeAlias = Folder | Sequence[Any] | Callable[..., Sequence[Any]]
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -126,7 +125,7 @@ class TaskArguments:
             raise ValueError(f"{name} is missing; it is required.")
         if name in cls.template_fields and is_rendered_later(value):
             # Airflow renders texts, and no paths.
-            return value if (text := path_text(value)) is None else text
+            return value if (text := read_path(name, value)) is None else text
         read = cls.argument_readers[name](name, value)
         cls.check_content(name, read)
         return read

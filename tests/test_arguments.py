@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import re
@@ -141,8 +142,14 @@ def test_a_batch_needs_a_folder() -> None:
         BATCH_ARGUMENTS["output_path"]("output_path", None)
 
 
+def test_an_image_task_id_is_taken_in_the_form_that_can_be_stored() -> None:
+    for task_id, read in [(" n43abc\n", "n43abc"), ("a\nb", "urlencoded:a%0Ab"), ("a\x00", "urlencoded:a%00")]:
+        assert read_argument("image_task_id", task_id) == read
+        assert read_argument("image_task_id", read) == read
+
+
 @pytest.mark.parametrize("name", ["qwenimage_conn_id", "image_task_id"])
-@pytest.mark.parametrize("value", [None, "", "  ", 5, b"x", "x" * 501, "a\x00", "\udc00", ["x"]], ids=ascii)
+@pytest.mark.parametrize("value", [None, "", "  ", 5, b"x", "x" * 501, "\udc00", ["x"]], ids=ascii)
 def test_ids_are_texts_that_can_be_stored(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} is .*; allowed is "):
         read_argument(name, value)
@@ -156,7 +163,7 @@ def test_ids_are_texts_that_can_be_stored(name: str, value: object) -> None:
         map(str, [1]),
         {"A fox"},
         frozenset({"A fox"}),
-        {"A fox": 1}.keys(),
+        iter({"A fox": 1}.keys()),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -188,6 +195,7 @@ ROWS: list[tuple[dict[str, Any], GenerateRequest]] = [
     ({"prompt": "A fox", "size": None, "output_format": "", "callback_url": " "}, GenerateRequest(prompt="A fox")),
     ({"prompt": "A fox", "size": Size.WIDE}, GenerateRequest(prompt="A fox", size="1536*1024")),
     ({"prompt": 1984}, GenerateRequest(prompt="1984")),
+    ({"prompt": Fraction(1984)}, GenerateRequest(prompt="1984")),
     ({"prompt": "1984", "seed": MAX_SEED}, GenerateRequest(prompt="1984", seed=MAX_SEED)),
 ]
 
@@ -208,6 +216,8 @@ def test_a_row_means_the_same_in_a_batch_and_for_an_operator(row: dict[str, Any]
         ("prompt", ""),
         ("prompt", " \n"),
         ("prompt", True),
+        ("prompt", math.nan),
+        ("prompt", 10**5000),
         ("prompt", ["A fox"]),
         ("prompt", b"A fox"),
         ("prompt", "x" * 3_000_000),
@@ -289,3 +299,76 @@ def test_the_table_has_every_argument_of_every_class() -> None:
             if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
         }
         assert own <= set(arguments.ARGUMENTS), each
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"retry_delay": "1"},
+        {"retry_delay": -1},
+        {"retry_limit": 0.5},
+        {"retry_limit": True},
+        {"timeout_seconds": math.inf},
+        {"timeout_seconds": "30"},
+        {"qwenimage_conn_id": ""},
+    ],
+    ids=str,
+)
+def test_a_hook_refuses_a_bad_argument_when_it_is_made(arguments: dict[str, Any]) -> None:
+    from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
+
+    (name,) = arguments
+    for hook in (QwenImageHook, QwenImageAsyncHook):
+        with pytest.raises(ValueError, match=f"^{name} is .*; allowed "):
+            hook(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prompt": "A fox \ud83d"},
+        {"prompt": "A fox\x00"},
+        {"prompt": "x" * 3_000_000},
+        {"prompt": None},
+        {"prompt": "A fox", "seed": 7.5},
+        {"prompt": "A fox", "callback_url": "https://a.example/\ud83d"},
+    ],
+    ids=lambda arguments: ascii(arguments)[:40],
+)
+def test_a_hook_refuses_a_bad_request_before_it_looks_for_its_connection(arguments: dict[str, Any]) -> None:
+    from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
+
+    name = list(arguments)[-1]
+    with pytest.raises(ValueError, match=f"^{name} .*allowed "):
+        QwenImageHook("nobody").generate(**arguments)
+    with pytest.raises(ValueError, match=f"^{name} .*allowed "):
+        asyncio.run(QwenImageAsyncHook("nobody").generate(**arguments))
+
+
+@pytest.mark.parametrize("arguments", [{"timeout": math.inf}, {"timeout": "5"}, {"poll_interval": math.nan}], ids=str)
+def test_a_wait_of_a_hook_refuses_a_bad_argument_before_it_asks(arguments: dict[str, Any]) -> None:
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        QwenImageHook("nobody").wait_for_completion("n43abc", **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"poll_interval": "5"}, {"end_time": math.inf}, {"max_consecutive_failures": 0.5}]
+)
+def test_a_trigger_refuses_a_bad_argument_when_it_is_made(arguments: dict[str, Any]) -> None:
+    from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
+
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        QwenImageStatusTrigger("n43abc", **arguments)
+
+
+def test_a_trigger_stores_what_airflow_can_store() -> None:
+    from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
+
+    _, stored = QwenImageStatusTrigger(
+        "n43abc", poll_interval=Decimal(5), max_consecutive_failures=Int64(3)
+    ).serialize()
+    assert (type(stored["poll_interval"]), type(stored["max_consecutive_failures"])) == (float, int)

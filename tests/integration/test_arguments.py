@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from airflow.providers.common.compat.sdk import task
 
@@ -230,3 +231,23 @@ def test_a_template_of_no_use_when_resuming_loses_no_paid_image(connected_api: S
     assert draw.state == "success"
     assert len(connected_api.submissions) == 1
     assert len(draw.returned["paths"]) == 1
+
+
+def test_how_a_dag_prints_its_values_is_left_to_it(connected_api: Sandbox) -> None:
+    dag = TestDag(jinja_environment_kwargs={"finalize": lambda value: "" if value is None else value})
+    with dag:
+        QwenImageGenerateOperator(task_id="draw", prompt="A fox{{ none }}")
+        QwenImageGenerateOperator(task_id="nothing", prompt="{{ none }}")
+    run = dag.run()
+
+    assert run["draw"].state == "success"
+    assert_refused(run["nothing"], "prompt is '{{ none }}', which renders to ''")
+    assert [submission.request["prompt"] for submission in connected_api.submissions] == ["A fox"]
+
+
+def test_a_template_that_prints_an_undefined_value_is_refused_in_a_dag_that_lets_it(connected_api: Sandbox) -> None:
+    dag = TestDag(template_undefined=jinja2.Undefined)
+    with dag:
+        QwenImageGenerateOperator(task_id="draw", prompt="A fox and {{ missing }}")
+    assert_refused(dag.run()["draw"], "because an expression in it has no value")
+    assert connected_api.requests == []
