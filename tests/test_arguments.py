@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from airflow_provider_qwenimage import arguments
 from airflow_provider_qwenimage.arguments import ARGUMENTS, BATCH_ARGUMENTS, WAIT_ARGUMENTS, read_argument, read_request
 from airflow_provider_qwenimage.batch_requests import read_request as read_row
-from airflow_provider_qwenimage.contract import MAX_SEED, GenerateRequest
+from airflow_provider_qwenimage.contract import MAX_SEED, GenerateRequest, shown
 
 FLAGS = ("wait_for_completion", "deferrable", "overwrite", "durable", "soft_fail", "never_fail")
 SECONDS = ("poll_interval", "poke_interval", "timeout", "timeout_seconds", "retry_delay")
@@ -243,7 +243,7 @@ def test_a_row_means_the_same_in_a_batch_and_for_an_operator(row: dict[str, Any]
         ("callback_url", "https://a.example/" + "x" * 3_000_000),
         ("callback_url", "https://a.example/\ud83d"),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=lambda value: shown(value)[:30],
 )
 def test_a_bad_field_is_refused_alike_by_a_batch_and_an_operator(name: str, value: object) -> None:
     row = {"prompt": "A fox"} | {name: value}
