@@ -237,7 +237,8 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _seconds_until(date: str) -> float | None:
     # The zone of an HTTP date is GMT, even if it is left out or another name stands there; figures are meant.
-    fields = parsedate_tz(date)
+    # Python reads RFC 850's form with a zone only, and that of asctime without one only.
+    fields = parsedate_tz(date) or parsedate_tz(f"{date} GMT")
     if fields is None:
         return None
     offset = (fields[9] or 0) if re.search(r"[+-]\d{4}$", date) else 0

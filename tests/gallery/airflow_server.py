@@ -46,13 +46,13 @@ class Server:
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def token(user: str) -> str:
+def token(user: str, role: str = "viewer") -> str:
     """Return what a user who is logged in has."""
     from airflow.api_fastapi.app import get_auth_manager
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
     manager: Any = get_auth_manager()
-    return str(manager.generate_jwt(SimpleAuthManagerUser(username=user, role="viewer")))
+    return str(manager.generate_jwt(SimpleAuthManagerUser(username=user, role=role)))
 
 
 @contextmanager

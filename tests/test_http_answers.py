@@ -1,0 +1,94 @@
+"""The bytes of an answer mean the same however they are cut, and never fill the memory."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import itertools
+import tracemalloc
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_qwenimage.http_answers import (
+    MAX_HEADER_BYTES,
+    AnswerHead,
+    AnswerReader,
+    UnreadableAnswerError,
+    decoded_body,
+)
+
+BODY = b'{"code": 200}'
+WHOLE = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n" + BODY,
+    b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n" + BODY + b"more",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n"
+    + BODY[:5]
+    + b"\r\n8\r\n"
+    + BODY[5:]
+    + b"\r\n0\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\n\r\n" + BODY,
+]
+
+
+def read(pieces: list[bytes]) -> tuple[AnswerReader, bytes]:
+    reader, body = AnswerReader(), b""
+    for piece in pieces:
+        body += reader.feed(piece)
+    return reader, body + reader.feed_eof()
+
+
+@given(st.sampled_from(WHOLE), st.lists(st.integers(0, 150), max_size=6))
+def test_an_answer_is_the_same_however_it_is_cut(whole: bytes, cuts: list[int]) -> None:
+    edges = sorted({0, len(whole), *(min(cut, len(whole)) for cut in cuts)})
+    reader, body = read([whole[start:end] for start, end in itertools.pairwise(edges)])
+    assert reader.head is not None
+    assert (reader.head.status, body) == (200, BODY)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_an_answer_or_one_error(noise: bytes) -> None:
+    for first in (b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"):
+        with contextlib.suppress(UnreadableAnswerError):
+            assert read([first + noise])[0].is_complete
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+def test_a_connection_stays_open_only_after_a_whole_answer_and_nothing_else(whole: bytes) -> None:
+    reader = AnswerReader()
+    reader.feed(whole)
+    assert reader.keeps_open is (not whole.endswith(b"more") and b"HTTP/1.1" in whole)
+
+
+def test_headers_without_an_end_are_given_up() -> None:
+    with pytest.raises(UnreadableAnswerError, match="Receive buffer too long"):
+        read([b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * (2 * MAX_HEADER_BYTES // 6)])
+
+
+def test_a_header_that_comes_twice_has_both_values() -> None:
+    reader = AnswerReader()
+    reader.feed(b"HTTP/1.1 200 OK\r\nVia: a\r\nVia: R\xe9seau\r\n\r\n")
+    assert reader.head == AnswerHead(200, {"via": "a, R\N{REPLACEMENT CHARACTER}seau"})
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+def test_a_small_body_cannot_fill_the_memory(compress: object) -> None:
+    assert callable(compress)
+    coding = "gzip" if compress is gzip.compress else "deflate"
+    bomb = compress(b"\0" * 50_000_000)
+    twice = compress(bomb)
+    tracemalloc.start()
+    try:
+        for body, codings in ((bomb, coding), (twice, f"{coding}, {coding}")):
+            assert len(decoded_body(AnswerHead(200, {"content-encoding": codings}), body, 1024 * 1024)) > 1024 * 1024
+        assert tracemalloc.get_traced_memory()[1] < 20 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.binary(max_size=100), st.sampled_from(["gzip", "deflate", "gzip, deflate", "br", "x" * 5000, ",", "\ufffd"]))
+def test_any_body_is_decoded_or_one_error(body: bytes, codings: str) -> None:
+    with contextlib.suppress(UnreadableAnswerError):
+        assert len(decoded_body(AnswerHead(200, {"content-encoding": codings}), body, 1000)) <= 1001

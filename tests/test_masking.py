@@ -1,0 +1,79 @@
+"""A key is found in whatever way a text spells it, and nothing else is."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_qwenimage.masking import Mask
+
+KEY = "sk-x/y&z\"q'+<0123456789abcdef"
+PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60)
+
+SPELLINGS = {
+    "as it is": KEY,
+    "JSON": json.dumps(KEY),
+    "JSON of PHP": json.dumps(KEY).replace("/", "\\/"),
+    "JSON in JSON": json.dumps(json.dumps(KEY).replace("/", "\\/")),
+    "JSON, all escaped": "".join(f"\\u{ord(character):04x}" for character in KEY),
+    "JSON, all escaped in capitals": "".join(f"\\u{ord(character):04X}" for character in KEY),
+    "Python": "".join(f"\\x{ord(character):02x}" for character in KEY),
+    "URL": quote(KEY, safe=""),
+    "URL in a URL": quote(quote(KEY, safe=""), safe=""),
+    "URL, all escaped": "".join(f"%{ord(character):02x}" for character in KEY),
+    "HTML": html.escape(KEY),
+    "HTML in HTML": html.escape(html.escape(KEY)),
+    "HTML in JSON": json.dumps(html.escape(KEY)),
+    "HTML, all decimal": "".join(f"&#{ord(character)};" for character in KEY),
+    "HTML, all hexadecimal": "".join(f"&#x{ord(character):04X};" for character in KEY),
+    "HTML, by names": KEY.replace("/", "&sol;").replace("+", "&plus;"),
+    "mixed": "sk%2Dx\\/y" + quote(KEY[6:]),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_key_is_found_in_every_spelling(spelling: str) -> None:
+    masked = Mask(KEY)(f"before {SPELLINGS[spelling]} after")
+    assert masked.replace('\\"', "").replace('"', "") == "before *** after"
+
+
+@pytest.mark.parametrize("user", ["", "u", "us", "user"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_a_key_is_found_in_base64_such_as_a_basic_header(user: str, encode: object) -> None:
+    assert callable(encode)
+    encoded = encode(f"{user}:{KEY}".encode()).decode()
+    masked = Mask(KEY)(f"Basic {encoded}")
+    assert "***" in masked
+    # What is left is of the user, and of the bytes that share a digit with one of the key's.
+    assert len(masked) < len("Basic ***") + len(user) * 2 + 8
+
+
+def test_a_key_is_found_in_names_and_lists_however_deep() -> None:
+    value = {"a": [{KEY: KEY, "b": (1, None, True)}], "c": f"x{KEY}x"}
+    assert Mask(KEY).of_json(value) == {"a": [{"***": "***", "b": (1, None, True)}], "c": "x***x"}
+
+
+def test_other_texts_stay_as_they_are() -> None:
+    for text in ("", "sk-x/y", "a % b \\ c &amp; d", "\\u0073k", KEY[:-1], KEY.upper()):
+        assert Mask(KEY)(text) == text
+    assert Mask("")("anything") == "anything"
+    assert KEY not in repr(Mask(KEY))
+
+
+@given(PRINTABLE, st.text(max_size=40), st.text(max_size=40))
+def test_no_key_comes_through_an_answer(key: str, before: str, after: str) -> None:
+    mask = Mask(key)
+    for spelled in (key, json.dumps(key)[1:-1], quote(key, safe=""), html.escape(key)):
+        assert spelled not in mask(before + spelled + after)
+
+
+def test_a_long_answer_is_masked_at_once() -> None:
+    # It would take minutes if the time grew with more than the length.
+    for part in ("sk-x/", "\\", "%25", "&amp;", "&", "sk-x\\/\\u0079"):
+        Mask(KEY)(part * (500_000 // len(part)))

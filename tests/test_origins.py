@@ -1,0 +1,75 @@
+"""One origin has one spelling, and what is shown of a URL grants nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_qwenimage.origins import Origin, displayed_url, host_in_ascii
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://bücher.example", "http://xn--bcher-kva.example:80/"),
+        ("http://BÜCHER.example", "http://bücher.example/path"),
+        ("https://straße.example", "https://xn--strae-oqa.example"),
+        ("HTTPS://API.Example", "https://api.example:443/x?y"),
+        ("https://api.example.", "https://api.example"),
+        ("http://[0:0:0:0:0:0:0:1]:8512", "http://[::1]:8512/"),
+        ("http://[2001:DB8::A]", "http://[2001:db8:0:0::a]:80"),
+    ],
+)
+def test_two_spellings_of_one_origin_are_equal(one: str, other: str) -> None:
+    assert Origin.of(one) == Origin.of(other)
+    assert Origin.is_of(Origin.of(one), other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "http://api.example",
+        "https://api.example:8443",
+        "https://api.example.evil",
+        "https://evil/https://api.example",
+        "https://api.example@evil",
+        "https://xapi.example",
+        "//api.example",
+        "api.example",
+        "https://[bad",
+        "",
+    ],
+)
+def test_what_is_not_the_origin_is_told_apart(other: str) -> None:
+    assert not Origin.is_of(Origin.of("https://api.example"), other)
+
+
+@pytest.mark.parametrize("host", ["", "a..b", f"{'a' * 64}.example", "::g", "ü" * 64, "\u2025"])
+def test_what_is_no_host_is_refused(host: str) -> None:
+    if host:
+        with pytest.raises(ValueError):  # noqa: PT011  IDNA's, ipaddress's and the codec's errors are such
+            host_in_ascii(host)
+    else:
+        assert host_in_ascii(host) == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:secret@h.example:8443/a/b.png?token=secret#secret", "https://h.example:8443/a/b.png"),
+        ("https://secret@h.example", "https://h.example"),
+        ("//user:secret@h.example/a?secret", "//h.example/a"),
+        ("/relative?secret", "/relative"),
+        ("http://secret@[bad/a?secret", "http://[bad/a"),
+        ("https://h.example/R\udce9seaux", "https://h.example/R\N{REPLACEMENT CHARACTER}seaux"),
+    ],
+)
+def test_a_url_is_shown_without_what_may_grant_access(url: str, shown: str) -> None:
+    assert displayed_url(url) == shown
+
+
+@given(st.text(max_size=60))
+def test_any_text_can_be_shown(text: str) -> None:
+    assert "secret" not in displayed_url(f"https://user:secret@h.example/{text}?token=secret")
+    displayed_url(text)
