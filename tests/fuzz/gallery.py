@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import json
+import os
+import sqlite3
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import requests
 from hypothesis import strategies as st
 
 from airflow_provider_qwenimage.batch_totals import manifest_name, rows_name
-from airflow_provider_qwenimage.plugin.records import OPERATORS, XCOM_KEYS, TaskInstance, with_waits
+from airflow_provider_qwenimage.plugin.records import OPERATORS, XCOM_KEYS
 from airflow_provider_qwenimage.storage import writer_of
 from tests.fuzz.junk import json_bytes, json_values, mutated
 
@@ -52,6 +59,8 @@ _SIDECAR = {
 }
 _STATES = (None, "success", "failed", "running", "deferred", "skipped", "upstream_failed", "up_for_retry", "removed")
 _MOST_ITEM_BYTES = 64 * 1024
+_OK, _SERVER_ERROR = 200, 500
+_IDS = itertools.count(1_000_000)
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ def forged(draw: st.DrawFn) -> Forged:
     xcoms = draw(mutated(_XCOMS))
     if draw(st.integers(0, 4)) == 0:
         xcoms = draw(st.dictionaries(st.sampled_from(XCOM_KEYS), json_values()))
+    # Others are not asked for.
+    xcoms = {key: value for key, value in xcoms.items() if key in XCOM_KEYS}
     rows = st.one_of(mutated(_ROW), json_values())
     manifest = b"\n".join(draw(st.lists(json_bytes(rows), max_size=4)))
     sidecar = draw(st.one_of(json_bytes(mutated(_SIDECAR)), json_bytes(json_values()), st.binary(max_size=50)))
@@ -88,39 +99,83 @@ def forged(draw: st.DrawFn) -> Forged:
 
 @contextlib.contextmanager
 def prepare() -> Iterator[Callable[[Forged], None]]:
-    """Yield the check of one task instance."""
-    from starlette.requests import Request
+    """Yield the check of one task instance, over Airflow's API server and its database."""
+    from airflow.utils.db import initdb
 
-    from airflow_provider_qwenimage.plugin import app, runs, stored_images
-    from airflow_provider_qwenimage.plugin.storage_access import RefusedError
+    from tests.gallery.airflow_server import serving, token
 
-    request = Request({"type": "http", "root_path": "/qwenimage", "headers": [], "method": "GET", "path": "/"})
-    window = app._read_window(limit=200)
-    with tempfile.TemporaryDirectory(prefix="qwenimage-fuzz-") as name:
-        folder = Path(name)
-        manifest, listed = folder / manifest_name(-1), folder / rows_name(_WRITER)
+    home = Path(os.environ["AIRFLOW_HOME"])
+    initdb()
+    with (
+        tempfile.TemporaryDirectory(prefix="qwenimage-fuzz-") as name,
+        # Of a library's database and its keys, only the tables are used here: what is forged fits no model.
+        contextlib.closing(sqlite3.connect(home / "airflow.db", timeout=60, isolation_level=None)) as database,
+        serving(home) as server,
+        requests.Session() as session,
+    ):
+        session.headers["Authorization"] = f"Bearer {token('*')}"
+        folder, numbers = Path(name), itertools.count()
         image = folder / _IMAGE
         image.write_bytes(_CONTENT)
 
         def check(left: Forged) -> None:
-            for file in (manifest, listed):
-                file.write_bytes(left.manifest)
+            # A run of its own for each: what was just read of a run is not read again at once.
+            run_id = f"manual__{next(numbers)}"
+            writer = writer_of(_PLACE | {"run_id": run_id})
+            manifest, listed = folder / manifest_name(-1), folder / rows_name(writer)
             image.with_suffix(".json").write_bytes(left.sidecar)
-            task = TaskInstance(
-                **_PLACE, state=left.state, operator=left.operator, try_number=1, changed_at="2026-11-25T08:00:00+00:00"
-            )
-            read = runs._records(task, _in_storage(left.xcoms, manifest, listed, image))
-            images = with_waits(read.images)
-            shown = app._listing(request, window, type(read)(images, read.batches), is_active=True)
-            assert len(shown.body) <= _MOST_ITEM_BYTES * (1 + min(200, len(images)) + len(read.batches))
-            for record in images:
-                record.matches("done", ["fox"])
-                if record.path != str(image):
-                    continue
-                with contextlib.suppress(RefusedError):
-                    stored_images.read_image(record, stored_images.read_sidecar(record, lambda _: True))
+            for file in (manifest, listed):
+                file.write_bytes(left.manifest.replace(_WRITER.encode(), writer.encode()))
+            with _stored(database, run_id, left, _in_storage(left.xcoms, manifest, listed, image)):
+                answer = session.get(f"{server.url}/qwenimage/dags/foxes/runs/{run_id}/data?limit=200", timeout=60)
+                assert answer.status_code == _OK, f"{answer.status_code}: {answer.text[:500]}"
+                shown = answer.json()
+                assert len(answer.content) <= _MOST_ITEM_BYTES * (1 + len(shown["items"]) + len(shown["batches"]))
+                for item in shown["items"][:2]:
+                    for address in {item[kind] for kind in ("image", "thumbnail", "details")}:
+                        if isinstance(address, str) and address.startswith("/"):
+                            sent = session.get(f"{server.url}{address}", timeout=60)
+                            assert sent.status_code < _SERVER_ERROR, f"{address}: {sent.status_code}"
+            listed.unlink()
 
         yield check
+
+
+@contextlib.contextmanager
+def _stored(database: sqlite3.Connection, run_id: str, left: Forged, xcoms: dict[str, Any]) -> Iterator[None]:
+    """Have a run with one task instance in Airflow's database, and what it pushed."""
+    run_number = next(_IDS)
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(" ")
+    place = {"dag_id": "foxes", "run_id": run_id, "task_id": "draw", "map_index": -1}
+    run = {"id": run_number, "dag_id": "foxes", "run_id": run_id, "state": "success", "run_type": "manual"}
+    instance = place | {
+        "id": uuid.uuid4().hex,
+        "state": left.state,
+        "operator": left.operator,
+        "try_number": 1,
+        "start_date": now,
+        "updated_at": now,
+    }
+    _insert(database, "dag_run", run, now)
+    _insert(database, "task_instance", instance, now)
+    for key, value in xcoms.items():
+        # As Airflow writes it, in ASCII.
+        _insert(database, "xcom", place | {"dag_run_id": run_number, "key": key, "value": json.dumps(value)}, now)
+    try:
+        yield
+    finally:
+        for table in ("xcom", "task_instance", "dag_run"):
+            database.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))  # noqa: S608  names of this module
+
+
+def _insert(database: sqlite3.Connection, table: str, values: dict[str, Any], now: str) -> None:
+    """Insert a row, with something in each further column that must have a value."""
+    row = dict(values)
+    for _, column, kind, is_required, default, _ in database.execute(f"PRAGMA table_info({table})"):
+        if is_required and default is None and column not in row:
+            row[column] = now if "TIME" in kind.upper() else 0 if "INT" in kind.upper() else "x"
+    names, marks = ", ".join(row), ", ".join("?" * len(row))
+    database.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))  # noqa: S608
 
 
 def _in_storage(xcoms: dict[str, Any], manifest: Path, listed: Path, image: Path) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def test_what_did_not_hold_is_tried_first_the_next_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "gallery" else ()) for name in TARGETS]
+)
 def test_a_target_makes_examples_of_its_own_that_are_no_error_of_the_fuzzing(name: str, tmp_path: Path) -> None:
     """Only that its parts fit together; what it finds is for `make fuzz` to say."""
     fuzzing = Fuzzing({name: TARGETS[name]}, 0.5, tmp_path)
