@@ -21,6 +21,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageTaskFailedError,
     is_permanent,
 )
+from airflow_provider_qwenimage.storable import MAX_MESSAGE_CHARACTERS, storable_text
 
 
 class RowStatus(StrEnum):
@@ -233,7 +234,7 @@ class BatchTotals:
 
 def row_error(error: BaseException) -> dict[str, Any]:
     """Return what a row of the manifest tells of an error."""
-    return {"error": type(error).__name__, "message": str(error)}
+    return {"error": type(error).__name__, "message": storable_text(str(error), MAX_MESSAGE_CHARACTERS)}
 
 
 def manifest_name(map_index: int | None) -> str:

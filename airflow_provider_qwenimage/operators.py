@@ -14,6 +14,7 @@ from airflow_provider_qwenimage.batch_operator import QwenImageBatchOperator
 from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, links_to_store, show_gallery
+from airflow_provider_qwenimage.storable import storable
 from airflow_provider_qwenimage.task_arguments import TaskArguments, reads_arguments
 
 if TYPE_CHECKING:
@@ -316,19 +317,23 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         consumed_credits: float | None,
         reused: bool,
     ) -> dict[str, Any]:
-        self.outcome = {
-            "task_id": task_id,
-            "status": str(contract.TaskStatus.SUCCESS),
-            "image_urls": list(image_urls),
-            "paths": list(paths),
-            "consumed_credits": consumed_credits,
-            "seed": request.seed,
-            "size": request.size,
-            "output_format": request.output_format,
-            "reused": reused,
-        }
+        # A sidecar in shared storage may say anything.
+        outcome: dict[str, Any] = storable(
+            {
+                "task_id": task_id,
+                "status": str(contract.TaskStatus.SUCCESS),
+                "image_urls": list(image_urls),
+                "paths": list(paths),
+                "consumed_credits": consumed_credits,
+                "seed": request.seed,
+                "size": request.size,
+                "output_format": request.output_format,
+                "reused": reused,
+            }
+        )
+        self.outcome = outcome
         links_to_store(self, *self.operator_extra_links, IMAGE)
-        return self.outcome
+        return outcome
 
     def _request(self) -> GenerateRequest:
         return read_request({name: getattr(self, name) for name in REQUEST_FIELDS})

@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -29,6 +27,7 @@ from airflow_provider_qwenimage.submissions import Submission
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger, event_of, snapshot_of
 from tests.airflows import AIRFLOW
 from tests.chaos.database import Postgres, PostgresMissingError
+from tests.same_answer import SameAnswer
 
 if AIRFLOW < (3, 3):
     pytest.skip("encodes as the newest Airflow does", allow_module_level=True)
@@ -116,39 +115,12 @@ def database() -> Iterator[Database]:
         yield Database(postgres.url)
 
 
-class Api:
-    """A server that answers each request with the same bytes."""
-
-    def __init__(self) -> None:
-        self.body = b""
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(outer.body)))
-                self.end_headers()
-                self.wfile.write(outer.body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-
 @pytest.fixture(scope="module")
-def api() -> Iterator[Api]:
-    found = Api()
-    thread = threading.Thread(target=found.server.serve_forever)
-    thread.start()
-    connection = {"conn_type": "qwenimage", "host": found.url, "password": "sk-0123456789"}
-    with pytest.MonkeyPatch.context() as environment:
+def api() -> Iterator[SameAnswer]:
+    with SameAnswer() as server, pytest.MonkeyPatch.context() as environment:
+        connection = {"conn_type": "qwenimage", "host": server.url, "password": "sk-0123456789"}
         environment.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps(connection))
-        yield found
-    found.server.shutdown()
-    found.server.server_close()
-    thread.join()
+        yield server
 
 
 def through_airflow(payload: Mapping[str, Any], database: Database) -> Any:
@@ -169,9 +141,9 @@ def through_airflow(payload: Mapping[str, Any], database: Database) -> Any:
     return arrived["event"]
 
 
-def fired(answer: Mapping[str, Any], api: Api) -> dict[str, Any]:
+def fired(answer: Mapping[str, Any], api: SameAnswer) -> dict[str, Any]:
     """Return what a trigger fires that gets an answer."""
-    api.body = json.dumps(answer).encode()
+    api.answer(answer)
     trigger = QwenImageStatusTrigger("n43", poll_interval=0.001, end_time=1.0, max_consecutive_failures=1)
 
     async def run() -> list[Any]:
@@ -183,7 +155,9 @@ def fired(answer: Mapping[str, Any], api: Api) -> dict[str, Any]:
 
 @many
 @given(answer=ANSWERS)
-def test_every_event_of_an_odd_answer_reaches_its_task(answer: dict[str, Any], api: Api, database: Database) -> None:
+def test_every_event_of_an_odd_answer_reaches_its_task(
+    answer: dict[str, Any], api: SameAnswer, database: Database
+) -> None:
     event = through_airflow(fired(answer, api), database)
     try:
         snapshot = snapshot_of(event)
@@ -215,13 +189,13 @@ def test_every_event_of_an_odd_answer_reaches_its_task(answer: dict[str, Any], a
     ids=lambda odd: f"{odd!r:.60}",
 )
 def test_a_success_with_an_odd_value_that_nobody_needs_is_a_success(
-    odd: dict[str, Any], api: Api, database: Database
+    odd: dict[str, Any], api: SameAnswer, database: Database
 ) -> None:
     event = through_airflow(fired({"code": 200, "data": DOCUMENTED | odd}, api), database)
     assert snapshot_of(event).image_urls == (IMAGE,)
 
 
-def test_an_event_has_what_the_resumed_task_reads_and_nothing_else(api: Api, database: Database) -> None:
+def test_an_event_has_what_the_resumed_task_reads_and_nothing_else(api: SameAnswer, database: Database) -> None:
     told = DOCUMENTED | {"request": DOCUMENTED["request"] | {"callback_url": "https://a.example/?token=1"}, "queue": 3}
     event = through_airflow(fired({"code": 200, "data": told}, api), database)
     assert snapshot_of(event) == TaskSnapshot.from_data(DOCUMENTED)
@@ -229,7 +203,7 @@ def test_an_event_has_what_the_resumed_task_reads_and_nothing_else(api: Api, dat
 
 
 def test_what_breaks_in_a_trigger_ends_its_own_wait_in_an_event(
-    api: Api, database: Database, monkeypatch: pytest.MonkeyPatch
+    api: SameAnswer, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_down(*_: object, **__: object) -> None:
         raise RuntimeError("\ud83d\x00" * 100_000)

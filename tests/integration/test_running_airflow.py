@@ -21,6 +21,7 @@ from tests.airflows import AIRFLOW_3
 from tests.events import finish_images
 from tests.integration.dag_runs import WAITS
 from tests.integration.standalone import StandaloneAirflow, wait_for
+from tests.same_answer import SameAnswer
 
 pytestmark = [
     pytest.mark.slow,
@@ -156,6 +157,27 @@ with DAG("outlast", schedule=None, start_date=pendulum.datetime(2024, 1, 1), par
     )
 """
 
+_ODD = """
+import pendulum
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_qwenimage import QwenImageStatusSensor
+
+with DAG("odd", schedule=None, start_date=pendulum.datetime(2024, 1, 1)):
+    QwenImageStatusSensor(
+        task_id="wait", image_task_id="n43odd", qwenimage_conn_id="odd", poke_interval=1, timeout=3600
+    )
+
+with DAG("beside", schedule=None, start_date=pendulum.datetime(2024, 1, 1), params={"image_task_id": ""}):
+    QwenImageStatusSensor(
+        task_id="wait",
+        image_task_id="{{ params.image_task_id }}",
+        qwenimage_conn_id="beside",
+        poke_interval=1,
+        timeout=3600,
+    )
+"""
+
 _TIMEOUT_SECONDS = 20.0
 _PACE_SECONDS = 1.0
 _CROWD_WAITS = 5
@@ -171,6 +193,7 @@ class World:
 
     airflow: StandaloneAirflow
     apis: dict[str, Sandbox]
+    odd_api: SameAnswer
     folder: Path
 
     def submit(self, conn_id: str, prompt: str = "A boat") -> str:
@@ -210,9 +233,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     (airflow.dags / "sense.py").write_text(sense)
     (airflow.dags / "draw.py").write_text(_DRAW.format(folder=str(folder)))
     (airflow.dags / "crowd.py").write_text(_CROWD.format(waits=_CROWD_WAITS))
+    (airflow.dags / "odd.py").write_text(_ODD)
     (airflow.dags / "outlast.py").write_text(_OUTLAST.format(timeout=_TIMEOUT_SECONDS, pace=_PACE_SECONDS))
     # The tests say when these are drawn, all but the endless one.
-    seconds_per_image = dict.fromkeys(("endless", "slow", "quick", "watched", "crowd"), 3600.0)
+    seconds_per_image = dict.fromkeys(("endless", "slow", "quick", "watched", "crowd", "beside"), 3600.0)
     seconds_per_image |= {f"flaky_{wait}": 0.5 for wait in WAITS}
     with contextlib.ExitStack() as stack:
         apis = {
@@ -222,12 +246,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         connections = {
             conn_id: {"conn_type": "qwenimage", "host": api.url, "password": _API_KEY} for conn_id, api in apis.items()
         }
+        odd_api = stack.enter_context(SameAnswer())
+        connections["odd"] = {"conn_type": "qwenimage", "host": odd_api.url, "password": _API_KEY}
         connections["qwenimage_default"] = connections["watched"]
         connections["wrong_key"] = connections["watched"] | {"password": _WRONG_KEY}
         airflow.prepare(json.dumps(connections))
         stack.callback(airflow.stop)
-        airflow.start("sense", "draw", "crowd", "outlast")
-        yield World(airflow, apis, folder)
+        airflow.start("sense", "draw", "crowd", "odd", "beside", "outlast")
+        yield World(airflow, apis, odd_api, folder)
 
 
 @pytest.fixture(scope="module")
@@ -385,6 +411,39 @@ def test_deferred_waits_use_no_slot_and_outlast_a_triggerer_that_is_killed(world
 
 def _look_times(world: World, conn_id: str, since: float) -> list[float]:
     return [request.time for request in world.apis[conn_id].requests if request.code and request.time > since]
+
+
+def test_an_odd_answer_to_one_wait_ends_neither_the_triggerer_nor_the_waits_of_another_dag(world: World) -> None:
+    airflow, api = world.airflow, world.odd_api
+    data = {"task_id": "n43odd", "status": "IN_PROGRESS"}
+    api.answer({"code": 200, "message": "success", "data": data})
+    odd = airflow.trigger("odd", {})
+    image_task_id = world.submit("beside")
+    beside = airflow.trigger("beside", {"image_task_id": image_task_id})
+    # The first look at each is its worker's, before it is deferred.
+    wait_for("looks of a triggerer", lambda: api.requests >= 2 and world.looks("beside")[image_task_id] >= 2)
+
+    half = "a fox \ud83d\x00"
+    api.answer(
+        {
+            "code": 200,
+            "message": half,
+            "data": data
+            | {
+                "status": "SUCCESS",
+                "consumed_credits": 10**31,
+                "error_message": half,
+                "request": {"prompt": half, half: float("nan")},
+                "response": ["https://cdn.example.com/fox.png"],
+                "queue": [10**31, float("inf"), half],
+            },
+        }
+    )
+    airflow.wait_for_run("odd", odd)
+    assert airflow.returned("odd", odd, "wait") == ["https://cdn.example.com/fox.png"]
+    finish_images(world.apis["beside"])
+    airflow.wait_for_run("beside", beside)
+    assert set(airflow.states("beside", beside).values()) == {"success"}
 
 
 def test_all_waits_of_a_connection_share_a_client_in_a_triggerer(world: World) -> None:
