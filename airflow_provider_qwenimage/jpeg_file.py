@@ -20,6 +20,8 @@ _HUFFMAN = (0xC0, 0xC1, 0xC2)
 _FRAMES = (*_HUFFMAN, 0xC3, 0xC9, 0xCA, 0xCB)
 _PROGRESSIVE = (0xC2, 0xCA)
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
+# Without a second look at each byte of a long run of fill bytes.
+_NEXT_MARKER = re.compile(rb"(?<!\xff)\xff+([^\x00\xff])")
 _UNIT = re.compile(rb"\xff\x00|.", re.DOTALL)
 # Encoders write about ten scans; each is a walk over all blocks, so a file of many small ones would take hours.
 _MAX_SCANS = 200
@@ -34,7 +36,7 @@ _FILL = b"\xff\x00"
 _PADDING = {b"\x00", _FILL}
 # Longer than a bit of each coefficient that an encoder may put off (1000 bits).
 _ZEROS = bytes(256)
-_FILL_INSIDE = re.compile(rb"\xff{2,}\x00")
+_FILL_INSIDE = re.compile(rb"(?<!\xff)\xff{2,}\x00")
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class JpegFile:
     def _intervals(self, start: int, header: _ScanHeader) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
         begin, units = start, self._units(header.names)
-        for match in _MARKER.finditer(self._content, start):
+        for match in _NEXT_MARKER.finditer(self._content, start):
             found.append((start, match.start()))
             if match[1][0] not in _RESTARTS:
                 break

@@ -311,6 +311,12 @@ def test_a_jpeg_of_very_many_scans_is_not_decoded() -> None:
     refused(header[: header.index(b"\xff\xda")] + scan * 100_000 + b"\xff\xd9", "jpeg")
 
 
+def test_a_jpeg_that_is_mostly_fill_bytes_takes_no_time_to_refuse() -> None:
+    content = encoded("jpeg")
+    middle = scan_of(content) + 1000
+    refused(content[:middle] + b"\xff" * 20_000_000 + b"\0" + content[middle:], "jpeg")
+
+
 PIXELS = png_pixels(encoded("png"))
 HEADER = struct.pack(">IIBBBBB", *SIZE, 8, 2, 0, 0, 0)
 RAW = zlib.decompress(PIXELS)
