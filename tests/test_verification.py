@@ -266,6 +266,29 @@ def test_a_jpeg_that_is_damaged_inside_does_not_pass(kind: str, damage: str) -> 
         refused(JPEG_DAMAGE[damage](content, at), "jpeg")
 
 
+def test_zeros_that_happen_to_make_the_right_number_of_blocks_do_not_pass() -> None:
+    # In this one the number of blocks comes out even at most places: what ends an empty channel's block ends any.
+    source = Random(1)
+    noise = bytes(max(0, min(255, int(source.gauss(128, 60)))) for _ in range(SIZE[0] * SIZE[1]))
+    stream = BytesIO()
+    Image.merge("RGB", [Image.frombytes("L", SIZE, noise)] * 3).convert("CMYK").save(stream, "jpeg", optimize=True)
+    content = stream.getvalue()
+    verify(content, "jpeg")
+    for part in range(12):
+        refused(overwritten(content, 1500 + (len(content) - 7000) * part // 12, bytes(4000)), "jpeg")
+
+
+def test_a_plain_area_passes_in_each_scan_of_a_progressive_jpeg() -> None:
+    # Squares of all greys above, so that no difference between blocks is rare; below, the last bit of each is 0.
+    image = Image.new("L", SIZE, 128)
+    squares = Image.frombytes("L", (SIZE[0] // 8, 96), Random(1).randbytes(SIZE[0] // 8 * 96))
+    image.paste(squares.resize((SIZE[0], 768), Image.Resampling.NEAREST), (0, 0))
+    stream = BytesIO()
+    image.save(stream, "jpeg", progressive=True)
+    assert bytes(300) in stream.getvalue()
+    verify(stream.getvalue(), "jpeg")
+
+
 def scans_of(content: bytes) -> list[int]:
     """Return where the tables and headers of each scan of a progressive JPEG begin, and where the last one ends."""
     found, at = [], scan_of(content)
