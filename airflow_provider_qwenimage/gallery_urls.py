@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 # The mount point of the plugin's own pages in the API server.
 PREFIX = "/qwenimage"
@@ -59,3 +59,12 @@ def image_path(dag_id: str, run_id: str, task_id: str, map_index: int, number: i
 def quoted(name: str) -> str:
     """Return an id as one segment of a path."""
     return quote(name, safe="")
+
+
+def without_user(url: str) -> str:
+    """Return a URL without the user and password that it may hold; "" for what is no URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -8,7 +8,7 @@ from typing import Any
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom, conf
 
-from airflow_provider_qwenimage.gallery_urls import image_path, task_tab
+from airflow_provider_qwenimage.gallery_urls import image_path, task_tab, without_user
 
 # Plugins have pages of their own in Airflow's UI since 3.1.
 HAS_GALLERY = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 1)
@@ -46,7 +46,7 @@ class ImageLink(BaseOperatorLink):
             return ""
         if outcome.get("paths") and HAS_GALLERY:
             return _absolute(image_path(*_place_of(ti_key), 1))
-        return next(iter(outcome.get("image_urls") or ()), "")
+        return without_user(next(iter(outcome.get("image_urls") or ()), ""))
 
 
 GENERATED_IMAGES = GeneratedImagesLink()
@@ -73,7 +73,17 @@ def show_gallery(operator: Any, ti: Any) -> None:
         ti: Its instance, which runs.
     """
     if HAS_GALLERY:
-        ti.xcom_push(key=GENERATED_IMAGES.xcom_key, value=GENERATED_IMAGES.get_link(operator, ti_key=ti))
+        from airflow.sdk.bases.xcom import BaseXCom
+
+        # Past the XCom backend, as Airflow itself does it: the UI reads links from the database.
+        BaseXCom.set(
+            key=GENERATED_IMAGES.xcom_key,
+            value=GENERATED_IMAGES.get_link(operator, ti_key=ti),
+            dag_id=ti.dag_id,
+            task_id=ti.task_id,
+            run_id=ti.run_id,
+            map_index=-1 if ti.map_index is None else ti.map_index,
+        )
     links_to_store(operator)
 
 

@@ -22,6 +22,7 @@ NEWEST_ONLY = (
     "chaos",
     "cluster",
     "fuzz",
+    "gallery/test_addresses.py",
     "gallery/test_records.py",
     "gallery/test_thumbnails.py",
     "packaging/test_changelog.py",

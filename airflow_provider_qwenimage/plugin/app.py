@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlsplit
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.configuration import AIRFLOW_HOME
 from airflow.providers.common.compat.sdk import conf
-from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -25,19 +23,15 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_qwenimage import __version__
-from airflow_provider_qwenimage.gallery_urls import PREFIX, dag_page, image_path, quoted, run_page, task_page
+from airflow_provider_qwenimage.gallery_urls import PREFIX, dag_page, quoted, run_page
 from airflow_provider_qwenimage.plugin import stored_images
-from airflow_provider_qwenimage.plugin.records import (
-    BatchRecord,
-    ImageRecord,
-    Records,
-    Status,
-    Totals,
-    totals_of,
-)
-from airflow_provider_qwenimage.plugin.runs import Runs
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError
+from airflow_provider_qwenimage.plugin.addresses import hosts_in
+from airflow_provider_qwenimage.plugin.image_records import ImageRecord, Records, Status
+from airflow_provider_qwenimage.plugin.listings import Place, Window, listing
+from airflow_provider_qwenimage.plugin.runs import READS, Runs
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError, storage_of
 from airflow_provider_qwenimage.plugin.thumbnails import MEDIA_TYPE, MOST_BYTES, ThumbnailCache
+from airflow_provider_qwenimage.plugin.time_limits import BusyError, Shares
 
 Result = TypeVar("Result")
 
@@ -47,9 +41,9 @@ _MOST_ITEMS = 200
 _MOST_TEXT = 200
 
 _HEADERS = {
-    # Images of the API are shown from where they are; nothing else comes from elsewhere, and nothing is inline.
+    # Nothing comes from elsewhere, and nothing is inline: see `addresses` for images.
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' https: http:; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
         "frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
@@ -95,13 +89,11 @@ app.add_middleware(_Headers)
 
 _runs = Runs()
 # Apart from the threads of Airflow's own pages: however many images are asked for, those go on answering, and no more
-# images than this are in memory.
-_data_threads = CapacityLimiter(2)
-_image_threads = CapacityLimiter(4)
-
-
-async def _in_thread(limiter: CapacityLimiter, function: Callable[[], Result]) -> Result:
-    return await to_thread.run_sync(function, limiter=limiter)
+# images than this are in memory. A DAG whose storage does not respond leaves room for the others.
+_listings = Shares(6, of_dag=2)
+_images = Shares(6, of_dag=2)
+# The page of all DAGs has a share of its own.
+_ALL = ""
 
 
 @cache
@@ -165,83 +157,74 @@ def _map_index(text: str) -> int | None:
     return int(text) if re.fullmatch(r"-1|\d{1,9}", text, re.ASCII) else None
 
 
-@dataclass(frozen=True)
-class _Window:
-    """Which part of the images is asked for."""
-
-    offset: int
-    limit: int
-    status: str
-    words: list[str]
-
-
 # Functions rather than classes: the FastAPI of Airflow 3.1 cannot resolve the annotations of a class.
 def _read_window(
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=0, le=_MOST_ITEMS)] = 60,
     status: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
     text: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
-) -> _Window:
+) -> Window:
     if status and status not in set(Status):
         raise HTTPException(422, f"status is {status!r}; allowed are {', '.join(Status)}.")
-    return _Window(offset, limit, status, text.casefold().split())
+    return Window(offset, limit, status, text.casefold().split())
 
 
-WindowDep = Annotated[_Window, Depends(_read_window)]
+WindowDep = Annotated[Window, Depends(_read_window)]
 
 
 @app.get("/data")
-async def list_all(request: Request, window: WindowDep, session: SessionDep, user: GetUserDep) -> JSONResponse:
-    """List the newest images of all DAGs that the user may read."""
+async def list_all(request: Request, window: WindowDep, user: GetUserDep) -> JSONResponse:
+    """List the newest images of all DAGs whose XComs the user may read."""
 
     def read() -> JSONResponse:
         dag_ids = get_auth_manager().get_authorized_dag_ids(user=user, method="GET")
-        return _list_newest(request, window, session, dag_ids)
+        return _list_newest(request, window, dag_ids, lambda dag_id: _may_read_xcoms(request, user, dag_id))
 
-    return await _in_thread(_data_threads, read)
+    return await _listings.run(_ALL, read)
 
 
 @app.get("/dags/{dag_id}/data")
-async def list_dag(request: Request, dag_id: str, window: WindowDep, session: SessionDep) -> JSONResponse:
+async def list_dag(request: Request, dag_id: str, window: WindowDep) -> JSONResponse:
     """List the newest images of a DAG."""
-    return await _in_thread(_data_threads, lambda: _list_newest(request, window, session, {dag_id}))
+    return await _listings.run(dag_id, lambda: _list_newest(request, window, {dag_id}, lambda _: True))
 
 
 @app.get("/dags/{dag_id}/runs/{run_id}/data")
-async def list_run(request: Request, dag_id: str, run_id: str, window: WindowDep, session: SessionDep) -> JSONResponse:
+async def list_run(request: Request, dag_id: str, run_id: str, window: WindowDep) -> JSONResponse:
     """List the images of a DAG run."""
 
     def read() -> JSONResponse:
-        run = _runs.get(session, dag_id, run_id)
+        run = _runs.get(dag_id, run_id)
         return _listing(request, window, run.records, is_active=run.is_active)
 
-    return await _in_thread(_data_threads, read)
+    return await _listings.run(dag_id, read)
 
 
 @app.get("/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/data")
 async def list_task(
-    *,
-    request: Request,
-    dag_id: str,
-    run_id: str,
-    task_id: str,
-    window: WindowDep,
-    session: SessionDep,
-    map_index: int | None = None,
+    *, request: Request, dag_id: str, run_id: str, task_id: str, window: WindowDep, map_index: int | None = None
 ) -> JSONResponse:
     """List the images of a task instance; without a map index, those of all instances of the task."""
 
     def read() -> JSONResponse:
-        run = _runs.get(session, dag_id, run_id)
+        run = _runs.get(dag_id, run_id)
         images = [record for record in run.records.images if record.is_of(task_id, map_index)]
         batches = [batch for batch in run.records.batches if batch.task.is_at(task_id, map_index)]
         return _listing(request, window, Records(images, batches), is_active=run.is_active)
 
-    return await _in_thread(_data_threads, read)
+    return await _listings.run(dag_id, read)
 
 
-def _list_newest(request: Request, window: _Window, session: Any, dag_ids: set[str]) -> JSONResponse:
-    runs, is_cut = _runs.newest(session, dag_ids)
+def _may_read_xcoms(request: Request, user: Any, dag_id: str) -> bool:
+    try:
+        requires_access_dag("GET", DagAccessEntity.XCOM, dag_id)(request, user)
+    except HTTPException:
+        return False
+    return True
+
+
+def _list_newest(request: Request, window: Window, dag_ids: set[str], may_read: Callable[[str], bool]) -> JSONResponse:
+    runs, is_cut = _runs.newest(dag_ids, may_read)
     images = [record for run in runs for record in run.records.images]
     batches = [batch for run in runs for batch in run.records.batches if not batch.task.has_ended]
     note = f"These are the newest {len(runs)} runs with images; the page of each older run has its own."
@@ -251,82 +234,17 @@ def _list_newest(request: Request, window: _Window, session: Any, dag_ids: set[s
 
 
 def _listing(
-    request: Request, window: _Window, records: Records, *, is_active: bool, note: str | None = None
+    request: Request, window: Window, records: Records, *, is_active: bool, note: str | None = None
 ) -> JSONResponse:
-    found: Sequence[ImageRecord] = records.images
-    if window.status or window.words:
-        found = [record for record in found if record.matches(window.status, window.words)]
+    base_url = conf.get("api", "base_url", fallback="") or ""
+    headers = request.headers
+    # Whichever of them is true: a proxy may have changed each.
+    names = (headers.get("host"), headers.get("x-forwarded-host"), base_url, str(request.url))
+    server = request.scope.get("server") or ("",)
+    is_secure = "https" in (request.url.scheme, urlsplit(base_url).scheme, headers.get("x-forwarded-proto"))
     root = str(request.scope.get("root_path", "")).removesuffix(PREFIX)
-    return JSONResponse(
-        {
-            "totals": _totals(totals_of(records)),
-            "found": len(found),
-            "items": [_item(root, record) for record in found[window.offset : window.offset + window.limit]],
-            "batches": [_batch(root, batch) for batch in records.batches],
-            "is_active": is_active,
-            "note": note,
-        }
-    )
-
-
-def _totals(totals: Totals) -> dict[str, Any]:
-    return {
-        "images": totals.images,
-        "counts": dict(totals.counts),
-        "credits": totals.consumed_credits,
-        "at_risk": totals.at_risk,
-    }
-
-
-def _item(root: str, record: ImageRecord) -> dict[str, Any]:
-    task = record.task
-    item: dict[str, Any] = {
-        "dag_id": task.dag_id,
-        "run_id": task.run_id,
-        "task_id": task.task_id,
-        "map_index": task.map_index,
-        "status": str(record.status),
-        "state": record.state,
-        "prompt": record.request.get("prompt"),
-        "size": record.request.get("size"),
-        "seed": record.request.get("seed"),
-        "output_format": record.request.get("output_format"),
-        "image_task_id": record.image_task_id,
-        "credits": record.consumed_credits,
-        "at_risk": record.at_risk,
-        "error": record.error,
-        "message": record.message,
-        "time": record.changed_at,
-        "waited_for_by": record.waited_for_by.task_id if record.waited_for_by else None,
-        "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index)}",
-        "run_url": f"{root}{run_page(task.dag_id, task.run_id)}",
-        "image": None,
-        "thumbnail": None,
-        "details": None,
-    }
-    if record.path is not None:
-        # With the id of the image task: one that is drawn anew has another URL, and no old picture in a cache.
-        drawn = record.image_task_id or ""
-        for name, kind in {"image": "", "thumbnail": "thumbnail", "details": "details"}.items():
-            place = task.dag_id, task.run_id, task.task_id, task.map_index, record.number
-            item[name] = f"{root}{image_path(*place, kind=kind)}&{urlencode({'drawn': drawn})}"
-    elif record.image_url is not None:
-        item["image"] = item["thumbnail"] = record.image_url
-    return item
-
-
-def _batch(root: str, batch: BatchRecord) -> dict[str, Any]:
-    task = batch.task
-    return {
-        "task_id": task.task_id,
-        "run_id": task.run_id,
-        "map_index": task.map_index,
-        "state": task.state,
-        "has_ended": task.has_ended,
-        "progress": dict(batch.progress),
-        "problem": batch.problem,
-        "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index)}",
-    }
+    place = Place(root, frozenset(hosts_in(*names, str(server[0]))), is_secure)
+    return JSONResponse(listing(place, window, records, is_active=is_active, note=note))
 
 
 _IMAGE = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/images/{number}"
@@ -337,19 +255,29 @@ class _Stored:
     """A stored image of a task instance, for a user who may see it."""
 
     request: Request
-    session: Any
     user: Any
     dag_id: str
     run_id: str
     place: tuple[str, int, int]
 
     def sidecar(self) -> Mapping[str, Any]:
-        """Return its sidecar; see `stored_images.read_sidecar`."""
-        return stored_images.read_sidecar(self.record, self._may_read_dag)
+        """Return its sidecar; see `stored_images.read_sidecar`.
+
+        Raises:
+            RefusedError: If it cannot be read in time, or the user may not see the image.
+        """
+        sidecar = self._read(lambda: stored_images.read_sidecar(self.record))
+        elsewhere = stored_images.drawn_in(self.record, sidecar)
+        if elsewhere is not None and not _may_read_xcoms(self.request, self.user, elsewhere):
+            raise RefusedError(stored_images.DRAWN_ELSEWHERE)
+        return sidecar
 
     def image(self, sidecar: Mapping[str, Any]) -> stored_images.StoredImage:
         """Return the image itself; see `stored_images.read_image`."""
-        return stored_images.read_image(self.record, sidecar)
+        return self._read(lambda: stored_images.read_image(self.record, sidecar))
+
+    def _read(self, function: Callable[[], Result]) -> Result:
+        return READS.run(self.dag_id, storage_of(str(self.record.path)), function)
 
     @cached_property
     def record(self) -> ImageRecord:
@@ -358,17 +286,10 @@ class _Stored:
         Raises:
             HTTPException: If it has recorded no such image.
         """
-        record = _runs.find(self.session, self.dag_id, self.run_id, self.place)
+        record = _runs.find(self.dag_id, self.run_id, self.place)
         if record is None or record.path is None:
             raise HTTPException(404, "This task has recorded no such image.")
         return record
-
-    def _may_read_dag(self, dag_id: str) -> bool:
-        try:
-            requires_access_dag("GET", DagAccessEntity.XCOM, dag_id)(self.request, self.user)
-        except HTTPException:
-            return False
-        return True
 
 
 def _find_stored(
@@ -378,11 +299,10 @@ def _find_stored(
     run_id: str,
     task_id: str,
     number: int,
-    session: SessionDep,
     user: GetUserDep,
     map_index: int = -1,
 ) -> _Stored:
-    return _Stored(request, session, user, dag_id, run_id, (task_id, map_index, number))
+    return _Stored(request, user, dag_id, run_id, (task_id, map_index, number))
 
 
 StoredDep = Annotated[_Stored, Depends(_find_stored)]
@@ -402,7 +322,7 @@ async def send_image(request: Request, stored: StoredDep, *, download: bool = Fa
         headers = {"ETag": etag, "Content-Disposition": disposition, **_IMAGE_HEADERS}
         return Response(image.content, media_type=image.media_type, headers=headers)
 
-    return await _in_thread(_image_threads, read)
+    return await _images.run(stored.dag_id, read)
 
 
 @app.get(f"{_IMAGE}/thumbnail")
@@ -415,7 +335,7 @@ async def send_thumbnail(stored: StoredDep) -> Response:
         small = _thumbnails().get(path, sidecar["sha256"], lambda: stored.image(sidecar).content)
         return Response(small, media_type=MEDIA_TYPE, headers=_IMAGE_HEADERS)
 
-    return await _in_thread(_image_threads, read)
+    return await _images.run(stored.dag_id, read)
 
 
 @app.get(f"{_IMAGE}/details")
@@ -425,7 +345,7 @@ async def send_details(stored: StoredDep) -> JSONResponse:
     def read() -> JSONResponse:
         return JSONResponse({**stored.sidecar(), "path": stored.record.path})
 
-    return await _in_thread(_image_threads, read)
+    return await _images.run(stored.dag_id, read)
 
 
 @app.get("/static/{name}")
@@ -442,6 +362,13 @@ async def send_static(name: str) -> Response:
 async def answer_refusal(_request: Request, error: Exception) -> JSONResponse:
     """Say why a file is not shown."""
     return JSONResponse({"detail": str(error)}, status_code=404)
+
+
+@app.exception_handler(BusyError)
+async def answer_later(_request: Request, _error: Exception) -> JSONResponse:
+    """Say that too many wait already."""
+    headers = {"Retry-After": "5"}
+    return JSONResponse({"detail": "Too many requests for this DAG's images are waiting."}, 503, headers)
 
 
 @app.exception_handler(StarletteHTTPException)

@@ -7,37 +7,83 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.batch_totals import manifest_name, rows_name
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError, open_recorded
-from airflow_provider_qwenimage.storage import read_bytes, writer_of
+from airflow_provider_qwenimage.plugin.bounds import json_value, path
+from airflow_provider_qwenimage.plugin.image_records import Unseen
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError, mark_of, open_recorded, read_file, storage_of
+from airflow_provider_qwenimage.storage import writer_of
 
 if TYPE_CHECKING:
-    from airflow_provider_qwenimage.plugin.records import TaskInstance
+    from airflow_provider_qwenimage.plugin.image_records import TaskInstance
+    from airflow_provider_qwenimage.plugin.time_limits import TimeLimitedReads
 
 log = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[str, Any]]
 
 # Some 100,000 rows.
-_MOST_BYTES = 100 * 1024 * 1024
+MOST_BYTES = 100 * 1024 * 1024
+MOST_ROWS = 100_000
+# More than a row has.
+_MOST_ROW_BYTES = 256 * 1024
 _KEPT_MANIFESTS = 16
-_MARKS = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
+_KEPT_BYTES = 256 * 1024 * 1024
+# What the gallery tells of a row, and whose row it is.
+_FIELDS = (
+    "status",
+    "prompt",
+    "size",
+    "seed",
+    "output_format",
+    "task_id",
+    "paths",
+    "image_urls",
+    "consumed_credits",
+    "reused",
+    "error",
+    "message",
+    "stored_at",
+    "writer",
+)
 
-_kept: OrderedDict[str, tuple[object, list[Mapping[str, Any]]]] = OrderedDict()
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What was read of a file.
+
+    Attributes:
+        mark: What changes when the file does.
+        rows: Its rows.
+        size: How many bytes it has.
+        is_cut: Whether it has more rows.
+    """
+
+    mark: object
+    rows: Rows
+    size: int
+    is_cut: bool
+
+
+_kept: OrderedDict[str, _Manifest] = OrderedDict()
 _lock = threading.Lock()
 
 
-def read_rows(task: TaskInstance, xcoms: Mapping[str, Any]) -> tuple[Rows, str | None]:
+def read_rows(
+    task: TaskInstance, xcoms: Mapping[str, Any], reads: TimeLimitedReads, deadline: float | None = None
+) -> tuple[Rows, str | None]:
     """Return what a batch has listed: its manifest, or while it runs the rows so far.
 
     Args:
         task: Its task instance.
         xcoms: What it has pushed, by key: where it has listed them.
+        reads: What reads storage.
+        deadline: When all reads of the page must have ended; see `TimeLimitedReads.run`.
 
     Returns:
-        The rows, and why there are none, if that is worth telling.
+        The rows, and why there are none, or not all, if that is worth telling.
     """
     writer = writer_of(
         {"dag_id": task.dag_id, "run_id": task.run_id, "task_id": task.task_id, "map_index": task.map_index}
@@ -45,60 +91,76 @@ def read_rows(task: TaskInstance, xcoms: Mapping[str, Any]) -> tuple[Rows, str |
     progress = xcoms.get("progress")
     listed = progress.get("rows") if isinstance(progress, Mapping) else None
     manifest = xcoms.get("manifest")
+    if isinstance(manifest, str):
+        recorded, name = path(manifest), manifest_name(task.map_index)
+    elif isinstance(listed, str):
+        recorded, name = path(listed), rows_name(writer)
+    else:
+        return (), next((value.reason for value in (manifest, progress) if isinstance(value, Unseen)), None)
+    if recorded is None:
+        return (), "The recorded path is not one that a task of this package records."
     try:
-        if isinstance(manifest, str):
-            rows = _read(manifest, manifest_name(task.map_index))
-        elif isinstance(listed, str):
-            rows = _read(listed, rows_name(writer))
-        else:
-            return (), None
+        found = reads.run(task.dag_id, storage_of(recorded), lambda: _read(recorded, name), deadline)
     except RefusedError as refusal:
         return (), str(refusal)
-    own = [row for row in rows if row.get("writer") == writer]
-    if rows and not own:
+    own = [row for row in found.rows if row.get("writer") == writer]
+    if found.rows and not own:
         return (), (
             "A later batch has put its own manifest in the place of this one's. Give each run a folder of its own to "
             "keep its images in view, for example with {{ ds }} in output_path."
         )
-    return own, None
+    return own, f"{name} has more than {MOST_ROWS:,} rows; the first of them are shown." if found.is_cut else None
 
 
-def _read(path: str, name: str) -> list[Mapping[str, Any]]:
-    file = open_recorded(path)
+def _read(recorded: str, name: str) -> _Manifest:
+    file = open_recorded(recorded)
     if file.name != name:
         raise RefusedError(f"{file.name} is not {name}, which this task writes.")
     try:
-        # A listing that something else in the API server has asked for may be remembered.
-        file.fs.invalidate_cache(file.path)
-        facts = file.fs.info(file.path)
-        if facts.get("size", 0) > _MOST_BYTES:
-            raise RefusedError(f"{file.name} has more than {_MOST_BYTES // 2**20} MiB, which is too much to show.")
-        # What changes with the file differs between the storages.
-        mark = tuple(str(facts.get(name)) for name in _MARKS)
+        mark = mark_of(file)
         with _lock:
-            kept = _kept.get(path)
-        if kept is not None and kept[0] == mark:
-            return kept[1]
-        rows = _parsed(read_bytes(file, _MOST_BYTES) or b"")
+            kept = _kept.get(recorded)
+        if kept is not None and kept.mark == mark:
+            return kept
+        content = read_file(file, MOST_BYTES)
     except FileNotFoundError:
-        raise RefusedError(f"{file.name} is not there any more.") from None
-    except OSError as error:
-        log.warning("Cannot read %s for the gallery: %s", path, error)
+        content = None
+    except (OSError, ValueError) as error:
+        log.warning("Cannot read %s for the gallery: %s", recorded, error)
         raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
+    if content is None:
+        raise RefusedError(f"{file.name} is not there any more.")
+    if len(content) > MOST_BYTES:
+        raise RefusedError(f"{file.name} has more than {MOST_BYTES // 2**20} MiB, which is too much to show.")
+    rows, is_cut = _parsed(content)
+    read = _Manifest(mark, rows, len(content), is_cut)
     with _lock:
-        _kept[path] = (mark, rows)
-        while len(_kept) > _KEPT_MANIFESTS:
+        _kept[recorded] = read
+        while len(_kept) > _KEPT_MANIFESTS or sum(each.size for each in _kept.values()) > _KEPT_BYTES:
             _kept.popitem(last=False)
-    return rows
+    return read
 
 
-def _parsed(content: bytes) -> list[Mapping[str, Any]]:
+def _parsed(content: bytes) -> tuple[Rows, bool]:
+    """Return the rows of a manifest, cut to what is shown of them, and whether there are more."""
     rows: list[Mapping[str, Any]] = []
-    for line in content.split(b"\n"):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
+    start = 0
+    while start < len(content):
+        end = content.find(b"\n", start)
+        end = len(content) if end < 0 else end
+        if end - start <= _MOST_ROW_BYTES and (row := _row(content[start:end])):
+            if len(rows) == MOST_ROWS:
+                return rows, True
             rows.append(row)
-    return rows
+        start = end + 1
+    return rows, False
+
+
+def _row(line: bytes) -> Mapping[str, Any] | None:
+    try:
+        row = json.loads(line) if line.strip() else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    return {name: json_value(row[name]) for name in _FIELDS if name in row}

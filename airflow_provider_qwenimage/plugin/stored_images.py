@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError, open_recorded
-from airflow_provider_qwenimage.storage import read_bytes, read_json
+from airflow_provider_qwenimage.plugin.bounds import MOST_NAME, MOST_PIXELS, json_value, text
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError, open_recorded, read_file
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    from airflow_provider_qwenimage.plugin.records import ImageRecord
+    from airflow_provider_qwenimage.plugin.image_records import ImageRecord
 
 # Twice what the operators accept by default; an image is read whole, because it is checked whole.
 MOST_BYTES = 100 * 1024 * 1024
+# A sidecar has some kilobytes.
+_MOST_SIDECAR_BYTES = 1024 * 1024
+DRAWN_ELSEWHERE = "This image was drawn in another DAG."
 _SUFFIX = re.compile(r"\.(jpg|png|webp)", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+# What a sidecar tells.
+_FIELDS = (
+    "image",
+    "image_number",
+    "image_count",
+    "request",
+    "fingerprint",
+    "task_id",
+    "status",
+    "consumed_credits",
+    "image_url",
+    "width",
+    "height",
+    "output_format",
+    "size_bytes",
+    "sha256",
+    "created_at",
+    "stored_at",
+    "made_by",
+    "package_version",
+)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,29 +67,43 @@ class StoredImage:
     content: bytes
 
 
-def read_sidecar(record: ImageRecord, may_read_dag: Callable[[str], bool]) -> Mapping[str, Any]:
-    """Return the sidecar of an image, if the image is one that the record's DAG may show.
+def read_sidecar(record: ImageRecord) -> Mapping[str, Any]:
+    """Return the sidecar of an image, cut to what can be sent, if it is the sidecar of that image.
 
     Args:
         record: What a task has recorded.
-        may_read_dag: Whether the user may read another DAG, for an image that was drawn there and used again.
 
     Raises:
-        RefusedError: If it is not.
+        RefusedError: If it is not, or cannot be read.
     """
     image = _open(record)
-    sidecar = read_json(image.parent / f"{image.stem}.json")
-    if not sidecar:
+    content = _read(image.parent / f"{image.stem}.json", _MOST_SIDECAR_BYTES)
+    try:
+        sidecar = json.loads(content) if content and len(content) <= _MOST_SIDECAR_BYTES else None
+    except (ValueError, RecursionError):
+        sidecar = None
+    if not isinstance(sidecar, Mapping) or not sidecar:
         raise RefusedError("There is no sidecar beside this image any more, so nothing vouches for it.")
-    made_by = sidecar.get("made_by")
-    drawn_in = made_by.get("dag_id") if isinstance(made_by, Mapping) else None
-    if sidecar.get("image") != image.name or sidecar.get("task_id") != record.image_task_id:
+    if sidecar.get("image") != image.name or text(sidecar.get("task_id"), MOST_NAME) != record.image_task_id:
         raise RefusedError("Another image has taken the place of this one.")
-    if drawn_in != record.task.dag_id and not (record.reused and isinstance(drawn_in, str) and may_read_dag(drawn_in)):
-        raise RefusedError("This image was drawn in another DAG.")
-    if not _SHA256.fullmatch(str(sidecar.get("sha256"))) or not isinstance(sidecar.get("size_bytes"), int):
+    if not _SHA256.fullmatch(str(sidecar.get("sha256"))) or type(sidecar.get("size_bytes")) is not int:
         raise RefusedError("The sidecar beside this image does not describe it.")
-    return sidecar
+    return {name: json_value(sidecar[name]) for name in _FIELDS if name in sidecar}
+
+
+def drawn_in(record: ImageRecord, sidecar: Mapping[str, Any]) -> str | None:
+    """Return the DAG that an image was drawn in, if that is another one, whose readers alone may see the image.
+
+    Raises:
+        RefusedError: If nobody may see it here: it was not drawn here, nor used again.
+    """
+    made_by = sidecar.get("made_by")
+    dag_id = made_by.get("dag_id") if isinstance(made_by, Mapping) else None
+    if dag_id == record.task.dag_id:
+        return None
+    if not record.reused or not isinstance(dag_id, str):
+        raise RefusedError(DRAWN_ELSEWHERE)
+    return dag_id
 
 
 def read_image(record: ImageRecord, sidecar: Mapping[str, Any]) -> StoredImage:
@@ -75,14 +117,24 @@ def read_image(record: ImageRecord, sidecar: Mapping[str, Any]) -> StoredImage:
         RefusedError: If it is gone, is not the file that was verified, or is no image.
     """
     image = _open(record)
-    if sidecar["size_bytes"] > MOST_BYTES:
+    size = sidecar["size_bytes"]
+    if not isinstance(size, int) or size > MOST_BYTES:
         raise RefusedError(f"This image has more than {MOST_BYTES // 2**20} MiB, which is too much to show.")
-    content = read_bytes(image)
+    # No more than its sidecar says: a longer file is another one.
+    content = _read(image, max(size, 0))
     if content is None:
         raise RefusedError("This image is not in storage any more.")
-    if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
+    if len(content) != size or hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
         raise RefusedError("This is not the file that was verified when it was stored.")
     return StoredImage(image.name, _media_type(content), content)
+
+
+def _read(file: ObjectStoragePath, most: int) -> bytes | None:
+    try:
+        return read_file(file, most)
+    except (OSError, ValueError) as error:
+        log.warning("Cannot read %s for the gallery: %s", file, error)
+        raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
 
 
 def _open(record: ImageRecord) -> ObjectStoragePath:
@@ -99,6 +151,8 @@ def _media_type(content: bytes) -> str:
 
     try:
         with Image.open(io.BytesIO(content), formats=list(_MEDIA_TYPES)) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
             return _MEDIA_TYPES[str(opened.format)]
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RefusedError("This file is no image.") from error

@@ -11,6 +11,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from airflow_provider_qwenimage.plugin.bounds import MOST_PIXELS
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError
+
 # Twice what a card of the grid has, for screens with two pixels for one.
 _PIXELS = (480, 360)
 _QUALITY = 80
@@ -19,6 +22,7 @@ MOST_BYTES = 256 * 1024 * 1024
 # Decoding takes a core; the rest of the API server needs one as well.
 _AT_ONCE = 2
 MEDIA_TYPE = "image/webp"
+_FORMATS = ("JPEG", "PNG", "WEBP")
 
 _places = threading.BoundedSemaphore(_AT_ONCE)
 
@@ -51,8 +55,10 @@ class ThumbnailCache:
             content = file.read_bytes()
             os.utime(file)
             return content
+        # Read first: storage that does not respond keeps no place from others.
+        read = read_image()
         with _places:
-            content = make_thumbnail(read_image())
+            content = make_thumbnail(read)
         # A disk that is full or read-only makes the gallery slow, not empty.
         with contextlib.suppress(OSError):
             self._keep(file, content)
@@ -90,14 +96,23 @@ def make_thumbnail(content: bytes) -> bytes:
     """Return a small picture of an image, as WebP.
 
     Args:
-        content: The image's bytes, which decode.
+        content: The image's bytes.
+
+    Raises:
+        RefusedError: If they do not decode, or have too many pixels.
     """
     from PIL import Image
 
-    with Image.open(io.BytesIO(content)) as image:
-        image.draft("RGB", _PIXELS)
-        image.thumbnail(_PIXELS)
-        small = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
-        made = io.BytesIO()
-        small.save(made, "WEBP", quality=_QUALITY, method=2)
+    made = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            # Decided by the header, before any memory is taken for pixels.
+            if image.width * image.height > MOST_PIXELS:
+                raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
+            image.draft("RGB", _PIXELS)
+            image.thumbnail(_PIXELS)
+            small = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+            small.save(made, "WEBP", quality=_QUALITY, method=2)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RefusedError(f"This image does not decode ({type(error).__name__}).") from error
     return made.getvalue()

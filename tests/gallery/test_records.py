@@ -9,17 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.plugin.records import (
-    BATCH_OPERATOR,
-    SENSOR,
+from airflow_provider_qwenimage.plugin.image_records import (
     BatchRecord,
     ImageRecord,
     Records,
     Status,
     TaskInstance,
+    totals_of,
+)
+from airflow_provider_qwenimage.plugin.records import (
+    BATCH_OPERATOR,
+    SENSOR,
     records_of_batch,
     records_of_task,
-    totals_of,
     with_waits,
 )
 

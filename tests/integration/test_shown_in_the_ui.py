@@ -39,7 +39,22 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         push(self, key, value)
 
     monkeypatch.setattr(RuntimeTaskInstance, "xcom_push", watch)
+    watch_links(monkeypatch, seen)
     return seen
+
+
+def watch_links(monkeypatch: pytest.MonkeyPatch, seen: list[tuple[str, Any]]) -> None:
+    """Note the links that a task stores itself, past any XCom backend."""
+    from airflow.sdk.bases.xcom import BaseXCom
+
+    store = BaseXCom.set
+
+    def watch(key: str, value: Any, **place: Any) -> None:
+        if key.startswith("_link_"):
+            seen.append((key, value))
+        store(key, value, **place)
+
+    monkeypatch.setattr(BaseXCom, "set", watch)
 
 
 @with_gallery
@@ -91,8 +106,7 @@ def stored_links(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         return watch
 
     monkeypatch.setattr(task_runner, "_xcom_push_to_db", watched(task_runner._xcom_push_to_db))
-    instance = task_runner.RuntimeTaskInstance
-    monkeypatch.setattr(instance, "xcom_push", watched(instance.xcom_push))
+    watch_links(monkeypatch, seen)
     return seen
 
 

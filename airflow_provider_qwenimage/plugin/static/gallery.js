@@ -120,13 +120,14 @@ function costName(item) {
 
 function picture(item) {
   if (!item.thumbnail) {
-    const text = { waiting: "Not begun yet", drawing: "Being drawn", done: "No image" }[item.status] ?? item.error ?? "No image";
+    const done = item.address ? "Not stored" : "No image";
+    const text = { waiting: "Not begun yet", drawing: "Being drawn", done }[item.status] ?? item.error ?? "No image";
     return element("span", { className: "none", textContent: text });
   }
   return imageAt(item, item.thumbnail, "none", { loading: "lazy", decoding: "async" });
 }
 
-// An image, or in its place why there is none.
+// A stored image, or in its place why there is none. Nothing is ever loaded from elsewhere.
 function imageAt(item, address, className, properties = {}) {
   const image = element("img", { alt: item.prompt ?? "", referrerPolicy: "no-referrer", ...properties, src: address });
   image.addEventListener("error", async () => {
@@ -136,8 +137,6 @@ function imageAt(item, address, className, properties = {}) {
 }
 
 async function whyNot(url) {
-  const elsewhere = "The image cannot be loaded from where the API has it: such addresses may be short-lived.";
-  if (new URL(url, location.href).origin !== location.origin) return elsewhere;
   try {
     return (await (await fetch(url)).json()).detail;
   } catch {
@@ -163,7 +162,7 @@ function card(place, item) {
       { className: "text" },
       item.prompt ? element("p", { className: "prompt", dir: "auto", title: item.prompt, textContent: item.prompt }) : null,
       item.message || (item.status === "failed" && !item.prompt)
-        ? element("p", { className: "error", title: item.message ?? "", textContent: item.message ?? "It failed; its task's log says why." })
+        ? element("p", { className: item.status === "done" ? "facts" : "error", title: item.message ?? "", textContent: item.message ?? "It failed; its task's log says why." })
         : null,
       element("p", { className: "facts", textContent: facts.filter(Boolean).join(" · ") }),
       ids,
@@ -424,7 +423,8 @@ async function fill(place) {
 }
 
 function bigPicture(item) {
-  if (!item.image) return element("p", { textContent: item.message ?? stateName(item) });
+  const elsewhere = "This image is not stored. Its address at the API may be short-lived.";
+  if (!item.image) return element("p", { textContent: item.message ?? (item.address ? elsewhere : stateName(item)) });
   return imageAt(item, item.image, "missing");
 }
 
@@ -434,6 +434,10 @@ function showActions(item) {
   if (item.seed !== null && item.seed !== -1) actions.push(copyButton("Copy seed", String(item.seed)));
   if (item.details) {
     actions.push(element("a", { href: `${item.image}&download=true`, download: "", textContent: "Download" }));
+  }
+  if (item.address) {
+    const properties = { target: "_blank", rel: "noopener noreferrer", referrerPolicy: "no-referrer" };
+    actions.push(element("a", { href: item.address, textContent: "Open at the API", ...properties }));
   }
   actions.push(taskLink(item, "Open the task"));
   at("actions").replaceChildren(...actions);
