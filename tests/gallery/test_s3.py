@@ -42,7 +42,8 @@ def test_images_in_a_bucket_are_shown(
 
 
 def test_a_listing_that_the_api_server_remembers_hides_no_rows(bucket: Bucket) -> None:
-    from airflow_provider_qwenimage.plugin.records import TaskInstance
+    from airflow_provider_qwenimage.plugin.image_records import TaskInstance
+    from airflow_provider_qwenimage.plugin.runs import READS
 
     place = {"dag_id": "foxes", "run_id": "r", "task_id": "draw", "map_index": -1}
     writer = writer_of(place)
@@ -50,11 +51,11 @@ def test_a_listing_that_the_api_server_remembers_hides_no_rows(bucket: Bucket) -
     row = f'{{"row": 1, "writer": "{writer}"}}\n'.encode()
     bucket.put("x/manifest.jsonl", row)
     manifest = {"manifest": f"{bucket.url}/x/manifest.jsonl"}
-    assert len(read_rows(task, manifest)[0]) == 1
+    assert len(read_rows(task, manifest, READS)[0]) == 1
     # As an XCom backend on the same storage does.
     folder = ObjectStoragePath(f"{bucket.url}/x")
     assert folder.fs.ls(folder.path)
     bucket.put("x/manifest.jsonl", row * 2)
-    assert len(read_rows(task, manifest)[0]) == 2
+    assert len(read_rows(task, manifest, READS)[0]) == 2
     bucket.server.client().delete_object(Bucket=bucket.name, Key="x/manifest.jsonl")
-    assert read_rows(task, manifest) == ((), "manifest.jsonl is not there any more.")
+    assert read_rows(task, manifest, READS) == ((), "manifest.jsonl is not there any more.")

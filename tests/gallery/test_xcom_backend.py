@@ -1,0 +1,224 @@
+"""With an XCom backend that stores values elsewhere, the gallery reads them there, or says what it cannot show."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import BaseOperatorLink
+
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
+from airflow_provider_qwenimage.plugin import runs, xcom_values
+from tests.gallery.airflow_server import Server
+from tests.gallery.conftest import Shown
+from tests.integration.dag_runs import TestDag, dag_that_draws
+
+BACKEND = "airflow.providers.common.io.xcom.backend.XComObjectStorageBackend"
+
+Show = Callable[[TestDag], Shown]
+
+
+def resolve_backend() -> None:
+    """Have Airflow and the gallery look at the configuration, as a process that starts does."""
+    from airflow.sdk.execution_time import task_runner, xcom
+
+    backend = xcom.resolve_xcom_backend()
+    for module in (xcom, task_runner):
+        vars(module)["XCom"] = backend
+    xcom_values._backend.cache_clear()
+    xcom_values._kept.clear()
+
+
+@pytest.fixture(params=[0, 100])
+def store_xcoms(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Have values of so many bytes stored as files; return where."""
+    from airflow.providers.common.io.xcom import backend
+
+    folder = tmp_path / "xcoms"
+    with monkeypatch.context() as patch:
+        patch.setenv("AIRFLOW__CORE__XCOM_BACKEND", BACKEND)
+        patch.setenv("AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_PATH", f"file://{folder}")
+        patch.setenv("AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_THRESHOLD", str(request.param))
+        for setting in (backend._get_base_path, backend._get_compression, backend._get_threshold):
+            setting.cache_clear()
+        resolve_backend()
+        yield folder
+    for setting in (backend._get_base_path, backend._get_compression, backend._get_threshold):
+        setting.cache_clear()
+    resolve_backend()
+
+
+def listing(server: Server, shown: Shown) -> dict[str, Any]:
+    answer = server.get(f"{shown.path}/data")
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def stored_link(shown: Shown, link: BaseOperatorLink, task_id: str = "draw") -> Any:
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        query = select(XComModel.value).where(
+            XComModel.dag_id == shown.dag_id, XComModel.task_id == task_id, XComModel.key == link.xcom_key
+        )
+        return session.scalar(query)
+
+
+def forget() -> None:
+    from airflow_provider_qwenimage.plugin import app as pages
+
+    pages._runs._runs.clear()
+    xcom_values._kept.clear()
+
+
+def test_a_stored_image_is_shown_with_its_cost_and_its_links_lead_to_it(
+    server: Server, show: Show, store_xcoms: Path, tmp_path: Path
+) -> None:
+    shown = show(dag_that_draws(output_path=str(tmp_path / "images"), prompt="A fox", seed=1))
+    assert list(store_xcoms.rglob("*")), "the backend stored nothing"
+    told = listing(server, shown)
+    (item,) = told["items"]
+    assert (item["status"], item["prompt"], item["credits"]) == ("done", "A fox", 5)
+    assert (told["totals"]["images"], told["totals"]["credits"], told["is_active"]) == (1, 5, False)
+    assert server.get(item["thumbnail"]).status_code == 200
+    assert "/plugin/qwenimage_task_images" in stored_link(shown, GENERATED_IMAGES)
+    assert "/images/1" in stored_link(shown, IMAGE)
+
+
+def test_what_is_waited_for_is_one_image(server: Server, show: Show, store_xcoms: Path) -> None:
+    dag = TestDag()
+    with dag:
+        submit = QwenImageGenerateOperator(task_id="submit", prompt="A lighthouse", seed=5)
+        QwenImageStatusSensor(task_id="wait", image_task_id=submit.output, poke_interval=0.05)
+    shown = show(dag)
+    told = listing(server, shown)
+    (item,) = told["items"]
+    assert (item["status"], item["prompt"], item["credits"]) == ("done", "A lighthouse", 5)
+    assert "/plugin/qwenimage_task_images" in stored_link(shown, GENERATED_IMAGES, "wait")
+
+
+def test_a_batch_shows_its_rows(server: Server, show: Show, store_xcoms: Path, tmp_path: Path) -> None:
+    dag = TestDag()
+    with dag:
+        folder = str(tmp_path / "images")
+        QwenImageBatchOperator(task_id="draw", requests=["A", "B"], output_path=folder, poll_interval=0.05)
+    told = listing(server, show(dag))
+    assert [item["status"] for item in told["items"]] == ["done", "done"]
+    assert (told["totals"]["images"], told["totals"]["credits"]) == (2, 10)
+    assert told["batches"][0]["problem"] is None
+
+
+def test_what_the_backend_no_longer_has_is_said(server: Server, show: Show, store_xcoms: Path, tmp_path: Path) -> None:
+    shown = show(dag_that_draws(output_path=str(tmp_path / "images"), prompt="A fox", seed=1))
+    for file in store_xcoms.rglob("*"):
+        if file.is_file():
+            file.unlink()
+    forget()
+    (item,) = listing(server, shown)["items"]
+    assert item["status"] == "done"
+    assert "is not there any more" in item["message"]
+
+
+def test_without_a_return_value_the_page_says_that_it_is_missing(server: Server, show: Show, tmp_path: Path) -> None:
+    for arguments in ({"output_path": str(tmp_path)}, {"wait_for_completion": True}):
+        shown = show(dag_that_draws(prompt="A fox", seed=1, do_xcom_push=False, **arguments))
+        told = listing(server, shown)
+        (item,) = told["items"]
+        assert (item["status"], item["prompt"]) == ("done", "A fox")
+        assert "do_xcom_push is off" in item["message"]
+        assert told["totals"]["counts"]["drawing"] == 0
+
+
+def test_an_image_that_nobody_waited_for_is_not_under_way_for_ever(server: Server, show: Show) -> None:
+    told = listing(server, show(dag_that_draws(prompt="A fox", seed=1)))
+    (item,) = told["items"]
+    assert (item["status"], item["state"]) == ("unknown", "submitted")
+    assert "No task of this run has waited" in item["message"]
+
+
+def values_of(base: Path, pushed: str, monkeypatch: pytest.MonkeyPatch, **task: Any) -> dict[str, Any]:
+    """Return what the gallery reads of a text that a task of the DAG "foxes" has pushed as its return value."""
+    from airflow_provider_qwenimage.plugin.image_records import TaskInstance
+
+    known: dict[str, Any] = {"dag_id": "foxes", "run_id": "manual", "task_id": "draw", "map_index": -1}
+    known |= {"state": "success", "operator": None, "try_number": 1, "changed_at": None}
+    monkeypatch.setattr(xcom_values, "_backend", lambda: f"file://{base}")
+    return xcom_values.read_values(TaskInstance(**known | task), {"return_value": json.dumps(pushed)}, runs.READS)
+
+
+def put(base: Path, name: str, content: bytes) -> str:
+    file = base / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return f"file://{file}"
+
+
+def test_only_a_tasks_own_values_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = put(tmp_path, "foxes/manual/draw/1.json", b'{"a": 1}')
+    assert values_of(tmp_path, own, monkeypatch) == {"return_value": {"a": 1}}
+    for name in ("hares/manual/draw/1.json", "hares/foxes/manual/draw/1.json", "foxes/other/draw/1.json", "1.json"):
+        other = put(tmp_path, name, b'{"secret": 1}')
+        assert values_of(tmp_path, other, monkeypatch) == {"return_value": other}
+    outside = put(tmp_path.parent, "foxes/manual/draw/1.json", b'{"secret": 1}')
+    assert values_of(tmp_path, outside, monkeypatch) == {"return_value": outside}
+    forged = f"file://{tmp_path}/foxes/manual/draw/../../../hares/manual/draw/1.json"
+    assert "secret" not in repr(values_of(tmp_path, forged, monkeypatch))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("1.json", b"[" * 200_000, "no JSON"),
+        ("1.json", b'"' + 300_000 * b"x" + b'"', "more than 256 KiB"),
+        ("1.json.gz", gzip.compress(b'"' + 300_000 * b"x" + b'"'), "more than 256 KiB"),
+        ("1.json.gz", b"no gzip", "cannot be read"),
+        ("1.json", b"1" * 5000, "no JSON"),
+    ],
+)
+def test_what_a_backend_stores_is_read_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, reason: str
+) -> None:
+    own = put(tmp_path, f"foxes/manual/draw/{name}", content)
+    xcom_values._kept.clear()
+    assert reason in values_of(tmp_path, own, monkeypatch)["return_value"].reason
+
+
+def test_a_compressed_value_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = put(tmp_path, "foxes/manual/draw/1.json.gz", gzip.compress(b'{"paths": ["/a.jpg"]}'))
+    assert values_of(tmp_path, own, monkeypatch) == {"return_value": {"paths": ["/a.jpg"]}}
+
+
+def test_with_another_backend_the_page_says_that_it_cannot_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_provider_qwenimage.plugin.image_records import Status, TaskInstance
+    from airflow_provider_qwenimage.plugin.records import records_of_task
+
+    task = TaskInstance(
+        dag_id="foxes",
+        run_id="manual",
+        task_id="draw",
+        map_index=-1,
+        state="success",
+        operator="QwenImageGenerateOperator",
+        try_number=1,
+        changed_at=None,
+    )
+    monkeypatch.setattr(xcom_values, "_backend", lambda: None)
+    stored = dict.fromkeys(("request", "task_id", "consumed_credits", "return_value"), '"company://1"')
+    (record,) = records_of_task(task, xcom_values.read_values(task, stored, runs.READS))
+    assert record.status is Status.DONE
+    assert "XCom backend" in str(record.message)
+    assert (
+        records_of_task(
+            TaskInstance(**vars(task) | {"operator": "QwenImageStatusSensor"}),
+            xcom_values.read_values(task, stored, runs.READS),
+        )
+        == []
+    )
