@@ -58,7 +58,7 @@ class ConnectionSettings:
     Attributes:
         base_url: The API's base URL, without a slash at its end.
         api_key: The API key; never part of a log line or message.
-        timeout_seconds: How long to wait for the connection, and for each part of an answer.
+        timeout_seconds: How long to wait for the connection, and for each part of an answer; see `seconds_for_a_call`.
         max_requests_per_second: The rate that a task, or all waits of a triggerer, do not exceed, or None for no limit.
         verify: Whether TLS certificates are checked, or the path of a file of authorities to check with.
         ignored: What of the extra is ignored, and what was probably meant; empty where nothing is.

@@ -113,8 +113,8 @@ class QwenImageHook(_Hook):
 
     Args:
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL.
-        timeout_seconds: Seconds to wait for the connection, and for each part of an answer. Where it is
-            the default, a `timeout_seconds` in the connection's extra goes first.
+        timeout_seconds: Seconds to wait for the connection, and for each part of an answer; a whole call takes at
+            most twice as long. A `timeout_seconds` in the connection's extra takes precedence over the default.
         retry_limit: How often a request is sent again after a fault that may pass. A submission is only
             sent again where the API surely did not accept it.
         retry_delay: Seconds; the longest first pause before that. It doubles each time, with full jitter.

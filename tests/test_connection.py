@@ -53,6 +53,16 @@ def test_a_key_alone_reaches_the_public_service() -> None:
         ({"host": "http://127.0.0.1:8512", "port": 443}, "http://127.0.0.1:8512"),
         ({"host": "http://proxy.example:80"}, "http://proxy.example"),
         ({"host": "https://proxy.example", "port": 80}, "https://proxy.example:80"),
+        ({"host": "HTTPS://Proxy.Example:443/Qwen"}, "https://proxy.example/Qwen"),
+        ({"host": "http://bücher.example"}, "http://xn--bcher-kva.example"),
+        ({"host": "straße.example"}, "https://xn--strae-oqa.example"),
+        ({"host": "xn--bcher-kva.example"}, "https://xn--bcher-kva.example"),
+        ({"host": "http://[0:0:0:0:0:0:0:1]:8512"}, "http://[::1]:8512"),
+        ({"host": "[::1]", "schema": "http", "port": 8512}, "http://[::1]:8512"),
+        ({"host": "::1", "schema": "http", "port": 8512}, "http://[::1]:8512"),
+        ({"host": "[2001:DB8::A]:8512"}, "https://[2001:db8::a]:8512"),
+        ({"host": "my_proxy.internal"}, "https://my_proxy.internal"),
+        ({"host": "proxy.example."}, "https://proxy.example."),
     ],
 )
 def test_the_host_is_a_full_url_or_host_schema_and_port(fields: dict[str, Any], base_url: str) -> None:
@@ -84,9 +94,25 @@ def test_a_host_that_makes_no_url_is_named(fields: dict[str, Any]) -> None:
     assert len(str(caught.value)) < 1200
 
 
-def test_a_key_inside_the_host_is_refused_without_being_shown() -> None:
+@pytest.mark.parametrize(
+    "host",
+    [
+        f"https://user:{KEY}@proxy.example",
+        f"{KEY}@proxy.example",
+        f"https://{KEY}@proxy.example:99999",
+        f"https://:{KEY}@[bad",
+        f"ftp://:{KEY}@proxy example",
+    ],
+)
+def test_a_key_inside_the_host_is_refused_without_being_shown(host: str) -> None:
     with pytest.raises(ValueError, match="inside its host") as caught:
-        settings(host=f"https://user:{KEY}@proxy.example")
+        settings(host=host)
+    assert KEY not in str(caught.value)
+
+
+def test_a_query_of_the_host_is_not_shown() -> None:
+    with pytest.raises(ValueError, match="make no URL") as caught:
+        settings(host=f"https://proxy.example/?key={KEY}")
     assert KEY not in str(caught.value)
 
 
