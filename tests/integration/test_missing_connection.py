@@ -127,7 +127,11 @@ def test_a_uri_whose_key_is_not_percent_encoded_is_told_from_a_missing_connectio
 
 
 def test_an_odd_connection_id_is_shown_short_and_printable(airflow_database: None) -> None:
-    with pytest.raises(ValueError, match="isn't defined") as caught:
+    with pytest.raises(ValueError, match="qwenimage_conn_id is") as caught:
         _ = QwenImageHook("\x1b[2J\n" + "x" * 100_000).settings
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+    with pytest.raises(ValueError, match="isn't defined") as caught:
+        _ = QwenImageHook("\x1b[2J\n" + "x" * 200).settings
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
