@@ -67,13 +67,14 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         overwrite: Whether to draw new images where those of the requests stand already.
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL. Templated.
         poll_interval: Seconds between the first polls of an image; it grows up to 10 s (the API's documented range).
-        timeout: Seconds to wait at most for each image, from its submission on.
+        timeout: Seconds to wait at most for each image, from its submission on, as a number or a timedelta.
         max_consecutive_failures: How many failed reads in a row end the wait for an image.
         max_image_bytes: A longer download is refused. Default 50 MiB.
         **kwargs: What every operator takes.
 
     Raises:
-        ValueError: If an argument that is not a template is not what is allowed.
+        ValueError: If an argument that is not a template is not what is allowed. What is known only when the task runs
+            is checked then, before anything is paid; the task fails without a retry.
     """
 
     template_fields: Sequence[str] = ("requests", "output_path", "qwenimage_conn_id")

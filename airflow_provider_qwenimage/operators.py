@@ -56,7 +56,8 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
     Args:
         prompt: What to draw, 1 to 2000 characters. Templated.
         size: Width times height in pixels, one of `contract.SIZES`. Templated.
-        seed: An integer from 0 upwards, or -1 for a random one; the text of one is fine too. Templated.
+        seed: An integer from 0 upwards, or -1 for a random one; its text, or a float without a fraction, is fine too.
+            Templated. Like `size`, `output_format` and `callback_url`, it may be None or empty for its default.
         output_format: ``jpeg``, ``png`` or ``webp``. Templated.
         callback_url: An http(s) URL that the API calls when the task completes. Templated.
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL. Templated.
@@ -64,11 +65,11 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         deferrable: Whether to wait in the triggerer, without a worker slot. Default: Airflow's
             ``[operators] default_deferrable``.
         poll_interval: Seconds between the first polls; it grows up to 10 s (the API's documented range).
-        timeout: Seconds to wait at most.
+        timeout: Seconds to wait at most, as a number or a timedelta; up to ten years.
         max_consecutive_failures: How many failed reads in a row end the wait.
         output_path: The folder to store images in: a path or any URL of Airflow's object storage, such as
-            ``s3://aws_default@bucket/images``. Templated. File names come from the request; with a random
-            seed also from the map index.
+            ``s3://aws_default@bucket/images``, as a text, Path or ObjectStoragePath. Templated. File names come from
+            the request; with a random seed also from the map index.
         max_image_bytes: A longer download is refused. Default 50 MiB.
         overwrite: Whether to draw a new image where the request's image stands already.
         durable: Whether to write submissions down. With False each retry submits, and pays, again.
@@ -77,7 +78,8 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         **kwargs: What every operator takes.
 
     Raises:
-        ValueError: If an argument that is not a template is not what the API allows.
+        ValueError: If an argument that is not a template is not what is allowed. What is known only when the task runs
+            is checked then, before anything is paid; the task fails without a retry.
     """
 
     template_fields: Sequence[str] = (*REQUEST_FIELDS, "qwenimage_conn_id", "output_path")

@@ -59,7 +59,8 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         deferrable: Whether to wait in the triggerer, without a worker slot. With False, `mode` ("poke" or
             "reschedule") counts, as for any sensor.
         poke_interval: Seconds between the first polls; it grows up to 10 s (the API's documented range).
-        timeout: Seconds to wait at most. Then the sensor fails without a retry, as sensors do.
+        timeout: Seconds to wait at most, as a number or a timedelta. Then the sensor fails without a retry, as
+            sensors do.
         max_consecutive_failures: How many failed reads in a row end the wait (in "reschedule" mode, where
             every poke is a new process, only `timeout` bounds them).
         **kwargs: What every sensor takes: `mode`, `retries`, … In every mode alike, `soft_fail` skips the task if the
@@ -67,7 +68,8 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
             wait goes on until the timeout, however many reads fail.
 
     Raises:
-        ValueError: If `poke_interval` or `max_consecutive_failures` is out of its range.
+        ValueError: If an argument that is not a template is not what is allowed. What is known only when the task runs
+            is checked then; the task fails without a retry.
     """
 
     template_fields: Sequence[str] = ("image_task_id", "qwenimage_conn_id")

@@ -48,6 +48,7 @@ def reads_arguments(init: Callable[_Arguments, None]) -> Callable[_Arguments, No
     Args:
         init: The `__init__` of a `TaskArguments`.
     """
+    missing = inspect.Parameter.empty
     signature = inspect.signature(init)
     own = {name: each.default for name, each in signature.parameters.items() if each.kind is each.KEYWORD_ONLY}
 
@@ -55,18 +56,21 @@ def reads_arguments(init: Callable[_Arguments, None]) -> Callable[_Arguments, No
     def read_and_init(*given: _Arguments.args, **arguments: _Arguments.kwargs) -> None:
         (task,) = given
         assert isinstance(task, TaskArguments)  # noqa: S101  tells the type checker what it is
-        for name in task.argument_readers.keys() & (own.keys() | arguments.keys()):
-            default = own.get(name)
+        for name, default in (own | dict.fromkeys(arguments.keys() - own.keys(), missing)).items():
+            if name not in task.argument_readers:
+                continue
             try:
                 arguments[name] = task.read_argument(name, arguments.get(name, default))
             except ValueError as error:
                 if not getattr(task, "_BaseOperator__from_mapped", False):
                     raise
                 task.note_refusal(name, error)
-                arguments[name] = None if default is inspect.Parameter.empty else default
+                # The task is made all the same, to say so.
+                arguments.pop(name, None)
+                if name in own:
+                    arguments[name] = None if default is missing else default
         init(*given, **arguments)
 
-    missing = inspect.Parameter.empty
     read_and_init.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what inspect looks for
         parameters=[
             each.replace(default=None) if name in own and own[name] is missing else each

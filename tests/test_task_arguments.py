@@ -183,6 +183,11 @@ def test_the_rows_of_a_batch_that_are_known_are_checked_beside_those_that_are_no
         QwenImageBatchOperator(task_id="bad", requests=[*rows, ""], output_path="/data")
 
 
+def test_of_several_bad_arguments_the_first_is_named() -> None:
+    with pytest.raises(ValueError, match="^size is '9'"):
+        QwenImageGenerateOperator(task_id="draw", retry_delay="1", overwrite="no", seed="x", size="9", prompt="A fox")
+
+
 def test_default_arguments_are_checked_like_others() -> None:
     with (
         DAG("defaults", schedule=None, default_args={"overwrite": "False"}),
