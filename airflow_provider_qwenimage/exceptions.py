@@ -24,6 +24,7 @@ A bad argument is a plain ``ValueError`` that names the argument, the value and 
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -176,6 +177,11 @@ class QwenImageImageError(QwenImageError):
         self.retry_after = retry_after
 
 
+def is_bad_argument(error: BaseException) -> bool:
+    """Whether an error refuses an argument, and is not a library's that could not decode what somebody sent."""
+    return isinstance(error, ValueError) and not isinstance(error, UnicodeError | json.JSONDecodeError)
+
+
 def is_permanent(error: BaseException) -> bool:
     """Whether a retry of the task would only meet the same error again."""
-    return isinstance(error, ValueError) or (isinstance(error, QwenImageError) and error.permanent)
+    return is_bad_argument(error) or (isinstance(error, QwenImageError) and error.permanent)

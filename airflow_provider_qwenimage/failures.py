@@ -14,6 +14,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageNotFoundError,
     QwenImageTaskFailedError,
     QwenImageTimeoutError,
+    is_bad_argument,
     is_permanent,
 )
 from airflow_provider_qwenimage.metrics import count_failure
@@ -176,5 +177,5 @@ def _shown(error: BaseException, told: str) -> dict[str, str]:
 
 
 def _for_good(error: BaseException, more: str = "") -> AirflowFailException:
-    name = "" if isinstance(error, ValueError) and not more else f"{type(error).__name__}: "
+    name = "" if is_bad_argument(error) and not more else f"{type(error).__name__}: "
     return AirflowFailException(f"{name}{storable_text(str(error))}{more}")

@@ -19,6 +19,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageContractError,
     QwenImageError,
     QwenImageTaskFailedError,
+    is_bad_argument,
 )
 from airflow_provider_qwenimage.storable import MAX_MESSAGE_CHARACTERS, storable, storable_text
 from airflow_provider_qwenimage.submissions import what_stays_paid
@@ -118,17 +119,17 @@ class QwenImageStatusTrigger(BaseTrigger):
         try:
             async with QwenImageAsyncHook(self.qwenimage_conn_id) as self._hook:
                 return await self._hook.follow(self.image_task_id, self.policy, first_delay=delay)
-        except ValueError as error:
-            unusable = QwenImageError(str(error))
-            unusable.permanent = True
-            return polling.GiveUp(unusable)
-        except Exception as error:  # noqa: BLE001  a bug, of ours or a library's; Airflow would encode its text as it is
+        except Exception as error:  # noqa: BLE001  Airflow would encode the text of what is raised as it is
+            if is_bad_argument(error):
+                unusable = QwenImageError(str(error))
+                unusable.permanent = True
+                return polling.GiveUp(unusable)
             place = traceback.extract_tb(error.__traceback__)[-1]
             return polling.GiveUp(
                 QwenImageError(
                     f"The wait for image task {printable_id(self.image_task_id)} failed in the triggerer: "
                     f"{type(error).__name__} ({printable(shorten(str(error)))}) at {place.filename}:{place.lineno}. "
-                    "Run the task again, which only reads; report it to the maintainers of this package."
+                    "Try again; if it persists, report it to the maintainers of this package."
                 )
             )
 

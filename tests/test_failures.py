@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -88,6 +89,13 @@ class Memory(NoStore):
         self.content = value
 
 
+# A library that cannot decode what somebody sent refuses no argument, though its errors are ValueErrors.
+OF_LIBRARIES: list[tuple[BaseException, bool]] = [
+    (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no UTF-8"), False),
+    (json.JSONDecodeError("no JSON", "", 0), False),
+]
+
+
 def ended_by(context: Any, error: BaseException) -> BaseException:
     """Return what a task ends with, if this error is met in a context."""
     with pytest.raises(BaseException) as caught, context:  # noqa: PT011  any, also Airflow's timeout
@@ -121,7 +129,15 @@ def test_what_a_retry_would_only_meet_again_ends_the_task_for_good(error: BaseEx
 
 @pytest.mark.parametrize(
     ("error", "missed"),
-    names([*PASSING, (FAILED, False), (AirflowFailException("told already"), False), (AirflowSkipException(), False)]),
+    names(
+        [
+            *PASSING,
+            *OF_LIBRARIES,
+            (FAILED, False),
+            (AirflowFailException("told already"), False),
+            (AirflowSkipException(), False),
+        ]
+    ),
 )
 def test_what_may_pass_is_left_to_airflow(error: BaseException, missed: bool) -> None:
     assert not is_permanent(error)

@@ -202,15 +202,24 @@ def test_an_event_has_what_the_resumed_task_reads_and_nothing_else(api: SameAnsw
     assert set(event["snapshot"]) == set(DOCUMENTED)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("\ud83d\x00" * 100_000),
+        UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no UTF-8"),
+        json.JSONDecodeError("no JSON", "\ud83d", 0),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_what_breaks_in_a_trigger_ends_its_own_wait_in_an_event(
-    api: SameAnswer, database: Database, monkeypatch: pytest.MonkeyPatch
+    api: SameAnswer, database: Database, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def break_down(*_: object, **__: object) -> None:
-        raise RuntimeError("\ud83d\x00" * 100_000)
+        raise error
 
     monkeypatch.setattr(polling, "decide", break_down)
     event = through_airflow(fired({"code": 200, "data": DOCUMENTED}, api), database)
-    with pytest.raises(QwenImageError, match=r"RuntimeError .* at .*test_stored_values\.py") as caught:
+    with pytest.raises(QwenImageError, match=rf"{type(error).__name__} .* at .*test_stored_values\.py") as caught:
         snapshot_of(event)
     assert not caught.value.permanent
 
