@@ -31,6 +31,8 @@ TEST_TASK_ID = "connection-test"
 # The connection page's Test button sends 0 for an empty port; 443 is what the default base URL has anyway.
 _NO_PORT_OF_ITS_OWN = (None, 0, 443)
 _HIGHEST_PORT = 65_535
+# Messages quote it.
+_LONGEST_URL = 2000
 # What both clients send as it is: names in ASCII, and addresses.
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify")
@@ -157,7 +159,7 @@ def _read_base_url(where: str, connection: AirflowConnection) -> str:
         hostname = host_in_ascii(parts.hostname or "")
     except ValueError:
         raise problem from None
-    odd = any(character.isspace() or not character.isprintable() for character in host)
+    odd = len(host) > _LONGEST_URL or any(not character.isprintable() or character.isspace() for character in host)
     is_host = bool(_HOST.fullmatch(hostname)) and 0 <= (port or 0) <= _HIGHEST_PORT
     if parts.scheme not in DEFAULT_PORTS or not is_host or odd or parts.query or parts.fragment:
         raise problem

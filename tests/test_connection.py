@@ -85,6 +85,7 @@ def test_the_host_is_a_full_url_or_host_schema_and_port(fields: dict[str, Any], 
         {"host": "localhost", "port": 65536},
         {"host": "http://localhost", "port": -1},
         {"host": "1" * 5000},
+        {"host": f"https://proxy.example/{'x' * 2000}"},
         {"host": "localhost", "schema": "s" * 5000},
     ],
 )
