@@ -38,12 +38,11 @@ OUTPUT_FORMATS = ("jpeg", "png", "webp")
 DEFAULT_MAX_IMAGE_BYTES = 50 * 1024 * 1024
 
 # The API draws one image for a request. Of a longer list of URLs, the first are read.
-MAX_IMAGES = 16
+MAX_IMAGES = 10
 
 _EXCERPT_CHARACTERS = 200
 _MAX_URL_CHARACTERS = 4096
 _REASON_CHARACTERS = 1000
-_MAX_IMAGE_URL_CHARACTERS = 8192
 
 
 class TaskStatus(StrEnum):
@@ -205,7 +204,7 @@ class TaskSnapshot:
         error_message: The API's reason for a failure.
         created_at: When the task was created, or None where the API did not say or not in ISO 8601.
         request: The request as the API echoes it.
-        image_urls: Where the images are, at most 16; empty before ``SUCCESS``.
+        image_urls: Where the images are, at most 10; empty before ``SUCCESS``.
         extra: Every field that is not documented, or not of the documented type, as it came.
     """
 
@@ -342,10 +341,8 @@ def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
     found = []
     # A paid image is not lost for what comes with it.
     for url in urls[:MAX_IMAGES]:
-        if not is_http_url(url) or len(url) > _MAX_IMAGE_URL_CHARACTERS:
-            raise not_documented(
-                "data.response", url, f"http(s) URLs of at most {_MAX_IMAGE_URL_CHARACTERS} characters"
-            )
+        if not is_http_url(url) or len(url) > _MAX_URL_CHARACTERS:
+            raise not_documented("data.response", url, f"http(s) URLs of at most {_MAX_URL_CHARACTERS} characters")
         found.append(url)
     return tuple(found)
 

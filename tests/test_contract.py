@@ -458,7 +458,7 @@ SNAPSHOTS = st.builds(
     error_message=st.none() | st.text(),
     created_at=st.none() | st.datetimes(timezones=st.just(UTC)).map(pendulum.instance),
     request=st.dictionaries(st.text(), st.text() | st.integers()),
-    image_urls=st.lists(st.sampled_from(["https://cdn.example.com/1.png", "http://a.b/c?d=e"]), max_size=16).map(tuple),
+    image_urls=st.lists(st.sampled_from(["https://cdn.example.com/1.png", "http://a.b/c?d=e"]), max_size=10).map(tuple),
     extra=st.dictionaries(st.text(min_size=1).filter(lambda name: name not in DOCUMENTED), st.integers()),
 )
 
