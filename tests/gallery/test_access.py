@@ -74,6 +74,92 @@ def forge(foxes: Shown) -> Iterator[Callable[..., None]]:
     push(foxes, "return_value", returned)
 
 
+def test_no_page_loads_an_image_from_elsewhere(server: Server, foxes: Shown) -> None:
+    policy = server.get(foxes.path).headers["Content-Security-Policy"]
+    assert "img-src 'self';" in policy
+    assert "http" not in policy
+
+
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [
+        ("https://127.0.0.1/api/v2/auth/logout", {}),
+        ("https://LOCALHOST.:1/api/v2/auth/logout", {}),
+        ("https://airflow.example/api/v2/auth/logout", {"Host": "airflow.example:8080"}),
+        ("https://airflow.example/api/v2/auth/logout", {"X-Forwarded-Host": "inner, airflow.example"}),
+        ("http://cdn.example/a.png", {"X-Forwarded-Proto": "https"}),
+    ],
+)
+def test_an_address_on_airflows_own_host_is_neither_loaded_nor_linked(
+    *, server: Server, foxes: Shown, forge: Callable[..., None], url: str, headers: dict[str, str]
+) -> None:
+    forge(paths=[], image_urls=[url])
+    answer = server.get(f"{foxes.path}/data", headers=headers)
+    (item,) = answer.json()["items"]
+    assert (item["status"], item["image"], item["thumbnail"], item["address"]) == ("done", None, None, None)
+    assert url not in answer.text
+
+
+def test_an_address_elsewhere_is_linked_and_not_loaded(
+    server: Server, foxes: Shown, forge: Callable[..., None]
+) -> None:
+    forge(paths=[], image_urls=["https://user:password@cdn.example/a.png?signature=1"])
+    (item,) = server.get(f"{foxes.path}/data").json()["items"]
+    assert (item["image"], item["thumbnail"]) == (None, None)
+    assert item["address"] == "https://cdn.example/a.png?signature=1"
+
+
+def test_what_was_forged_into_xcoms_is_cut_and_can_be_sent(
+    server: Server, foxes: Shown, forge: Callable[..., None]
+) -> None:
+    request = foxes.run["draw"].xcoms["request"]
+    paths = [f"/images/{number}.jpg" for number in range(5000)]
+    forge(paths=paths, image_urls=paths, seed=10**31)
+    push(foxes, "request", request | {"prompt": "A fox \ud83d" + 100_000 * "x", "seed": 10**31})
+    try:
+        answer = server.get(f"{foxes.path}/data?limit=200")
+        assert (answer.status_code, len(answer.json()["items"])) == (200, 100)
+        assert len(answer.content) < 100 * 5000
+        assert answer.json()["items"][0]["prompt"].startswith("A fox ?xxx")
+        assert answer.json()["items"][0]["seed"] is None
+        # Far too large ones are not even read from the database.
+        for value in (3_000_000 * "x", [f"/images/{number}.jpg" for number in range(300_000)]):
+            push(foxes, "request", request | {"prompt": value})
+            forge(paths=value)
+            answer = server.get(f"{foxes.path}/data?limit=200")
+            (item,) = answer.json()["items"]
+            assert len(answer.content) < 5000
+            assert (item["status"], item["prompt"]) == ("done", None)
+            assert "too much to show" in item["message"]
+    finally:
+        push(foxes, "request", request)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000 + "]" * 100_000, "1" * 5000, "nothing", '"\\ud800"'])
+def test_an_xcom_that_no_decoder_takes_hides_no_other_run(server: Server, foxes: Shown, value: str) -> None:
+    import sqlite3
+
+    from airflow import settings
+
+    with sqlite3.connect(str(settings.SQL_ALCHEMY_CONN).removeprefix("sqlite:///"), timeout=60) as database:
+        place = (foxes.dag_id, "consumed_credits")
+        (before,) = database.execute("SELECT value FROM xcom WHERE dag_id = ? AND key = ?", place).fetchone()
+        change = "UPDATE xcom SET value = ? WHERE dag_id = ? AND key = ?"
+        database.execute(change, (value, *place))
+        database.commit()
+        from airflow_provider_qwenimage.plugin import app as pages
+
+        pages._runs._runs.clear()
+        try:
+            (item,) = server.get(f"{foxes.path}/data").json()["items"]
+            assert (item["status"], item["credits"]) == ("done", None)
+            assert server.get("/qwenimage/data").status_code == 200
+        finally:
+            database.execute(change, (before, *place))
+            database.commit()
+            pages._runs._runs.clear()
+
+
 def test_there_are_pages_to_test() -> None:
     assert len(PATHS) >= 12
     assert "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/images/{number}" in PATHS
@@ -129,6 +215,17 @@ def test_the_page_of_all_dags_lists_those_that_the_user_may_read(server: Server,
     assert listed("*") >= {foxes.dag_id, hares.dag_id}
     assert listed(foxes.dag_id) == {foxes.dag_id}
     assert listed("another_dag") == set()
+
+
+def test_the_page_of_all_dags_leaves_out_those_whose_xcoms_the_user_may_not_read(
+    server: Server, foxes: Shown, hares: Shown
+) -> None:
+    user = f"-{foxes.dag_id},{hares.dag_id}"
+    assert server.get(f"/api/v2/dags/{foxes.dag_id}", user=user).status_code == 200
+    assert server.get(f"{foxes.path}/data", user=user).status_code == 403
+    answer = server.get("/qwenimage/data?limit=200", user=user)
+    assert {item["dag_id"] for item in answer.json()["items"]} == {hares.dag_id}
+    assert "fox" not in answer.text
 
 
 @pytest.mark.parametrize("dag_id", ["~", "%7E", "*", ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_qwenimage.plugin.bounds import json_value
 from airflow_provider_qwenimage.plugin.image_records import (
     BatchRecord,
     ImageRecord,
     Records,
     Status,
     TaskInstance,
+    Unseen,
     totals_of,
 )
 from airflow_provider_qwenimage.plugin.records import (
@@ -297,3 +300,34 @@ def test_whatever_was_pushed_the_page_can_be_shown(state: Any, operator: Any, xc
 def test_a_batch_record_tells_numbers_only() -> None:
     (told,) = batch("running", [], progress={"requests": 2, "done": "<b>", "rows": "/a", "failed": True}).batches
     assert told == BatchRecord(task=told.task, progress={"requests": 2})
+
+
+def test_texts_and_lists_are_cut_and_every_encoder_takes_them() -> None:
+    request = REQUEST | {"prompt": 3_000_000 * "\U0001f98a", "size": 10**6 * "x", "seed": 10**31}
+    result = STORED | {"paths": [f"/{number}.jpg" for number in range(300_000)], "seed": 10**31, "size": 5}
+    error = {"error": 10**6 * "E", "message": "half a fox \ud83d" + 10**6 * "m"}
+    images = records_of_task(task(), {"request": request, "return_value": result, "task_id": 10**6 * "i"})
+    images += records_of_task(task("failed"), {"request": request, "error": error, "consumed_credits": 10**31})
+    assert len(images) == 101
+    for image in images:
+        told = repr(vars(image))
+        assert len(told.encode("utf-8")) < 20_000
+        assert "1" + 31 * "0" not in told
+    assert images[-1].consumed_credits is None
+    assert str(images[-1].message).startswith("half a fox ?m")
+
+
+@given(value=JUNK | st.text(max_size=5000) | st.lists(st.integers(), max_size=500))
+def test_whatever_a_sidecar_tells_can_be_sent(value: Any) -> None:
+    sent = json.dumps(json_value({"made_by": value, "request": [value]}), allow_nan=False, ensure_ascii=False)
+    assert len(sent.encode("utf-8")) < 200_000
+
+
+def test_a_task_that_has_ended_is_not_drawing_whatever_it_has_pushed() -> None:
+    for xcoms in ({}, SUBMITTED | {"consumed_credits": 5}, SUBMITTED | {"return_value": Unseen("away")}):
+        for state in ("success", "failed"):
+            images = with_waits(records_of_task(task(state), xcoms), has_ended=True)
+            assert [image for image in images if image.status in (Status.DRAWING, Status.WAITING)] == []
+    (done,) = records_of_task(task(), SUBMITTED | {"consumed_credits": 5})
+    assert (done.status, done.consumed_credits) == (Status.DONE, 5)
+    assert "do_xcom_push" in str(done.message)
