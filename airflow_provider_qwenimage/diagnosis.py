@@ -210,4 +210,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while link is not None and id(link) not in seen:
         seen.add(id(link))
         yield link
-        link = link.__cause__ or link.__context__
+        # requests and urllib3 hold some of what they wrap as an argument only.
+        wrapped = [its for its in (getattr(link, "reason", None), *link.args) if isinstance(its, BaseException)]
+        link = next(iter(wrapped), None) or link.__cause__ or link.__context__

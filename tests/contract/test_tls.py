@@ -145,9 +145,8 @@ def test_a_certificate_of_another_host_is_not_trusted(
         assert not requests
 
 
-def test_a_proxys_tunnel_leads_to_the_api_and_its_certificate_is_checked(
-    client: SyncClient, monkeypatch: pytest.MonkeyPatch, authority: Authority
-) -> None:
+@contextlib.contextmanager
+def tunnelling_proxy(server: RawServer) -> Iterator[RawServer]:
     def tunnel(connection: socket.socket) -> None:
         with socket.create_connection(("127.0.0.1", server.port)) as other:
             connection.sendall(b"HTTP/1.1 200 Connection established\r\nX-Proxy: " + b"a" * 5000 + b"\r\n\r\n")
@@ -156,7 +155,14 @@ def test_a_proxys_tunnel_leads_to_the_api_and_its_certificate_is_checked(
             carry(other, connection)
             forward.join(60)
 
-    with tls_server(authority) as (server, requests), RawServer(tunnel) as proxy:
+    with RawServer(tunnel) as proxy:
+        yield proxy
+
+
+def test_a_proxys_tunnel_leads_to_the_api_and_its_certificate_is_checked(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, authority: Authority
+) -> None:
+    with tls_server(authority) as (server, requests), tunnelling_proxy(server) as proxy:
         set_proxy(monkeypatch, "HTTPS_PROXY", proxy.url.replace("//", "//user:pass-word@"))
         connect(monkeypatch, "https://bücher.example", verify=str(authority.certificate))
         assert client("generate", "a fox") == TASK
@@ -164,6 +170,17 @@ def test_a_proxys_tunnel_leads_to_the_api_and_its_certificate_is_checked(
         assert proxy.requests[0].startswith(b"CONNECT xn--bcher-kva.example:443 ")
         assert b"Proxy-Authorization: Basic " in proxy.requests[0]
         assert KEY.encode() not in proxy.requests[0]
+
+
+def test_a_certificate_that_is_not_trusted_is_no_fault_of_the_proxy(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, authority: Authority
+) -> None:
+    with tls_server(authority) as (server, requests), tunnelling_proxy(server) as proxy:
+        set_proxy(monkeypatch, "HTTPS_PROXY", proxy.url)
+        connect(monkeypatch, "https://bücher.example")
+        with pytest.raises(QwenImageConnectionError, match="TLS certificate is not trusted"):
+            client("generate", "a fox")
+        assert not requests
 
 
 def carry(source: socket.socket, target: socket.socket) -> None:
