@@ -107,7 +107,7 @@ def test_none_that_is_meant_may_be_printed(connected_api: Sandbox) -> None:
 
 @pytest.mark.parametrize("native", [False, True], ids=["texts", "native"])
 def test_texts_stay_texts_however_a_dag_renders(connected_api: Sandbox, tmp_path: Path, native: bool) -> None:
-    prompts = ["1984", "007", "1_000", "1e5", "[1, 2]", "True", "'quoted'", "2024-01-01"]
+    prompts = ["1984", "007", "1_000", "1e5", "[1, 2]", "{'a': 1}", "True", "'quoted'", "2024-01-01"]
     dag = TestDag(
         render_template_as_native_obj=native,
         params={"prompts": prompts, "seed": 7, "size": "1024*768", "folder": "2024"},
