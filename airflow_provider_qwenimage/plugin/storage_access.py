@@ -63,6 +63,8 @@ def open_recorded(path: str) -> ObjectStoragePath:
     if any(part == ".." for part in re.split(r"[/\\]", path)) or "::" in path or "\0" in path or len(path) > MOST_PATH:
         raise RefusedError("The recorded path is not one that a task of this package records.")
     try:
+        if scheme is not None:
+            _connect(scheme[1].lower(), scheme[2].rpartition("@")[0] or None)
         file = ObjectStoragePath(path)
         _ = file.fs
     except Exception as error:  # every storage has its own
@@ -72,6 +74,19 @@ def open_recorded(path: str) -> ObjectStoragePath:
             "connection, as the workers do."
         ) from error
     return file
+
+
+def _connect(protocol: str, conn_id: str | None) -> None:
+    """Have the file system of a storage made, apart from those of others.
+
+    Left to Airflow, all wait while one connects to something that does not respond: Python 3.11 holds one lock for the
+    cached properties of all instances of a class.
+    """
+    from airflow.sdk.io import attach, get_fs
+
+    store = attach(protocol, conn_id)
+    if "fs" not in vars(store):
+        vars(store)["fs"] = get_fs(protocol, conn_id)
 
 
 def read_file(file: ObjectStoragePath, most: int) -> bytes | None:

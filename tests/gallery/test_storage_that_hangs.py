@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_qwenimage import QwenImageBatchOperator
 from airflow_provider_qwenimage.plugin import runs
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError, mark_of, read_file, storage_of
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError, mark_of, open_recorded, read_file, storage_of
 from airflow_provider_qwenimage.plugin.time_limits import BusyError, Shares, TimeLimitedReads
 from tests.events import wait_until
 from tests.gallery.airflow_server import Server
@@ -295,6 +295,28 @@ def test_a_dag_has_its_share_of_the_threads() -> None:
         assert shares._own == {}
 
     asyncio.run(run())
+
+
+def test_a_storage_that_cannot_be_connected_to_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.io import fs
+
+    end, asked = threading.Event(), threading.Event()
+
+    def hang(conn_id: str, options: Any) -> Any:
+        asked.set()
+        end.wait(100)
+        raise ConnectionError
+
+    known: Any = fs._register_filesystems()
+    monkeypatch.setitem(known, "gs", hang)
+    monkeypatch.setitem(known, "abfs", lambda conn_id, options: MemoryStore("abfs"))
+    reads = TimeLimitedReads(0.1)
+    with pytest.raises(RefusedError, match="did not respond"):
+        reads.run("owls", "silent", lambda: open_recorded("gs://silent@bucket/a.png"))
+    assert asked.is_set()
+    reads.seconds = 50
+    assert reads.run("foxes", "sound", lambda: open_recorded("abfs://sound@bucket/a.png")).name == "a.png"
+    end.set()
 
 
 @pytest.mark.parametrize(
