@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.batch_image import Drawer
-from airflow_provider_qwenimage.batch_totals import BatchTotals, Limits, RowStatus, row_error
+from airflow_provider_qwenimage.batch_totals import BatchTotals, Limits, RowStatus, in_brief, row_error
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.images import StoredImages
@@ -284,7 +284,7 @@ class Batch:
                 if error.permanent or self.totals.why_not_to_submit_again(error.cost):
                     raise
                 count_failure(error)
-                log.warning("%s This try submits it again.", error)
+                log.warning("%s This try submits it again.", in_brief(error))
                 self.totals.spent += error.cost
                 flight.image_task_id = None
                 beginning = Submit(ledger.spent)
@@ -336,5 +336,5 @@ class Batch:
         # What was told before is in the manifest and in the error at the end.
         if not earlier:
             count_failure(error)
-            log.warning("The image of %s could not be had: %s", where, error)
+            log.warning("The image of %s could not be had: %s", where, in_brief(error))
         self.outcomes[item.number] = {"status": str(status), "task_id": task_id, **row_error(error)}

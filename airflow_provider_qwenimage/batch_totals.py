@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, printable, shorten
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBatchError,
@@ -22,6 +22,8 @@ from airflow_provider_qwenimage.exceptions import (
     is_permanent,
 )
 from airflow_provider_qwenimage.storable import MAX_MESSAGE_CHARACTERS, storable_text
+
+_BRIEF_CHARACTERS = 500
 
 
 class RowStatus(StrEnum):
@@ -157,11 +159,11 @@ class BatchTotals:
         self.failures += 1
         self._new_failures += not earlier
         if self._first_problem is None:
-            self._first_problem = f"{where}: {error}"
+            self._first_problem = f"{where}: {in_brief(error)}"
         permanent = is_permanent(error)
         self._transient += not permanent
         if isinstance(error, QwenImageAuthError | QwenImageCreditsError):
-            self._refusal = f"the API refuses this account ({error})"
+            self._refusal = f"the API refuses this account ({in_brief(error)})"
         if isinstance(error, QwenImageTaskFailedError):
             self.spent += error.cost
             return RowStatus.FAILED
@@ -207,11 +209,12 @@ class BatchTotals:
             return None
         if not missing:
             return None
+        why = printable(shorten(interruption or self.why_not_to_submit() or "", _BRIEF_CHARACTERS))
         story = [
             (self.failures + self.left - self.unknown - self.unfinished, "failed"),
             (self.unknown, "may be paid, because the answer to the submission was lost"),
             (self.unfinished, "are paid, and can still be had"),
-            (self.not_submitted, f"were not submitted, because {interruption or self.why_not_to_submit()}"),
+            (self.not_submitted, f"were not submitted, because {why}"),
         ]
         told = "; ".join(f"{number} {what}" for number, what in story if number)
         permanent = interruption is None and not self._transient
@@ -230,6 +233,11 @@ class BatchTotals:
         if self.unknown:
             advice += " Clearing it also submits again what may be paid; compare the credits on your account first."
         return advice
+
+
+def in_brief(error: BaseException) -> str:
+    """Return what an error says as one line for a log or for another error; the manifest has more of it."""
+    return printable(shorten(str(error), _BRIEF_CHARACTERS))
 
 
 def row_error(error: BaseException) -> dict[str, Any]:

@@ -43,6 +43,17 @@ def told(batch: BatchTotals, interruption: str | None = None) -> QwenImageBatchE
     return problem
 
 
+@pytest.mark.parametrize("error", [OSError("x" * 5_000_000), QwenImageAuthError("\x1b[2J\ud83d\n" + "x" * 5_000_000)])
+def test_however_much_an_error_says_the_batch_ends_in_a_few_printable_words(error: Exception) -> None:
+    batch = totals(3, max_failures=5)
+    batch.fail("row 1", error, paid=False)
+    problem = str(told(batch, f"{type(error).__name__}: {error}"))
+    assert "row 1: " in problem
+    assert problem.isprintable()
+    assert len(problem) < 2500
+    assert len(batch.why_not_to_submit() or "") < 1000
+
+
 def test_nothing_stands_in_the_way_of_a_batch_without_limits() -> None:
     batch = totals(2)
     batch.begin()
