@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError
 from airflow_provider_qwenimage.plugin.thumbnails import ThumbnailCache, make_thumbnail
 
 
@@ -70,3 +71,18 @@ def test_what_was_not_asked_for_longest_makes_room(tmp_path: Path) -> None:
 def test_a_disk_that_cannot_be_written_makes_it_slow_and_not_empty(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert ThumbnailCache(tmp_path / "file").get("/a.jpg", "1", picture)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(kind: str) -> None:
+    made = io.BytesIO()
+    with Image.new("L" if kind == "PNG" else "RGB", (4200, 4200)) as large:
+        large.save(made, kind)
+    with pytest.raises(RefusedError, match="16,777,216 pixels"):
+        make_thumbnail(made.getvalue())
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg/>", picture()[:5000], picture("PNG", pixels=(64, 64))[:200]])
+def test_what_does_not_decode_is_refused(content: bytes) -> None:
+    with pytest.raises(RefusedError, match="does not decode"):
+        make_thumbnail(content)
