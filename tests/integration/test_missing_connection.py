@@ -14,6 +14,7 @@ from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerate
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.airflows import AIRFLOW_3
 from tests.integration.dag_runs import WAITS, TaskEnd, TestDag
 
 TASKS: dict[str, Any] = {
@@ -124,6 +125,38 @@ def test_a_uri_whose_key_is_not_percent_encoded_is_told_from_a_missing_connectio
         _ = QwenImageHook("raw_key").settings
     assert "Write it as JSON, or percent-encode the key in the URI form" in str(caught.value)
     assert "slash" not in str(caught.value)
+
+
+@pytest.mark.skipif(not AIRFLOW_3, reason="Airflow 2 asks its database itself")
+@pytest.mark.parametrize(
+    ("answer", "story"),
+    [
+        ("API_SERVER_ERROR", "could not look up"),
+        ("GENERIC_ERROR", "could not look up"),
+        ("CONNECTION_NOT_FOUND", "isn't"),
+    ],
+)
+def test_an_api_server_that_is_away_is_no_missing_connection(
+    airflow_database: None, monkeypatch: pytest.MonkeyPatch, answer: str, story: str
+) -> None:
+    comms = import_module("airflow.sdk.execution_time.comms")
+
+    class Supervisor:
+        """Answers as Airflow's supervisor does where the API server gives it an error."""
+
+        def send(self, message: object) -> Any:
+            return comms.ErrorResponse(error=answer)
+
+        async def asend(self, message: object) -> Any:
+            return self.send(message)
+
+    task_runner = import_module("airflow.sdk.execution_time.task_runner")
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", Supervisor(), raising=False)
+    wanted = ValueError if answer == "CONNECTION_NOT_FOUND" else QwenImageConnectionError
+    with pytest.raises(wanted, match=story):
+        _ = QwenImageHook("nobody_knows").settings
+    with pytest.raises(wanted, match=story):
+        asyncio.run(QwenImageAsyncHook("nobody_knows").get_settings())
 
 
 def test_an_odd_connection_id_is_shown_short_and_printable(airflow_database: None) -> None:
