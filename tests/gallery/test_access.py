@@ -221,7 +221,9 @@ def test_the_page_of_all_dags_leaves_out_those_whose_xcoms_the_user_may_not_read
     server: Server, foxes: Shown, hares: Shown
 ) -> None:
     user = f"-{foxes.dag_id},{hares.dag_id}"
-    assert server.get(f"/api/v2/dags/{foxes.dag_id}", user=user).status_code == 200
+    # Not the page of the DAG itself: with it, Airflow changes how all of this process read DAGs.
+    readable = server.get("/api/v2/dags?limit=1000", user=user).json()["dags"]
+    assert {dag["dag_id"] for dag in readable} >= {foxes.dag_id, hares.dag_id}
     assert server.get(f"{foxes.path}/data", user=user).status_code == 403
     answer = server.get("/qwenimage/data?limit=200", user=user)
     assert {item["dag_id"] for item in answer.json()["items"]} == {hares.dag_id}
