@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom, conf
 
 from airflow_provider_qwenimage.gallery_urls import image_path, task_tab, without_user
+
+log = logging.getLogger(__name__)
 
 # Plugins have pages of their own in Airflow's UI since 3.1.
 HAS_GALLERY = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 1)
@@ -73,18 +76,25 @@ def show_gallery(operator: Any, ti: Any) -> None:
         ti: Its instance, which runs.
     """
     if HAS_GALLERY:
-        from airflow.sdk.bases.xcom import BaseXCom
-
-        # Past the XCom backend, as Airflow itself does it: the UI reads links from the database.
-        BaseXCom.set(
-            key=GENERATED_IMAGES.xcom_key,
-            value=GENERATED_IMAGES.get_link(operator, ti_key=ti),
-            dag_id=ti.dag_id,
-            task_id=ti.task_id,
-            run_id=ti.run_id,
-            map_index=-1 if ti.map_index is None else ti.map_index,
-        )
+        try:
+            _store_past_the_backend(GENERATED_IMAGES, operator, ti)
+        except Exception as error:  # noqa: BLE001  the image is paid: a link is no reason to fail its task
+            log.warning("The link %r could not be stored (%s).", GENERATED_IMAGES.name, type(error).__name__)
     links_to_store(operator)
+
+
+def _store_past_the_backend(link: BaseOperatorLink, operator: Any, ti: Any) -> None:
+    from airflow.sdk.bases.xcom import BaseXCom
+
+    # As Airflow itself does it: the UI reads links from the database, whatever the XCom backend.
+    BaseXCom.set(
+        key=link.xcom_key,
+        value=link.get_link(operator, ti_key=ti),
+        dag_id=ti.dag_id,
+        task_id=ti.task_id,
+        run_id=ti.run_id,
+        map_index=-1 if ti.map_index is None else ti.map_index,
+    )
 
 
 def _returned(ti_key: Any) -> object:
