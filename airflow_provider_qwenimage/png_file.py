@@ -48,6 +48,11 @@ class PngFile:
             raise ValueError("the PNG has no usable header, or no pixels")
         self.size = int.from_bytes(self._header[:4], "big"), int.from_bytes(self._header[4:8], "big")
 
+    @property
+    def pixels(self) -> bytes:
+        """The file with its pixels and nothing else, which every decoder takes."""
+        return bytes(self._file)
+
     def decode(self) -> None:
         """Decode all pixels.
 

@@ -47,7 +47,7 @@ def verify_image(content: bytes, request: GenerateRequest) -> ImageFacts:
         QwenImageImageError: If it is no image, not whole, or of another format or size.
     """
     try:
-        found_format, file = _open(content)
+        found_format, file = open_image(content)
         # The size is compared before any pixel is decoded: a bomb of another size stays unexploded.
         _check_kind(found_format, file.size, request)
         file.decode()
@@ -67,7 +67,15 @@ def verify_image(content: bytes, request: GenerateRequest) -> ImageFacts:
     )
 
 
-def _open(content: bytes) -> tuple[str, JpegFile | PngFile | WebpFile]:
+def open_image(content: bytes) -> tuple[str, JpegFile | PngFile | WebpFile]:
+    """Return the format of an image, ``jpeg``, ``png`` or ``webp``, and its file; no pixel is decoded.
+
+    Args:
+        content: The bytes of a file.
+
+    Raises:
+        ValueError: If they are no image of these formats, or one that is not complete.
+    """
     if content.startswith(b"\xff\xd8\xff"):
         return "jpeg", JpegFile(content)
     if content.startswith(b"\x89PNG\r\n\x1a\n"):

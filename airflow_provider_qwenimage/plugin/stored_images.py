@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import re
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.plugin.bounds import MOST_NAME, MOST_PIXELS, json_value, text
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, open_recorded, read_file
+from airflow_provider_qwenimage.verification import open_image
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -26,7 +26,6 @@ _MOST_SIDECAR_BYTES = 1024 * 1024
 DRAWN_ELSEWHERE = "This image was drawn in another DAG."
 _SUFFIX = re.compile(r"\.(jpg|png|webp)", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 # What a sidecar tells.
 _FIELDS = (
     "image",
@@ -147,12 +146,10 @@ def _open(record: ImageRecord) -> ObjectStoragePath:
 
 
 def _media_type(content: bytes) -> str:
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(content), formats=list(_MEDIA_TYPES)) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
-            return _MEDIA_TYPES[str(opened.format)]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        kind, file = open_image(content)
+    except Exception as error:  # broken files raise a dozen classes
         raise RefusedError("This file is no image.") from error
+    if file.size[0] * file.size[1] > MOST_PIXELS:
+        raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
+    return f"image/{kind}"

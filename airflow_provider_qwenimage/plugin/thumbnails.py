@@ -13,6 +13,8 @@ from pathlib import Path
 
 from airflow_provider_qwenimage.plugin.bounds import MOST_PIXELS
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError
+from airflow_provider_qwenimage.png_file import PngFile
+from airflow_provider_qwenimage.verification import open_image
 
 # Twice what a card of the grid has, for screens with two pixels for one.
 _PIXELS = (480, 360)
@@ -101,18 +103,34 @@ def make_thumbnail(content: bytes) -> bytes:
     Raises:
         RefusedError: If they do not decode, or have too many pixels.
     """
+    try:
+        _, file = open_image(content)
+    except Exception as error:  # broken files raise a dozen classes
+        raise _broken(error) from error
+    # Decided by the header, before any memory is taken for pixels.
+    if file.size[0] * file.size[1] > MOST_PIXELS:
+        raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
+    # Of a PNG, texts and profiles may be more than the decoder takes: without them in a second attempt.
+    attempts = [content, file.pixels] if isinstance(file, PngFile) else [content]
+    for attempt in attempts:
+        try:
+            return _shrunk(attempt)
+        except Exception as error:  # noqa: BLE001  broken files raise a dozen classes
+            failure = error
+    raise _broken(failure) from failure
+
+
+def _broken(error: Exception) -> RefusedError:
+    return RefusedError(f"This image does not decode ({type(error).__name__}).")
+
+
+def _shrunk(content: bytes) -> bytes:
     from PIL import Image
 
     made = io.BytesIO()
-    try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            # Decided by the header, before any memory is taken for pixels.
-            if image.width * image.height > MOST_PIXELS:
-                raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
-            image.draft("RGB", _PIXELS)
-            image.thumbnail(_PIXELS)
-            small = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
-            small.save(made, "WEBP", quality=_QUALITY, method=2)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RefusedError(f"This image does not decode ({type(error).__name__}).") from error
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        image.draft("RGB", _PIXELS)
+        image.thumbnail(_PIXELS)
+        small = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+        small.save(made, "WEBP", quality=_QUALITY, method=2)
     return made.getvalue()

@@ -361,7 +361,7 @@ def test_a_decompression_bomb_is_not_opened(
     changed = {"image": bomb.name, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
     bomb.with_suffix(".json").write_text(json.dumps(sidecar | changed))
     forge(paths=[str(bomb)])
-    assert server.get(image(foxes)).json()["detail"] == "This file is no image."
+    assert "more than 16,777,216 pixels" in server.get(image(foxes)).json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from airflow_provider_qwenimage.plugin.image_records import ImageRecord, Status, TaskInstance
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError
+from airflow_provider_qwenimage.plugin.stored_images import read_image
 from airflow_provider_qwenimage.plugin.thumbnails import ThumbnailCache, make_thumbnail
+
+TASK = TaskInstance(
+    dag_id="foxes",
+    run_id="r",
+    task_id="draw",
+    map_index=-1,
+    state="success",
+    operator=None,
+    try_number=1,
+    changed_at=None,
+)
 
 
 def picture(kind: str = "JPEG", mode: str = "RGB", pixels: tuple[int, int] = (1024, 1536)) -> bytes:
@@ -30,6 +44,39 @@ def test_a_small_picture_keeps_the_shape_of_the_image(kind: str, mode: str, pixe
         assert small.height <= 360
         assert small.width / small.height == pytest.approx(pixels[0] / pixels[1], rel=0.02)
         assert small.size == pixels or 360 in small.size or 480 in small.size
+
+
+def with_long_text() -> bytes:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("workflow", "A fox in the snow. " * 200_000, zip=True)
+    made = io.BytesIO()
+    with Image.effect_noise((640, 480), 80) as noise:
+        noise.save(made, "PNG", pnginfo=texts)
+    return made.getvalue()
+
+
+def with_picture_index() -> bytes:
+    made = io.BytesIO()
+    with Image.new("RGB", (640, 480), "red") as first, Image.new("RGB", (160, 120)) as second:
+        first.save(made, "MPO", save_all=True, append_images=[second])
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type"),
+    [(with_long_text(), "image/png"), (with_picture_index(), "image/jpeg")],
+    ids=["png", "jpeg"],
+)
+def test_what_surrounds_the_pixels_keeps_no_image_from_being_shown(
+    content: bytes, media_type: str, tmp_path: Path
+) -> None:
+    with Image.open(io.BytesIO(make_thumbnail(content))) as small:
+        assert small.size == (480, 360)
+    file = tmp_path / f"a.{media_type.removeprefix('image/').replace('jpeg', 'jpg')}"
+    file.write_bytes(content)
+    sidecar = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    record = ImageRecord(task=TASK, status=Status.DONE, state="success", path=file.as_uri())
+    assert read_image(record, sidecar).media_type == media_type
 
 
 def test_a_small_picture_is_made_once_also_for_other_processes(tmp_path: Path) -> None:
