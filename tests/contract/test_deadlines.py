@@ -204,7 +204,8 @@ def test_connection_tests_of_a_slow_service_leave_room_for_others(monkeypatch: p
         assert not any(outcome.result()[0] for outcome in running)
     with RawServer(answer(body=b'{"code": 404, "message": "no"}', status=b"HTTP/1.1 404 No")) as server:
         connect(monkeypatch, server.url)
-        assert test()[0]
+        succeeded, message = test()
+    assert succeeded, message
 
 
 def test_a_connection_test_takes_ten_seconds_at_most_whatever_the_connection_allows(

@@ -68,13 +68,14 @@ def gallery_api() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(scope="session")
-def show(gallery_api: Sandbox, server: Any) -> Iterator[Callable[[TestDag], Shown]]:
+def show(gallery_api: Sandbox, server: Any) -> Callable[[TestDag], Shown]:
     """Return a function that runs a DAG."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", gallery_api.connection_json)
 
-        def run(dag: TestDag) -> Shown:
+    def run(dag: TestDag) -> Shown:
+        # Not longer than the run: tests of other folders follow in the same process.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", gallery_api.connection_json)
             ended = dag.run()
-            return Shown(dag.dag.dag_id, dag.run_id, ended, dag)
+        return Shown(dag.dag.dag_id, dag.run_id, ended, dag)
 
-        yield run
+    return run

@@ -182,7 +182,10 @@ def test_images_in_any_storage_are_shown(server: Server, show: Show, protocol: s
     assert server.get(item["thumbnail"]).status_code == 200
 
 
-def test_a_run_that_goes_on_is_read_anew(server: Server, show: Show, tmp_path: Path, gallery_api: Sandbox) -> None:
+def test_a_run_that_goes_on_is_read_anew(
+    server: Server, show: Show, tmp_path: Path, gallery_api: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", gallery_api.connection_json)
     gallery_api.script("generate", "drop_after")
     shown = show(dag_that_draws(output_path=str(tmp_path), prompt="A fox", seed=1))
     told = listing(server, shown.path)
