@@ -26,14 +26,17 @@ class Mask:
     def __init__(self, secret: str) -> None:
         self._secret = secret
         spelled = "".join(map(_spellings, secret))
-        self._pattern = re.compile("|".join([spelled, *map(re.escape, _in_base64(secret))]))
+        encoded = _in_base64(secret)
+        self._pattern = re.compile("|".join([spelled, *map(re.escape, encoded)]))
+        # No spelling is shorter than the secret, but what is left of it in base64 may be.
+        self._least = min(map(len, [secret, *encoded]))
 
     def __repr__(self) -> str:
         return "Mask(***)"
 
     def __call__(self, text: str) -> str:
         """Return a text without the secret."""
-        return self._pattern.sub(MASKED, text) if self._secret else text
+        return self._pattern.sub(MASKED, text) if self._secret and len(text) >= self._least else text
 
     def of_json(self, value: Any) -> Any:
         """Return a decoded JSON value without the secret in any string or name, however deep."""

@@ -48,6 +48,62 @@ def test_an_answer_is_the_same_however_it_is_cut(whole: bytes, cuts: list[int]) 
     assert (reader.head.status, body) == (200, BODY)
 
 
+LINES = st.lists(
+    st.sampled_from(
+        [
+            b"Content-Length: 13",
+            b"content-length:13",
+            b"Content-Length: 013",
+            b"Content-Length: 13 ",
+            b"Content-Length: 12",
+            b"Content-Length: +13",
+            b"Content-Length: 13, 13",
+            b"Transfer-Encoding: identity",
+            b"Transfer-Encoding: chunked",
+            b"Connection: close",
+            b"Connection: Keep-Alive",
+            b"Connection: upgrade",
+            b"Upgrade: h2c",
+            b"X-Empty:",
+            b"X-Empty: ",
+            b"X-Odd:\ta\t",
+            b"X-Odd: caf\xc3\xa9",
+            b"X Odd: a",
+            b": a",
+            b" folded",
+            b"X_Odd: a  b",
+        ]
+    ),
+    max_size=4,
+)
+
+
+@given(
+    st.sampled_from(
+        [
+            b"HTTP/1.1 200 OK",
+            b"HTTP/1.1 200",
+            b"HTTP/1.0 200 OK",
+            b"HTTP/1.1 204 No",
+            b"HTTP/1.1 304 Not",
+            b"HTTP/1.1 101 Up",
+        ]
+    ),
+    LINES,
+)
+def test_an_answer_that_comes_at_once_means_what_it_means_in_pieces(status: bytes, lines: list[bytes]) -> None:
+    whole = b"\r\n".join([status, *lines, b"", BODY])
+
+    def outcome(*pieces: bytes) -> object:
+        try:
+            reader, body = read(list(pieces))
+        except UnreadableAnswerError as error:
+            return str(error)
+        return reader.head, body, reader.keeps_open
+
+    assert outcome(whole) == outcome(whole[:3], whole[3:])
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_an_answer_or_one_error(noise: bytes) -> None:
     for first in (b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"):
