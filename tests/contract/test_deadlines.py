@@ -87,7 +87,8 @@ def outcomes_of_drips(client: SyncClient, monkeypatch: pytest.MonkeyPatch, verb:
     with contextlib.ExitStack() as stack:
         for number, (first, piece) in enumerate(DRIPS.values()):
             server = stack.enter_context(dripping_server(first, piece))
-            connect(monkeypatch, server.url, name=f"DRIP_{number}")
+            # Long enough for twelve clients at once to send their requests on a busy machine.
+            connect(monkeypatch, server.url, timeout_seconds=2, name=f"DRIP_{number}")
         pool = stack.enter_context(ThreadPoolExecutor(len(DRIPS)))
         return dict(zip(DRIPS, pool.map(call, DRIPS, range(len(DRIPS))), strict=True))
 
@@ -100,8 +101,8 @@ def test_a_call_ends_though_its_answer_drips_and_a_submission_may_be_paid(
     client: SyncClient, monkeypatch: pytest.MonkeyPatch, *, verb: str, argument: str, error: str
 ) -> None:
     for name, outcome in outcomes_of_drips(client, monkeypatch, verb, argument).items():
-        assert outcome.startswith(f"{error}: "), name
-        assert "no whole answer within 1 s" in outcome, name
+        assert outcome.startswith(f"{error}: "), f"{name}: {outcome}"
+        assert "no whole answer within 4 s" in outcome, name
 
 
 def test_a_tls_handshake_that_drips_means_that_nothing_was_sent(
