@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html.entities
 import re
 from collections.abc import Mapping
@@ -25,11 +26,7 @@ class Mask:
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
-        spelled = "".join(map(_spellings, secret))
-        encoded = _in_base64(secret)
-        self._pattern = re.compile("|".join([spelled, *map(re.escape, encoded)]))
-        # No spelling is shorter than the secret, but what is left of it in base64 may be.
-        self._least = min(map(len, [secret, *encoded]))
+        self._pattern, self._least = _pattern_of(secret)
 
     def __repr__(self) -> str:
         return "Mask(***)"
@@ -49,6 +46,25 @@ class Mask:
         return value
 
 
+# A triggerer reads the same connection for each of its waits, in the event loop that all of them share.
+@functools.lru_cache(maxsize=100)
+def _pattern_of(secret: str) -> tuple[re.Pattern[str], int]:
+    """Return what finds a secret, and how long a text is at least that holds it."""
+    encoded = _in_base64(secret)
+    pattern = re.compile("|".join(["".join(map(_spellings, secret)), *map(re.escape, encoded)]))
+    # No spelling is shorter than the secret, but what is left of it in base64 may be.
+    return pattern, min(map(len, [secret, *encoded]))
+
+
+@functools.cache
+def _entities() -> Mapping[str, list[str]]:
+    """Return the names that HTML has for each character, the longest first."""
+    names: dict[str, set[str]] = {}
+    for name, character in html.entities.html5.items():
+        names.setdefault(character, set()).add(name.removesuffix(";"))
+    return {character: sorted(its, reverse=True) for character, its in names.items()}
+
+
 def _spellings(character: str) -> str:
     code = ord(character)
     percent = "".join(f"%(?:25){{0,8}}{byte:02x}" for byte in character.encode())
@@ -58,8 +74,8 @@ def _spellings(character: str) -> str:
         f"(?i:{percent})",
         rf"&(?:amp;)*(?i:\#(?:0*{code}|x0*{code:x});?)",
     ]
-    names = [name.removesuffix(";") for name, its in html.entities.html5.items() if its == character]
-    ways += [f"&(?:amp;)*(?:{'|'.join(map(re.escape, sorted(names, reverse=True)))});?"] if names else []
+    names = _entities().get(character)
+    ways += [f"&(?:amp;)*(?:{'|'.join(map(re.escape, names))});?"] if names else []
     # The longest first: "&amp;" begins with "&".
     return f"(?:{'|'.join(reversed(ways))})"
 
