@@ -122,8 +122,8 @@ def _watch_the_first_check(hook: Any, *_args: Any, **_kwargs: Any) -> None:
     """Stop after the wait's first look at the API, in the middle of the wait."""
     check = hook.check
 
-    def check_and_stop(image_task_id: str) -> Any:
-        outcome = check(image_task_id)
+    def check_and_stop(*args: Any, **kwargs: Any) -> Any:
+        outcome = check(*args, **kwargs)
         _stop_at(WAIT)
         return outcome
 
