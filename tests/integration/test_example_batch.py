@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.exceptions import ParamValidationError
+from airflow.providers.common.compat.sdk import ParamValidationError
 
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.integration.dag_runs import TestDag
