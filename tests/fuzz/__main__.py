@@ -8,8 +8,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import structlog
-
 import tests.conftest  # noqa: F401  gives Airflow a home of its own, before anything imports it
 from scripts.progress import Progress
 from tests.fuzz.running import Fuzzing, show
@@ -26,6 +24,9 @@ def main() -> int:
     # What libraries say of odd input is kept, and checked for the key; nobody reads it here.
     logging.getLogger().handlers[:] = [logging.NullHandler()]
     logging.lastResort = None
+    # Airflow 3 has it; on Airflow 2 only the arguments are read here.
+    import structlog
+
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     warnings.simplefilter("ignore")
     progress = Progress()
