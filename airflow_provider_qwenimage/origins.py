@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -42,6 +43,8 @@ class Origin(NamedTuple):
             return False
 
 
+# Each request asks for the host that it goes to, and a client talks to few.
+@functools.lru_cache(maxsize=256)
 def host_in_ascii(host: str) -> str:
     """Return a host as the network spells it: lower case, IDNA for other alphabets, IPv6 in its short form.
 
