@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_provider_qwenimage.plugin.bounds import MOST_PATH
+from airflow_provider_qwenimage.plugin.bounds import MOST_PATH, MOST_PIXELS
 from airflow_provider_qwenimage.storage import read_beginning
 from airflow_provider_qwenimage.storage_libraries import LOCAL
 
@@ -32,6 +32,16 @@ _FOLDERS_OF_A_MOUNT = 3
 
 class RefusedError(Exception):
     """The gallery does not show a file; the message says why, to somebody who may read the DAG."""
+
+
+def check_pixels(size: tuple[int, int]) -> None:
+    """Check the size that an image's header says, before any memory is taken for its pixels.
+
+    Raises:
+        RefusedError: If it has more pixels than are shown.
+    """
+    if size[0] * size[1] > MOST_PIXELS:
+        raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
 
 
 def storage_of(path: str) -> str:

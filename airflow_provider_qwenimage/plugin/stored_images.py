@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_qwenimage.plugin.bounds import MOST_NAME, MOST_PIXELS, json_value, text
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError, open_recorded, read_file
+from airflow_provider_qwenimage.plugin.bounds import MOST_NAME, json_value, text
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError, check_pixels, open_recorded, read_file
 from airflow_provider_qwenimage.verification import open_image
 
 if TYPE_CHECKING:
@@ -150,6 +150,5 @@ def _media_type(content: bytes) -> str:
         kind, file = open_image(content)
     except Exception as error:  # broken files raise a dozen classes
         raise RefusedError("This file is no image.") from error
-    if file.size[0] * file.size[1] > MOST_PIXELS:
-        raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
+    check_pixels(file.size)
     return f"image/{kind}"

@@ -11,8 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from airflow_provider_qwenimage.plugin.bounds import MOST_PIXELS
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError, check_pixels
 from airflow_provider_qwenimage.png_file import PngFile
 from airflow_provider_qwenimage.verification import open_image
 
@@ -107,9 +106,7 @@ def make_thumbnail(content: bytes) -> bytes:
         _, file = open_image(content)
     except Exception as error:  # broken files raise a dozen classes
         raise _broken(error) from error
-    # Decided by the header, before any memory is taken for pixels.
-    if file.size[0] * file.size[1] > MOST_PIXELS:
-        raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
+    check_pixels(file.size)
     # Of a PNG, texts and profiles may be more than the decoder takes: without them in a second attempt.
     attempts = [content, file.pixels] if isinstance(file, PngFile) else [content]
     for attempt in attempts:
