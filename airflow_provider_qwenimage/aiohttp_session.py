@@ -5,13 +5,19 @@ from __future__ import annotations
 import functools
 import ssl
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from yarl import URL
 
 from airflow_provider_qwenimage.exchanges import Exchange
-from airflow_provider_qwenimage.http_answers import AnswerHead, UnreadableAnswerError
+from airflow_provider_qwenimage.http_answers import UnreadableAnswerError
+
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
 
 
 class _BoundedProtocol(ResponseHandler):
@@ -33,12 +39,12 @@ class _BoundedProtocol(ResponseHandler):
             self._take(self._rewritten, data)
 
     def eof_received(self) -> None:
-        if self._rewritten is not None and not self._rewritten.reader.is_complete:
+        if self._rewritten is not None and not self._rewritten.has_ended():
             self._take(self._rewritten, b"")
         super().eof_received()
 
     def _take(self, answer: _RewrittenAnswer, data: bytes) -> None:
-        if answer.reader.is_complete:
+        if answer.has_ended():
             # Whatever comes behind the end of an answer, this connection is not used again.
             self.force_close()
             return
@@ -51,6 +57,9 @@ class _BoundedProtocol(ResponseHandler):
             return
         if answer.reader.closes:
             self.force_close()
+        if answer.has_ended():
+            # Nothing else is waited for, so aiohttp need not begin another timeout.
+            self.read_timeout = None
         if plain:
             super().data_received(plain)
         else:
@@ -66,6 +75,10 @@ class _RewrittenAnswer:
         self.reader = exchange.begin_answer()
         self._has_begun = False
 
+    def has_ended(self) -> bool:
+        """Whether all of it was received."""
+        return self.reader.is_complete
+
     def rewrite(self, data: bytes) -> bytes:
         """Return what aiohttp is to read for the bytes that were received; none means the end of the connection."""
         try:
@@ -76,42 +89,53 @@ class _RewrittenAnswer:
         head = self.reader.head
         if head is None:
             return b""
-        plain = b"" if self._has_begun else _plain_head(head)
-        self._has_begun = True
+        begins, self._has_begun = not self._has_begun, True
         if head.status in _WITHOUT_BODY:
-            return plain
+            return b"HTTP/1.1 %d -\r\n\r\n" % head.status if begins else b""
+        if begins and self.reader.is_complete:
+            return b"HTTP/1.1 %d -\r\ncontent-length: %d\r\n\r\n%b" % (head.status, len(body), body)
+        plain = b"HTTP/1.1 %d -\r\ntransfer-encoding: chunked\r\n\r\n" % head.status if begins else b""
         if body:
             plain += b"%x\r\n%b\r\n" % (len(body), body)
         return plain + (b"0\r\n\r\n" if self.reader.is_complete else b"")
 
 
-def _plain_head(head: AnswerHead) -> bytes:
-    lines = [f"HTTP/1.1 {head.status} -"]
-    if head.status not in _WITHOUT_BODY:
-        lines.append("transfer-encoding: chunked")
-    for name in ("content-type", "location", "retry-after"):
-        value = head.headers.get(name, "")
-        if value and len(value) < _LONGEST_VALUE and value.isascii() and value.isprintable():
-            lines.append(f"{name}: {value}")
-    return "\r\n".join([*lines, "", ""]).encode("ascii")
-
-
 _WITHOUT_BODY = (204, 304)
-# aiohttp's own bound for a line is 8,190 bytes.
-_LONGEST_VALUE = 8_000
 
 
-async def _note_connecting(*_: object) -> None:
-    exchange = Exchange.current()
-    if exchange is not None:
+class _NotingConnector(aiohttp.TCPConnector):
+    """Notes in the exchange when there is a connection, whether new or used before."""
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  aiohttp's own argument
+    ) -> Connection:
+        exchange = Exchange.current()
+        if exchange is None:
+            return await super().connect(req, traces, timeout)
         exchange.is_connected = False
-
-
-async def _note_sending(*_: object) -> None:
-    exchange = Exchange.current()
-    if exchange is not None:
+        connection = await super().connect(req, traces, timeout)
         # With a connection, aiohttp sends at once.
         exchange.is_connected = exchange.was_sent = True
+        return connection
+
+
+@functools.lru_cache(maxsize=100)
+def _encoded(address: str) -> str:
+    return str(URL(address))
+
+
+def url_of(address: str, params: Mapping[str, str]) -> URL:
+    """Return the URL of a request, encoded already: aiohttp would look at each character of each poll's.
+
+    Args:
+        address: The URL without a query.
+        params: The query.
+    """
+    encoded = _encoded(address)
+    return URL(f"{encoded}?{urlencode(params)}" if params else encoded, encoded=True)
 
 
 def open_session(
@@ -121,7 +145,7 @@ def open_session(
     connections: int,
     timeout_seconds: float,
     proxy: str | None,
-    middleware: Any,
+    middleware: aiohttp.ClientMiddlewareType | None = None,
 ) -> aiohttp.ClientSession:
     """Return a session of the event loop that runs; call it inside of it.
 
@@ -131,13 +155,9 @@ def open_session(
         connections: How many are open at once, at most.
         timeout_seconds: To wait for a connection, and for each part of an answer.
         proxy: Which proxy to use.
-        middleware: Changes each request.
+        middleware: Changes each request, if there is anything to change.
     """
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_create_start.append(_note_connecting)
-    trace.on_connection_create_end.append(_note_sending)
-    trace.on_connection_reuseconn.append(_note_sending)
-    connector = aiohttp.TCPConnector(limit=connections, ssl=True if context is None else context)
+    connector = _NotingConnector(limit=connections, ssl=True if context is None else context)
     # aiohttp has no other place for it; a test fails should this one go.
     connector._factory = functools.partial(_BoundedProtocol, loop=connector._loop)  # type: ignore[assignment]  # noqa: SLF001
     return aiohttp.ClientSession(
@@ -146,6 +166,5 @@ def open_session(
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds),
         proxy=proxy,
         cookie_jar=aiohttp.DummyCookieJar(),
-        middlewares=(middleware,),
-        trace_configs=[trace],
+        middlewares=() if middleware is None else (middleware,),
     )

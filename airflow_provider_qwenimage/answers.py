@@ -208,7 +208,7 @@ def _read_envelope(answer: HttpAnswer) -> dict[str, Any] | None:
         return None
     try:
         # Masked as it is decoded: no escaping hides the key, wherever the answer quotes it.
-        envelope = answer.mask.of_json(json.loads(answer.body))
+        envelope = answer.mask.read_json(answer.body.decode(json.detect_encoding(answer.body), "surrogatepass"))
     # RecursionError: deeply nested JSON is somebody's junk, not an envelope.
     except (ValueError, RecursionError):
         return None

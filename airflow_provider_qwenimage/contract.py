@@ -237,11 +237,10 @@ class TaskSnapshot:
         status = data.get("status")
         if not isinstance(status, str) or not status:
             raise not_documented("data.status", status, "a non-empty string")
-        if status in TaskStatus.__members__:
-            status = TaskStatus(status)
+        status = _STATUSES.get(status, status)
         read: dict[str, Any] = {name: reader(data.get(name)) for name, reader in OPTIONAL_FIELDS.items()}
         # What nobody needs for the image must not lose it.
-        odd = {name for name in read if read[name] is None and data.get(name) is not None}
+        odd = {name for name, value in read.items() if value is None and data.get(name) is not None}
         image_urls: tuple[str, ...] = ()
         try:
             image_urls = _read_image_urls(data.get("response"), status)
@@ -257,7 +256,7 @@ class TaskSnapshot:
             created_at=read["created_at"],
             request=read["request"] or {},
             image_urls=image_urls,
-            extra={name: value for name, value in data.items() if name in odd or name not in _SNAPSHOT_FIELDS},
+            extra={name: data[name] for name in data if name in odd or name not in _SNAPSHOT_FIELDS},
         )
 
     @property
@@ -290,6 +289,7 @@ class TaskSnapshot:
         return data | dict(self.extra)
 
 
+_STATUSES: Mapping[str, str] = dict(TaskStatus.__members__)
 _SNAPSHOT_FIELDS = frozenset({"task_id", "status", "response", *OPTIONAL_FIELDS})
 
 

@@ -127,16 +127,12 @@ class AsyncImageClient:
 def _open_aiohttp_session(context: ssl.SSLContext | None, connections: int) -> aiohttp.ClientSession:
     from airflow_provider_qwenimage.aiohttp_session import open_session
 
-    async def unchanged(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        return await handler(request)
-
     return open_session(
         context,
         _HEADERS,
         connections=connections,
         timeout_seconds=_PACE.first_seconds,
         proxy=None,
-        middleware=unchanged,
     )
 
 

@@ -425,10 +425,14 @@ class QwenImageAsyncHook(_Hook):
 
     async def _check_in_time(self, image_task_id: str, policy: polling.PollPolicy) -> TaskSnapshot | QwenImageError:
         now = time.time()
+        seconds = policy.seconds_for_a_read(now)
+        if self._transport is not None and self._transport.sends_at_once:
+            # There is nothing to wait for before the read, which has a limit of its own.
+            return await self.check(image_task_id, seconds=seconds)
         most = policy.seconds_for_a_turn(now)
         try:
             async with asyncio.timeout(most):
-                return await self.check(image_task_id, seconds=policy.seconds_for_a_read(now))
+                return await self.check(image_task_id, seconds=seconds)
         except TimeoutError:
             return polling.read_too_late(most or 0.0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import html.entities
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,35 +26,49 @@ class Mask:
     """
 
     def __init__(self, secret: str) -> None:
-        self._secret = secret
-        self._pattern, self._least = _pattern_of(secret)
+        self._pattern, self._whole = _pattern_of(secret)
 
     def __repr__(self) -> str:
         return "Mask(***)"
 
     def __call__(self, text: str) -> str:
         """Return a text without the secret."""
-        return self._pattern.sub(MASKED, text) if self._secret and len(text) >= self._least else text
+        return self._pattern.sub(MASKED, text) if self._may_occur_in(text) else text
 
-    def of_json(self, value: Any) -> Any:
-        """Return a decoded JSON value without the secret in any string or name, however deep."""
+    def read_json(self, text: str) -> Any:
+        """Return what a JSON text says, without the secret in any string or name, however deep.
+
+        Raises:
+            ValueError: If the text is not JSON.
+            RecursionError: If it is nested too deeply.
+        """
+        value = json.loads(text)
+        # Without an escape, each string stands in the text as it is.
+        return self._of_json(value) if self._may_occur_in(text) else value
+
+    def _may_occur_in(self, text: str) -> bool:
+        # The pattern takes longer than reading the whole answer, and every poll asks.
+        if "\\" in text or "%" in text or "&" in text:
+            return bool(self._whole)
+        return any(spelling in text for spelling in self._whole)
+
+    def _of_json(self, value: Any) -> Any:
         if isinstance(value, str):
             return self(value)
-        if isinstance(value, Mapping):
-            return {self(name): self.of_json(its) for name, its in value.items()}
+        if isinstance(value, dict):
+            return {self(name): self._of_json(its) for name, its in value.items()}
         if isinstance(value, list):
-            return [self.of_json(its) for its in value]
+            return [self._of_json(its) for its in value]
         return value
 
 
 # A triggerer reads the same connection for each of its waits, in the event loop that all of them share.
 @functools.lru_cache(maxsize=100)
-def _pattern_of(secret: str) -> tuple[re.Pattern[str], int]:
-    """Return what finds a secret, and how long a text is at least that holds it."""
+def _pattern_of(secret: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
+    """Return what finds a secret, and its spellings that need none of the characters that escape others."""
     encoded = _in_base64(secret)
     pattern = re.compile("|".join(["".join(map(_spellings, secret)), *map(re.escape, encoded)]))
-    # No spelling is shorter than the secret, but what is left of it in base64 may be.
-    return pattern, min(map(len, [secret, *encoded]))
+    return pattern, (secret, *encoded) if secret else ()
 
 
 @functools.cache

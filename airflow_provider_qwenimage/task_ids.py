@@ -6,18 +6,20 @@ is kept in a form that every log, database and template can hold, and sent as th
 
 from __future__ import annotations
 
+import re
 from typing import TypeGuard
 from urllib.parse import quote, unquote
 
 MAX_TASK_ID_CHARACTERS = 500
 _ESCAPED = "urlencoded:"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def is_usable(task_id: object) -> TypeGuard[str]:
     """Whether a value can be sent as a task id: a short text that is not empty and has a UTF-8 form."""
     if not isinstance(task_id, str) or not 0 < len(wire_id(task_id)) <= MAX_TASK_ID_CHARACTERS:
         return False
-    return not any("\ud800" <= character <= "\udfff" for character in task_id)
+    return _SURROGATE.search(task_id) is None
 
 
 def printable_id(task_id: str) -> str:

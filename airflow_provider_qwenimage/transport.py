@@ -56,12 +56,12 @@ class RequestsTransport:
         proxy = proxy_for(settings.base_url)
         self._proxies = {scheme: proxy for scheme in ("http", "https") if proxy}
         self.session: requests.Session = open_session(_tls_context(settings), _HEADERS)
-        origin, key = Origin.of(settings.base_url), settings.api_key
+        origin, authorization = Origin.of(settings.base_url), _authorization(settings)
 
         def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
             # Whatever else is fetched with this session, the key goes to the API's own origin only.
             if request.url and Origin.is_of(origin, request.url):
-                request.headers["Authorization"] = f"Bearer {key}"
+                request.headers.update(authorization)
             return request
 
         # As a function, so that no netrc file replaces the key either.
@@ -152,6 +152,7 @@ class AiohttpTransport:
     def __init__(self, settings: ConnectionSettings, session: aiohttp.ClientSession, pace: Pace) -> None:
         self._settings = settings
         self._pace = pace
+        self._authorization = _authorization(settings)
         self.session = session
 
     @classmethod
@@ -164,6 +165,11 @@ class AiohttpTransport:
     async def close(self) -> None:
         """Close the session's connections."""
         await self.session.close()
+
+    @property
+    def sends_at_once(self) -> bool:
+        """Whether no request has to wait for its turn."""
+        return self._pace.limit.is_idle
 
     async def send(self, call: ApiCall[Result], seconds: float | None = None) -> Result:
         """Send `call` once and return what its answer means.
@@ -190,13 +196,16 @@ class AiohttpTransport:
         raise failure
 
     async def _receive(self, call: ApiCall[Any]) -> bytearray:
+        from airflow_provider_qwenimage.aiohttp_session import url_of
+
         async with self.session.request(
             call.method,
-            self._settings.base_url + call.path,
-            params=dict(call.params),
+            url_of(self._settings.base_url + call.path, call.params),
             data=call.body,
-            headers=_content_headers(call),
+            headers=_content_headers(call) | self._authorization if call.body else self._authorization,
             allow_redirects=False,
+            # The session's own looks where each request goes; this one goes to the API.
+            middlewares=(),
         ) as response:
             content = bytearray()
             async for chunk in response.content.iter_any():
@@ -242,11 +251,11 @@ async def _open_aiohttp_session(settings: ConnectionSettings) -> aiohttp.ClientS
 
     # Certificates are read from files, and requests is imported.
     proxy, context = await asyncio.to_thread(read_environment)
-    origin, key = Origin.of(settings.base_url), settings.api_key
+    origin, authorization = Origin.of(settings.base_url), _authorization(settings)
 
     async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         if Origin.is_of(origin, str(request.url)):
-            request.headers["Authorization"] = f"Bearer {key}"
+            request.headers.update(authorization)
         return await handler(request)
 
     return aiohttp_session.open_session(
@@ -264,6 +273,10 @@ def _tls_context(settings: ConnectionSettings) -> ssl.SSLContext | None:
     if settings.base_url.startswith("https:") or isinstance(settings.verify, str):
         return tls_context(settings.verify)
     return None
+
+
+def _authorization(settings: ConnectionSettings) -> dict[str, str]:
+    return {"Authorization": f"Bearer {settings.api_key}"}
 
 
 def _content_headers(call: ApiCall[Any]) -> dict[str, str]:

@@ -16,47 +16,65 @@ from airflow_provider_qwenimage.masking import Mask
 KEY = "sk-x/y&z\"q'+<0123456789abcdef"
 PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60)
 
-SPELLINGS = {
-    "as it is": KEY,
-    "JSON": json.dumps(KEY),
-    "JSON of PHP": json.dumps(KEY).replace("/", "\\/"),
-    "JSON in JSON": json.dumps(json.dumps(KEY).replace("/", "\\/")),
-    "JSON, all escaped": "".join(f"\\u{ord(character):04x}" for character in KEY),
-    "JSON, all escaped in capitals": "".join(f"\\u{ord(character):04X}" for character in KEY),
-    "Python": "".join(f"\\x{ord(character):02x}" for character in KEY),
-    "URL": quote(KEY, safe=""),
-    "URL in a URL": quote(quote(KEY, safe=""), safe=""),
-    "URL, all escaped": "".join(f"%{ord(character):02x}" for character in KEY),
-    "HTML": html.escape(KEY),
-    "HTML in HTML": html.escape(html.escape(KEY)),
-    "HTML in JSON": json.dumps(html.escape(KEY)),
-    "HTML, all decimal": "".join(f"&#{ord(character)};" for character in KEY),
-    "HTML, all hexadecimal": "".join(f"&#x{ord(character):04X};" for character in KEY),
-    "HTML, by names": KEY.replace("/", "&sol;").replace("+", "&plus;"),
-    "mixed": "sk%2Dx\\/y" + quote(KEY[6:]),
-}
+# As the API gives them out: nothing in it that has to be escaped.
+PLAIN_KEY = "sk-0123456789abcdefGHIJ"
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_key_is_found_in_every_spelling(spelling: str) -> None:
-    masked = Mask(KEY)(f"before {SPELLINGS[spelling]} after")
+def spellings(key: str) -> dict[str, str]:
+    return {
+        "as it is": key,
+        "JSON": json.dumps(key),
+        "JSON of PHP": json.dumps(key).replace("/", "\\/"),
+        "JSON in JSON": json.dumps(json.dumps(key).replace("/", "\\/")),
+        "JSON, all escaped": "".join(f"\\u{ord(character):04x}" for character in key),
+        "JSON, all escaped in capitals": "".join(f"\\u{ord(character):04X}" for character in key),
+        "Python": "".join(f"\\x{ord(character):02x}" for character in key),
+        "URL": quote(key, safe=""),
+        "URL in a URL": quote(quote(key, safe=""), safe=""),
+        "URL, all escaped": "".join(f"%{ord(character):02x}" for character in key),
+        "HTML": html.escape(key),
+        "HTML in HTML": html.escape(html.escape(key)),
+        "HTML in JSON": json.dumps(html.escape(key)),
+        "HTML, all decimal": "".join(f"&#{ord(character)};" for character in key),
+        "HTML, all hexadecimal": "".join(f"&#x{ord(character):04X};" for character in key),
+        "HTML, by names": key.replace("/", "&sol;").replace("+", "&plus;"),
+        "mixed": "sk%2D" + key[3:6].replace("/", "\\/") + quote(key[6:]),
+    }
+
+
+@pytest.mark.parametrize("key", [KEY, PLAIN_KEY], ids=["odd", "plain"])
+@pytest.mark.parametrize("spelling", spellings(KEY))
+def test_a_key_is_found_in_every_spelling(spelling: str, key: str) -> None:
+    masked = Mask(key)(f"before {spellings(key)[spelling]} after")
     assert masked.replace('\\"', "").replace('"', "") == "before *** after"
 
 
+@pytest.mark.parametrize("key", [KEY, PLAIN_KEY], ids=["odd", "plain"])
+@pytest.mark.parametrize("spelling", spellings(KEY))
+def test_a_key_is_found_in_every_spelling_of_a_json_answer(spelling: str, key: str) -> None:
+    text = json.dumps({"message": spellings(key)[spelling]})
+    # And with each character of the answer's strings escaped once more, as no encoder has to but any may.
+    escaped = '{"message": "' + "".join(f"\\u{ord(character):04x}" for character in spellings(key)[spelling]) + '"}'
+    for answer in (text, escaped):
+        assert Mask(key).read_json(answer)["message"].replace('\\"', "").strip('"') == "***"
+
+
+@pytest.mark.parametrize("key", [KEY, PLAIN_KEY], ids=["odd", "plain"])
 @pytest.mark.parametrize("user", ["", "u", "us", "user"])
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
-def test_a_key_is_found_in_base64_such_as_a_basic_header(user: str, encode: object) -> None:
+def test_a_key_is_found_in_base64_such_as_a_basic_header(user: str, encode: object, key: str) -> None:
     assert callable(encode)
-    encoded = encode(f"{user}:{KEY}".encode()).decode()
-    masked = Mask(KEY)(f"Basic {encoded}")
+    encoded = encode(f"{user}:{key}".encode()).decode()
+    masked = Mask(key)(f"Basic {encoded}")
     assert "***" in masked
     # What is left is of the user, and of the bytes that share a digit with one of the key's.
     assert len(masked) < len("Basic ***") + len(user) * 2 + 8
 
 
 def test_a_key_is_found_in_names_and_lists_however_deep() -> None:
-    value = {"a": [{KEY: KEY, "b": (1, None, True)}], "c": f"x{KEY}x"}
-    assert Mask(KEY).of_json(value) == {"a": [{"***": "***", "b": (1, None, True)}], "c": "x***x"}
+    for key in (KEY, PLAIN_KEY):
+        value = {"a": [{key: key, "b": [1, None, True]}], "c": f"x{key}x"}
+        assert Mask(key).read_json(json.dumps(value)) == {"a": [{"***": "***", "b": [1, None, True]}], "c": "x***x"}
 
 
 def test_other_texts_stay_as_they_are() -> None:
@@ -76,4 +94,5 @@ def test_no_key_comes_through_an_answer(key: str, before: str, after: str) -> No
 def test_a_long_answer_is_masked_at_once() -> None:
     # It would take minutes if the time grew with more than the length.
     for part in ("sk-x/", "\\", "%25", "&amp;", "&", "sk-x\\/\\u0079"):
-        Mask(KEY)(part * (500_000 // len(part)))
+        for key in (KEY, PLAIN_KEY):
+            Mask(key)(part * (500_000 // len(part)))

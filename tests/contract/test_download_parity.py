@@ -263,12 +263,15 @@ def test_a_host_that_drips_is_given_up(download: Download, first: bytes, monkeyp
 
 
 @CLIENTS
-def test_all_tries_and_pauses_of_an_image_have_an_end(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
-    tries(monkeypatch, 1_000_000)
+def test_all_tries_and_pauses_of_an_image_have_an_end(
+    download: Download, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries(monkeypatch, 100)
     pace(monkeypatch, first_seconds=0.05, most_seconds=0.5)
     with ImageHost(dripping(b"HTTP/1.1 200 OK\r\n")) as host:
         assert "too slow" in outcome(download, host.url)
-        assert 2 <= len(host.requests) < 1000
+    # A try ends after 0.05 s at the earliest, and on a busy machine before the host has seen its request.
+    assert sum("trying again" in message for message in caplog.messages) <= 10
 
 
 @CLIENTS
