@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -32,13 +33,19 @@ def _read_time(value: object) -> pendulum.DateTime | None:
     if _DOCUMENTED_TIME.fullmatch(value):
         # The general parser takes a third of what reading a whole status costs.
         with suppress(ValueError):
-            at = datetime.fromisoformat(value)
-            return pendulum.DateTime(at.year, at.month, at.day, at.hour, at.minute, at.second, tzinfo=pendulum.UTC)
+            return _documented_time(value)
     try:
         parsed = pendulum.parse(value)
     except Exception:  # noqa: BLE001  pendulum documents no closed set, and no date is worth losing a paid image
         return None
     return parsed if isinstance(parsed, pendulum.DateTime) else None
+
+
+# Many waits, and all polls of one, read the same few times.
+@functools.lru_cache(maxsize=1024)
+def _documented_time(value: str) -> pendulum.DateTime:
+    at = datetime.fromisoformat(value)
+    return pendulum.DateTime(at.year, at.month, at.day, at.hour, at.minute, at.second, tzinfo=pendulum.UTC)
 
 
 def _read_request(value: object) -> dict[str, Any] | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
+from types import TracebackType
 
 from airflow_provider_qwenimage.http_answers import AnswerHead, AnswerReader, UnreadableAnswerError
 
@@ -39,14 +38,9 @@ class Exchange:
         """Return the exchange that this thread or task is in, if any."""
         return _CURRENT.get()
 
-    @contextlib.contextmanager
-    def under_way(self) -> Iterator[None]:
+    def under_way(self) -> _UnderWay:
         """Make this the current exchange, for whatever the block sends."""
-        token = _CURRENT.set(self)
-        try:
-            yield
-        finally:
-            _CURRENT.reset(token)
+        return _UnderWay(self)
 
     def begin_answer(self) -> AnswerReader:
         """Forget what came before, and return what reads the answer that comes now."""
@@ -87,3 +81,21 @@ class Exchange:
     def timed_out(self) -> TimeoutError:
         """Return the error for a deadline that has passed."""
         return TimeoutError(f"no whole answer within {self.seconds:g} s")
+
+
+class _UnderWay:
+    """A block in which an exchange is the current one; not a generator, since every poll makes one."""
+
+    __slots__ = ("_exchange", "_token")
+    _token: Token[Exchange | None]
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def __enter__(self) -> None:
+        self._token = _CURRENT.set(self._exchange)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _CURRENT.reset(self._token)

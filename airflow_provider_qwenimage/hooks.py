@@ -422,6 +422,8 @@ class QwenImageAsyncHook(_Hook):
             if not isinstance(decision, polling.Wait):
                 return decision
             state, delay = decision.state, decision.delay
+            # Ten thousand waits sleep here, and what each holds is looked at by Python's garbage collection.
+            del outcome, decision
 
     async def _check_in_time(self, image_task_id: str, policy: polling.PollPolicy) -> TaskSnapshot | QwenImageError:
         now = time.time()
@@ -445,6 +447,8 @@ class QwenImageAsyncHook(_Hook):
             return False, self._why_not_tested(error)
 
     async def _get_transport(self) -> AiohttpTransport:
+        if self._transport is not None:
+            return self._transport
         async with self._opening:
             if self._transport is None:
                 self._transport = await self._share.join()

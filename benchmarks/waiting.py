@@ -125,7 +125,8 @@ def _run(setting: Setting, contestant: str, options: argparse.Namespace, folder:
         )
         while sandbox.take_counts().still_open:
             time.sleep(_TICK_SECONDS)
-        environment = _environment(folder) | api.to_environment() | {"SSL_CERT_FILE": str(certificate)}
+        authorities = dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), str(certificate))
+        environment = _environment(folder) | api.to_environment() | authorities
         with _started(plan, environment, folder / "log.txt") as process:
             _read(process, plan, folder / "log.txt")
             warm_up = sandbox.take_counts()
