@@ -17,8 +17,11 @@ import h11
 # Company proxies add headers of several kilobytes; more than this in all is no answer of a service.
 MAX_HEADER_BYTES = 64 * 1024
 
+_LONG_HEADERS = f"its headers are longer than {MAX_HEADER_BYTES} bytes"
 _CUT_OFF = "the connection was closed before the answer was complete"
 _SLICE_BYTES = 16 * 1024
+# Whoever compresses in parts makes them large; each costs some microseconds, even an empty one.
+_MOST_PARTS = 1000
 # Of any other form, h11 has to say what it is.
 _PLAIN_HEAD = re.compile(
     rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*)?\r\n((?:[A-Za-z0-9-]+: ?(?:[!-~](?:[ -~]*[!-~])?)?\r\n)+)\r\n"
@@ -61,6 +64,7 @@ class AnswerReader:
         self.head: AnswerHead | None = None
         self.is_complete = False
         self._http: h11.Connection | None = None
+        self._bytes_before_head = 0
 
     @property
     def keeps_open(self) -> bool:
@@ -92,7 +96,12 @@ class AnswerReader:
         for start in range(0, len(data), _SLICE_BYTES):
             if self.is_complete:
                 break
-            body += self._receive(data[start : start + _SLICE_BYTES])
+            piece = data[start : start + _SLICE_BYTES]
+            body += self._receive(piece)
+            # Of interim answers each may be short, and there may be more of them for ever.
+            self._bytes_before_head += len(piece) if self.head is None else 0
+            if self._bytes_before_head > MAX_HEADER_BYTES:
+                raise UnreadableAnswerError(_LONG_HEADERS)
         return bytes(body)
 
     def feed_eof(self) -> bytes:
@@ -169,7 +178,7 @@ def _read_head(response: h11.Response) -> AnswerHead:
         known, text = name.decode("ascii"), value.decode("utf-8", "replace")
         headers[known] = f"{headers[known]}, {text}" if known in headers else text
     if size > MAX_HEADER_BYTES:
-        raise UnreadableAnswerError(f"its headers are longer than {MAX_HEADER_BYTES} bytes")
+        raise UnreadableAnswerError(_LONG_HEADERS)
     return AnswerHead(response.status_code, headers)
 
 
@@ -201,15 +210,24 @@ def _inflated(body: bytes, coding: str, max_bytes: int) -> bytes:
         # Some servers send deflate without the zlib header that the standard asks for.
         has_header = len(body) > 1 and body[0] & 0x0F == zlib.DEFLATED and (body[0] << 8 | body[1]) % 31 == 0
         window = _DEFLATE if has_header else -_DEFLATE
-    found = bytearray()
+    found, end, parts = bytearray(), 0, 0
+    view = memoryview(body)
     try:
-        while body and len(found) <= max_bytes:
+        while len(found) <= max_bytes:
+            parts += 1
+            if parts > _MOST_PARTS:
+                raise UnreadableAnswerError(f"its {coding} body has more than {_MOST_PARTS} parts")
             stream = zlib.decompressobj(window)
-            found += stream.decompress(body, max_bytes + 1 - len(found))
+            # In slices, since the end of a part leaves a copy of what was given behind it.
+            while not stream.eof and end < len(view) and len(found) <= max_bytes:
+                piece = view[end : end + _SLICE_BYTES]
+                found += stream.decompress(piece, max_bytes + 1 - len(found))
+                end += len(piece) - len(stream.unused_data)
             if not stream.eof and len(found) <= max_bytes:
                 raise UnreadableAnswerError(f"its {coding} body is not whole")
             # A gzip file may have several members; anything else behind the first is padding.
-            body = stream.unused_data if window == _GZIP and stream.unused_data[:2] == b"\x1f\x8b" else b""
+            if window != _GZIP or body[end : end + 2] != b"\x1f\x8b":
+                break
     except zlib.error as error:
         raise UnreadableAnswerError(f"its body is not {coding}: {error}") from None
     return bytes(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
+import random
 import tracemalloc
 import zlib
 
@@ -123,6 +124,19 @@ def test_headers_without_an_end_are_given_up() -> None:
         read([b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * (2 * MAX_HEADER_BYTES // 6)])
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 10_000])
+def test_interim_answers_without_an_end_are_given_up(at_once: int) -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    with pytest.raises(UnreadableAnswerError, match=f"headers are longer than {MAX_HEADER_BYTES} bytes"):
+        read([interim * at_once] * (10_000 // at_once))
+
+
+def test_a_hundred_interim_answers_are_skipped_and_a_long_body_is_no_header() -> None:
+    body = b" " * (2 * MAX_HEADER_BYTES)
+    whole = b"HTTP/1.1 102 Processing\r\n\r\n" * 100 + b"HTTP/1.1 200 OK\r\n\r\n" + body
+    assert read([whole])[1] == body
+
+
 def test_a_header_that_comes_twice_has_both_values() -> None:
     reader = AnswerReader()
     reader.feed(b"HTTP/1.1 200 OK\r\nVia: a\r\nVia: R\xe9seau\r\n\r\n")
@@ -142,6 +156,23 @@ def test_a_small_body_cannot_fill_the_memory(compress: object) -> None:
         assert tracemalloc.get_traced_memory()[1] < 20 * 1024 * 1024
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("part", [b"", b"x"], ids=["empty", "of a byte"])
+def test_a_body_of_very_many_parts_is_not_decoded_to_its_end(part: bytes) -> None:
+    head = AnswerHead(200, {"content-encoding": "gzip"})
+    assert decoded_body(head, gzip.compress(part) * 1000, 1024 * 1024) == part * 1000
+    with pytest.raises(UnreadableAnswerError, match="more than 1000 parts"):
+        decoded_body(head, gzip.compress(part) * 1001, 1024 * 1024)
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 * 1024 - 1, 16 * 1024, 100_000])
+@pytest.mark.parametrize("behind", [b"", b"\0", b"\x1f", b"\0" * 50_000])
+def test_parts_are_put_together_whatever_their_size_and_the_padding_behind_them(size: int, behind: bytes) -> None:
+    part = random.Random(size).randbytes(size)
+    body = gzip.compress(part) + gzip.compress(b"between") + gzip.compress(part) + behind
+    head = AnswerHead(200, {"content-encoding": "gzip"})
+    assert decoded_body(head, body, 1024 * 1024) == part + b"between" + part
 
 
 @given(st.binary(max_size=100), st.sampled_from(["gzip", "deflate", "gzip, deflate", "br", "x" * 5000, ",", "\ufffd"]))
