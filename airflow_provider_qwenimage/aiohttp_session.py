@@ -13,11 +13,15 @@ from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from airflow_provider_qwenimage.exchanges import Exchange
-from airflow_provider_qwenimage.http_answers import UnreadableAnswerError
+from airflow_provider_qwenimage.http_answers import MAX_HEADER_BYTES, UnreadableAnswerError
 
 if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
+
+
+# As long as the other client lets a line of it be.
+_BOUNDS_OF_A_PROXY = {"max_line_size": MAX_HEADER_BYTES, "max_field_size": MAX_HEADER_BYTES}
 
 
 class _BoundedProtocol(ResponseHandler):
@@ -28,8 +32,9 @@ class _BoundedProtocol(ResponseHandler):
     def set_response_params(self, **params: Any) -> None:
         # A proxy's answer to CONNECT comes before there is a connection, and aiohttp reads it itself.
         exchange = Exchange.current()
-        is_connected = exchange is not None and exchange.is_connected
-        self._rewritten = _RewrittenAnswer(exchange) if exchange and is_connected else None
+        if exchange is not None and not exchange.is_connected:
+            params |= _BOUNDS_OF_A_PROXY
+        self._rewritten = _RewrittenAnswer(exchange) if exchange and exchange.is_connected else None
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
@@ -45,8 +50,10 @@ class _BoundedProtocol(ResponseHandler):
 
     def _take(self, answer: _RewrittenAnswer, data: bytes) -> None:
         if answer.has_ended():
-            # Whatever comes behind the end of an answer, this connection is not used again.
+            # Whatever comes behind the end of an answer, this connection is not used again. If it is idle already,
+            # aiohttp looks at nothing but whether it is open.
             self.force_close()
+            self.close()
             return
         try:
             plain = answer.rewrite(data)

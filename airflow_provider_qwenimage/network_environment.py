@@ -104,6 +104,9 @@ def proxy_for(url: str) -> str | None:
             f"the environment variable {proxy_variable(url)} does not hold the URL of a proxy, such as "
             "http://proxy.example:3128; correct the variable, or unset it"
         )
+    if parts.username and parts.password is None:
+        # Of a user without a password, such as a token, requests sends nothing.
+        proxy = parts._replace(netloc=parts.netloc.replace("@", ":@", 1)).geturl()
     return proxy
 
 

@@ -5,6 +5,7 @@ Outside of an exchange it is a plain session.
 
 from __future__ import annotations
 
+import functools
 import io
 import queue
 import socket
@@ -62,9 +63,12 @@ class _BoundedAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = _POOLS
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        # TLS to the proxy itself is checked with the same authorities.
-        manager = super().proxy_manager_for(proxy, proxy_ssl_context=self._context, **kwargs)
-        if not proxy.lower().startswith("socks"):
+        if proxy.lower().startswith("socks"):
+            manager = super().proxy_manager_for(proxy, **kwargs)
+            manager.pool_classes_by_scheme = _socks_pools()
+        else:
+            # TLS to the proxy itself is checked with the same authorities.
+            manager = super().proxy_manager_for(proxy, proxy_ssl_context=self._context, **kwargs)
             manager.pool_classes_by_scheme = _POOLS
         return manager
 
@@ -188,7 +192,9 @@ class _BoundedResponse(HTTPResponse):
         self.fp = io.BufferedReader(body)
 
 
-class _BoundedConnection(HTTPConnection):
+class _NotingConnection(HTTPConnection):
+    """Sends and receives in the time of the exchange, and notes in it what was sent; whoever connects it."""
+
     response_class = _BoundedResponse
     _is_connecting = False
 
@@ -203,16 +209,6 @@ class _BoundedConnection(HTTPConnection):
         finally:
             self._is_connecting = False
 
-    def _new_conn(self) -> socket.socket:
-        exchange = Exchange.current()
-        if exchange is None:
-            return super()._new_conn()
-        attempt = Exchange(min(self._longest or exchange.seconds, exchange.seconds_left()))
-        try:
-            return _connected(self._dns_host, self.port, self.socket_options, attempt)
-        except TimeoutError as error:
-            raise ConnectTimeoutError(self, str(error)) from error
-
     def _tunnel(self) -> None:
         super()._tunnel()
         exchange = Exchange.current()
@@ -224,10 +220,22 @@ class _BoundedConnection(HTTPConnection):
         if exchange is not None:
             if self.sock is None and self.auto_open:
                 self.connect()
+            _limit(self.sock, exchange, self._longest)
             if not self._is_connecting:
                 exchange.was_sent = True
-            _limit(self.sock, exchange, self._longest)
         super().send(data)
+
+
+class _BoundedConnection(_NotingConnection):
+    def _new_conn(self) -> socket.socket:
+        exchange = Exchange.current()
+        if exchange is None:
+            return super()._new_conn()
+        attempt = Exchange(min(self._longest or exchange.seconds, exchange.seconds_left()))
+        try:
+            return _connected(self._dns_host, self.port, self.socket_options, attempt)
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, str(error)) from error
 
 
 class _BoundedHttpsConnection(_BoundedConnection, HTTPSConnection):
@@ -245,6 +253,26 @@ class _HttpsPool(HTTPSConnectionPool):
 _POOLS: Mapping[str, Any] = {"http": _HttpPool, "https": _HttpsPool}
 
 
+@functools.cache
+def _socks_pools() -> Mapping[str, Any]:
+    # It can only be imported where PySocks is installed.
+    from urllib3.contrib import socks
+
+    class SocksConnection(_NotingConnection, socks.SOCKSConnection):
+        pass
+
+    class SocksHttpsConnection(_NotingConnection, socks.SOCKSHTTPSConnection):
+        pass
+
+    class SocksPool(HTTPConnectionPool):
+        ConnectionCls = SocksConnection
+
+    class SocksHttpsPool(HTTPSConnectionPool):
+        ConnectionCls = SocksHttpsConnection
+
+    return {"http": SocksPool, "https": SocksHttpsPool}
+
+
 def _limit(sock: Any, exchange: Exchange, longest: float | None) -> None:
     left = exchange.seconds_left()
     sock.settimeout(left if longest is None else min(longest, left))
@@ -253,19 +281,23 @@ def _limit(sock: Any, exchange: Exchange, longest: float | None) -> None:
 def _connected(host: str, port: int, options: Any, attempt: Exchange) -> socket.socket:
     """Return a socket that is connected to the first address of a host that answers, before the attempt's deadline."""
     failure: OSError | None = None
-    for family, kind, protocol, _, address in _addresses(host.strip("[]"), port, attempt):
-        sock = socket.socket(family, kind, protocol)
+    addresses = _addresses(host.strip("[]"), port, attempt)
+    for number, (family, kind, protocol, _, address) in enumerate(addresses):
+        sock: socket.socket | None = None
         try:
+            # A machine without IPv6 has no such sockets, but addresses for them.
+            sock = socket.socket(family, kind, protocol)
             for option in options or ():
                 sock.setsockopt(*option)
-            sock.settimeout(attempt.seconds_left())
+            # One that never answers leaves the others their share of the time.
+            sock.settimeout(attempt.seconds_left() / (len(addresses) - number))
             sock.connect(address)
-        except OSError as error:
-            sock.close()
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if not isinstance(error, OSError):
+                raise
             failure = error
-        except BaseException:
-            sock.close()
-            raise
         else:
             return sock
     raise failure or OSError(f"{host} has no address")

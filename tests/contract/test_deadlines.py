@@ -10,19 +10,20 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout
 
-from airflow_provider_qwenimage import polling
+from airflow_provider_qwenimage import polling, requests_session
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
     QwenImageError,
     QwenImageTimeoutError,
 )
+from airflow_provider_qwenimage.exchanges import Exchange
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 from tests.contract.test_odd_answers import ENVELOPE, KEY, TASK, answer, set_proxy
 from tests.contract.test_parity import AsyncClient, SyncClient
@@ -134,6 +135,72 @@ def test_a_server_that_takes_nothing_means_that_the_call_ends(
         connect(monkeypatch, f"http://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(QwenImageConnectionError):
             client("get_status", TASK)
+
+
+@contextlib.contextmanager
+def address_that_never_answers() -> Iterator[Any]:
+    """Yield the address of a port whose queue is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+
+
+@pytest.mark.parametrize(
+    ("client_class", "kind"),
+    [
+        (SyncClient, "never answers"),
+        (AsyncClient, "never answers"),
+        (SyncClient, "refuses"),
+        (AsyncClient, "refuses"),
+        # aiohttp takes families of the internet only.
+        (SyncClient, "of a family that this machine has not"),
+    ],
+)
+def test_another_address_of_a_name_is_tried_in_time(
+    client_class: type[SyncClient], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with RawServer(answer(body=ENVELOPE)) as server, address_that_never_answers() as silent:
+        refusing = socket.create_server(("127.0.0.1", 0))
+        first = {
+            "never answers": (socket.AF_INET, silent),
+            "of a family that this machine has not": (socket.AF_DECnet, silent),
+            "refuses": (socket.AF_INET, refusing.getsockname()),
+        }[kind]
+        refusing.close()
+        found = [
+            (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)
+            for family, address in (first, (socket.AF_INET, ("127.0.0.1", server.port)))
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        set_proxy(monkeypatch, "NO_PROXY", "*")
+        connect(monkeypatch, f"http://api.example:{server.port}", timeout_seconds=3)
+        assert client_class(retry_limit=0)("generate", "a fox") == TASK
+
+
+def test_a_deadline_that_passes_before_anything_is_sent_means_that_nothing_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connected = requests_session._connected
+
+    def connected_late(*arguments: Any) -> socket.socket:
+        exchange = Exchange.current()
+        assert exchange is not None
+        sock = connected(*arguments)
+        exchange.allow(0)
+        return sock
+
+    monkeypatch.setattr(requests_session, "_connected", connected_late)
+    with RawServer(answer(body=ENVELOPE)) as server:
+        connect(monkeypatch, server.url, timeout_seconds=60)
+        with (
+            QwenImageHook(retry_limit=0) as hook,
+            pytest.raises(QwenImageConnectionError, match="could not be reached"),
+        ):
+            hook.generate("a fox")
+        assert not server.requests
 
 
 def test_a_name_that_is_looked_up_for_ever_means_that_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import gzip
 import json
 import logging
 import os
 import socket
+import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +22,9 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageError,
     QwenImageSubmissionUnknownError,
 )
+from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 from tests.contract.test_parity import AsyncClient, SyncClient
-from tests.raw_server import Answer, RawServer, reset
+from tests.raw_server import Answer, RawServer, finish, read_request, reset
 
 KEY = "sk-odd/answers-0123456789"
 TASK = "n43"
@@ -83,6 +87,10 @@ ANSWERS: dict[str, tuple[Answer, type[QwenImageError] | None]] = {
     "gzip in two parts": (
         answer(b"Content-Encoding: GZIP", body=gzip.compress(ENVELOPE[:9]) + gzip.compress(ENVELOPE[9:])),
         OK,
+    ),
+    "gzip in 50,000 parts": (
+        answer(b"Content-Encoding: gzip", body=gzip.compress(b"") * 50_000 + gzip.compress(ENVELOPE)),
+        JUNK,
     ),
     "gzip that is none": (answer(b"Content-Encoding: gzip"), JUNK),
     "gzip that is cut": (answer(b"Content-Encoding: gzip", body=gzip.compress(ENVELOPE)[:-12]), JUNK),
@@ -192,8 +200,6 @@ def test_a_wait_survives_an_odd_answer(client: SyncClient, monkeypatch: pytest.M
 def test_a_connection_is_used_again_only_after_a_whole_answer(
     client: SyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.raw_server import read_request
-
     done = ENVELOPE.replace(b'"PENDING"', b'"SUCCESS", "response": ["https://cdn.example/1.png"]')
     connections = []
 
@@ -214,6 +220,77 @@ def test_a_connection_is_used_again_only_after_a_whole_answer(
         server.released.set()
     assert snapshot.image_urls
     assert len(connections) == 2
+
+
+STRANGER = answer(body=ENVELOPE.replace(TASK.encode(), b"stranger"))
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [STRANGER, STRANGER[:40], b"\r\n", b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n", b"\xff"],
+    ids=["an answer", "half an answer", "a line", "a time-out", "a byte"],
+)
+def test_a_connection_on_which_something_came_unasked_carries_no_submission(
+    monkeypatch: pytest.MonkeyPatch, junk: bytes
+) -> None:
+    answered, given_up = threading.Event(), threading.Event()
+    connections = []
+
+    def send(connection: socket.socket) -> None:
+        connections.append(connection)
+        is_first = len(connections) == 1
+        connection.sendall(answer())
+        if is_first:
+            answered.wait(60)
+            connection.sendall(junk)
+            if not connection.recv(1):
+                given_up.set()
+
+    async def submit() -> str:
+        async with QwenImageAsyncHook(timeout_seconds=60.0, retry_limit=0) as hook:
+            await hook.get_status(TASK)
+            answered.set()
+            await asyncio.to_thread(given_up.wait, 5)
+            return await hook.generate("a fox")
+
+    with RawServer(send) as server:
+        connect(monkeypatch, server.url)
+        assert asyncio.run(submit()) == TASK
+        assert given_up.is_set()
+
+
+@pytest.mark.parametrize("ending", [reset, lambda connection: connection.close()], ids=["reset", "closed"])
+def test_a_submission_on_a_connection_that_the_server_gives_up_is_sent_once_and_may_be_paid(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, ending: Callable[[socket.socket], None]
+) -> None:
+    submissions = []
+
+    def send(connection: socket.socket) -> None:
+        connection.sendall(answer())
+        submissions.append(read_request(connection))
+        ending(connection)
+
+    with RawServer(send) as server:
+        connect(monkeypatch, server.url)
+        assert type(error_of(lambda: submit_after_a_read(client))) is QwenImageSubmissionUnknownError
+        assert len(server.requests) == len(submissions) == 1
+        assert submissions[0].startswith(b"POST ")
+
+
+def submit_after_a_read(client: SyncClient) -> str:
+    """Submit over the connection of a status read."""
+    arguments = client.arguments | {"retry_limit": 3}
+    if not isinstance(client, AsyncClient):
+        with QwenImageHook(**arguments) as hook:
+            hook.get_status(TASK)
+            return hook.generate("a fox")
+
+    async def submit() -> str:
+        async with QwenImageAsyncHook(**arguments) as hook:
+            await hook.get_status(TASK)
+            return await hook.generate("a fox")
+
+    return asyncio.run(submit())
 
 
 SPELLINGS = {
@@ -387,6 +464,26 @@ def test_a_proxy_without_a_scheme_is_an_http_proxy(client: SyncClient, monkeypat
         assert proxy.requests[0].startswith(b"GET http://api.example/api/status")
 
 
+@pytest.mark.parametrize(
+    ("user", "sent"),
+    [
+        ("token", "token:"),
+        ("user:", "user:"),
+        ("us%40er:p%3A%C3%BC", "us@er:p:\xfc"),
+        ("user:pass@word", "user:pass@word"),
+    ],
+)
+def test_a_proxy_is_told_the_user_of_its_url(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, user: str, sent: str
+) -> None:
+    with RawServer(answer()) as proxy:
+        set_proxy(monkeypatch, "HTTP_PROXY", proxy.url.replace("//", f"//{user}@"))
+        connect(monkeypatch, "http://api.example")
+        client("get_status", TASK)
+        credentials = base64.b64encode(sent.encode("latin-1"))
+        assert b"Proxy-Authorization: Basic %b\r\n" % credentials in proxy.requests[0]
+
+
 @pytest.mark.parametrize("value", ["http://", "http://[bad", "ftp://proxy:1", "http://proxy:port", "a proxy", "://x"])
 def test_a_variable_that_holds_no_proxy_is_named(
     client: SyncClient, monkeypatch: pytest.MonkeyPatch, value: str
@@ -394,6 +491,50 @@ def test_a_variable_that_holds_no_proxy_is_named(
     set_proxy(monkeypatch, "HTTPS_PROXY", value)
     connect(monkeypatch, "https://api.example")
     assert_nothing_was_sent(client, "HTTPS_PROXY")
+
+
+@pytest.mark.parametrize("said", [answer(), b"", answer()[:-5], reset], ids=["whole", "nothing", "cut", "reset"])
+def test_a_submission_through_a_socks_proxy_is_sent_once_and_may_be_paid(
+    monkeypatch: pytest.MonkeyPatch, said: Answer
+) -> None:
+    pytest.importorskip("socks", reason="PySocks is not installed")
+
+    def serve(connection: socket.socket) -> None:
+        assert connection.recv(1) == b"\x05"
+        connection.recv(connection.recv(1)[0])
+        connection.sendall(b"\x05\x00")
+        # It asks to connect to a name: so many characters, and a port.
+        assert connection.recv(4) == b"\x05\x01\x00\x03"
+        asked.append(connection.recv(connection.recv(1)[0]))
+        connection.recv(2)
+        connection.sendall(b"\x05\x00\x00\x01" + bytes(6))
+        asked.append(read_request(connection))
+        if callable(said):
+            said(connection)
+        else:
+            connection.sendall(said)
+            finish(connection)
+
+    asked: list[bytes] = []
+    with RawServer(serve, at_once=True) as proxy:
+        set_proxy(monkeypatch, "HTTP_PROXY", proxy.url.replace("http:", "socks5h:"))
+        connect(monkeypatch, "http://api.example")
+        client = SyncClient(timeout_seconds=60.0, retry_limit=3, retry_delay=0.0)
+        if said == answer():
+            assert client("generate", "a fox") == TASK
+        else:
+            assert type(error_of(lambda: client("generate", "a fox"))) is QwenImageSubmissionUnknownError
+    assert asked[0] == b"api.example"
+    assert asked[1].startswith(b"POST /api/generate ")
+    assert len(asked) == 2
+
+
+def test_a_socks_proxy_that_refuses_means_that_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("socks", reason="PySocks is not installed")
+    with RawServer(b"\x05\xff", at_once=True) as proxy:
+        set_proxy(monkeypatch, "HTTPS_PROXY", proxy.url.replace("http:", "socks5h:"))
+        connect(monkeypatch, "https://api.example")
+        assert_nothing_was_sent(SyncClient(timeout_seconds=60.0, retry_limit=0), "HTTPS_PROXY")
 
 
 @pytest.mark.parametrize("no_proxy", ["127.0.0.1", "127.0.0.0/8", "*"])

@@ -146,10 +146,10 @@ def test_a_certificate_of_another_host_is_not_trusted(
 
 
 @contextlib.contextmanager
-def tunnelling_proxy(server: RawServer) -> Iterator[RawServer]:
+def tunnelling_proxy(server: RawServer, headers: bytes = b"X-Proxy: y\r\n") -> Iterator[RawServer]:
     def tunnel(connection: socket.socket) -> None:
         with socket.create_connection(("127.0.0.1", server.port)) as other:
-            connection.sendall(b"HTTP/1.1 200 Connection established\r\nX-Proxy: " + b"a" * 5000 + b"\r\n\r\n")
+            connection.sendall(b"HTTP/1.1 200 Connection established\r\n" + headers + b"\r\n")
             forward = threading.Thread(target=carry, args=(connection, other), daemon=True)
             forward.start()
             carry(other, connection)
@@ -159,10 +159,15 @@ def tunnelling_proxy(server: RawServer) -> Iterator[RawServer]:
         yield proxy
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [b"", b"X-Proxy: " + b"a" * 9000 + b"\r\n", b"X-Proxy: " + b"a" * 60_000 + b"\r\n", b"X-Proxy: y\r\n" * 90],
+    ids=["none", "one of 9,000 bytes", "one of 60,000 bytes", "90"],
+)
 def test_a_proxys_tunnel_leads_to_the_api_and_its_certificate_is_checked(
-    client: SyncClient, monkeypatch: pytest.MonkeyPatch, authority: Authority
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, authority: Authority, headers: bytes
 ) -> None:
-    with tls_server(authority) as (server, requests), tunnelling_proxy(server) as proxy:
+    with tls_server(authority) as (server, requests), tunnelling_proxy(server, headers) as proxy:
         set_proxy(monkeypatch, "HTTPS_PROXY", proxy.url.replace("//", "//user:pass-word@"))
         connect(monkeypatch, "https://bücher.example", verify=str(authority.certificate))
         assert client("generate", "a fox") == TASK
