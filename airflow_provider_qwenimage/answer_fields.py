@@ -14,6 +14,7 @@ import pendulum
 _MAX_CREDITS = 10**9
 _MAX_TIME_CHARACTERS = 64
 _DOCUMENTED_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+_YEAR_FIRST = re.compile(r"\d{4}", re.ASCII)
 
 
 def _read_credits(value: object) -> float | None:
@@ -34,11 +35,15 @@ def _read_time(value: object) -> pendulum.DateTime | None:
         # The general parser takes a third of what reading a whole status costs.
         with suppress(ValueError):
             return _documented_time(value)
+    if not _YEAR_FIRST.match(value):
+        # A time of day, or "now", would be one of today.
+        return None
     try:
         parsed = pendulum.parse(value)
+        # It takes offsets of a whole day, with which nothing can be told of the time later.
+        return parsed if isinstance(parsed, pendulum.DateTime) and parsed.isoformat() else None
     except Exception:  # noqa: BLE001  pendulum documents no closed set, and no date is worth losing a paid image
         return None
-    return parsed if isinstance(parsed, pendulum.DateTime) else None
 
 
 # Many waits, and all polls of one, read the same few times.

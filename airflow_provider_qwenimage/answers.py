@@ -208,7 +208,7 @@ def _read_envelope(answer: HttpAnswer) -> dict[str, Any] | None:
         return None
     try:
         # Masked as it is decoded: no escaping hides the key, wherever the answer quotes it.
-        envelope = answer.mask.read_json(answer.body.decode(json.detect_encoding(answer.body), "surrogatepass"))
+        envelope = answer.mask.read_json(_text_of(answer.body))
     # RecursionError: deeply nested JSON is somebody's junk, not an envelope.
     except (ValueError, RecursionError):
         return None
@@ -218,6 +218,15 @@ def _read_envelope(answer: HttpAnswer) -> dict[str, Any] | None:
     if isinstance(code, bool) or not isinstance(code, int) or not 100 <= code <= 599:  # noqa: PLR2004  HTTP's codes
         return None
     return envelope
+
+
+def _text_of(body: bytes) -> str:
+    encoding = json.detect_encoding(body)
+    try:
+        return body.decode(encoding, "surrogatepass")
+    except UnicodeDecodeError:
+        # A text that was cut between the bytes of a character, say: the rest of the answer counts.
+        return body.decode(encoding, "replace")
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:

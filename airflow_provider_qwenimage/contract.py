@@ -338,13 +338,12 @@ def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
         raise not_documented("data.response", value, "a list of URLs or null")
     if status == TaskStatus.SUCCESS and not urls:
         raise not_documented("data.response", value, "a list of at least one URL, because the status is SUCCESS")
-    found = []
+    first = urls[:MAX_IMAGES]
     # A paid image is not lost for what comes with it.
-    for url in urls[:MAX_IMAGES]:
-        if not is_http_url(url) or len(url) > _MAX_URL_CHARACTERS:
-            raise not_documented("data.response", url, f"http(s) URLs of at most {_MAX_URL_CHARACTERS} characters")
-        found.append(url)
-    return tuple(found)
+    found = tuple(url for url in first if is_http_url(url) and len(url) <= _MAX_URL_CHARACTERS)
+    if first and not found:
+        raise not_documented("data.response", first[0], f"http(s) URLs of at most {_MAX_URL_CHARACTERS} characters")
+    return found
 
 
 def not_documented(name: str, value: object, allowed: str) -> QwenImageContractError:

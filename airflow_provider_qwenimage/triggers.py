@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ class QwenImageStatusTrigger(BaseTrigger):
         """Poll until the end, and fire."""
         started = time.monotonic()
         try:
-            end = await self._wait()
+            event = await self._wait()
             # Only a triggerer gives a trigger its id; `dag.test()` runs it inside the task.
             if self.trigger_id is not None:
                 await _settle(time.monotonic() - started)
@@ -99,7 +100,7 @@ class QwenImageStatusTrigger(BaseTrigger):
             if not _AIRFLOW_TELLS_KILLS:
                 self._say_what_stays_paid()
             raise
-        yield TriggerEvent(event_of(end, self.image_task_id) | {"try_number": self.try_number})
+        yield TriggerEvent(event | {"try_number": self.try_number})
 
     async def on_kill(self) -> None:
         """Say what stays paid when the task is marked or cleared while it waits (Airflow 3.3 and later).
@@ -112,26 +113,29 @@ class QwenImageStatusTrigger(BaseTrigger):
         snapshot = self._hook.last_snapshot if self._hook else None
         self.log.warning("%s", what_stays_paid(self.image_task_id, snapshot))
 
-    async def _wait(self) -> polling.Done | polling.GiveUp:
+    async def _wait(self) -> dict[str, Any]:
         from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 
         delay = self.policy.first_delay(time.time())
         try:
             async with QwenImageAsyncHook(self.qwenimage_conn_id) as self._hook:
-                return await self._hook.follow(self.image_task_id, self.policy, first_delay=delay)
+                end = await self._hook.follow(self.image_task_id, self.policy, first_delay=delay)
+            return event_of(end, self.image_task_id)
         except Exception as error:  # noqa: BLE001  Airflow would encode the text of what is raised as it is
-            if is_bad_argument(error):
-                unusable = QwenImageError(str(error))
-                unusable.permanent = True
-                return polling.GiveUp(unusable)
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            return polling.GiveUp(
-                QwenImageError(
-                    f"The wait for image task {printable_id(self.image_task_id)} failed in the triggerer: "
-                    f"{type(error).__name__} ({printable(shorten(str(error)))}) at {place.filename}:{place.lineno}. "
-                    "Try again; if it persists, report it to the maintainers of this package."
-                )
-            )
+            return event_of(polling.GiveUp(self._failure(error)), self.image_task_id)
+
+    def _failure(self, error: Exception) -> QwenImageError:
+        """Return the error of a wait that something else than the API has ended."""
+        if is_bad_argument(error):
+            unusable = QwenImageError(str(error))
+            unusable.permanent = True
+            return unusable
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return QwenImageError(
+            f"The wait for image task {printable_id(self.image_task_id)} failed in the triggerer: "
+            f"{type(error).__name__} ({printable(shorten(str(error)))}) at {place.filename}:{place.lineno}. "
+            "Try again; if it persists, report it to the maintainers of this package."
+        )
 
 
 async def _settle(waited: float) -> None:
@@ -150,7 +154,10 @@ async def _settle(waited: float) -> None:
 
 
 def _load() -> float:
-    return os.getloadavg()[0] / (os.cpu_count() or 1)
+    # Some sandboxed machines do not tell it.
+    with suppress(OSError):
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    return 0.0
 
 
 def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str, Any]:

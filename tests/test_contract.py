@@ -258,6 +258,10 @@ class TestStatusAnswer:
             ("error_message", {"text": "no"}),
             ("created_at", 1734602400),
             ("created_at", "2024-12-19T10:00:00Z" * 50_000),
+            ("created_at", "2024-12-19T10:00:00+24:00"),
+            ("created_at", "20241219T100000-99"),
+            ("created_at", "now"),
+            ("created_at", "10:00:00"),
             ("request", "a fox"),
             ("request", [{"prompt": "a fox"}]),
         ],
@@ -277,6 +281,19 @@ class TestStatusAnswer:
         urls = [f"https://cdn.example.com/{number}.png" for number in range(10_000)]
         snapshot = parse_status(answer(envelope(DOCUMENTED | {"response": urls})), "n43abc")
         assert snapshot.image_urls == tuple(urls[: contract.MAX_IMAGES])
+
+    @pytest.mark.parametrize("odd", [None, "", 5, {"url": "x"}, "image.png", "https://cdn.example.com/\ud83d.png"])
+    def test_an_odd_url_beside_a_good_one_loses_no_image(self, odd: object) -> None:
+        good = DOCUMENTED["response"]
+        for urls in ([*good, odd], [odd, *good]):
+            snapshot = parse_status(answer(envelope(DOCUMENTED | {"response": urls})), "n43abc")
+            assert snapshot.image_urls == tuple(good)
+
+    def test_every_time_that_is_read_can_be_told_again(self) -> None:
+        for offset in ("", "Z", "+00:00", "+23:59", "-23:59", "+24:00", "-24:00", "+99", "+5", "+05:30:15"):
+            data = DOCUMENTED | {"created_at": f"2024-12-19T10:00:00{offset}"}
+            snapshot = parse_status(answer(envelope(data)), "n43abc")
+            assert TaskSnapshot.from_data(snapshot.to_data()) == snapshot
 
     def test_the_described_request_has_neither_a_callback_url_nor_odd_fields(self) -> None:
         echoed = {

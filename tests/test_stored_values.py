@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, insert, select
 
-from airflow_provider_qwenimage import polling
+from airflow_provider_qwenimage import polling, triggers
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageContractError, QwenImageError
 from airflow_provider_qwenimage.failures import failing_for_good
@@ -180,6 +181,7 @@ def test_every_event_of_an_odd_answer_reaches_its_task(
         {"error_message": "\ud83d\x00"},
         {"created_at": "\ud83d"},
         {"created_at": 10**400},
+        {"created_at": "2024-12-19T10:00:00+24:00"},
         {"queue": {"\ud83d": [10**31, math.inf, "\x00"]}},
         {"\ud83d": 1},
         {"deep": DEEP},
@@ -211,13 +213,20 @@ def test_an_event_has_what_the_resumed_task_reads_and_nothing_else(api: SameAnsw
     ],
     ids=lambda error: type(error).__name__,
 )
+@pytest.mark.parametrize(("module", "function"), [(polling, "decide"), (triggers, "_needed")], ids=["wait", "event"])
 def test_what_breaks_in_a_trigger_ends_its_own_wait_in_an_event(
-    api: SameAnswer, database: Database, monkeypatch: pytest.MonkeyPatch, error: Exception
+    *,
+    api: SameAnswer,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    function: str,
+    error: Exception,
 ) -> None:
     def break_down(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(polling, "decide", break_down)
+    monkeypatch.setattr(module, function, break_down)
     event = through_airflow(fired({"code": 200, "data": DOCUMENTED}, api), database)
     with pytest.raises(QwenImageError, match=rf"{type(error).__name__} .* at .*test_stored_values\.py") as caught:
         snapshot_of(event)

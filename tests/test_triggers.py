@@ -131,6 +131,16 @@ def test_on_a_loaded_machine_nothing_is_fired_for_longer(monkeypatch: pytest.Mon
     assert slept == []
 
 
+def test_a_machine_that_does_not_tell_its_load_counts_as_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError("Load averages are unobtainable")
+
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
+    monkeypatch.setattr(polling, "_SCHEDULER_SECONDS", 0.01)
+    monkeypatch.setattr(os, "getloadavg", refuse)
+    asyncio.run(triggers._settle(0.0))
+
+
 def test_a_success_is_fired_once_with_all_of_its_snapshot(sandbox: Sandbox) -> None:
     task_id = submitted()
     event = fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.05))
