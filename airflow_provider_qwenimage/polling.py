@@ -301,7 +301,7 @@ def timed_out(
     if outcome is None:
         story = "its status was not read"
     elif isinstance(outcome, TaskSnapshot):
-        story = f"its last status was {printable(outcome.status)}"
+        story = f"its last status was {printable(shorten(outcome.status))}"
     else:
         story = f"the last read failed: {_brief(outcome)}"
     return QwenImageTimeoutError(

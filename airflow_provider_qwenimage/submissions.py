@@ -10,20 +10,22 @@ A user's Clear is told from an automatic retry by the task instance's `max_tries
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeAlias
 
-from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, GenerateRequest, TaskSnapshot
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, GenerateRequest, TaskSnapshot, printable, shorten
 from airflow_provider_qwenimage.exceptions import (
     QwenImageContentPolicyError,
     QwenImageError,
     QwenImageSubmissionUnknownError,
 )
-from airflow_provider_qwenimage.storable import storable
-from airflow_provider_qwenimage.task_ids import printable_id
+from airflow_provider_qwenimage.storable import MAX_MESSAGE_CHARACTERS, storable
+from airflow_provider_qwenimage.task_ids import is_usable, printable_id
 
 # The fingerprint of a submission of which nothing more is known than that there was one.
 UNREADABLE = "unreadable"
+# More than anybody spends on one task.
+_MOST_CREDITS = 10**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +71,26 @@ class Submission:
         parts = {name: part for name, part in value.items() if name in known}
         if not all(_is_of_kind(part, _KINDS[name]) for name, part in parts.items()):
             return None
+        task_id = parts.get("image_task_id")
+        # False for NaN as well, which no limit would ever stop.
+        if not 0 <= parts.get("spent", 0) <= _MOST_CREDITS or not (task_id is None or is_usable(task_id)):
+            return None
         try:
             record = cls(**parts)
             if record.image_task_id is not None:
                 GenerateRequest(**record.request)
         except (TypeError, ValueError):
             return None
-        return record
+        return record._fit_for_messages()
+
+    def _fit_for_messages(self) -> Submission:
+        """Return it with texts of a record that others can write, in a shared folder, as logs and errors can hold."""
+        return replace(
+            self,
+            intended_at=_line(self.intended_at),
+            image_task_id=None if self.image_task_id is None else printable_id(self.image_task_id),
+            failure=None if self.failure is None else _line(self.failure),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON that every store takes."""
@@ -98,6 +113,10 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "counted": (bool,),
     "spent": (int, float),
 }
+
+
+def _line(text: str) -> str:
+    return printable(shorten(text, MAX_MESSAGE_CHARACTERS))
 
 
 def _is_of_kind(value: object, kind: tuple[type, ...]) -> bool:

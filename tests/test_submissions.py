@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,9 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.contract import OUTPUT_FORMATS, SIZES, GenerateRequest, TaskSnapshot, TaskStatus
+from airflow_provider_qwenimage.contract import (
+    OUTPUT_FORMATS,
+    SIZES,
+    GenerateRequest,
+    TaskSnapshot,
+    TaskStatus,
+    printable,
+)
 from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageSubmissionUnknownError
 from airflow_provider_qwenimage.submissions import GoBack, Step, Stop, Submission, Submit, next_step, what_stays_paid
+from airflow_provider_qwenimage.task_ids import printable_id
 
 REQUEST = GenerateRequest(prompt="A red fox", seed=7)
 OTHER = GenerateRequest(prompt="A grey fox", seed=7)
@@ -94,11 +103,11 @@ def records(draw: st.DrawFn, **fixed: Any) -> Submission:
     values: dict[str, Any] = {
         "request": request.description(),
         "fingerprint": request.fingerprint(draw(st.integers(0, 5))),
-        "intended_at": draw(st.text(_STORABLE, max_size=30)),
+        "intended_at": printable(draw(st.text(_STORABLE, max_size=30))),
         "try_number": draw(st.integers(0, 99)),
         "max_tries": draw(st.integers(0, 99)),
-        "image_task_id": draw(st.none() | st.text(_STORABLE, min_size=1, max_size=20)),
-        "failure": draw(st.none() | st.text(_STORABLE, max_size=50)),
+        "image_task_id": draw(st.none() | st.text(_STORABLE, min_size=1, max_size=20).map(printable_id)),
+        "failure": draw(st.none() | st.text(_STORABLE, max_size=50).map(printable)),
         "spent": draw(st.floats(0, 1e6)),
     }
     values |= {name: draw(flags) for name in ("finished", "refused", "reported", "missed", "counted")}
@@ -176,6 +185,29 @@ def test_what_is_no_record_is_none(value: object) -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(Submission)])
 def test_a_record_with_a_value_of_another_kind_is_none(name: str) -> None:
     assert Submission.from_json(UNFINISHED.to_json() | {name: ["something", "else"]}) is None
+
+
+@pytest.mark.parametrize("spent", [math.nan, math.inf, -math.inf, -1, -1e9, 10**400, 1e300])
+def test_a_record_of_an_impossible_cost_is_none(spent: float) -> None:
+    """No limit would stop after NaN or less than nothing, and NaN could be pushed nowhere."""
+    assert Submission.from_json(UNFINISHED.to_json() | {"spent": spent}) is None
+
+
+@pytest.mark.parametrize("task_id", ["", "\ud83d", "n" * 501])
+def test_a_record_of_an_id_that_cannot_be_asked_after_is_none(task_id: str) -> None:
+    assert Submission.from_json(UNFINISHED.to_json() | {"image_task_id": task_id}) is None
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m", "a\nb", "\ud83d\x00", "x" * 1_000_000])
+def test_whatever_a_record_says_a_task_says_it_in_a_short_line(text: str) -> None:
+    for record in (INTENT, UNFINISHED, REFUSED):
+        read = Submission.from_json(record.to_json() | {"intended_at": text} | {"failure": record.failure and text})
+        step = step_after(read)
+        told = str(step.error) if isinstance(step, Stop) else str(getattr(step, "notice", None))
+        assert told.isprintable()
+        assert len(told) < 5_000
+    read = Submission.from_json(UNFINISHED.to_json() | {"image_task_id": "n43\n\x1b[31m"})
+    assert kind_of(step_after(read)) == "go back to urlencoded:n43%0A%1B%5B31m"
 
 
 def test_a_record_whose_request_cannot_be_read_is_none() -> None:
