@@ -76,7 +76,7 @@ def wait_deferred(
         TaskDeferred: Where it has not ended.
         QwenImageError: Where it ended otherwise, or cannot be waited for.
     """
-    outcome = hook.check(image_task_id)
+    outcome = hook.check(image_task_id, seconds=policy.seconds_for_a_read(time.time()))
     now = time.time()
     decision = polling.decide(policy, polling.PollState(), outcome, image_task_id=image_task_id, now=now)
     if isinstance(decision, polling.Done):

@@ -98,6 +98,8 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         self.max_consecutive_failures: Any = max_consecutive_failures
         self._state = polling.PollState()
         self._delay = self.poke_interval
+        # Of the pokes of this process; in "reschedule" mode there are more before and after it.
+        self._end_time: float | None = None
         self._last_read: TaskSnapshot | QwenImageError | None = None
         self._poking_hook: QwenImageHook | None = None
         # For the link "Image": what the image task ended with.
@@ -112,6 +114,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         with self._skipping_softly(), self._failing_as_sensors_do(context):
             self.check_rendered()
         if not self.deferrable:
+            self._end_time = time.time() + self.timeout
             self._announce(context)
             # One client for all pokes of this process: a kept-alive connection instead of a new one each time.
             try:
@@ -154,7 +157,9 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask once after the image task; Airflow calls this in "poke" and "reschedule" mode."""
         with self._failing_as_sensors_do(context):
-            outcome = self._last_read = (self._poking_hook or self._hook()).check(self.image_task_id)
+            seconds = self._policy(self._end_time).seconds_for_a_read(time.time())
+            hook = self._poking_hook or self._hook()
+            outcome = self._last_read = hook.check(self.image_task_id, seconds=seconds)
             decision = polling.decide(
                 self._policy(), self._state, outcome, image_task_id=self.image_task_id, now=time.time()
             )

@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowException, AirflowSensorTimeout, AirflowTaskTimeout
 
-from airflow_provider_qwenimage import polling, requests_session
+from airflow_provider_qwenimage import QwenImageStatusSensor, polling, requests_session, sensors
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
     QwenImageError,
@@ -238,6 +239,22 @@ def test_a_read_in_a_wait_ends_with_the_waits_deadline(client: SyncClient, monke
         connect(monkeypatch, server.url, timeout_seconds=3600)
         with pytest.raises(QwenImageTimeoutError, match="did not end before the deadline"):
             client("wait_for_completion", TASK, timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    "wait", [{}, {"mode": "poke"}, {"mode": "reschedule"}], ids=["deferrable", "poke", "reschedule"]
+)
+def test_a_look_of_a_sensor_ends_with_its_timeout(wait: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "LAST_READ_SECONDS", 0.2)
+    ti = SimpleNamespace(
+        xcom_push=lambda **_: None, get_first_reschedule_date=lambda _: None, try_number=1, task_id="wait"
+    )
+    monkeypatch.setattr(sensors, "show_gallery", lambda *_: None)
+    sensor = QwenImageStatusSensor(task_id="wait", image_task_id=TASK, timeout=0.3, deferrable=not wait, **wait)
+    with dripping_server(OK, b"X: y\r\n") as server:
+        connect(monkeypatch, server.url, timeout_seconds=3600)
+        with pytest.raises(AirflowSensorTimeout, match="did not end before the deadline"):
+            sensor.execute({"ti": ti})  # type: ignore[typeddict-item]
 
 
 def test_a_wait_does_not_sleep_past_its_deadline_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
