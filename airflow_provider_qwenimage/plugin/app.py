@@ -28,7 +28,7 @@ from airflow_provider_qwenimage.plugin import stored_images
 from airflow_provider_qwenimage.plugin.addresses import hosts_in
 from airflow_provider_qwenimage.plugin.image_records import ImageRecord, Records, Status
 from airflow_provider_qwenimage.plugin.listings import Place, Window, listing
-from airflow_provider_qwenimage.plugin.runs import READS, Runs
+from airflow_provider_qwenimage.plugin.runs import READS, Run, Runs
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, storage_of
 from airflow_provider_qwenimage.plugin.thumbnails import MEDIA_TYPE, MOST_BYTES, ThumbnailCache
 from airflow_provider_qwenimage.plugin.time_limits import BusyError, Shares
@@ -195,7 +195,7 @@ async def list_run(request: Request, dag_id: str, run_id: str, window: WindowDep
 
     def read() -> JSONResponse:
         run = _runs.get(dag_id, run_id)
-        return _listing(request, window, run.records, is_active=run.is_active)
+        return _listing(request, window, run.records, is_active=run.is_active, note=_note_of(run))
 
     return await _listings.run(dag_id, read)
 
@@ -210,9 +210,15 @@ async def list_task(
         run = _runs.get(dag_id, run_id)
         images = [record for record in run.records.images if record.is_of(task_id, map_index)]
         batches = [batch for batch in run.records.batches if batch.task.is_at(task_id, map_index)]
-        return _listing(request, window, Records(images, batches), is_active=run.is_active)
+        return _listing(request, window, Records(images, batches), is_active=run.is_active, note=_note_of(run))
 
     return await _listings.run(dag_id, read)
+
+
+def _note_of(run: Run) -> str | None:
+    if not run.records.is_cut:
+        return None
+    return f"This run has too many images to show; these are among the first {len(run.records.images):,}."
 
 
 def _may_read_xcoms(request: Request, user: Any, dag_id: str) -> bool:

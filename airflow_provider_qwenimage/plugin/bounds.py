@@ -21,6 +21,7 @@ MOST_NAME = 250
 MOST_PATH = 2048
 # Images of one image task; the API makes one.
 MOST_IMAGES_OF_A_TASK = 100
+MOST_IMAGES_OF_A_BATCH = 100_000
 _MOST_KEYS = 60
 _MOST_DEPTH = 4
 # The integers that JavaScript holds exactly.

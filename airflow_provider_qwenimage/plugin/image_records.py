@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 ENDED_BADLY = frozenset({"failed", "upstream_failed"})
+# What an image takes in memory beside its texts, about.
+_RECORD_BYTES = 1000
 _ENDED = ENDED_BADLY | {"success", "skipped", "removed"}
 
 
@@ -106,6 +109,12 @@ class ImageRecord:
     changed_at: str | None = None
     waited_for_by: TaskInstance | None = None
 
+    @property
+    def weight(self) -> int:
+        """About how many bytes of memory it takes."""
+        texts = (self.request.get("prompt"), self.path, self.image_url, self.message)
+        return _RECORD_BYTES + sum(sys.getsizeof(text) for text in texts if text is not None)
+
     def is_of(self, task_id: str, map_index: int | None) -> bool:
         """Whether a task instance has to do with it; of any map index where that is None."""
         return any(task is not None and task.is_at(task_id, map_index) for task in (self.task, self.waited_for_by))
@@ -146,11 +155,31 @@ class BatchRecord:
 
 @dataclass(frozen=True)
 class Records:
-    """What the gallery tells of some task instances."""
+    """What the gallery tells of some task instances.
+
+    Attributes:
+        images: Their images.
+        batches: Those of them that are batches.
+        is_partial: Whether something could not be read, and may be later.
+        is_cut: Whether there are more images than are kept in memory.
+        weight: About how many bytes they take, as far as that was counted; see `within`.
+    """
 
     images: Sequence[ImageRecord] = ()
     batches: Sequence[BatchRecord] = ()
     is_partial: bool = False
+    is_cut: bool = False
+    weight: int = 0
+
+    def within(self, room: int) -> Records:
+        """Return the records with as many of the images as fit into so many bytes, counted."""
+        weight = 0
+        for count, image in enumerate(self.images):
+            heavier = weight + image.weight
+            if heavier > room:
+                return replace(self, images=self.images[:count], is_cut=True, weight=weight)
+            weight = heavier
+        return replace(self, weight=weight)
 
     @property
     def has_problem(self) -> bool:

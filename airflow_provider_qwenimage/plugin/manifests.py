@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.batch_totals import manifest_name, rows_name
-from airflow_provider_qwenimage.plugin.bounds import json_value, path
+from airflow_provider_qwenimage.contract import MAX_IMAGES
+from airflow_provider_qwenimage.plugin.bounds import MOST_IMAGES_OF_A_BATCH, json_value, path
 from airflow_provider_qwenimage.plugin.image_records import Unseen
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, mark_of, open_recorded, read_file, storage_of
 from airflow_provider_qwenimage.storage import writer_of
@@ -26,7 +27,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 # Some 100,000 rows.
 MOST_BYTES = 100 * 1024 * 1024
-MOST_ROWS = 100_000
+MOST_ROWS = MOST_IMAGES_OF_A_BATCH
 # More than a row has.
 _MOST_ROW_BYTES = 256 * 1024
 _KEPT_MANIFESTS = 16
@@ -163,4 +164,6 @@ def _row(line: bytes) -> Mapping[str, Any] | None:
         return None
     if not isinstance(row, dict):
         return None
-    return {name: json_value(row[name]) for name in _FIELDS if name in row}
+    # No more images of a row than the package reads of an answer: all rows of a manifest are kept.
+    shown = {name: its[:MAX_IMAGES] if isinstance(its := row[name], list) else its for name in _FIELDS if name in row}
+    return {name: json_value(its) for name, its in shown.items()}

@@ -12,7 +12,16 @@ from typing import Any
 from airflow_provider_qwenimage.batch_totals import RowStatus
 from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, SIZES, is_http_url
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError
-from airflow_provider_qwenimage.plugin.bounds import MOST_NAME, mapping, number, path, sequence, text, whole
+from airflow_provider_qwenimage.plugin.bounds import (
+    MOST_IMAGES_OF_A_BATCH,
+    MOST_NAME,
+    mapping,
+    number,
+    path,
+    sequence,
+    text,
+    whole,
+)
 from airflow_provider_qwenimage.plugin.image_records import (
     ENDED_BADLY,
     BatchRecord,
@@ -161,7 +170,11 @@ def records_of_batch(
         problem: Why they cannot be read, if they cannot.
     """
     images: list[ImageRecord] = []
+    is_cut = False
     for row in rows:
+        is_cut = len(images) >= MOST_IMAGES_OF_A_BATCH
+        if is_cut:
+            break
         images.extend(_records_of_row(task, row, len(images) + 1))
     progress = {
         name: known for name in _PROGRESS if (known := number(mapping(xcoms.get("progress")).get(name))) is not None
@@ -181,7 +194,7 @@ def records_of_batch(
         ]
     if task.state in ("skipped", "upstream_failed", "removed") and not (progress or error):
         return Records()
-    return Records(images, [BatchRecord(task=task, progress=progress, problem=problem)])
+    return Records(images, [BatchRecord(task=task, progress=progress, problem=problem)], is_cut=is_cut)
 
 
 def _records_of_row(task: TaskInstance, row: Mapping[str, Any], first: int) -> list[ImageRecord]:
@@ -238,11 +251,15 @@ def with_waits(records: Sequence[ImageRecord], *, has_ended: bool = False) -> li
     for record in records:
         if record.task.operator == SENSOR and record.image_task_id is not None:
             waits.setdefault(record.image_task_id, []).append(record)
+    best = {image_task_id: _best_of(its) for image_task_id, its in waits.items()}
     submitted = {record.image_task_id for record in records if record.state == _SUBMITTED}
     put_together: list[ImageRecord] = []
     for record in records:
-        if record.state == _SUBMITTED and record.image_task_id in waits:
-            put_together.extend(_waited_for(record, waits[record.image_task_id]))
+        if record.state == _SUBMITTED and record.image_task_id in best:
+            its = best[record.image_task_id]
+            put_together.extend(_waited_for(record, its))
+            # Of several tasks that claim the same image task, the first one shows all of its images.
+            best[record.image_task_id] = its[:1]
         elif record.state == _SUBMITTED and has_ended:
             told = record.message or _NOBODY_WAITED
             put_together.append(replace(record, status=Status.UNKNOWN, message=told, at_risk=CREDITS_PER_IMAGE))
@@ -251,19 +268,22 @@ def with_waits(records: Sequence[ImageRecord], *, has_ended: bool = False) -> li
     return put_together
 
 
+def _best_of(waits: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Return what the sensor tells that got furthest, of several that may have waited for one image."""
+    furthest = max(waits, key=lambda wait: (wait.status is Status.DONE, wait.task.has_ended))
+    return [wait for wait in waits if wait.task == furthest.task]
+
+
 def _waited_for(record: ImageRecord, waits: Sequence[ImageRecord]) -> Iterator[ImageRecord]:
-    # Several sensors may wait for one image: the one that got furthest tells most.
-    best = max(waits, key=lambda wait: (wait.status is Status.DONE, wait.task.has_ended))
-    lost = best.status is Status.FAILED and best.consumed_credits is None
     for wait in waits:
-        if wait.task == best.task:
-            yield replace(
-                wait,
-                task=record.task,
-                request={**wait.request, **record.request},
-                waited_for_by=wait.task,
-                at_risk=CREDITS_PER_IMAGE if lost else 0,
-            )
+        lost = wait.status is Status.FAILED and wait.consumed_credits is None
+        yield replace(
+            wait,
+            task=record.task,
+            request={**wait.request, **record.request},
+            waited_for_by=wait.task,
+            at_risk=CREDITS_PER_IMAGE if lost else 0,
+        )
 
 
 def read_request(value: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from airflow.models.dagrun import DagRun
@@ -38,8 +38,11 @@ MOST_IMAGES = 5_000
 # Tabs of several people ask for the same run all the time; no news is older than this.
 _FRESH_SECONDS = 1.5
 _FOUND_SECONDS = 20.0
-# Images of runs that are kept in memory, at about 2 KiB each.
-_KEPT_IMAGES = 50_000
+# What is kept in memory of all runs, and of one: 200,000 images of the usual size. Of a larger run the first are shown.
+_KEPT_BYTES = 384 * 1024 * 1024
+_MOST_BYTES_OF_A_RUN = 384 * 1024 * 1024
+# What is read at once of the XComs of a run: those of some 30,000 tasks.
+_MOST_CHARACTERS = 64 * 1024 * 1024
 # The oldest SQLite takes about a thousand values in a statement.
 _PLACES_AT_ONCE = 400
 
@@ -121,8 +124,12 @@ class Run:
                     changed[place] = instance
                     tasks[place] = (mark, Records())
             pushed = _xcoms(session, self.dag_id, self.run_id, changed)
+        room = _MOST_BYTES_OF_A_RUN - sum(records.weight for _, records in tasks.values())
         for place, stored in pushed.items():
-            tasks[place] = (tasks[place][0], _records(changed[place], stored, deadline))
+            # Where nothing fits any more, nothing is read either.
+            records = _records(changed[place], stored, deadline).within(room) if room > 0 else Records(is_cut=True)
+            room -= records.weight
+            tasks[place] = (tasks[place][0], records)
         self._tasks = tasks
         self.is_active = run_state in ("queued", "running") or any(not instance.has_ended for instance, _ in instances)
         images: list[ImageRecord] = []
@@ -130,8 +137,13 @@ class Run:
         for _, records in tasks.values():
             images.extend(records.images)
             batches.extend(records.batches)
-        is_partial = any(records.is_partial for _, records in tasks.values())
-        self.records = Records(with_waits(images, has_ended=not self.is_active), batches, is_partial)
+        self.records = Records(
+            with_waits(images, has_ended=not self.is_active),
+            batches,
+            is_partial=any(records.is_partial for _, records in tasks.values()),
+            is_cut=any(records.is_cut for _, records in tasks.values()),
+            weight=sum(records.weight for _, records in tasks.values()),
+        )
         self._by_place = {
             (record.task.task_id, record.task.map_index, record.number): record for record in self.records.images
         }
@@ -162,7 +174,7 @@ def _records(instance: TaskInstance, stored: Mapping[str, str | None], deadline:
         return Records(records_of_task(instance, xcoms), is_partial=may_come)
     rows, problem = read_rows(instance, xcoms, READS, deadline)
     records = records_of_batch(instance, xcoms, rows, problem)
-    return Records(records.images, records.batches, may_come)
+    return replace(records, is_partial=may_come)
 
 
 def _task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[TaskInstance, object]]:
@@ -207,9 +219,10 @@ def _task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[Ta
 def _xcoms(session: Session, dag_id: str, run_id: str, places: Collection[_Place]) -> dict[_Place, _Stored]:
     """Return what task instances have pushed, as JSON, also of those that have pushed nothing.
 
-    A value that is too large is None: it is measured by the database, and never sent. They come as texts, since the
-    database's driver may fail on what somebody has forged.
+    A value that is too large is None: it is measured by the database, and never sent; so is each one after those that
+    are too many together. They come as texts, since the database's driver may fail on what somebody has forged.
     """
+    room = _MOST_CHARACTERS
     pushed: dict[_Place, _Stored] = {place: {} for place in places}
     task_ids = sorted({task_id for task_id, _ in places})
     value = cast(XComModel.value, Text)
@@ -227,9 +240,20 @@ def _xcoms(session: Session, dag_id: str, run_id: str, places: Collection[_Place
         indexes = {map_index for task_id, map_index in places if task_id in chosen}
         if len(indexes) <= _PLACES_AT_ONCE:
             query = query.where(XComModel.map_index.in_(indexes))
-        for task_id, map_index, key, found in session.execute(query.execution_options(yield_per=_ROWS_AT_ONCE)):
-            if (task_id, map_index) in pushed:
-                pushed[task_id, map_index][key] = found
+        query = query.execution_options(yield_per=_ROWS_AT_ONCE)
+        if room > 0:
+            rows = session.execute(query)
+            for task_id, map_index, key, found in rows:
+                if (task_id, map_index) in pushed:
+                    pushed[task_id, map_index][key] = found
+                    room -= len(found or "")
+                if room <= 0:
+                    break
+            rows.close()
+        if room <= 0:
+            for task_id, map_index, key in session.execute(query.with_only_columns(*columns[:3])):
+                if (task_id, map_index) in pushed:
+                    pushed[task_id, map_index].setdefault(key, None)
     return pushed
 
 
@@ -295,9 +319,9 @@ class Runs:
 
     def _forget(self) -> None:
         with self._lock:
-            kept = sum(len(run.records.images) for run in self._runs.values())
-            while kept > _KEPT_IMAGES and len(self._runs) > 1:
+            kept = sum(run.records.weight for run in self._runs.values())
+            while kept > _KEPT_BYTES and len(self._runs) > 1:
                 _, run = self._runs.popitem(last=False)
-                kept -= len(run.records.images)
+                kept -= run.records.weight
             while len(self._runs) > 10 * MOST_RUNS:
                 self._runs.popitem(last=False)

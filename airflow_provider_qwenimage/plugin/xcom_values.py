@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 256 * 1024
 _KEPT_CHARACTERS = 32 * 1024 * 1024
 _OBJECTS = frozenset({"request", "error", "progress"})
-_TOO_LARGE = Unseen(f"An XCom of this task has more than {MOST_BYTES // 1024} KiB, which is too much to show.")
+_TOO_LARGE = Unseen(
+    f"An XCom of this task has more than {MOST_BYTES // 1024} KiB, or those of its run are too many, which is too much "
+    "to show."
+)
 _FOREIGN = Unseen(
     "The XCom backend of this Airflow stores values where the gallery does not look; it reads those in Airflow's "
     "database, and those that XComObjectStorageBackend stores."

@@ -250,14 +250,41 @@ def test_a_run_that_does_not_exist_has_no_images(server: Server, mapped: Shown) 
 def test_what_is_kept_of_runs_is_bounded(server: Server, mapped: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_qwenimage.plugin import app as pages
 
-    monkeypatch.setattr(runs_module, "_KEPT_IMAGES", 2)
+    monkeypatch.setattr(runs_module, "_KEPT_BYTES", 2)
     listing(server, mapped.path)
     assert list(pages._runs._runs) == [(mapped.dag_id, mapped.run_id)]
-    monkeypatch.setattr(runs_module, "_KEPT_IMAGES", 50_000)
+    monkeypatch.setattr(runs_module, "_KEPT_BYTES", 10**9)
     monkeypatch.setattr(runs_module, "MOST_RUNS", 2)
     for number in range(30):
         listing(server, mapped.path.rpartition("/")[0] + f"/manual__{number}")
     assert len(pages._runs._runs) <= 20
+
+
+def test_of_a_run_that_does_not_fit_into_memory_the_first_images_are_shown(
+    server: Server, mapped: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert listing(server, mapped.path)["note"] is None
+    forget_manifests()
+    with monkeypatch.context() as patch:
+        patch.setattr(runs_module, "_MOST_BYTES_OF_A_RUN", 2500)
+        told = listing(server, mapped.path)
+    forget_manifests()
+    assert prompts(told) == ["A fox"]
+    assert "too many images to show" in told["note"]
+
+
+def test_xcoms_that_are_too_many_together_are_not_all_read(
+    server: Server, mapped: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_manifests()
+    with monkeypatch.context() as patch:
+        patch.setattr(runs_module, "_MOST_CHARACTERS", 1)
+        told = listing(server, mapped.path)
+    forget_manifests()
+    assert [item["status"] for item in told["items"]] == ["done", "failed", "done"]
+    assert sum(item["prompt"] is not None for item in told["items"]) <= 1
+    assert "too much to show" in (told["items"][0]["message"] or told["items"][2]["message"])
+    assert prompts(listing(server, mapped.path)) == ["A fox", "Fog [policy]", "A hare"]
 
 
 def test_only_the_newest_runs_are_shown_together(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_qwenimage.contract import MAX_IMAGES
 from airflow_provider_qwenimage.plugin import manifests
 from airflow_provider_qwenimage.plugin.image_records import ImageRecord, Status, TaskInstance
 from airflow_provider_qwenimage.plugin.manifests import read_rows
@@ -61,6 +62,7 @@ def test_rows_are_cut_to_what_is_shown_of_them(tmp_path: Path) -> None:
     ((row,), _) = rows_of(tmp_path, json.dumps(odd).encode())
     assert len(json.dumps(row)) < 5000
     assert "more" not in row
+    assert row["paths"] == MAX_IMAGES * ["/a"]
 
 
 def test_a_million_rows_are_read_up_to_a_number_and_the_page_says_so(

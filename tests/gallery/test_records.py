@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_qwenimage.plugin import records
 from airflow_provider_qwenimage.plugin.bounds import json_value
 from airflow_provider_qwenimage.plugin.image_records import (
     BatchRecord,
@@ -190,6 +191,42 @@ def test_of_several_waits_the_one_that_got_furthest_counts() -> None:
     for waits in ([*done, *late], [*late, *done]):
         (image,) = with_waits([*submitted, *waits])
         assert image.status is Status.DONE
+
+
+def test_many_tasks_that_claim_one_image_do_not_multiply_it() -> None:
+    many = 50
+    submitted = [
+        replace(image, task=replace(image.task, map_index=index))
+        for index in range(many)
+        for image in records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
+    ]
+    urls = [f"https://cdn.example/{number}.jpeg" for number in range(100)]
+    waited = sensor("success", {"task_id": TASK_ID, "return_value": urls})
+    waits = [replace(image, task=replace(image.task, map_index=index)) for index in range(many) for image in waited]
+    images = with_waits([*submitted, *waits])
+    assert len(images) == len(urls) + many - 1
+    assert {image.task.map_index for image in images} == set(range(many))
+
+
+def test_the_images_of_a_batch_are_bounded_however_many_a_row_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MOST_IMAGES_OF_A_BATCH", 250)
+    row = STORED | REQUEST | {"paths": [f"/images/{number}.jpg" for number in range(100)]}
+    told = records_of_batch(task("success", operator=BATCH_OPERATOR), {}, [row] * 1000, None)
+    assert (len(told.images), told.is_cut) == (300, True)
+    told = records_of_batch(task("success", operator=BATCH_OPERATOR), {}, [row] * 2, None)
+    assert (len(told.images), told.is_cut) == (200, False)
+
+
+def test_what_does_not_fit_into_memory_is_left_out_and_said() -> None:
+    images = [record("running", SUBMITTED | {"request": REQUEST | {"prompt": "x" * 1000}}) for _ in range(10)]
+    told = Records(images, is_partial=True)
+    whole = told.within(10**6)
+    assert (whole.images, whole.is_cut, whole.is_partial) == (images, False, True)
+    assert 10_000 < whole.weight < 30_000
+    half = told.within(whole.weight // 2)
+    assert (len(half.images), half.is_cut, half.weight) == (5, True, whole.weight // 2)
+    wide = Records([replace(images[0], request={"prompt": "\N{FOX FACE}" + "x" * 999})])
+    assert wide.within(10**6).weight > images[0].weight + 2500
 
 
 def test_a_wait_for_an_image_of_another_dag_stands_alone() -> None:
