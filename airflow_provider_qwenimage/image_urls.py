@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -21,8 +22,10 @@ _REDIRECTS = (
     HTTPStatus.TEMPORARY_REDIRECT,
     HTTPStatus.PERMANENT_REDIRECT,
 )
-# All of ASCII that a URL may hold: only the rest is encoded, and what is encoded already stays as it is.
-_AS_IT_IS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+# All that the path and the query of a URL may hold: only the rest is encoded, as requests does, since servers refuse some
+# of it. What is encoded already stays as it is.
+_AS_IT_IS = "!$%&'()*+,-./:;=?@_~"
+_LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -63,12 +66,16 @@ class ImageRequest:
         host = host_in_ascii(parts.hostname or "")
         host = f"[{host}]" if ":" in host else host
         port = f":{parts.port}" if parts.port else ""
-        path, query = quote(parts.path or "/", safe=_AS_IT_IS), quote(parts.query, safe=_AS_IT_IS)
+        path, query = _encoded(parts.path or "/"), _encoded(parts.query)
         sent = f"{parts.scheme.lower()}://{host}{port}{path}" + (f"?{query}" if query else "")
         if parts.username is None:
             return cls(sent, {})
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
         return cls(sent, {"Authorization": f"Basic {base64.b64encode(user).decode()}"})
+
+
+def _encoded(text: str) -> str:
+    return quote(_LONE_PERCENT.sub("%25", text), safe=_AS_IT_IS)
 
 
 def redirect_of(head: AnswerHead, url: str) -> str | None:
@@ -87,7 +94,8 @@ def redirect_of(head: AnswerHead, url: str) -> str | None:
     if not location or _UNREADABLE in location:
         raise ValueError(f"its redirect (HTTP {head.status}) names no readable URL")
     try:
-        target = urljoin(url, location)
+        # A file's name often has spaces, and whoever sends it on forgets them.
+        target = urljoin(url, location.replace(" ", "%20"))
     except ValueError:
         target = ""
     if not is_allowed_image_url(target, plain_http=urlsplit(url).scheme.lower() == "http"):

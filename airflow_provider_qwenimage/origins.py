@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ import idna
 from airflow_provider_qwenimage.contract import printable
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_NAME = re.compile(r"[a-z0-9._-]*")
 
 
 class Origin(NamedTuple):
@@ -58,6 +61,9 @@ def host_in_ascii(host: str) -> str:
         return ipaddress.IPv6Address(host).compressed
     if host.isascii():
         host = host.lower()
+        if not _NAME.fullmatch(host):
+            # Some clients decode a percent sign, others send it.
+            raise ValueError("a host has letters, digits, dots, hyphens and underscores only")
         # Python's codec checks the length of each label, and nothing else of a text in ASCII.
         host.encode("idna")
         return host

@@ -45,7 +45,9 @@ def test_what_is_not_the_origin_is_told_apart(other: str) -> None:
     assert not Origin.is_of(Origin.of("https://api.example"), other)
 
 
-@pytest.mark.parametrize("host", ["", "a..b", f"{'a' * 64}.example", "::g", "ü" * 64, "\u2025"])
+@pytest.mark.parametrize(
+    "host", ["", "a..b", f"{'a' * 64}.example", "::g", "ü" * 64, "\u2025", "%31", "a%2eb", "a b", "a,b", "a\\b"]
+)
 def test_what_is_no_host_is_refused(host: str) -> None:
     if host:
         with pytest.raises(ValueError):  # noqa: PT011  IDNA's, ipaddress's and the codec's errors are such

@@ -331,6 +331,34 @@ def test_a_redirect_is_followed_as_it_is_written_and_without_the_user_of_the_fir
 
 
 @CLIENTS
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("/a[1].png?x=[1]", b"/a%5B1%5D.png?x=%5B1%5D"),
+        ('/a"<b>|^`{c}\\.png', b"/a%22%3Cb%3E%7C%5E%60%7Bc%7D%5C.png"),
+        ("/100%.png", b"/100%25.png"),
+        ("/100%%20b.png?x=%", b"/100%25%20b.png?x=%25"),
+        ("/a%zz%20b.png", b"/a%25zz%20b.png"),
+        ("/%C3%BC+ü.png?q=%2F+%C3%BC", b"/%C3%BC+%C3%BC.png?q=%2F+%C3%BC"),
+        ("/a!$&'()*+,;=:@-._~.png?a=/?:@!$'()*,;-._~", b"/a!$&'()*+,;=:@-._~.png?a=/?:@!$'()*,;-._~"),
+        ("/../a/./b//c.png", b"/../a/./b//c.png"),
+        ("?x=1", b"/?x=1"),
+    ],
+)
+def test_what_a_url_must_not_hold_is_encoded_once(download: Download, written: str, sent: bytes) -> None:
+    with ImageHost(answer()) as host:
+        assert outcome(download, host.url.removesuffix("/a/fox.png") + written) == THE_IMAGE
+    assert host.requests[0].split(b" ")[1] == sent
+
+
+@CLIENTS
+def test_a_redirect_with_a_space_is_followed(download: Download) -> None:
+    with ImageHost(answer(b"", "Location: /a b.png?c d", status="302 Found"), answer()) as host:
+        assert outcome(download, host.url) == THE_IMAGE
+    assert host.requests[1].split(b" ")[1] == b"/a%20b.png?c%20d"
+
+
+@CLIENTS
 @pytest.mark.parametrize("host", ["[::1]", "[0:0:0:0:0:0:0:1]"])
 def test_a_host_may_be_an_address_of_ipv6(download: Download, host: str) -> None:
     with ImageHost(answer(), family=socket.AF_INET6) as server:
@@ -346,7 +374,18 @@ def test_a_host_is_found_in_any_spelling(download: Download, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["bücher.invalid", "b\xfccher..invalid", "a" * 64 + ".invalid", "xn--.invalid", "[::1", "a b"]
+    "host",
+    [
+        "bücher.invalid",
+        "b\xfccher..invalid",
+        "a" * 64 + ".invalid",
+        "xn--.invalid",
+        "[::1",
+        "a b",
+        "%31",
+        "a%2eb",
+        "a,b",
+    ],
 )
 def test_a_host_that_is_none_is_one_error(host: str) -> None:
     found = {outcome(download, f"http://me:s3cr3t@{host}/a.png{QUERY}") for download in (with_requests, with_aiohttp)}
