@@ -22,8 +22,8 @@ _REDIRECTS = (
     HTTPStatus.TEMPORARY_REDIRECT,
     HTTPStatus.PERMANENT_REDIRECT,
 )
-# All that the path and the query of a URL may hold: only the rest is encoded, as requests does, since servers refuse some
-# of it. What is encoded already stays as it is.
+# All that the path and the query of a URL may hold. Only the rest is encoded, as requests does and servers ask for;
+# what is encoded already stays as it is.
 _AS_IT_IS = "!$%&'()*+,-./:;=?@_~"
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
