@@ -8,9 +8,10 @@ import zlib
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"IEND"
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", _END)
-_MAX_HEADER_BYTES = 13
+_HEADER_BYTES = 13
 _PIECE_BYTES = 1024 * 1024
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_WITH_PALETTE = 3
 # The seven passes of an interlaced file: where each begins in a block of 8 by 8 pixels, and its steps.
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
@@ -31,21 +32,24 @@ class PngFile:
     def __init__(self, content: bytes) -> None:
         self._file = bytearray(_SIGNATURE)
         self._header = b""
+        self._has_palette = False
         self._data: list[bytes] = []
         at = len(_SIGNATURE)
-        kind = b""
+        before = kind = b""
         while kind != _END:
-            length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+            before, kind = kind, content[at + 4 : at + 8]
+            length = int.from_bytes(content[at : at + 4], "big")
             end = at + 12 + length
             if end > len(content):
                 raise ValueError("the PNG ends before its end mark")
             if kind in _PIXELS:
-                self._read_chunk(kind, content[at:end])
+                self._read_chunk(kind, content[at:end], before)
             elif not kind[0] & 0x20:
                 raise ValueError(f"the PNG has an unknown critical chunk {kind!r}")
             at = end
-        if len(self._header) != _MAX_HEADER_BYTES or self._header[9] not in _SAMPLES or not self._data:
-            raise ValueError("the PNG has no usable header, or no pixels")
+        self._check_header()
+        if not self._data or (self._header[9] == _WITH_PALETTE and not self._has_palette):
+            raise ValueError("the PNG has no pixels, or no palette for them")
         self.size = int.from_bytes(self._header[:4], "big"), int.from_bytes(self._header[4:8], "big")
 
     @property
@@ -66,7 +70,7 @@ class PngFile:
         with Image.open(io.BytesIO(self._file), formats=("PNG",)) as image:
             image.load()
 
-    def _read_chunk(self, kind: bytes, chunk: bytes) -> None:
+    def _read_chunk(self, kind: bytes, chunk: bytes, before: bytes) -> None:
         if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
             raise ValueError(f"the PNG's {kind.decode()} chunk has a wrong checksum")
         if (kind == b"IHDR") == bool(self._header):
@@ -74,8 +78,20 @@ class PngFile:
         self._file += chunk
         if kind == b"IHDR":
             self._header = chunk[8:-4]
+        elif kind == b"PLTE":
+            colours = chunk[8:-4]
+            self._has_palette = bool(colours) and len(colours) % 3 == 0 and not self._data
         elif kind == b"IDAT":
+            # Browsers and libpng do not look for more of it behind another chunk.
+            if self._data and before != kind:
+                raise ValueError(f"the PNG's pixels are interrupted by a chunk {before!r}")
             self._data.append(chunk[8:-4])
+
+    def _check_header(self) -> None:
+        header = self._header
+        # One kind of compression, one of filters, and one of interlacing.
+        if len(header) != _HEADER_BYTES or header[9] not in _SAMPLES or header[10] or header[11] or header[12] > 1:
+            raise ValueError("the PNG has no usable header")
 
     def _inflate(self) -> None:
         """Check that the compressed data are complete, which decoders take for granted once the last row began."""

@@ -1,16 +1,24 @@
-"""Decides whether the pixels of a WebP file are whole. No I/O."""
+"""Decides whether the pixels of a WebP file are whole. No I/O.
+
+WebP has no checksums, and its decoder makes a picture of whatever bytes it finds. But an encoder ends its data with the
+last pixel: where a decoder can do without the end of the data, something inside is not what was written.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 _HEADER_BYTES = 12
+_CHUNK_HEADER_BYTES = 8
+_FRAME_HEADER_BYTES = 16
+_HAS_ALPHA = b"\x10\0\0\0"
+# More than an encoder writes behind the last pixel: libwebp up to 2 bytes, libvpx 4.
+_MOST_BYTES_LEFT = 16
 
 
 class WebpFile:
     """A WebP file, without what follows its end.
-
-    WebP has no checksums: a file that is complete, and was overwritten inside, is not always noticed.
 
     Args:
         content: The bytes of the file.
@@ -31,15 +39,64 @@ class WebpFile:
         self.size = _size(content[_HEADER_BYTES : _HEADER_BYTES + 4], content[_HEADER_BYTES + 8 : end])
 
     def decode(self) -> None:
-        """Decode all pixels.
+        """Decode all pixels, of the first frame where there are several.
 
         Raises:
+            ValueError: If the data do not end with the last pixel.
             OSError: If the decoder refuses them.
         """
-        from PIL import Image
+        _decode(self._content)
+        for cut in self._cut_files():
+            try:
+                _decode(cut)
+            except Exception:  # noqa: BLE001, S112  as it should be, whatever class Pillow has for it
+                continue
+            raise ValueError("the WebP has data left after its last pixel, so it was overwritten in places")
 
-        with Image.open(io.BytesIO(self._content), formats=("WEBP",)) as image:
-            image.load()
+    def _cut_files(self) -> Iterator[bytes]:
+        """Make files that lack the end of the colours, or of the transparency."""
+        kind, data, alpha = _first_frame(_chunks(self._content[_HEADER_BYTES:]))
+        if len(data) > _MOST_BYTES_LEFT:
+            yield _file((kind, data[:-_MOST_BYTES_LEFT]))
+        if len(alpha) > _MOST_BYTES_LEFT and kind == b"VP8 ":
+            canvas = b"".join((pixels - 1).to_bytes(3, "little") for pixels in _size(kind, data))
+            yield _file((b"VP8X", _HAS_ALPHA + canvas), (b"ALPH", alpha[:-_MOST_BYTES_LEFT]), (kind, data))
+
+
+def _decode(content: bytes) -> None:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content), formats=("WEBP",)) as image:
+        image.load()
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 0
+    while at < len(content):
+        start = at + _CHUNK_HEADER_BYTES
+        length = int.from_bytes(content[at + 4 : start], "little")
+        yield content[at : at + 4], content[start : start + length]
+        at = start + length + length % 2
+
+
+def _first_frame(chunks: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes, bytes]:
+    """Return the kind and the data of the first frame's colours, and the data of its transparency, if it has one."""
+    alpha = b""
+    for kind, data in chunks:
+        if kind == b"ANMF":
+            return _first_frame(_chunks(data[_FRAME_HEADER_BYTES:]))
+        if kind == b"ALPH":
+            alpha = data
+        elif kind in (b"VP8 ", b"VP8L"):
+            return kind, data, alpha
+    raise ValueError("the WebP has no pixels")
+
+
+def _file(*chunks: tuple[bytes, bytes]) -> bytes:
+    content = b"WEBP"
+    for kind, data in chunks:
+        content += kind + len(data).to_bytes(4, "little") + data + bytes(len(data) % 2)
+    return b"RIFF" + len(content).to_bytes(4, "little") + content
 
 
 def _size(kind: bytes, data: bytes) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from functools import cache
 from io import BytesIO
 from itertools import pairwise, product
 from random import Random
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
@@ -18,7 +19,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.verification import verify_image
 
 SIZE = (768, 1024)
-JPEG_KINDS = {
+JPEG_KINDS: dict[str, dict[str, Any]] = {
     "baseline": {},
     "finer": {"quality": 95, "subsampling": 0},
     "optimized": {"optimize": True},
@@ -26,6 +27,13 @@ JPEG_KINDS = {
     "progressive-finer": {"progressive": True, "quality": 95},
     "restarts": {"restart_marker_rows": 1},
     "progressive-restarts": {"progressive": True, "restart_marker_rows": 2},
+}
+
+WEBP_KINDS: dict[str, dict[str, Any]] = {
+    "middling": {"method": 0},
+    "fine": {"method": 0, "quality": 100, "alpha_quality": 50},
+    "coarse": {"method": 4, "quality": 1},
+    "lossless": {"method": 0, "lossless": True, "quality": 20},
 }
 
 
@@ -51,13 +59,16 @@ def picture(mode: str = "RGB") -> Image.Image:
     draw = ImageDraw.Draw(image)
     for number in range(60):
         draw.ellipse((number * 12, 400 + number * 3, number * 12 + 90, 520 + number * 3), fill=(number * 4, 30, 200))
-    return image.convert(mode)
+    image = image.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.effect_noise((SIZE[0] // 8, SIZE[1] // 8), 90).resize(SIZE))
+    return image
 
 
 @cache
 def encoded(output_format: str, mode: str = "RGB", kind: str = "") -> bytes:
     stream = BytesIO()
-    picture(mode).save(stream, output_format, **JPEG_KINDS.get(kind, {}))
+    picture(mode).save(stream, output_format, **(JPEG_KINDS | WEBP_KINDS).get(kind, {}))
     return stream.getvalue()
 
 
@@ -122,6 +133,18 @@ def animation(output_format: str) -> bytes:
     return stream.getvalue()
 
 
+def plain_webp(mode: str) -> bytes:
+    stream = BytesIO()
+    Image.new(mode, SIZE).save(stream, "webp")
+    return stream.getvalue()
+
+
+def webp_with_metadata() -> bytes:
+    stream = BytesIO()
+    picture().save(stream, "webp", method=0, icc_profile=b"none", exif=b"none", xmp=b"none")
+    return stream.getvalue()
+
+
 def with_long_text() -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", "x" * 3_000_000, zip=True)
@@ -168,6 +191,7 @@ WHOLE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "bytes after IEND": ("png", lambda: encoded("png") + b"\0" * 5000 + b"<html>"),
     "an animated PNG": ("png", lambda: animation("png")),
     "a broken animation control": ("png", lambda: png_with((b"acTL", b"\xff" * 3))),
+    "a PNG of true colours with a palette": ("png", lambda: png_with((b"PLTE", b"\x10\x20\x30" * 9))),
     "a PNG in small pieces": (
         "png",
         lambda: png(
@@ -209,8 +233,13 @@ WHOLE: dict[str, tuple[str, Callable[[], bytes]]] = {
         f"a {kind} JPEG of mode {mode}": ("jpeg", lambda mode=mode, kind=kind: encoded("jpeg", mode, kind))  # type: ignore[misc]
         for mode, kind in product(("RGB", "L", "CMYK"), JPEG_KINDS)
     },
-    "a WebP": ("webp", lambda: encoded("webp")),
-    "a WebP with alpha": ("webp", lambda: encoded("webp", "RGBA")),
+    **{
+        f"a WebP of {name}": ("webp", lambda mode=mode, kind=kind: encoded("webp", mode, kind))  # type: ignore[misc]
+        for (name, mode), kind in product((("colours", "RGB"), ("colours and transparency", "RGBA")), WEBP_KINDS)
+    },
+    "a plain WebP": ("webp", lambda: plain_webp("RGB")),
+    "a plain WebP with alpha": ("webp", lambda: plain_webp("RGBA")),
+    "a WebP with a profile, Exif and XMP that are none": ("webp", webp_with_metadata),
     "an animated WebP": ("webp", lambda: animation("webp")),
     "bytes after the WebP": ("webp", lambda: encoded("webp") + b"\0" * 5000),
 }
@@ -340,6 +369,12 @@ def test_a_jpeg_that_is_mostly_fill_bytes_takes_no_time_to_refuse() -> None:
     refused(content[:middle] + b"\xff" * 20_000_000 + b"\0" + content[middle:], "jpeg")
 
 
+def with_palette(*palettes: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the chunks of a PNG with other palettes than its own."""
+    header, *others = png_chunks(encoded("png", "P"))
+    return [header, *((b"PLTE", palette) for palette in palettes), *(part for part in others if part[0] != b"PLTE")]
+
+
 PIXELS = png_pixels(encoded("png"))
 HEADER = struct.pack(">IIBBBBB", *SIZE, 8, 2, 0, 0, 0)
 RAW = zlib.decompress(PIXELS)
@@ -356,6 +391,25 @@ PNG_DAMAGE: dict[str, Callable[[], bytes]] = {
     "a row too few": lambda: png_of(HEADER, zlib.compress(RAW[: -len(RAW) // SIZE[1]])),
     "half of its rows": lambda: png_of(HEADER, zlib.compress(RAW[: len(RAW) // 2])),
     "an unknown filter": lambda: png_of(HEADER, zlib.compress(b"\x09" + RAW[1:])),
+    "two pieces of pixels with a text between": lambda: png(
+        [
+            (b"IHDR", HEADER),
+            (b"IDAT", PIXELS[:5000]),
+            (b"tEXt", b"a\0b"),
+            (b"IDAT", PIXELS[5000:]),
+            (b"IEND", b""),
+        ]
+    ),
+    "two pieces in the wrong order": lambda: png(
+        [(b"IHDR", HEADER), (b"IDAT", PIXELS[5000:]), (b"IDAT", PIXELS[:5000]), (b"IEND", b"")]
+    ),
+    "no palette": lambda: png(with_palette()),
+    "an empty palette": lambda: png(with_palette(b"")),
+    "a palette that ends within a colour": lambda: png(with_palette(bytes(100))),
+    "a palette behind the pixels": lambda: png([*with_palette()[:-1], (b"PLTE", bytes(768)), (b"IEND", b"")]),
+    "an unknown compression": lambda: png_of(HEADER[:10] + b"\1\0\0", PIXELS),
+    "an unknown kind of filters": lambda: png_of(HEADER[:10] + b"\0\1\0", PIXELS),
+    "an unknown kind of interlacing": lambda: png_of(HEADER[:10] + b"\0\0\2", png_pixels(interlaced())),
     "an unknown critical chunk": lambda: png_with((b"CgBI", b"\0\0\0\0")),
     "a half interlaced file": lambda: png_of(
         HEADER[:9] + b"\0\0\0\1", zlib.compress(zlib.decompress(png_pixels(interlaced()))[: SIZE[0] * SIZE[1] // 2])
@@ -374,6 +428,39 @@ def test_a_webp_that_is_not_complete_does_not_pass() -> None:
     content = encoded("webp")
     for cut in (content[:-1], content[: len(content) // 2], content[:20], content[:12]):
         refused(cut, "webp")
+
+
+WEBP_DAMAGE: dict[str, Callable[[bytes, int], bytes]] = {
+    "zeros": lambda content, at: overwritten(content, at, bytes(4000)),
+    "few zeros": lambda content, at: overwritten(content, at, bytes(600)),
+    "ones": lambda content, at: overwritten(content, at, b"\xff" * 4000),
+    "garbage": lambda content, at: overwritten(content, at, Random(at).randbytes(2000)),
+    "text": lambda content, at: overwritten(content, at, b"<html><body>502 Bad Gateway</body></html>" * 20),
+}
+
+
+@pytest.mark.parametrize("damage", WEBP_DAMAGE)
+@pytest.mark.parametrize("kind", ["middling", "fine", "lossless"])
+def test_a_webp_that_is_damaged_inside_does_not_pass(kind: str, damage: str) -> None:
+    content = encoded("webp", "RGB", kind)
+    # At its end are zeros: the plain area.
+    for part in (1, 2, 3):
+        refused(WEBP_DAMAGE[damage](content, len(content) * part // 5), "webp")
+
+
+@pytest.mark.parametrize("damage", WEBP_DAMAGE)
+def test_a_webp_whose_transparency_is_damaged_does_not_pass(damage: str) -> None:
+    content = encoded("webp", "RGBA", "middling")
+    start = content.index(b"ALPH")
+    length = int.from_bytes(content[start + 4 : start + 8], "little")
+    assert length > 10_000
+    for part in (1, 2, 3):
+        refused(WEBP_DAMAGE[damage](content, start + length * part // 5), "webp")
+
+
+def test_a_webp_whose_first_frame_is_damaged_does_not_pass() -> None:
+    content = animation("webp")
+    refused(overwritten(content, content.index(b"ANMF") + 20_000, bytes(4000)), "webp")
 
 
 @pytest.mark.parametrize(
