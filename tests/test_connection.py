@@ -18,6 +18,7 @@ from airflow_provider_qwenimage.contract import TaskSnapshot
 from airflow_provider_qwenimage.diagnosis import explain, judge_connection
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
+from tests.ports import free_ports
 
 KEY = "sk-test-0123456789"
 
@@ -415,8 +416,8 @@ def test_a_test_of_an_unusable_connection_says_why_without_the_id_that_the_test_
 
 
 def test_a_test_names_a_port_where_nothing_listens(tested: Callable[..., str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
     assert tested(host=url).startswith(f"Cannot reach {url}: nothing listens on that port")
 
 
@@ -427,8 +428,8 @@ def test_a_test_names_an_unknown_host(tested: Callable[..., str], monkeypatch: p
 
 
 def test_a_test_names_a_proxy_that_is_in_the_way(tested: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        proxy = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    (port,) = free_ports(1)
+    proxy = f"http://127.0.0.1:{port}"
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, proxy)
     for name in ("no_proxy", "NO_PROXY"):

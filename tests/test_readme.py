@@ -179,6 +179,7 @@ def test_the_sandbox_command_starts_one() -> None:
         process.communicate(timeout=60)
 
 
+@pytest.mark.timeout(600)
 def test_the_fixture_example_passes_in_an_empty_folder_by_the_commands_that_it_shows(tmp_path: Path) -> None:
     folder = tmp_path / "newcomer's folder"
     (folder / "my_dags").mkdir(parents=True)
@@ -200,7 +201,7 @@ def test_the_fixture_example_passes_in_an_empty_folder_by_the_commands_that_it_s
             "PYTHONPATH": str(ROOT),
             "PYTEST_ADDOPTS": f"-q --basetemp '{tmp_path / 'images'}' {plugin}",
         },
-        timeout=280,
+        timeout=550,
         check=False,
     )
     assert "2 passed" in done.stdout, done.stdout + done.stderr

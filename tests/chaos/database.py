@@ -7,7 +7,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 from scripts.local_airflow import CannotGoOnError, run_to_the_end
 from tests.integration.standalone import wait_for
+from tests.ports import free_ports
 
 _START_SECONDS = 60
 _STOP_SECONDS = 20
@@ -40,7 +40,7 @@ class Postgres:
 
     def __init__(self) -> None:
         self._programs = find_programs()
-        self._port = _free_port()
+        (self._port,) = free_ports(1)
         self._password = secrets.token_hex(16)
         self._identity = unprivileged_user() if os.geteuid() == 0 else {}
         self._server: subprocess.Popen[bytes] | None = None
@@ -186,8 +186,3 @@ def unprivileged_user() -> dict[str, Any]:
         "PostgreSQL refuses to run as root, and neither of the users postgres and nobody exists. Run this as another "
         "user, or create the user postgres."
     )
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        return int(bound.getsockname()[1])

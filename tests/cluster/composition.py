@@ -23,7 +23,8 @@ from tests.chaos.database import find_programs, initialize, unprivileged_user
 from tests.cluster.compose_file import FILE, Service, read_services
 from tests.cluster.containers import Container
 from tests.cluster.translation import LOCALHOST, Translation
-from tests.integration.standalone import free_ports, wait_for
+from tests.integration.standalone import wait_for
+from tests.ports import free_ports
 
 _ROOT = FILE.parent
 _AIRFLOW_IMAGE = "airflow-provider-qwenimage:"

@@ -277,12 +277,12 @@ def test_all_tries_and_pauses_of_an_image_have_an_end(
 @CLIENTS
 def test_a_slow_host_has_the_time_that_its_bytes_earn(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
     # At the slowest rate that is waited for, what is sent is worth many times what is given at first.
-    pace(monkeypatch, first_seconds=3.0, bytes_per_second=len(WHOLE) / 60)
+    pace(monkeypatch, first_seconds=6.0, bytes_per_second=len(WHOLE) / 60)
 
     def slowly(connection: socket.socket, over: threading.Event) -> None:
         connection.sendall(answer()[:-30_000])
         for start in range(len(WHOLE) - 30_000, len(WHOLE), 1_000):
-            over.wait(0.11)
+            over.wait(0.21)
             connection.sendall(WHOLE[start : start + 1_000])
 
     with ImageHost(slowly) as host:

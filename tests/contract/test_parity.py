@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from airflow_provider_qwenimage.exceptions import (
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.events import finish_images, once, status_reads
+from tests.ports import free_ports
 from tests.sending import note_sending
 
 Verb = Callable[..., Any]
@@ -337,9 +337,8 @@ def test_a_connection_test_tells_an_unusable_connection(client: SyncClient, monk
 
 @pytest.fixture
 def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    (port,) = free_ports(1)
+    return port
 
 
 @pytest.mark.parametrize("host", ["http://127.0.0.1:{port}", "http://no-such-host.invalid:{port}"])

@@ -88,7 +88,7 @@ class RawServer:
 
     def _answer(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            connection.settimeout(10)
+            connection.settimeout(60)
             self._read_request(connection)
             connection.sendall(self.answer)
             connection.shutdown(socket.SHUT_WR)
@@ -125,7 +125,7 @@ class _Log(logging.Handler):
 def prepare() -> Iterator[Callable[[bytes], None]]:
     """Yield the check of one answer, as both clients receive it."""
     server, log = RawServer(), _Log()
-    connection = {"conn_type": "qwenimage", "host": server.url, "password": KEY, "extra": {"timeout_seconds": 10}}
+    connection = {"conn_type": "qwenimage", "host": server.url, "password": KEY, "extra": {"timeout_seconds": 60}}
     variables = {f"AIRFLOW_CONN_{name.upper()}": json.dumps(connection) for name in (_READS, _SUBMISSIONS)}
     os.environ |= variables
     root = logging.getLogger()

@@ -59,12 +59,14 @@ class Fuzzing:
         seconds: The budget of all of them together.
         database: The folder where failing examples are kept, to be tried first the next time.
         say: Told how far it is.
+        clock: Tells the seconds, from wherever.
     """
 
     targets: Mapping[str, Target]
     seconds: float
     database: Path
     say: Callable[[str], None] = lambda _: None
+    clock: Callable[[], float] = time.monotonic
     tallies: dict[str, Tally] = field(default_factory=dict)
 
     def run(self) -> bool:
@@ -73,8 +75,8 @@ class Fuzzing:
         with ExitStack() as stack:
             checks = {name: stack.enter_context(target.prepare()) for name, target in self.targets.items()}
             # The budget is for examples.
-            began = time.monotonic()
-            while time.monotonic() - began < self.seconds:
+            began = self.clock()
+            while self.clock() - began < self.seconds:
                 going_on = [name for name, tally in self.tallies.items() if tally.failure is None]
                 if not going_on:
                     break
@@ -85,22 +87,22 @@ class Fuzzing:
 
     def _take_turn(self, name: str, check: Callable[[Any], None], began: float) -> None:
         tally = self.tallies[name]
-        elapsed = time.monotonic() - began
+        elapsed = self.clock() - began
         self.say(f"{elapsed:.0f} of {self.seconds:.0f} s, {name}: {tally.examples} examples")
-        turn_began = time.monotonic()
+        turn_began = self.clock()
         deadline = min(turn_began + 2 * _TURN_SECONDS, began + self.seconds)
         found: str | None = None
 
         def counted(example: Any) -> None:
             nonlocal deadline, found
-            if time.monotonic() > deadline:
+            if self.clock() > deadline:
                 raise _OutOfTimeError
             tally.examples += 1
             try:
                 check(example)
             except Exception as error:
                 if found is None:
-                    deadline = time.monotonic() + _SHRINK_SECONDS
+                    deadline = self.clock() + _SHRINK_SECONDS
                 error.add_note(f"Example: {example!r}")
                 found = _told(error)
                 raise
@@ -111,7 +113,7 @@ class Fuzzing:
             tally.failure = found and f"{found}\nA smaller example may be found with more time."
         except Exception as error:  # noqa: BLE001  whatever does not hold is reported
             tally.failure = found or _told(error)
-        tally.seconds += time.monotonic() - turn_began
+        tally.seconds += self.clock() - turn_began
 
     def _property(self, name: str, check: Callable[[Any], None], examples: int) -> Callable[[], None]:
         @settings(

@@ -22,11 +22,11 @@ from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
 from tests.gallery.test_access import image, push
 from tests.integration.dag_runs import TestDag, dag_that_draws
-from tests.integration.standalone import free_ports
+from tests.ports import free_ports
 
 _ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def process(server: Server, silent_store: tuple[str, list[Any]], tmp_path: Path)
             return False
 
     try:
-        wait_until(answers, "the API server")
+        wait_until(answers, "the API server", seconds=300)
         yield here, started
     finally:
         started.kill()

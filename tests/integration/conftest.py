@@ -1,7 +1,6 @@
 """A sandbox for each test, and a connection to it."""
 
 import logging
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.airflows import AIRFLOW
 from tests.events import UNTIL_THE_SECOND_LOOK, draw_at_the_second_look
 from tests.integration.dag_runs import AIMS
+from tests.ports import free_ports
 
 API_KEY = "sk-integration-5f0c2a"
 _HERE = Path(__file__).parent
@@ -65,8 +65,7 @@ def task_log(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 @pytest.fixture
 def closed_port() -> int:
     """A port at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port: int = bound.getsockname()[1]
+    (port,) = free_ports(1)
     return port
 
 

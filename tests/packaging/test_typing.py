@@ -89,7 +89,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=550,
     )
     assert checked.stderr == ""
     found = re.findall(r"^(\S+\.py):(\d+): error: (.*)$", checked.stdout, re.MULTILINE)
@@ -97,11 +97,13 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_what_is_accepted_passes_in_the_examples_and_in_users_dags(findings: dict[str, str]) -> None:
     assert {place: story for place, story in findings.items() if not place.startswith("refused.py")} == {}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_what_is_refused_is_found_by_a_type_checker(findings: dict[str, str]) -> None:
     first = len(IMPORTS) + START.count("\n") + 1
     lines = range(first, first + len(REFUSED.strip().splitlines()))
