@@ -68,7 +68,7 @@ def serving(airflow_home: Path) -> Iterator[Server]:
         server = uvicorn.Server(uvicorn.Config(create_app(apps="core"), log_level="error", lifespan="on"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
-        wait_until(lambda: server.started or not thread.is_alive(), "the start of the API server")
+        wait_until(lambda: server.started or not thread.is_alive(), "the start of the API server", seconds=250)
         assert server.started, "the API server did not start"
         try:
             yield Server(f"http://127.0.0.1:{bound.getsockname()[1]}")
