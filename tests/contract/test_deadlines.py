@@ -31,6 +31,7 @@ from tests.call_clock import CallClock
 from tests.contract.test_odd_answers import ENVELOPE, KEY, TASK, answer, set_proxy
 from tests.contract.test_parity import AsyncClient, SyncClient
 from tests.events import once, wait_until
+from tests.ports import free_ports
 from tests.raw_server import RawServer
 
 # A call may take twice as long in all. Only where all of it is to pass without a request being received.
@@ -173,20 +174,19 @@ def test_another_address_of_a_name_is_tried_in_time(
     client_class: type[SyncClient], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     with RawServer(answer(body=ENVELOPE)) as server, address_that_never_answers() as silent:
-        refusing = socket.create_server(("127.0.0.1", 0))
+        (refusing,) = free_ports(1)
         first = {
             "never answers": (socket.AF_INET, silent),
             "of a family that this machine has not": (socket.AF_DECnet, silent),
-            "refuses": (socket.AF_INET, refusing.getsockname()),
+            "refuses": (socket.AF_INET, ("127.0.0.1", refusing)),
         }[kind]
-        refusing.close()
         found = [
             (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)
             for family, address in (first, (socket.AF_INET, ("127.0.0.1", server.port)))
         ]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
         set_proxy(monkeypatch, "NO_PROXY", "*")
-        connect(monkeypatch, f"http://api.example:{server.port}", timeout_seconds=3)
+        connect(monkeypatch, f"http://api.example:{server.port}", timeout_seconds=10)
         assert client_class(retry_limit=0)("generate", "a fox") == TASK
 
 
