@@ -27,6 +27,7 @@ from airflow_provider_qwenimage.exceptions import (
 )
 from airflow_provider_qwenimage.exchanges import Exchange
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
+from tests.airflows import AIRFLOW_3
 from tests.call_clock import CallClock
 from tests.contract.test_odd_answers import ENVELOPE, KEY, TASK, answer, set_proxy
 from tests.contract.test_parity import AsyncClient, SyncClient
@@ -250,8 +251,9 @@ def test_a_read_in_a_wait_ends_with_the_waits_deadline(client: SyncClient, monke
             client("wait_for_completion", TASK, timeout=0.3)
 
 
+# Airflow 2 looks into its database between pokes of "reschedule" mode.
 @pytest.mark.parametrize(
-    "wait", [{}, {"mode": "poke"}, {"mode": "reschedule"}], ids=["deferrable", "poke", "reschedule"]
+    "wait", [{}, {"mode": "poke"}, *([{"mode": "reschedule"}] if AIRFLOW_3 else [])], ids=lambda wait: wait.get("mode")
 )
 def test_a_look_of_a_sensor_ends_with_its_timeout(wait: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "LAST_READ_SECONDS", 0.2)
