@@ -51,8 +51,9 @@ class _Hook(BaseHook):
 
     # Whether each new status of an image task is worth a log line: not where there are thousands.
     log_statuses = True
-    # What `check` was told last: for the one who has to say what a wait that is cut off leaves behind.
-    last_snapshot: TaskSnapshot | None = None
+    # What an image task cost when `check` was last told: for the one who has to say what a wait that is cut off leaves
+    # behind. No more is kept, since an answer has up to a mebibyte, and a triggerer thousands of waits.
+    last_credits: float | None = None
 
     def __init__(
         self,
@@ -232,10 +233,11 @@ class QwenImageHook(_Hook):
             seconds: How long it may take in all, if that is less than the connection allows for a call.
         """
         try:
-            self.last_snapshot = self._transport.send(answers.status_call(image_task_id), seconds)
+            snapshot = self._transport.send(answers.status_call(image_task_id), seconds)
         except QwenImageError as error:
             return error
-        return self.last_snapshot
+        self.last_credits = snapshot.consumed_credits
+        return snapshot
 
     def wait_for_completion(
         self,
@@ -382,10 +384,11 @@ class QwenImageAsyncHook(_Hook):
         """Ask after an image task once, and return an error instead of raising it; see `QwenImageHook.check`."""
         try:
             transport = await self._get_transport()
-            self.last_snapshot = await transport.send(answers.status_call(image_task_id), seconds)
+            snapshot = await transport.send(answers.status_call(image_task_id), seconds)
         except QwenImageError as error:
             return error
-        return self.last_snapshot
+        self.last_credits = snapshot.consumed_credits
+        return snapshot
 
     async def wait_for_completion(
         self,

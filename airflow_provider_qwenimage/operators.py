@@ -218,7 +218,7 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         from airflow_provider_qwenimage.submissions import what_stays_paid
 
         if self._submitted is not None and self._hook is not None:
-            self.log.warning("%s", what_stays_paid(self._submitted, self._hook.last_snapshot))
+            self.log.warning("%s", what_stays_paid(self._submitted, self._hook.last_credits))
 
     def _go_back(self, task: RunningTask, hook: QwenImageHook, step: GoBack) -> Any:
         from airflow_provider_qwenimage.metrics import count_end

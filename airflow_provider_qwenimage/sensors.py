@@ -193,7 +193,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         if self._poking_hook is not None:
             from airflow_provider_qwenimage.submissions import what_stays_paid
 
-            self.log.warning("%s", what_stays_paid(self.image_task_id, self._poking_hook.last_snapshot))
+            self.log.warning("%s", what_stays_paid(self.image_task_id, self._poking_hook.last_credits))
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int

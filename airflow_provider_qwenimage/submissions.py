@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeAlias
 
-from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, GenerateRequest, TaskSnapshot, printable, shorten
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, GenerateRequest, printable, shorten
 from airflow_provider_qwenimage.exceptions import (
     QwenImageContentPolicyError,
     QwenImageError,
@@ -184,16 +184,16 @@ def _after_failure(record: Submission, reason: str, *, cleared: bool) -> Step:
     return Stop(QwenImageContentPolicyError(reason)) if record.refused else Submit(record.spent)
 
 
-def what_stays_paid(image_task_id: str, snapshot: TaskSnapshot | None) -> str:
+def what_stays_paid(image_task_id: str, consumed_credits: float | None) -> str:
     """Return what to tell the user when a wait is ended from outside.
 
     Args:
         image_task_id: The API's id of the image task.
-        snapshot: The API's last answer about it, if there was one.
+        consumed_credits: What the API said last that it cost, if it has.
     """
     paid = f"{CREDITS_PER_IMAGE} credits, as documented"
-    if snapshot is not None and snapshot.consumed_credits is not None:
-        paid = f"{snapshot.consumed_credits:g} credits, as the API said last"
+    if consumed_credits is not None:
+        paid = f"{consumed_credits:g} credits, as the API said last"
     return (
         f"Airflow ends this wait (or moves it). Image task {printable_id(image_task_id)} goes on: the API cannot "
         f"cancel it, and it stays paid ({paid}). To get the image, clear this task, or wait for that id with a "

@@ -110,8 +110,8 @@ class QwenImageStatusTrigger(BaseTrigger):
         self._say_what_stays_paid()
 
     def _say_what_stays_paid(self) -> None:
-        snapshot = self._hook.last_snapshot if self._hook else None
-        self.log.warning("%s", what_stays_paid(self.image_task_id, snapshot))
+        consumed_credits = self._hook.last_credits if self._hook else None
+        self.log.warning("%s", what_stays_paid(self.image_task_id, consumed_credits))
 
     async def _wait(self) -> dict[str, Any]:
         from airflow_provider_qwenimage.hooks import QwenImageAsyncHook

@@ -7,13 +7,14 @@ import itertools
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 import pytest
 
-from airflow_provider_qwenimage import retries
+from airflow_provider_qwenimage import answers, polling, retries
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
@@ -483,18 +484,45 @@ def test_the_rate_of_the_connection_is_kept(
     assert all(moment - started >= 0.05 * number - 0.005 for number, moment in enumerate(arrived))
 
 
+def test_a_wait_keeps_nothing_of_an_answer_until_the_next_one(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer has up to a mebibyte, and a triggerer thousands of waits."""
+    sandbox.configure(seconds_per_image=3600)
+    decide, ask = polling.decide, answers.status_call
+    told: list[weakref.ref[Any]] = []
+    kept: list[Any] = []
+
+    def note(policy: Any, state: Any, outcome: Any, **others: Any) -> polling.Decision:
+        told.append(weakref.ref(outcome))
+        if len(told) == 3:
+            finish_images(sandbox)
+        return decide(policy, state, outcome, **others)
+
+    def look(image_task_id: str) -> Any:
+        kept.extend(answer for answer in told if answer() is not None)
+        return ask(image_task_id)
+
+    monkeypatch.setattr(polling, "decide", note)
+    monkeypatch.setattr(answers, "status_call", look)
+    client = AsyncClient()
+    client("wait_for_completion", client("generate", "a fox"), poll_interval=0.01)
+    assert len(told) > 3
+    assert kept == []
+
+
 def test_what_the_api_said_last_outlasts_a_failed_read(sandbox: Sandbox) -> None:
     async def check(hook: QwenImageHook | QwenImageAsyncHook) -> Any:
         outcome: Any = hook.check(task_id)
         return await outcome if isinstance(hook, QwenImageAsyncHook) else outcome
 
     async def look(hook: QwenImageHook | QwenImageAsyncHook) -> None:
-        assert hook.last_snapshot is None
+        assert hook.last_credits is None
         sandbox.script("status", "ok", "server_error")
         told = await check(hook)
         assert told.task_id == task_id
         assert isinstance(await check(hook), QwenImageServerError)
-        assert hook.last_snapshot is told
+        assert hook.last_credits == told.consumed_credits == 5
 
     async def look_with_both() -> None:
         with QwenImageHook() as hook:
