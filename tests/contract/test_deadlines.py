@@ -313,7 +313,7 @@ def test_connection_tests_of_a_slow_service_leave_room_for_others(monkeypatch: p
 def test_a_connection_test_takes_ten_seconds_at_most_whatever_the_connection_allows(
     client: SyncClient, monkeypatch: pytest.MonkeyPatch, clock: CallClock
 ) -> None:
-    assert hooks.TEST_SECONDS == diagnosis.TEST_SECONDS == 10.0
+    assert vars(hooks)["TEST_SECONDS"] == diagnosis.TEST_SECONDS == 10.0
     monkeypatch.setattr(hooks, "TEST_SECONDS", 60.0)
     with dripping_server(OK, b"X: y\r\n") as server:
         connect(monkeypatch, server.url, timeout_seconds=3600)
