@@ -9,6 +9,7 @@ from typing import Any
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom, conf
 
+from airflow_provider_qwenimage.contract import is_http_url
 from airflow_provider_qwenimage.gallery_urls import image_path, task_tab, without_user
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,10 @@ class ImageLink(BaseOperatorLink):
             return ""
         if outcome.get("paths") and HAS_GALLERY:
             return _absolute(image_path(*_place_of(ti_key), 1))
-        return without_user(next(iter(outcome.get("image_urls") or ()), ""))
+        urls = outcome.get("image_urls")
+        url = urls[0] if isinstance(urls, list | tuple) and urls else ""
+        # Airflow 2 looks up an XCom, which others may have written: a javascript: URL would run in the viewer's name.
+        return without_user(url) if is_http_url(url) else ""
 
 
 GENERATED_IMAGES = GeneratedImagesLink()

@@ -119,6 +119,27 @@ def test_airflow_2_looks_up_what_the_task_has_returned(monkeypatch: pytest.Monke
     assert IMAGE.get_link(stored, ti_key=Place()) == ""
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["javascript:alert(1)"],
+        ["JavaScript://cdn.example/%0Aalert(1)"],
+        ["java\tscript:alert(1)"],
+        ["data:text/html,<script>alert(1)</script>"],
+        ["//cdn.example/1.png"],
+        ["/api/v2/auth/logout"],
+        [["javascript:alert(1)"]],
+        [None],
+        "javascript:alert(1)",
+        {"0": "javascript:alert(1)"},
+        7,
+    ],
+    ids=str,
+)
+def test_what_is_no_address_of_an_image_is_not_linked(value: Any) -> None:
+    assert IMAGE.get_link(with_outcome(image_urls=value), ti_key=Place()) == ""
+
+
 def test_each_link_has_a_place_of_its_own_among_the_xcoms() -> None:
     if hasattr(GENERATED_IMAGES, "xcom_key"):
         assert GeneratedImagesLink().xcom_key != ImageLink().xcom_key
