@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_qwenimage.request_rows import shown_source
-from airflow_provider_qwenimage.storage_libraries import LOCAL
+from airflow_provider_qwenimage.storage_libraries import LOCAL, without_credentials
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -26,8 +26,14 @@ def open_requests(source: str) -> BinaryIO:
 
     Raises:
         FileNotFoundError: If there is no such file; it may come.
-        ValueError: If it is a folder, a device or a pipe, which may have no end.
+        ValueError: If it is a folder, a device or a pipe, which may have no end, or a URL with a password.
     """
+    if source != without_credentials(source):
+        # Airflow takes it for the id of a connection, which it logs.
+        raise ValueError(
+            f"requests is {shown_source(source)}, with credentials before the @; allowed there is the id of an Airflow "
+            "connection. Keep credentials in a connection."
+        )
     path = ObjectStoragePath(source.strip())
     try:
         return _open_local(path.path, source) if path.protocol in LOCAL else cast("BinaryIO", path.open("rb"))

@@ -61,6 +61,21 @@ def test_a_file_that_is_not_one_of_requests_is_quoted_nowhere(
     assert SECRET not in task_log()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [f"s3://me:{SECRET}@bucket/requests.jsonl", f"file://me:{SECRET}@/tmp/requests.csv", f"s3://:{SECRET}@b/r.json"],
+)
+def test_a_url_with_a_password_is_refused_without_being_shown(
+    connected_api: Sandbox, tmp_path: Path, task_log: Callable[[], str], url: str
+) -> None:
+    # Airflow would take it for the id of a connection, and say that there is none of that name.
+    end = draw(tmp_path / "images", url)
+    assert "with credentials before the @" in refused(connected_api, end)
+    assert SECRET not in "".join(traceback.format_exception(end.error))
+    assert SECRET not in json.dumps(end.xcoms)
+    assert SECRET not in task_log()
+
+
 @pytest.mark.parametrize("row", [r'{"prompt": "a fox \ud83d"}', r'{"prompt": "a fox \u0000"}', '"a \\udc00"'])
 def test_half_an_emoji_in_a_row_is_refused_before_the_first_credit(
     connected_api: Sandbox, tmp_path: Path, row: str
