@@ -21,6 +21,7 @@ from airflow_provider_qwenimage.contract import (
     printable,
     read_task_id,
     shorten,
+    without_access,
 )
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
@@ -58,8 +59,8 @@ class HttpAnswer:
     """
 
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
     mask: Mask = field(default=Mask(""), repr=False)
 
 
@@ -156,7 +157,9 @@ def _parse_envelope(answer: HttpAnswer) -> object:
     if envelope is not None and code >= 400:  # noqa: PLR2004  the HTTP boundary of errors
         message = envelope.get("message")
         said = (
-            printable(shorten(message, _MESSAGE_CHARACTERS)) if isinstance(message, str) and message else "no message"
+            printable(shorten(without_access(message), _MESSAGE_CHARACTERS))
+            if isinstance(message, str) and message
+            else "no message"
         )
         raise _error_for_code(code, said, from_api=answer.status in (_HTTP_OK, code), retry_after=retry_after)
     if answer.status >= 400:  # noqa: PLR2004  the HTTP boundary of errors
@@ -264,6 +267,6 @@ _LONGEST_DATE = 100
 
 def _excerpt(answer: HttpAnswer) -> str:
     # Masked before it is cut: half a key is no longer found.
-    text = answer.mask(answer.body.decode("utf-8", "replace"))
+    text = without_access(answer.mask(_text_of(answer.body)))
     text = " ".join(text[:_QUOTED_CHARACTERS].split())
     return repr(shorten(printable(text))) if text else "an empty body"

@@ -35,6 +35,8 @@ _HIGHEST_PORT = 65_535
 _LONGEST_URL = 2000
 # What both clients send as it is: names in ASCII, and addresses.
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
+# A slash or a colon too few or too many does not make a user a path.
+_MISSPELT_USER = re.compile(r"(?:https?)?[:/\\]+[^/\\]*@", re.IGNORECASE)
 _KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify")
 # Old versions of Airflow's form store a field under its name with this prefix.
 _FORM_PREFIX = "extra__"
@@ -103,23 +105,37 @@ def read_connection(
         ValueError: If a field is not usable; the message names the connection, the field and what is allowed.
     """
     where = f"Connection {connection.conn_id!r}"
+    api_key = _read_key(where, connection.password)
+    mask = Mask(api_key)
+    try:
+        settings = _read_settings(where, connection, api_key, mask, timeout_seconds)
+    except ValueError as error:
+        problem = mask(str(error))
+    else:
+        if settings.ignored:
+            _warn_once(f"{where}: {settings.ignored}")
+        return settings
+    # Outside of the handler: what was caught may quote the key, which somebody has put into another field as well.
+    raise ValueError(problem)
+
+
+def _read_settings(
+    where: str, connection: AirflowConnection, api_key: str, mask: Mask, timeout_seconds: float
+) -> ConnectionSettings:
     extra = _read_extra(where, connection.extra)
     if timeout_seconds == DEFAULT_TIMEOUT_SECONDS:
         timeout_seconds = _positive(where, extra, "timeout_seconds", DEFAULT_TIMEOUT_SECONDS)
     else:
         timeout_seconds = read_argument("timeout_seconds", timeout_seconds)
-    api_key = _read_key(where, connection.password)
-    settings = ConnectionSettings(
+    return ConnectionSettings(
         base_url=_read_base_url(where, connection),
         api_key=api_key,
         timeout_seconds=timeout_seconds,
         max_requests_per_second=_positive(where, extra, "max_requests_per_second", None),
         verify=_read_verify(where, extra.get("verify", True)),
-        ignored=Mask(api_key)(_tell_ignored(extra)),
+        # Masked before it is cut: half a key is no longer found.
+        ignored=_tell_ignored({mask(name): value for name, value in extra.items()}),
     )
-    if settings.ignored:
-        _warn_once(f"{where}: {settings.ignored}")
-    return settings
 
 
 def _read_key(where: str, password: str | None) -> str:
@@ -146,7 +162,7 @@ def _read_base_url(where: str, connection: AirflowConnection) -> str:
         schema = (connection.schema or "https").strip().lower()
         host = f"{schema}://{_bracketed(host)}"
     # Before anything else is said about it, since what follows would quote the host.
-    if "@" in host.partition("://")[2].partition("/")[0]:
+    if "@" in host.partition("://")[2].partition("/")[0] or _MISSPELT_USER.match(host.partition("://")[2]):
         raise ValueError(f"{where} has a user or a key inside its host; put the key in the password instead.")
     problem = ValueError(
         f"{where} has host {shorten(repr(displayed_url(connection.host or '')))}, schema "

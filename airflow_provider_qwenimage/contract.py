@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,6 +44,11 @@ MAX_IMAGES = 10
 _EXCERPT_CHARACTERS = 200
 _MAX_URL_CHARACTERS = 4096
 _REASON_CHARACTERS = 1000
+# The scheme's slashes, as they are or escaped for JSON, and what follows them.
+_URL_IN_TEXT = re.compile(r"(\\{0,16}/\\{0,16}/)([^\s\"'<>]*)")
+_QUERY_OR_FRAGMENT = re.compile("[?#]")
+_USER = re.compile(r"\A([^/?#@]*/+)?[^/?#]*@")
+_REST_OF_QUOTED_URL = re.compile(r"[?#][^'\"]*")
 
 
 class TaskStatus(StrEnum):
@@ -74,7 +80,8 @@ class GenerateRequest:
     size: str = DEFAULT_SIZE
     seed: int = RANDOM_SEED
     output_format: str = DEFAULT_OUTPUT_FORMAT
-    callback_url: str | None = None
+    # It often carries a token.
+    callback_url: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
@@ -139,8 +146,9 @@ def _check_prompt(prompt: object) -> None:
 
 def _check_callback_url(url: object) -> None:
     if not is_http_url(url) or len(url) > _MAX_URL_CHARACTERS:
+        told = shown(public_url(url) if isinstance(url, str) else url)
         raise ValueError(
-            f"callback_url is {shown(url)}; allowed is an absolute http:// or https:// URL of at most "
+            f"callback_url is {told}; allowed is an absolute http:// or https:// URL of at most "
             f"{_MAX_URL_CHARACTERS} characters, or None."
         )
     check_text("callback_url", url)
@@ -296,7 +304,7 @@ _SNAPSHOT_FIELDS = frozenset({"task_id", "status", "response", *OPTIONAL_FIELDS}
 def task_failure(snapshot: TaskSnapshot) -> QwenImageTaskFailedError:
     """Return the error that a FAILED snapshot stands for, with the API's reason and what it cost."""
     told = snapshot.reason
-    reason = printable(shorten(told, _REASON_CHARACTERS)) or "the API gave no reason"
+    reason = printable(shorten(without_access(told), _REASON_CHARACTERS)) or "the API gave no reason"
     cost = "an unknown number of" if snapshot.consumed_credits is None else f"{snapshot.consumed_credits:g}"
     story = f"Image task {snapshot.task_id} failed: {reason}. It cost {cost} credits."
     # The documented text is "Content policy violation detected".
@@ -311,6 +319,16 @@ def printable(text: str) -> str:
     """Return text from outside as one line that every log and database can hold."""
     text = " ".join(text.split())
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def public_url(url: str) -> str:
+    """Return what should be a URL without its user, password, query and fragment, which may grant access."""
+    return _USER.sub(r"\1", _QUERY_OR_FRAGMENT.split(url, maxsplit=1)[0], count=1)
+
+
+def without_access(text: str) -> str:
+    """Return a text without what `public_url` leaves out of each URL in it."""
+    return _URL_IN_TEXT.sub(lambda url: url[1] + public_url(f"//{url[2]}")[2:], text)
 
 
 def read_task_id(value: object) -> str:
@@ -335,15 +353,20 @@ def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
     elif isinstance(value, list):
         urls = value
     else:
-        raise not_documented("data.response", value, "a list of URLs or null")
+        raise _no_urls(value, "a list of URLs or null")
     if status == TaskStatus.SUCCESS and not urls:
-        raise not_documented("data.response", value, "a list of at least one URL, because the status is SUCCESS")
+        raise _no_urls(value, "a list of at least one URL, because the status is SUCCESS")
     first = urls[:MAX_IMAGES]
     # A paid image is not lost for what comes with it.
     found = tuple(url for url in first if is_http_url(url) and len(url) <= _MAX_URL_CHARACTERS)
     if first and not found:
-        raise not_documented("data.response", first[0], f"http(s) URLs of at most {_MAX_URL_CHARACTERS} characters")
+        raise _no_urls(first[0], f"http(s) URLs of at most {_MAX_URL_CHARACTERS} characters")
     return found
+
+
+def _no_urls(value: object, allowed: str) -> QwenImageContractError:
+    # Whatever it is, it is about URLs, and what ends one grants access.
+    return _undocumented("data.response", _REST_OF_QUOTED_URL.sub("", safe_repr(value)), allowed)
 
 
 def not_documented(name: str, value: object, allowed: str) -> QwenImageContractError:
@@ -354,9 +377,12 @@ def not_documented(name: str, value: object, allowed: str) -> QwenImageContractE
         value: What it is.
         allowed: What it should be.
     """
-    shown = shorten(safe_repr(value))
+    return _undocumented(name, safe_repr(value), allowed)
+
+
+def _undocumented(name: str, told: str, allowed: str) -> QwenImageContractError:
     return QwenImageContractError(
-        f"The API's answer is not of the documented shape: {name} is {shown}, not {allowed}. "
+        f"The API's answer is not of the documented shape: {name} is {shorten(without_access(told))}, not {allowed}. "
         "If this persists, the API has changed: report it to the maintainers of this package."
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from airflow_provider_qwenimage.connection import ConnectionSettings
-from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL, TaskSnapshot, printable
+from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL, TaskSnapshot, printable, without_access
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageConnectionError,
@@ -32,7 +32,6 @@ TEST_SECONDS = 10.0
 _MOST_TESTS = 8
 _TESTS = threading.BoundedSemaphore(_MOST_TESTS)
 
-_USER_INFORMATION = re.compile(r"//[^/\s@]*@")
 _NO_ANSWER = "the response was incomplete; check the base URL (host) and the network"
 _MOST_CHARACTERS = 500
 _QUERY = re.compile(r"\?\S+")
@@ -51,7 +50,7 @@ def describe(error: BaseException, settings: ConnectionSettings | None = None) -
     text = str(said) if ours else f"{type(said).__name__}: {_words_of(said)}".rstrip(": ")
     # First what is secret, and only then cut: half a key is no longer found.
     text = settings.without_key(text) if settings else text
-    text = printable(_QUERY.sub("", _USER_INFORMATION.sub("//", text)))
+    text = printable(_QUERY.sub("", without_access(text)))
     return text[:_MOST_CHARACTERS].rstrip(".") + "."
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from airflow_provider_qwenimage.answers import read_retry_after
+from airflow_provider_qwenimage.contract import without_access
 from airflow_provider_qwenimage.diagnosis import describe
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError
 from airflow_provider_qwenimage.exchanges import Exchange
@@ -123,7 +124,8 @@ class DownloadTries:
             seconds = time.monotonic() - self._began
             story = f"it was too slow ({len(self._received)} bytes in {seconds:.0f} s)."
         elif isinstance(cause, ValueError | QwenImageError | UnreadableAnswerError):
-            story = f"{str(cause).removesuffix('.')}."
+            # Libraries raise such errors too, and quote the URL.
+            story = f"{without_access(str(cause)).removesuffix('.')}."
         else:
             story = describe(cause)
         advice = "Check that the worker may reach the image host."

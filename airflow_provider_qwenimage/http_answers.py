@@ -28,6 +28,8 @@ _PLAIN_HEAD = re.compile(
 )
 _PLAIN_LENGTH = re.compile(r"[0-9]{1,7}", re.ASCII)
 _WITHOUT_BODY = (204, 304)
+# Of what is not registered, a message does not quote anything: a header may hold anything.
+_REGISTERED_CODINGS = ("aes128gcm", "br", "compress", "dcb", "dcz", "exi", "pack200-gzip", "x-compress", "zstd")
 _DEFLATE = zlib.MAX_WBITS
 _GZIP = zlib.MAX_WBITS + 16
 
@@ -199,7 +201,8 @@ def decoded_body(head: AnswerHead, body: bytes, max_bytes: int) -> bytes:
         if coding in ("", "identity") or not body:
             continue
         if coding not in ("gzip", "x-gzip", "deflate"):
-            raise UnreadableAnswerError(f"its Content-Encoding {coding[:40]!r} was not asked for")
+            name = repr(coding) if coding in _REGISTERED_CODINGS else "is unknown, and"
+            raise UnreadableAnswerError(f"its Content-Encoding {name} was not asked for")
         body = _inflated(body, coding, max_bytes)
     return body
 

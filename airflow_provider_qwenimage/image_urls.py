@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -50,8 +50,8 @@ class ImageRequest:
         headers: The URL's own user and password, for its own host only.
     """
 
-    url: str
-    headers: Mapping[str, str]
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
 
     @classmethod
     def of(cls, url: str) -> ImageRequest:

@@ -12,8 +12,8 @@ from typing import Any
 
 MASKED = "***"
 
-# Shorter parts of an encoded secret occur by chance.
-_SHORTEST_ENCODED = 8
+# Shorter secrets, and parts of an encoded one, occur by chance.
+_SHORTEST = 8
 # How often a text may have been escaped, one escaping over another.
 _MOST_BACKSLASHES = 16
 
@@ -22,18 +22,23 @@ class Mask:
     """Finds a secret in texts, as it is or escaped for JSON, URLs, HTML or as base64, once or several times over.
 
     Args:
-        secret: What must not be shown.
+        secret: What must not be shown. One of fewer than 8 characters is found as a word of its own only.
     """
 
     def __init__(self, secret: str) -> None:
         self._pattern, self._whole = _pattern_of(secret)
+        self._is_long = len(secret) >= _SHORTEST
 
     def __repr__(self) -> str:
         return "Mask(***)"
 
     def __call__(self, text: str) -> str:
         """Return a text without the secret."""
-        return self._pattern.sub(MASKED, text) if self._may_occur_in(text) else text
+        if not self._may_occur_in(text):
+            return text
+        # As UTF-16 in a text of another encoding is read: what stands between the characters hides a key from nobody.
+        plain = text.replace("\0", "")
+        return self._pattern.sub(MASKED, plain if self._pattern.search(plain) else text)
 
     def read_json(self, text: str) -> Any:
         """Return what a JSON text says, without the secret in any string or name, however deep.
@@ -55,7 +60,7 @@ class Mask:
 
     def _may_occur_in(self, text: str) -> bool:
         # The pattern takes longer than reading the whole answer, and every poll asks.
-        if "\\" in text or "%" in text or "&" in text:
+        if "\\" in text or "%" in text or "&" in text or "\0" in text:
             return bool(self._whole)
         return any(spelling in text for spelling in self._whole)
 
@@ -66,7 +71,8 @@ class Mask:
             return {self(name): self._of_json(its) for name, its in value.items()}
         if isinstance(value, list):
             return [self._of_json(its) for its in value]
-        return value
+        # What consists of digits is written as a number by some back ends.
+        return MASKED if self._is_long and isinstance(value, int | float) and self(str(value)) != str(value) else value
 
 
 def _integer_of(digits: str) -> float:
@@ -87,7 +93,11 @@ _JSON_OF_LONG_INTEGERS = json.JSONDecoder(strict=False, parse_int=_integer_of)
 def _pattern_of(secret: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
     """Return what finds a secret, and its spellings that need none of the characters that escape others."""
     encoded = _in_base64(secret)
-    pattern = re.compile("|".join(["".join(map(_spellings, secret)), *map(re.escape, encoded)]))
+    plain = "".join(map(_spellings, secret))
+    if len(secret) < _SHORTEST:
+        # Otherwise a test's key such as "k" would change the names and ids of an answer, and lose what is paid.
+        plain = rf"(?<!\w){plain}(?!\w)" if secret else plain
+    pattern = re.compile("|".join([plain, *map(re.escape, encoded)]))
     return pattern, (secret, *encoded) if secret else ()
 
 
@@ -122,6 +132,6 @@ def _in_base64(secret: str) -> list[str]:
         encoded = base64.b64encode(b"\0" * offset + secret.encode()).decode().rstrip("=")
         # Neighbouring bytes share the first and the last digits.
         whole = encoded[-(-8 * offset // 6) : (8 * (offset + len(secret))) // 6]
-        if len(whole) >= _SHORTEST_ENCODED:
+        if len(whole) >= _SHORTEST:
             found |= {whole, whole.replace("+", "-").replace("/", "_")}
     return sorted(found, key=len, reverse=True)

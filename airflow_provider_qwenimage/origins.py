@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import idna
 
-from airflow_provider_qwenimage.contract import printable
+from airflow_provider_qwenimage.contract import printable, public_url
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -76,12 +76,5 @@ def displayed_url(url: str) -> str:
     Args:
         url: What should be a URL; a text that is none is shown up to its first ``?`` or ``#``.
     """
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        shown = parts._replace(netloc=host, query="", fragment="").geturl()
-    except ValueError:
-        shown = url.partition("?")[0].partition("#")[0]
-        start, slashes, rest = shown.partition("//")
-        shown = start + slashes + rest.rpartition("@")[2]
-    return printable(shown)
+    scheme, colon, rest = public_url(url).partition("://")
+    return printable(f"{scheme.lower()}{colon}{rest}" if colon else scheme)

@@ -104,12 +104,48 @@ def test_a_host_that_makes_no_url_is_named(fields: dict[str, Any]) -> None:
         f"https://{KEY}@proxy.example:99999",
         f"https://:{KEY}@[bad",
         f"ftp://:{KEY}@proxy example",
+        f"https:/{KEY}@proxy.example",
+        f"https//user:{KEY}@proxy.example",
+        f"https:///user:{KEY}@proxy.example",
+        f"https:\\\\user:{KEY}@proxy.example",
+        f"HTTPS:user:{KEY}@proxy.example",
+        f"//{KEY}@proxy.example",
     ],
 )
 def test_a_key_inside_the_host_is_refused_without_being_shown(host: str) -> None:
     with pytest.raises(ValueError, match="inside its host") as caught:
         settings(host=host)
     assert KEY not in str(caught.value)
+
+
+def test_an_at_sign_may_stand_in_the_path_of_a_host() -> None:
+    assert settings(host="https://proxy.example/@team/a@b").base_url == "https://proxy.example/@team/a@b"
+    assert settings(host="proxy.example/@team").base_url == "https://proxy.example/@team"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"host": f"{KEY} x"},
+        {"host": f"{KEY}:port"},
+        {"host": "proxy.example", "schema": KEY},
+        {"extra": json.dumps({"timeout_seconds": KEY})},
+        {"extra": json.dumps({"max_requests_per_second": [KEY]})},
+        {"extra": json.dumps({"verify": {"path": KEY}})},
+    ],
+    ids=str,
+)
+def test_a_key_that_was_put_into_another_field_as_well_is_not_shown(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"'my_qwen' has .*\*\*\*") as caught:
+        settings(**{"host": "proxy example"} | fields if "extra" not in fields else fields)
+    assert KEY not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_a_key_among_the_names_of_the_extra_is_not_shown() -> None:
+    ignored = settings(extra=json.dumps({f"{'a' * 45}{KEY}": 1})).ignored
+    assert "have no effect" in ignored
+    assert KEY[:5] not in ignored
 
 
 def test_a_query_of_the_host_is_not_shown() -> None:

@@ -120,6 +120,28 @@ class TestRequest:
             GenerateRequest(**{"prompt": "a fox"} | {field: value})
         assert repr(value) in str(caught.value)
 
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "ftp://example.com/hook?token=s3cr3t",
+            "https://me:s3cr3t@example.com:99999/hook",
+            "https://exa mple.com/hook?token=s3cr3t",
+            "example.com/hook#s3cr3t",
+            "me:s3cr3t@example.com/hook",
+            "https://example.com/hook?" + "x" * 5000 + "s3cr3t",
+            "https://me:" + "x" * 190 + "s3cr3t@example.com/ hook",
+        ],
+        ids=["scheme", "port", "space", "fragment", "no scheme", "long", "long password"],
+    )
+    def test_a_bad_callback_url_is_shown_without_its_token(self, url: str) -> None:
+        with pytest.raises(ValueError, match=r"callback_url is .*mple\.com.*allowed is") as caught:
+            GenerateRequest(prompt="a fox", callback_url=url)
+        assert "s3cr3t" not in str(caught.value)
+        assert "xxx" not in str(caught.value)
+
+    def test_a_request_is_printed_without_the_token_of_its_callback_url(self) -> None:
+        assert "s3cr3t" not in repr(GenerateRequest(prompt="a fox", callback_url="https://example.com/s3cr3t?s3cr3t"))
+
     def test_the_place_tells_random_images_apart_and_seeded_ones_not(self) -> None:
         random, seeded = GenerateRequest(prompt="a fox"), GenerateRequest(prompt="a fox", seed=1)
         assert random.fingerprint(0) != random.fingerprint(1)

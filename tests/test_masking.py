@@ -77,6 +77,30 @@ def test_a_key_is_found_in_names_and_lists_however_deep() -> None:
         assert Mask(key).read_json(json.dumps(value)) == {"a": [{"***": "***", "b": [1, None, True]}], "c": "x***x"}
 
 
+@pytest.mark.parametrize("key", ["123456789012", "12345678.5", "9" * 40])
+def test_a_key_of_digits_is_found_where_a_number_is_written(key: str) -> None:
+    answer = f'{{"error": {key}, "list": [{{"n": -{key}}}], "other": 1234, "yes": true, "nothing": null}}'
+    masked = Mask(key).read_json(answer)
+    assert masked == {"error": "***", "list": [{"n": "***"}], "other": 1234, "yes": True, "nothing": None}
+
+
+@pytest.mark.parametrize("key", ["k", "sk", "a", "task", "200", "SUCCESS"])
+def test_a_short_key_is_found_as_a_word_and_loses_no_answer(key: str) -> None:
+    data = {"task_id": f"n43{key}", "status": "IN_PROGRESS", "consumed_credits": 200}
+    mask = Mask(key)
+    assert mask.read_json(json.dumps({"code": 200, "data": data})) == {"code": 200, "data": data}
+    for text in ("Bad {}.", "Bearer {}", '"{}"', "key={}&x"):
+        assert mask(text.format(key)) == text.format("***")
+
+
+def test_a_key_is_found_with_nul_between_its_characters() -> None:
+    for key in (KEY, PLAIN_KEY):
+        assert Mask(key)("\0".join(f"Bad {key}.")) == "Bad ***."
+        answer = json.dumps({"message": "\0\0\0".join(key)})
+        assert Mask(key).read_json(answer) == {"message": "***"}
+        assert Mask(key)("a\0b") == "a\0b"
+
+
 def test_other_texts_stay_as_they_are() -> None:
     for text in ("", "sk-x/y", "a % b \\ c &amp; d", "\\u0073k", KEY[:-1], KEY.upper()):
         assert Mask(KEY)(text) == text

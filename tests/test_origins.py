@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_qwenimage.contract import without_access
 from airflow_provider_qwenimage.origins import Origin, displayed_url, host_in_ascii
 
 
@@ -64,11 +65,29 @@ def test_what_is_no_host_is_refused(host: str) -> None:
         ("//user:secret@h.example/a?secret", "//h.example/a"),
         ("/relative?secret", "/relative"),
         ("http://secret@[bad/a?secret", "http://[bad/a"),
+        ("https://user:sec@ret@h.example/a", "https://h.example/a"),
+        ("https:/user:secret@h.example/a", "https:/h.example/a"),
+        ("https//user:secret@h.example", "https//h.example"),
+        ("https:///user:secret@h.example", "https:///h.example"),
+        ("user:secret@h.example/a", "h.example/a"),
+        ("https:\\\\user:secret@h.example", "h.example"),
+        ("https://h.example/a@b/c", "https://h.example/a@b/c"),
+        ("HTTPS://h.example/A", "https://h.example/A"),
         ("https://h.example/R\udce9seaux", "https://h.example/R\N{REPLACEMENT CHARACTER}seaux"),
     ],
 )
 def test_a_url_is_shown_without_what_may_grant_access(url: str, shown: str) -> None:
     assert displayed_url(url) == shown
+
+
+@pytest.mark.parametrize("text", ["\\", "/", "//@", ":", "a@", "//a?", "\\/", "//user:pass", "?"])
+def test_a_long_text_is_read_at_once(text: str) -> None:
+    # It would take minutes if the time grew with more than the length.
+    long = text * (1_000_000 // len(text))
+    without_access(long)
+    without_access(f"//{long}")
+    displayed_url(long)
+    displayed_url(f"https://{long}")
 
 
 @given(st.text(max_size=60))

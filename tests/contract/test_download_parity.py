@@ -23,7 +23,7 @@ from PIL import Image
 
 from airflow_provider_qwenimage import downloads
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
-from airflow_provider_qwenimage.download_tries import DownloadPace
+from airflow_provider_qwenimage.download_tries import DownloadPace, DownloadTries
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.images import find_images, save_images
 from airflow_provider_qwenimage.retries import RequestRetries
@@ -413,6 +413,16 @@ def test_a_variable_that_names_no_proxy_is_named(proxy: str, monkeypatch: pytest
     found = {outcome(download, "https://images.invalid/a.png") for download in (with_requests, with_aiohttp)}
     assert len(found) == 1
     assert "the environment variable https_proxy" in found.pop().lower()
+
+
+def test_an_error_of_a_library_that_quotes_the_url_is_told_without_what_grants_access() -> None:
+    url = f"https://me:s3cr3t@a.example/1.png{QUERY}#s3cr3t"
+    tries = DownloadTries(url, MAX_BYTES, RequestRetries(), DownloadPace())
+    # requests' InvalidURL and aiohttp's are both.
+    for error in (ValueError(f"Failed to parse: {url}"), UnicodeError(url), OSError(f"for {url!r}")):
+        found = tries.failure(error, tries.begin())
+        assert "https://a.example/1.png could not be downloaded" in str(found)
+        assert not any(secret in repr(found) for secret in SECRETS)
 
 
 def through(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:

@@ -335,6 +335,85 @@ def test_a_key_that_an_answer_quotes_is_not_shown_however_it_is_spelled(
         assert KEY[:12] not in shown
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ['{{"error": "{}"}}', "<html>{}</html>", "{}"])
+@pytest.mark.parametrize("first", [b"", b"Error: "], ids=["all of it", "after a text in ASCII"])
+def test_a_key_in_an_answer_of_another_encoding_is_not_shown(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, encoding: str, text: str, first: bytes
+) -> None:
+    body = first + text.format(KEY).encode(encoding)
+    with RawServer(answer(body=body, status=b"HTTP/1.1 403 X")) as server:
+        connect(monkeypatch, server.url)
+        shown = str(error_of(lambda: client("get_status", TASK)))
+    # What stands between the characters of a key does not hide it from a reader.
+    assert KEY not in "".join(character for character in shown if character.isascii() and character.isprintable())
+
+
+QUERY = "?X-Amz-Signature=s3cr3t&x=%2Fs3cr3t"
+SIGNED = f"https://me:s3cr3t@cdn.example/1.png{QUERY}#s3cr3t"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"response": SIGNED},
+        {"response": json.dumps([SIGNED])},
+        {"response": {"url": SIGNED}},
+        {"response": [{"url": SIGNED, "thumbnail": SIGNED}]},
+        {"response": [SIGNED.replace("https", "ftp")]},
+        {"response": [SIGNED.replace("1.png", "1 a.png")]},
+        {"response": [SIGNED + "a" * 5000]},
+        {"response": ["https://" + "a" * 180 + ":s3cr3t@cdn.example/1.png "]},
+        {"task_id": [SIGNED], "response": None},
+        {"status": [SIGNED]},
+        [{"response": [SIGNED]}],
+        SIGNED,
+    ],
+)
+def test_an_answer_that_is_not_understood_is_shown_without_what_grants_access(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, data: Any
+) -> None:
+    if isinstance(data, dict):
+        data = {"task_id": TASK, "status": "SUCCESS"} | data
+    body = json.dumps({"code": 200, "data": data})
+    for each in (body, body.replace("/", "\\/")):
+        with RawServer(answer(body=each.encode())) as server:
+            connect(monkeypatch, server.url)
+            assert "s3cr3t" not in str(error_of(lambda: client("get_status", TASK)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"code": 400, "message": f"Cannot store {SIGNED}, sorry"}),
+        json.dumps({"error": SIGNED}).replace("/", "\\/"),
+        f"<a href='{SIGNED}'>",
+        json.dumps(
+            {"code": 200, "data": {"task_id": TASK, "status": "FAILED", "error_message": f"callback {SIGNED}: 404"}}
+        ),
+        json.dumps({"code": 200, "data": {"task_id": TASK, "status": "FAILED", "error_message": [{"url": SIGNED}]}}),
+    ],
+)
+def test_what_an_answer_says_is_shown_without_what_grants_access(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    with RawServer(answer(body=body.encode())) as server:
+        connect(monkeypatch, server.url)
+        shown = str(error_of(lambda: client("wait_for_completion", TASK, max_consecutive_failures=1)))
+    assert "cdn.example" in shown
+    assert "s3cr3t" not in shown
+
+
+@pytest.mark.parametrize("coding", [KEY.encode(), b"x" * 25 + KEY.encode(), b"gzip, " + b"x" * 25 + KEY.encode()])
+def test_a_header_that_quotes_the_key_is_not_quoted(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, coding: bytes
+) -> None:
+    with RawServer(answer(b"Content-Encoding: " + coding)) as server:
+        connect(monkeypatch, server.url)
+        shown = str(error_of(lambda: client("get_status", TASK)))
+    assert KEY[:12] not in shown
+
+
 def test_nothing_that_is_logged_or_raised_holds_the_key(
     client: SyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
