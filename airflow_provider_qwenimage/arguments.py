@@ -44,6 +44,9 @@ _MAX_CONN_ID_CHARACTERS = 250
 _MAX_PATH_CHARACTERS = 4096
 _JINJA = ("{{", "{%", "{#")
 _WHOLE_DECIMAL = re.compile(r"([+-]?\d+)\.0*", re.ASCII)
+# What fsspec and s3fs take for something else than a part of a name.
+_NOT_IN_NAMES = ("::", "?versionId=")
+_INCOMPLETE_URL = re.compile(r"(s3[an]?|gc?s|abfss?|az|adl|wasbs?|file|local|hdfs|s?ftp|https?):(?!/)", re.IGNORECASE)
 _IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif)/?$", re.IGNORECASE)
 
 
@@ -295,6 +298,14 @@ def _folder(name: str, value: object) -> str:
         raise ValueError(f"{name} is {shown(text)}, with control characters; allowed is the path of a folder.")
     if text.strip().endswith(("?", "#")):
         raise ValueError(f"{name} is {shown(text)}; allowed is the path of a folder, which cannot end with ? or #.")
+    for part in _NOT_IN_NAMES:
+        if part in text:
+            raise ValueError(
+                f"{name} is {shown(text)}; allowed is the path of a folder, which cannot have {part} in it."
+            )
+    incomplete = _INCOMPLETE_URL.match(text.strip())
+    if incomplete is not None:
+        raise ValueError(f"{name} is {shown(text)}, which is no URL; write it as {incomplete[0].lower()}//…")
     if _IMAGE_FILE.search(text):
         raise ValueError(
             f"{name} is {shown(text)}, which looks like an image file; allowed is the path or URL of a folder. "

@@ -6,13 +6,14 @@ import os
 import stat
 from typing import TYPE_CHECKING, cast
 
-from airflow.providers.common.compat.sdk import ObjectStoragePath
-
 from airflow_provider_qwenimage.request_rows import shown_source
-from airflow_provider_qwenimage.storage_libraries import LOCAL, without_credentials
+from airflow_provider_qwenimage.storage import path_of
+from airflow_provider_qwenimage.storage_libraries import LOCAL, READ, explaining, without_credentials
 
 if TYPE_CHECKING:
     from typing import BinaryIO
+
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 
 def open_requests(source: str) -> BinaryIO:
@@ -34,9 +35,9 @@ def open_requests(source: str) -> BinaryIO:
             f"requests is {shown_source(source)}, with credentials before the @; allowed there is the id of an Airflow "
             "connection. Keep credentials in a connection."
         )
-    path = ObjectStoragePath(source.strip())
+    path = path_of(source)
     try:
-        return _open_local(path.path, source) if path.protocol in LOCAL else cast("BinaryIO", path.open("rb"))
+        return _open_local(path.path, source) if path.protocol in LOCAL else _open_remote(path)
     except FileNotFoundError:
         pass
     except IsADirectoryError:
@@ -54,6 +55,13 @@ def _open_local(path: str, source: str) -> BinaryIO:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     raise _not_a_file(source)
+
+
+def _open_remote(path: ObjectStoragePath) -> BinaryIO:
+    # Its length is known from a listing otherwise, which another process may have made stale.
+    path.fs.invalidate_cache(path.path)
+    with explaining(READ, path):
+        return cast("BinaryIO", path.open("rb"))
 
 
 def _not_a_file(source: str) -> ValueError:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+_LOCAL_URL = re.compile(r"(?:file|local):(?://)?(?=/)", re.IGNORECASE)
 
 # What a file may have that is read or checked whole: far more than an image of the API.
 MOST_BYTES = 1024**3
@@ -57,26 +58,43 @@ def open_output_path(output_path: str) -> ObjectStoragePath:
             not exist.
         OSError: If the storage cannot be reached, or does not let it be listed.
     """
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
-
     check_output_path(output_path)
     output_path = output_path.strip()
     try:
-        folder = ObjectStoragePath(output_path if _URL.match(output_path) else str(_absolute(output_path)))
+        folder = path_of(output_path)
         _ = folder.fs
     except (ValueError, ImportError) as error:
-        raise ValueError(
-            f"output_path is {output_path!r}, which Airflow cannot open: {error}. Install the provider of that storage "
-            "(for s3:// apache-airflow-providers-amazon[s3fs]), or use a file:// path."
-        ) from error
+        what_to_do = (
+            "Install the provider of that storage (for s3:// apache-airflow-providers-amazon[s3fs]), or use a file:// "
+            "path."
+            if _URL.match(output_path)
+            else "Write the whole path of the folder."
+        )
+        raise ValueError(f"output_path is {output_path!r}, which Airflow cannot open: {error}. {what_to_do}") from error
     if not is_object_store(folder):
-        with explaining(WRITE, folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
     elif not bucket_of(folder):
         raise ValueError(f"output_path is {output_path!r}, which names no bucket; write it as scheme://bucket/folder.")
+    elif ".." in folder.path.split("/"):
+        raise ValueError(
+            f"output_path is {output_path!r}; in an object store .. leads nowhere. Write the folder without it."
+        )
     else:
         _holds_anything(folder)
     return folder
+
+
+def _make(folder: ObjectStoragePath) -> None:
+    try:
+        with explaining(WRITE, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            errno.ENOTDIR,
+            "It cannot be made a folder: a file, or a link that leads nowhere, has its name or the name of a folder "
+            "above it; move that away, or choose another folder",
+            str(folder),
+        ) from error
 
 
 def check_storing(folder: ObjectStoragePath, writer: str = "") -> None:
@@ -92,8 +110,8 @@ def check_storing(folder: ObjectStoragePath, writer: str = "") -> None:
         ValueError: If its bucket or container does not exist.
         OSError: If nothing can be written there.
     """
-    # As long as the longest name of a stored file.
-    file = folder / f".check-that-images-can-be-stored-here-{writer or uuid.uuid4().hex}.json"
+    # As long as the longest name of a stored file: a path that is too long for one should not pass.
+    file = folder / f".check-that-images-can-be-stored-in-this-folder-{writer or uuid.uuid4().hex}.json"
     try:
         put_json({"about": "Written to check that images can be stored here. It may be deleted."}, file, writer=writer)
     except FileNotFoundError as error:
@@ -137,9 +155,34 @@ def _holds_anything(folder: ObjectStoragePath) -> bool:
         return False
 
 
+def path_of(location: str) -> ObjectStoragePath:
+    """Return a path of Airflow's object storage; a connection that its URL names is looked up.
+
+    Args:
+        location: A URL, or a path of this machine, which may begin at home (``~``) or where the worker runs.
+
+    Raises:
+        ValueError: If it is no URL of a storage, or begins at a home folder that does not exist.
+    """
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    location = location.strip()
+    local = _LOCAL_URL.match(location)
+    if local is not None and "/../" in f"{location}/":
+        location = f"{local[0]}{_absolute(location[local.end() :])}"
+    elif _URL.match(location) is None:
+        location = str(_absolute(location))
+    return ObjectStoragePath(location)
+
+
 def _absolute(path: str) -> Path:
     """Return where a plain path leads: some versions of Airflow take a relative one for one at the root."""
-    return Path(path).expanduser().absolute()
+    try:
+        found = Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{path.partition('/')[0]} is no home folder on this machine") from error
+    # What is recorded for the gallery leads nowhere else once a link changes.
+    return found.resolve() if ".." in found.parts else found
 
 
 def writer_of(made_by: Mapping[str, Any]) -> str:

@@ -102,7 +102,6 @@ def explaining(action: str, path: ObjectStoragePath) -> Iterator[None]:
         FileNotFoundError: If there is no such file; for `WRITE`, if the bucket does not exist.
         OSError: For everything else.
     """
-    # A local disk's own errors name the file.
     remote = path.protocol not in LOCAL
     try:
         yield
@@ -117,6 +116,9 @@ def explaining(action: str, path: ObjectStoragePath) -> Iterator[None]:
         if is_denied(error):
             raise PermissionError(denied(action, str(path), library_of(path.fs), error)) from error
         if isinstance(error, OSError) and not remote:
+            # A disk that is full does not say where.
+            if error.errno is not None and error.filename is None:
+                error.filename = str(path)
             raise
         raise OSError(f"{path} cannot be {action} ({reason_of(error)}). {_what_to_check(str(path))}") from error
 

@@ -41,8 +41,24 @@ def names_in(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "output_path",
-    ["a\nb", "s3://bucket/a\x00b", "file:///a\x1bb", "/a/\ud83d", "s3://bucket/a?", "/a/b#"],
-    ids=["newline", "NUL", "escape", "half a character", "question mark", "hash"],
+    [
+        "a\nb",
+        "s3://bucket/a\x00b",
+        "file:///a\x1bb",
+        "/a/\ud83d",
+        "s3://bucket/a?",
+        "/a/b#",
+        "s3://bucket/a::b/c",
+        "file:///a::b",
+        "a::b",
+        "simplecache::s3://bucket/a",
+        "s3://bucket/a?versionId=1/b",
+        "s3:bucket/a",
+        "S3:bucket",
+        "file:a/b",
+        "gs:",
+    ],
+    ids=repr,
 )
 def test_a_name_that_no_storage_keeps_as_it_is_written_is_refused(output_path: str) -> None:
     with pytest.raises(ValueError, match="output_path is "):
@@ -169,6 +185,34 @@ def test_a_path_may_begin_at_home_or_where_the_worker_runs(
     assert names_in(tmp_path) == ["a.json"]
 
 
+@pytest.mark.parametrize("start", ["", "file://"])
+@pytest.mark.parametrize("odd", ["x/../new", "link/../new", "../{name}/new", "./new/.", "new/sub/.."])
+def test_no_path_that_is_recorded_leads_up(tmp_path: Path, start: str, odd: str) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a")
+    folder = storage.open_output_path(f"{start}{tmp_path}/{odd.format(name=tmp_path.name)}")
+    storage.put_json({"a": 1}, folder / "a.json")
+    assert names_in(tmp_path) == ["a.json"]
+    # The gallery refuses what leads up.
+    assert ".." not in str(folder)
+
+
+@pytest.mark.parametrize("start", ["", "file://"])
+@pytest.mark.parametrize("odd", ["file", "file/x", "link to a file", "dangling", "loop"])
+def test_what_cannot_be_a_folder_is_told_in_a_sentence(tmp_path: Path, start: str, odd: str) -> None:
+    (tmp_path / "file").write_text("x")
+    for name, target in (("link to a file", "file"), ("dangling", "gone"), ("loop", "loop")):
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(NotADirectoryError, match=rf"cannot be made a folder.*{tmp_path}/{odd}'"):
+        storage.open_output_path(f"{start}{tmp_path}/{odd}")
+    assert names_in(tmp_path) == ["file", "link to a file"]
+
+
+def test_a_home_that_does_not_exist_is_a_bad_argument() -> None:
+    with pytest.raises(ValueError, match=r"output_path is '~no-such-user/x'.*Write the whole path"):
+        storage.open_output_path("~no-such-user/x")
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_what_was_put_is_read_replaced_and_removed(protocol: str, tmp_path: Path) -> None:
     file = folder_at(protocol, tmp_path) / ".record.json"
@@ -223,7 +267,7 @@ def test_a_disk_that_fills_up_changes_nothing(tmp_path: Path, before: dict[str, 
     file = ObjectStoragePath(f"{attach(DiskThatFillsUp(), 'file')}{tmp_path}/record.json")
     if before is not None:
         storage.put_json(before, folder_of(tmp_path) / "record.json")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left.*/record\.json"):
         storage.put_json({"second": "version"}, file)
     assert storage.read_json(file) == before
     assert names_in(tmp_path) == ([] if before is None else ["record.json"])

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_qwenimage import storage
 from airflow_provider_qwenimage.ledger import FileStore
+from airflow_provider_qwenimage.request_files import open_requests
 from tests.s3_server import Bucket
 
 # What keys may hold, and URLs give a meaning to.
@@ -104,6 +105,13 @@ def test_what_can_be_no_bucket_is_a_bad_argument(bucket: Bucket, output_path: st
         storage.open_output_path(output_path)
 
 
+@pytest.mark.parametrize("end", ["/..", "/../x", "/x/..", "/x/../y"])
+def test_no_key_leads_up(bucket: Bucket, end: str) -> None:
+    with pytest.raises(ValueError, match=r"in an object store \.\. leads nowhere"):
+        storage.open_output_path(bucket.url + end)
+    assert bucket.keys == []
+
+
 def test_without_the_right_to_list_one_sentence_names_path_and_right(bucket: Bucket) -> None:
     url = f"{bucket.url_without('list')}/images"
     with pytest.raises(PermissionError) as raised:
@@ -178,6 +186,24 @@ def test_no_more_of_a_file_is_read_than_it_may_have(bucket: Bucket) -> None:
         storage.read_bytes(folder / "huge.json", most=100)
     assert storage.sha256_of(folder / "huge.json", most=100) is None
     assert storage.read_beginning(folder / "huge.json", 4) == b'{"a"'
+
+
+def test_a_file_of_requests_is_read_as_it_is_now(bucket: Bucket) -> None:
+    bucket.put("x/a.jsonl", b'"a fox"\n')
+    folder = storage.open_output_path(f"{bucket.url}/x")
+    # As code of the user's does: what is listed is remembered.
+    assert folder.fs.ls(folder.path)
+    for name, content in (("a.jsonl", b'"a fox"\n"a hare"\n'), ("b.jsonl", b'"a kite"\n'), ("a.jsonl", b'"a"\n')):
+        bucket.put(f"x/{name}", content)
+        with open_requests(f"{bucket.url}/x/{name}") as stream:
+            assert stream.read() == content
+
+
+def test_a_file_of_requests_that_may_not_be_read_is_a_sentence(bucket: Bucket) -> None:
+    bucket.put("a.jsonl", b'"a fox"\n')
+    url = f"{bucket.url_without('read')}/a.jsonl"
+    with pytest.raises(PermissionError, match=rf"{url} cannot be read: .*'s3_without_read'.*s3:GetObject"):
+        open_requests(url)
 
 
 _OTHER_PROCESS = """
