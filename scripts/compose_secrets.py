@@ -153,7 +153,9 @@ def change_database_password(folder: Path, postgres: str) -> None:
     for candidate in candidates:
         url = sqlalchemy.URL.create("postgresql+psycopg2", USER, candidate, host, int(port), DATABASE)
         try:
-            with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).begin() as connection:
+            # No error shows the password that a statement sets.
+            engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, hide_parameters=True)
+            with engine.begin() as connection:
                 if candidate != password:
                     # psycopg2 fills it in itself, which such a statement needs.
                     statement = sqlalchemy.text(f"ALTER ROLE {USER} PASSWORD :password")

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import URL, Connection, NullPool, create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from scripts.compose_secrets import SECRETS, change_database_password, make_secrets
 from tests.chaos.database import Postgres
@@ -223,6 +224,19 @@ class TestDatabase:
             ValueError, match=r"Set POSTGRES_PASSWORD in \.env to the one that its volume was made with"
         ):
             change_database_password(deployment.secrets, address)
+
+    def test_a_change_that_the_database_refuses_does_not_show_the_password(
+        self, administrator: Connection, deployment: Deployment
+    ) -> None:
+        address = self._begin(administrator, "local-use-only")
+        deployment.start({"POSTGRES_PASSWORD": "s3cr3t of its own"})
+        administrator.execute(text("ALTER ROLE airflow SET default_transaction_read_only = on"))
+        try:
+            with pytest.raises(DBAPIError, match="read-only transaction") as caught:
+                change_database_password(deployment.secrets, address)
+        finally:
+            administrator.execute(text("ALTER ROLE airflow RESET default_transaction_read_only"))
+        assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
 
     def _begin(self, administrator: Connection, password: str) -> str:
         """Give the server the password that its volume was made with, and return its address."""
