@@ -126,7 +126,9 @@ def _read(recorded: str, name: str) -> _Manifest:
         content = read_file(file, MOST_BYTES)
     except FileNotFoundError:
         content = None
-    except (OSError, ValueError) as error:
+    except RefusedError:
+        raise
+    except Exception as error:  # every storage has its own
         log.warning("Cannot read %s for the gallery: %s", recorded, error)
         raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
     if content is None:

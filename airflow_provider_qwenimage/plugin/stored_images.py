@@ -131,7 +131,9 @@ def read_image(record: ImageRecord, sidecar: Mapping[str, Any]) -> StoredImage:
 def _read(file: ObjectStoragePath, most: int) -> bytes | None:
     try:
         return read_file(file, most)
-    except (OSError, ValueError) as error:
+    except RefusedError:
+        raise
+    except Exception as error:  # every storage has its own
         log.warning("Cannot read %s for the gallery: %s", file, error)
         raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
 

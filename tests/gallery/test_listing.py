@@ -182,6 +182,47 @@ def test_images_in_any_storage_are_shown(server: Server, show: Show, protocol: s
     assert server.get(item["thumbnail"]).status_code == 200
 
 
+class BrokenStore(MemoryStore):
+    """Fails, once it is broken, as libraries do where a machine has no credentials: with errors of their own."""
+
+    error: Exception | None = None
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        self._fail()
+        return super().info(path, **kwargs)
+
+    def cat_file(self, *args: Any, **kwargs: Any) -> Any:
+        self._fail()
+        return super().cat_file(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no credentials"), KeyError("region"), PermissionError("no"), RecursionError()], ids=repr
+)
+def test_storage_that_fails_hides_no_other_run(server: Server, show: Show, mapped: Shown, error: Exception) -> None:
+    store = BrokenStore("s3")
+    folder = f"{attach(store, 's3')}bucket/images"
+    drawn, listed = (
+        show(dag_that_draws(output_path=folder, prompt="A fox", seed=1)),
+        show(batch_dag(folder, ["A hare"])),
+    )
+    store.error = error
+    forget_manifests()
+    (item,) = listing(server, drawn.path)["items"]
+    for kind in ("image", "thumbnail", "details"):
+        answer = server.get(item[kind])
+        assert answer.status_code == 404
+        assert "cannot be read by the API server" in answer.text
+    told = listing(server, listed.path)
+    assert "cannot be read by the API server" in told["batches"][0]["problem"]
+    assert "A hare" not in prompts(told)
+    assert "A fox" in prompts(listing(server, "/qwenimage"))
+
+
 def test_a_run_that_goes_on_is_read_anew(
     server: Server, show: Show, tmp_path: Path, gallery_api: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
