@@ -16,10 +16,10 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from datetime import timedelta
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, SupportsIndex, TypeAlias
 
-from airflow_provider_qwenimage.contract import MAX_SEED, RANDOM_SEED, GenerateRequest, check_text, shown
+from airflow_provider_qwenimage.contract import MAX_SEED, RANDOM_SEED, GenerateRequest, check_text, is_blank, shown
 from airflow_provider_qwenimage.storage_libraries import without_credentials
 from airflow_provider_qwenimage.task_ids import is_usable, printable_id
 
@@ -78,9 +78,10 @@ def read_request(fields: Mapping[str, object]) -> GenerateRequest:
         what = f"is {shown(fields['prompt'])}" if "prompt" in fields else "is missing"
         raise ValueError(f"prompt {what}; allowed is a text that is not empty.")
     # NaN is what pandas has for nothing.
-    with suppress(TypeError, OverflowError):
-        if math.isfinite(_number(given["prompt"])):
-            given["prompt"] = str(given["prompt"])
+    with suppress(TypeError, ValueError, OverflowError):
+        if math.isfinite(_number(prompt := given["prompt"])):
+            # An enumeration's text is its name.
+            given["prompt"] = str(int(prompt) if isinstance(prompt, Integral) else prompt)
     if "seed" in given:
         given["seed"] = read_seed(given["seed"])
     return GenerateRequest(**{name: _plain(value) for name, value in given.items()})
@@ -120,7 +121,8 @@ def is_rendered_later(value: object) -> bool:
         return is_template(text)
     # A task function that was not called has the class of its operator.
     is_function = callable(value) and not hasattr(value, "operator_class")
-    return is_function or callable(getattr(value, "resolve", None))
+    # A `Param` of the DAG has a `resolve` as well, which is not for tasks.
+    return is_function or (callable(getattr(value, "resolve", None)) and not hasattr(value, "has_value"))
 
 
 def read_path(name: str, value: object) -> str | None:
@@ -164,7 +166,7 @@ def _refused(name: str, value: object, allowed: str) -> ValueError:
 
 
 def _is_left_out(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or (isinstance(value, str) and is_blank(value))
 
 
 def _plain(value: object) -> Any:
@@ -175,13 +177,17 @@ def _plain(value: object) -> Any:
 def _integer(value: object) -> int:
     if isinstance(value, bool):
         raise TypeError
-    try:
+    # Any class may have its own.
+    with suppress(Exception):
         return operator.index(value)  # type: ignore[arg-type]  # it raises what is expected for anything else
-    except TypeError:
-        number = _number(value)
-        if not number.is_integer():
-            raise
-        return int(number)
+    if not _number(value).is_integer():
+        raise TypeError
+    # A Decimal and a Fraction have digits that a float has not.
+    number: Any = value
+    whole = int(number)
+    if whole != number:
+        raise TypeError
+    return whole
 
 
 def _integer_of_text(text: str) -> int:
@@ -190,7 +196,9 @@ def _integer_of_text(text: str) -> int:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+    # numpy's timedelta is a number for Python, of whatever unit.
+    is_duration = getattr(getattr(value, "dtype", None), "kind", None) == "m"
+    if isinstance(value, bool) or is_duration or not isinstance(value, Real | Decimal):
         raise TypeError
     return float(value)
 
@@ -260,11 +268,12 @@ def _end_time(name: str, value: object) -> float | None:
 
 
 def _conn_id(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or len(value) > _MAX_CONN_ID_CHARACTERS:
+    if not isinstance(value, str) or is_blank(value) or len(value) > _MAX_CONN_ID_CHARACTERS:
         longest = f"a text of 1 to {_MAX_CONN_ID_CHARACTERS} characters"
         raise _refused(name, value, f"is the id of an Airflow connection, {longest}")
     check_text(name, value)
-    return _plain(value)  # type: ignore[no-any-return]  # a text stays one
+    # A template or a file may end in a line break.
+    return _plain(value).strip()  # type: ignore[no-any-return]  # a text stays one
 
 
 def _image_task_id(name: str, value: object) -> str:
@@ -283,7 +292,7 @@ def _request_field(name: str, value: object) -> Any:
 
 def _folder(name: str, value: object) -> str:
     text = value if isinstance(value, str) else read_path(name, value)
-    if text is None or not text.strip():
+    if text is None or is_blank(text):
         raise _refused(name, value, "is the path or URL of a folder")
     public = without_credentials(text)
     if text != public:
@@ -296,6 +305,8 @@ def _folder(name: str, value: object) -> str:
     check_text(name, text)
     if any(unicodedata.category(character) == "Cc" for character in text.strip()):
         raise ValueError(f"{name} is {shown(text)}, with control characters; allowed is the path of a folder.")
+    if text.strip().endswith("://"):
+        raise ValueError(f"{name} is {shown(text)}, which names no folder; allowed is the path or URL of a folder.")
     if text.strip().endswith(("?", "#")):
         raise ValueError(f"{name} is {shown(text)}; allowed is the path of a folder, which cannot end with ? or #.")
     for part in _NOT_IN_NAMES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from airflow_provider_qwenimage.request_rows import (
 from airflow_provider_qwenimage.spool import Spool
 
 _ALLOWED = {
-    "prompt": f"a text of 1 to {MAX_PROMPT_CHARACTERS} characters that is not only white space",
+    "prompt": f"a text of 1 to {MAX_PROMPT_CHARACTERS} characters that is not blank",
     "size": ", ".join(SIZES),
     "seed": f"-1 (random) and the integers from 0 to {MAX_SEED}",
     "output_format": ", ".join(OUTPUT_FORMATS),
@@ -41,6 +42,8 @@ _ALLOWED = {
 _DESCRIBED_ROWS = 20
 _NUMBERED_ROWS = 100
 _LONGEST_PROBLEM = 400
+# A text as Python prints it, and the quote of another one right after it.
+_PYTHON_TEXTS = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(['"]?)""", re.DOTALL)
 # Batches that are mapped have places of their own, each of a million: else two would share the images of random seeds.
 _PLACES = 1_000_000
 MAX_ROWS = _PLACES
@@ -235,6 +238,11 @@ def _list_from_text(text: str) -> object:
         if error.line is None:
             # JSON, and no list that Python prints.
             raise ValueError(f"requests has {error}; allowed is {ALLOWED_REQUESTS}.") from None
+    if any(next_quote for _, next_quote in _PYTHON_TEXTS.findall(text)):
+        raise ValueError(
+            f"requests is {shown(text)}, with two texts side by side, which Python would take for one; allowed is "
+            f"{ALLOWED_REQUESTS}. An array of numpy prints so: make a list of it."
+        )
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,6 +41,12 @@ DEFAULT_MAX_IMAGE_BYTES = 50 * 1024 * 1024
 
 # The API draws one image for a request. Of a longer list of URLs, the first are read.
 MAX_IMAGES = 10
+
+# Categories of Unicode, and what it has as letters and marks.
+_UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
+_UNSEEN_LETTERS = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 _EXCERPT_CHARACTERS = 200
 _MAX_URL_CHARACTERS = 4096
@@ -134,7 +141,7 @@ class GenerateRequest:
 
 
 def _check_prompt(prompt: object) -> None:
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str) or is_blank(prompt):
         raise ValueError(f"prompt is {shown(prompt)}; allowed is a text that is not empty.")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise ValueError(
@@ -178,12 +185,21 @@ def check_text(name: str, text: str) -> None:
         )
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: it is empty, or white space, control characters and what is there for layout only.
+
+    A zero width space and a byte order mark are no white space for Python.
+    """
+    return all(unicodedata.category(each) in _UNSEEN or _UNSEEN_LETTERS.match(each) for each in text)
+
+
 def shown(value: object) -> str:
     """Return a value as Python prints it, short enough for a message."""
     if isinstance(value, str | bytes) and len(value) > _EXCERPT_CHARACTERS:
         return f"{value[:_EXCERPT_CHARACTERS]!r}… ({len(value)} in all)"
     try:
-        text = repr(value)
+        # What shows nothing is shown by its codes.
+        text = ascii(value) if isinstance(value, str) and is_blank(value) else repr(value)
     # Any class may have its own, and an integer may have more digits than Python prints.
     except Exception:  # noqa: BLE001  the message must come out in any case
         return f"a {type(value).__name__}"

@@ -273,13 +273,21 @@ def _read_csv(stream: BinaryIO) -> Iterator[Row]:
         lines.row_bytes = 0
         for number, row in enumerate(reader, start=1):
             lines.row_bytes = 0
-            too_long = "more cells than the header has columns; put a prompt with commas into quotes"
-            yield Row(number, row, lines.number, is_quotable=False, problem=too_long if None in row else None)
+            yield Row(number, row, lines.number, is_quotable=False, problem=_problem_of_cells(row))
     except csv.Error as error:
         raise ValueError(
             f"The file of requests is not CSV at line {lines.number}: {error}. Allowed is comma-separated text with "
             "quotes around what has commas, quotes or line breaks in it."
         ) from None
+
+
+def _problem_of_cells(row: Mapping[Any, Any]) -> str | None:
+    if None in row:
+        return "more cells than the header has columns; put a prompt with commas into quotes"
+    # Files that are put behind one another bring their headers along, and byte order marks.
+    if all(isinstance(cell, str) and cell.lstrip("\ufeff") == name for name, cell in row.items()):
+        return "the header once more; leave it out where files are joined"
+    return None
 
 
 def _check_columns(names: Iterable[str] | None) -> None:

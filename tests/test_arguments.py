@@ -11,6 +11,7 @@ from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,21 @@ class Size(str, Enum):  # noqa: UP042  what users have at hand, older than StrEn
 class Odd:
     def __repr__(self) -> str:
         raise RuntimeError("no text for it")
+
+
+class Level(int, Enum):
+    HIGH = 7
+
+
+class Minutes(int):
+    """As numpy's timedelta: an integer for Python, of a unit that it keeps to itself."""
+
+    dtype = SimpleNamespace(kind="m")
+
+
+class Unwilling:
+    def __index__(self) -> int:
+        raise RuntimeError("no index today")
 
 
 class Int64:
@@ -99,10 +115,26 @@ def test_integers_of_any_kind_are_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLES)
-@pytest.mark.parametrize("value", [0.5, "3", True, None, -1, math.inf, math.nan, 2**63, Fraction(1, 2)], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [0.5, "3", True, None, -1, math.inf, math.nan, 2**63, Fraction(1, 2), Decimal("sNaN"), Decimal("1E+999999")],
+)
 def test_other_numbers_are_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^{name} is {re.escape(repr(value))}; allowed are the integers from [01]"):
         read_argument(name, value)
+
+
+@pytest.mark.parametrize("name", [*SECONDS, *WHOLES, "seed", "max_credits", "end_time"])
+def test_what_says_nothing_of_its_number_is_refused_by_name(name: str) -> None:
+    for value in (Unwilling(), Decimal("sNaN")):
+        with pytest.raises(ValueError, match=f"^{name} is .*; allowed are "):
+            read_argument(name, value)
+
+
+@pytest.mark.parametrize("name", [*SECONDS, "max_credits", "end_time"])
+def test_a_number_of_an_unknown_unit_is_not_taken_for_seconds(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is 5; allowed are "):
+        read_argument(name, Minutes(5))
 
 
 def test_infinite_credits_are_no_limit() -> None:
@@ -129,7 +161,7 @@ def test_a_folder_may_be_a_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", " ", "\n", 5, True, b"/data", ["/data"], Path("/data/a.png"), "a\x00b", "\ud83d"]
+    "value", ["", " ", "\n", "\ufeff", 5, True, b"/data", ["/data"], Path("/data/a.png"), "a\x00b", "\ud83d", "s3://"]
 )
 def test_what_is_no_folder_is_refused(value: object) -> None:
     for readers in (ARGUMENTS, BATCH_ARGUMENTS):
@@ -146,6 +178,10 @@ def test_an_image_task_id_is_taken_in_the_form_that_can_be_stored() -> None:
     for task_id, read in [(" n43abc\n", "n43abc"), ("a\nb", "urlencoded:a%0Ab"), ("a\x00", "urlencoded:a%00")]:
         assert read_argument("image_task_id", task_id) == read
         assert read_argument("image_task_id", read) == read
+
+
+def test_a_connection_id_loses_the_line_break_of_a_template() -> None:
+    assert read_argument("qwenimage_conn_id", " my_qwen\n") == "my_qwen"
 
 
 @pytest.mark.parametrize("name", ["qwenimage_conn_id", "image_task_id"])
@@ -196,6 +232,13 @@ ROWS: list[tuple[dict[str, Any], GenerateRequest]] = [
     ({"prompt": "A fox", "size": Size.WIDE}, GenerateRequest(prompt="A fox", size="1536*1024")),
     ({"prompt": 1984}, GenerateRequest(prompt="1984")),
     ({"prompt": Fraction(1984)}, GenerateRequest(prompt="1984")),
+    ({"prompt": Level.HIGH, "seed": Level.HIGH}, GenerateRequest(prompt="7", seed=7)),
+    # More digits than a float has.
+    ({"prompt": "A fox", "seed": Decimal(2**53 + 1)}, GenerateRequest(prompt="A fox", seed=2**53 + 1)),
+    ({"prompt": "A fox", "seed": Fraction(2**53 + 1)}, GenerateRequest(prompt="A fox", seed=2**53 + 1)),
+    ({"prompt": "A fox", "seed": "\ufeff", "size": "\u200b"}, GenerateRequest(prompt="A fox")),
+    # An emoji of several characters, two of which show nothing by themselves.
+    ({"prompt": "\u2764\ufe0f\u200d\U0001f525"}, GenerateRequest(prompt="\u2764\ufe0f\u200d\U0001f525")),
     ({"prompt": "1984", "seed": MAX_SEED}, GenerateRequest(prompt="1984", seed=MAX_SEED)),
 ]
 
@@ -215,6 +258,11 @@ def test_a_row_means_the_same_in_a_batch_and_for_an_operator(row: dict[str, Any]
         ("prompt", None),
         ("prompt", ""),
         ("prompt", " \n"),
+        *[
+            ("prompt", text)
+            for text in ("\u200b", "\ufeff", "\x1a", "\u00ad", "\u2800", "\u3164", "\u200d\ufe0f", "\u180e \u2060")
+        ],
+        ("prompt", Decimal("sNaN")),
         ("prompt", True),
         ("prompt", math.nan),
         ("prompt", 10**5000),
@@ -224,6 +272,7 @@ def test_a_row_means_the_same_in_a_batch_and_for_an_operator(row: dict[str, Any]
         ("prompt", "A fox \ud83d"),
         ("prompt", "A fox\x00"),
         ("seed", 7.5),
+        ("seed", Decimal("7.00000000000000000001")),
         ("seed", "7.5"),
         ("seed", "seven"),
         ("seed", "None"),

@@ -19,7 +19,7 @@ from airflow_provider_qwenimage.batch_requests import (
     read_list,
     read_request,
 )
-from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.contract import GenerateRequest, is_blank
 from airflow_provider_qwenimage.images import file_stem
 from airflow_provider_qwenimage.request_rows import Row, file_reader
 
@@ -78,6 +78,19 @@ def test_lists_come_in_many_forms(value: Any) -> None:
 def test_what_is_no_list_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^requests is .*allowed is a list of prompts"):
         batch(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["['a fox' 'a hare']", "['a fox'\n 'a hare']", '["it\'s a fox" "a hare"]', "['a' 'b', 'c']"]
+)
+def test_texts_that_python_would_join_to_one_prompt_are_refused(value: str) -> None:
+    with pytest.raises(ValueError, match=r"^requests is .*two texts side by side.*make a list of it"):
+        batch(value)
+
+
+def test_quotes_in_a_printed_list_are_no_end_of_its_texts() -> None:
+    prompts = ["a 'red' fox", 'a "red" fox', "it's", "both ' and \"", "back\\", "two\nlines", "''", '"" ""']
+    assert [item.request.prompt for item in batch(repr(prompts))] == prompts
 
 
 def test_an_empty_list_is_a_batch_of_nothing() -> None:
@@ -212,6 +225,15 @@ def test_a_csv_file_with_other_columns_is_refused(content: str, story: str) -> N
         rows_of("p.csv", content)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["prompt\na\nprompt\nb\n", "prompt\na\n\ufeffprompt\nb\n", 'prompt,seed\na,1\n"prompt","seed"\nb,2\n'],
+)
+def test_files_that_were_joined_with_their_headers_do_not_draw_them(content: str) -> None:
+    with pytest.raises(ValueError, match=r"row 2 \(line 3\): the header once more"):
+        checked(rows_of("p.csv", content))
+
+
 def test_a_csv_row_with_too_many_cells_is_a_bad_row() -> None:
     with pytest.raises(ValueError, match=r"row 2 \(line 3\): more cells than the header"):
         checked(rows_of("p.csv", "prompt,size\na,\nA fox, a hare,,\n"))
@@ -238,7 +260,7 @@ def test_no_two_images_of_a_batch_share_a_file_and_every_row_has_one(values: lis
             assert requests[item.same_as].same_as is None
 
 
-@given(st.text(min_size=1, max_size=50).filter(lambda text: text.strip() and "\x00" not in text))
+@given(st.text(min_size=1, max_size=50).filter(lambda text: not is_blank(text) and "\x00" not in text))
 def test_every_prompt_goes_through_json_lines_unchanged(prompt: str) -> None:
     requests = checked(rows_of("p.jsonl", json.dumps({"prompt": prompt})))
     assert requests[0].request.prompt == prompt

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_qwenimage.batch_requests import BatchRequests, read_list
+from airflow_provider_qwenimage.contract import is_blank
 from airflow_provider_qwenimage.request_rows import (
     MAX_FILE_BYTES,
     MAX_JSON_BYTES,
@@ -257,7 +258,10 @@ def test_every_line_end_and_a_byte_order_mark_are_read(name: str, mark: bytes, e
 
 @given(
     st.lists(
-        st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1).filter(str.strip), min_size=1
+        st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1).filter(
+            lambda text: not is_blank(text)
+        ),
+        min_size=1,
     ),
     st.integers(1, 9),
 )

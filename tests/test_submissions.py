@@ -15,6 +15,7 @@ from airflow_provider_qwenimage.contract import (
     OUTPUT_FORMATS,
     SIZES,
     GenerateRequest,
+    is_blank,
     printable,
 )
 from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageSubmissionUnknownError
@@ -87,7 +88,7 @@ _STORABLE = st.characters(codec="utf-8", exclude_characters="\x00")
 
 requests = st.builds(
     GenerateRequest,
-    prompt=st.text(_STORABLE, min_size=1, max_size=50).filter(lambda text: bool(text.strip())),
+    prompt=st.text(_STORABLE, min_size=1, max_size=50).filter(lambda text: not is_blank(text)),
     size=st.sampled_from(SIZES),
     seed=st.integers(-1, 2**40),
     output_format=st.sampled_from(OUTPUT_FORMATS),
