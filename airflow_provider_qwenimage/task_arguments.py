@@ -7,7 +7,7 @@ retry and shown nowhere; it is kept there, and raised by the task itself.
 
 from __future__ import annotations
 
-import copy
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,8 @@ from airflow_provider_qwenimage.arguments import (
     is_template,
     read_path,
 )
-from airflow_provider_qwenimage.contract import shown
+from airflow_provider_qwenimage.contract import is_blank, shown
+from airflow_provider_qwenimage.templates import is_of_the_template, render_text, watch
 
 if TYPE_CHECKING:
     import os
@@ -57,19 +58,18 @@ def reads_arguments(init: Callable[_Arguments, None]) -> Callable[_Arguments, No
         (task,) = given
         assert isinstance(task, TaskArguments)  # noqa: S101  tells the type checker what it is
         for name, default in (own | dict.fromkeys(arguments.keys() - own.keys(), missing)).items():
-            if name not in task.argument_readers:
+            value = task.take_argument(name, arguments.get(name, default))
+            if value is not missing:
+                arguments[name] = value
                 continue
-            try:
-                arguments[name] = task.read_argument(name, arguments.get(name, default))
-            except ValueError as error:
-                if not getattr(task, "_BaseOperator__from_mapped", False):
-                    raise
-                task.note_refusal(name, error)
-                # The task is made all the same, to say so.
-                arguments.pop(name, None)
-                if name in own:
-                    arguments[name] = None if default is missing else default
+            # The task is made all the same, to say what is wrong.
+            arguments.pop(name, None)
+            if name in own:
+                arguments[name] = None if default is missing else default
         init(*given, **arguments)
+        # What Airflow's own `__init__` has taken from the default arguments of the DAG.
+        for name in (task.argument_readers.keys() & vars(task).keys()) - own.keys() - arguments.keys():
+            task.take_argument(name, getattr(task, name))
 
     read_and_init.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what inspect looks for
         parameters=[
@@ -96,7 +96,8 @@ class TaskArguments:
     # What is wrong with an argument, for the task to say.
     refusals: Mapping[str, ValueError] = MappingProxyType({})
     _rendered_field = ""
-    _in_row = False
+    # What the content that is being rendered is in, below a template field.
+    _holder: object = None
 
     @classmethod
     def partial(cls, **arguments: Any) -> OperatorPartial:
@@ -107,7 +108,13 @@ class TaskArguments:
         """
         for name, value in arguments.items():
             cls.check_argument(name, value)
-        mapped = super().partial(**arguments)  # type: ignore[misc]  # BaseOperator's
+        mapped: Any = super().partial(**arguments)  # type: ignore[misc]  # BaseOperator's
+        # Else Airflow would warn of the partial task that is left behind.
+        mapped._expand_called = True  # noqa: SLF001  as `expand` of the class below
+        for name, value in _defaults_of(mapped, arguments).items():
+            if name not in arguments and name in _names(cls):
+                cls.check_argument(name, value)
+        mapped._expand_called = False  # noqa: SLF001
         checking: Any = _checking_class
         mapped.__class__ = checking(type(mapped))
         return mapped  # type: ignore[no-any-return]  # Airflow's own
@@ -117,6 +124,36 @@ class TaskArguments:
         """Check one of the arguments of a task that is mapped; what is Airflow's own passes."""
         if name in cls.argument_readers:
             cls.read_argument(name, value)
+
+    @classmethod
+    def check_name(cls, name: str) -> None:
+        """Check that there is such an argument: Airflow looks only once it makes the mapped task, in each of its tries.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if name in _names(cls) or name.startswith("_"):
+            return
+        near = difflib.get_close_matches(name, cls.argument_readers, n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"{name!r} is no argument of {cls.__name__}{meant}; allowed are those that it documents.")
+
+    def take_argument(self, name: str, value: object) -> Any:
+        """Return an argument as `read_argument` does; `inspect.Parameter.empty` if a mapped task has to refuse it.
+
+        Raises:
+            ValueError: If it is not what is allowed, and the task is not mapped.
+        """
+        is_mapped = getattr(self, "_BaseOperator__from_mapped", False)
+        try:
+            if is_mapped:
+                self.check_name(name)
+            return self.read_argument(name, value) if name in self.argument_readers else value
+        except ValueError as error:
+            if not is_mapped:
+                raise
+            self.note_refusal(name, error)
+            return inspect.Parameter.empty
 
     @classmethod
     def read_argument(cls, name: str, value: object) -> Any:
@@ -142,9 +179,13 @@ class TaskArguments:
         self, content: Any, context: Any, jinja_env: jinja2.Environment | None = None, seen_oids: set[int] | None = None
     ) -> Any:
         """Render as any operator, but note a template that has nothing to say, for `check_rendered` to refuse it."""
-        field = next((name for name in self.template_fields if getattr(self, name, None) is content), None)
-        self._rendered_field = field or self._rendered_field
+        field = None
+        if self._holder is None:
+            field = next((name for name in self.template_fields if getattr(self, name, None) is content), None)
+            self._rendered_field = field or self._rendered_field
         render: Any = super().render_template  # type: ignore[misc]  # BaseOperator's
+        if self._rendered_field not in self.argument_readers:
+            return render(content, context, jinja_env, seen_oids)
         if not is_template(content):
             with self._inside(content):
                 rendered = render(content, context, jinja_env, seen_oids)
@@ -154,34 +195,38 @@ class TaskArguments:
             return rendered
         kept = self._kept_natively(is_whole=field is not None)
         environment = jinja_env or self.get_template_env()  # type: ignore[attr-defined]  # BaseOperator's
-        watched, saw_nothing = _watch(environment)
+        rendered = None
         try:
-            rendered = render(content, context, watched) if kept else None
+            if kept:
+                watched, why_no_text = watch(environment, lists=True)
+                rendered = render(content, context, watched)
             if not isinstance(rendered, kept) or isinstance(rendered, str):
-                rendered = _render_text(watched.from_string(content), context)
+                # The text of a whole list can be read again.
+                watched, why_no_text = watch(environment, lists=Sequence in kept)
+                rendered = render_text(watched.from_string(content), context)
         except Exception as error:
-            # Jinja's own errors tell of the template; raised here, they would be met by each retry and shown nowhere.
-            if not any(base.__module__.startswith("jinja2.") for base in type(error).__mro__):
+            if not is_of_the_template(error):
                 raise
-            self._refuse(content, f"cannot be rendered ({error})")
+            # Raised here, it would be met by each retry and shown nowhere.
+            self._refuse(content, f"cannot be rendered ({type(error).__name__}: {error})")
             return content
-        if saw_nothing or (isinstance(rendered, str) and not rendered.strip()):
-            why = ", because an expression in it has no value" if saw_nothing else ""
+        if why_no_text or (isinstance(rendered, str) and is_blank(rendered)):
+            why = f", because an expression in it {why_no_text[0]}" if why_no_text else ""
             self._refuse(content, f"renders to {shown(rendered)}{why}")
         return rendered
 
     @contextmanager
     def _inside(self, content: object) -> Iterator[None]:
         """Know, while an object is rendered, that what is rendered are the fields of a request: texts, as all are."""
-        before, self._in_row = self._in_row, isinstance(content, Mapping)
+        before, self._holder = self._holder, content
         try:
             yield
         finally:
-            self._in_row = before
+            self._holder = before
 
     def _kept_natively(self, *, is_whole: bool) -> tuple[type, ...]:
         """Return the classes of what native rendering may make of a template; anything else is rendered as a text."""
-        if self._rendered_field not in self.native_fields or self._in_row:
+        if self._rendered_field not in self.native_fields or isinstance(self._holder, Mapping):
             return ()
         return (Sequence, Mapping) if is_whole else (Mapping,)
 
@@ -213,34 +258,20 @@ class TaskArguments:
                 setattr(self, name, self.argument_readers[name](name, getattr(self, name)))
 
 
-def _watch(environment: jinja2.Environment) -> tuple[jinja2.Environment, list[bool]]:
-    """Return an environment that renders the same, and a list that is filled if it is to print what has no value."""
-    import jinja2
-
-    found: list[bool] = []
-    others = environment.finalize
-
-    # Not of the context, Jinja would also print for it what stands in branches that are not taken.
-    @jinja2.pass_context
-    def finalize(_: jinja2.runtime.Context, value: Any) -> Any:
-        if others is not None:
-            value = others(value)
-        if value is None or (isinstance(value, jinja2.Undefined) and not isinstance(value, jinja2.StrictUndefined)):
-            found.append(True)
-        return value
-
-    if hasattr(others, "jinja_pass_arg"):
-        return environment, found
-    return environment.overlay(finalize=finalize), found
+def _find_names(operator: type[Any]) -> frozenset[str]:
+    """Return the names of the arguments that an operator and its bases take."""
+    inits = [vars(base)["__init__"] for base in operator.__mro__ if "__init__" in vars(base)]
+    return frozenset(name for init in inits for name in inspect.signature(init).parameters)
 
 
-def _render_text(template: jinja2.Template, context: Any) -> str:
-    """Render to a text, in a DAG with native rendering as well; the context stays lazy, as with Airflow's own."""
-    context = copy.copy(context)
-    environment = template.environment
-    context.update((name, value) for name, value in template.globals.items() if name not in context)
-    names = environment.context_class(environment, context, template.name, template.blocks)
-    return "".join(map(str, template.root_render_func(names)))
+_names: Callable[[Any], frozenset[str]] = functools.cache(_find_names)
+
+
+def _defaults_of(mapped: OperatorPartial, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the default arguments of a mapped task, which Airflow adds only once it is made."""
+    holders = (mapped.kwargs.get("dag"), mapped.kwargs.get("task_group"))
+    defaults = [getattr(holder, "default_args", None) for holder in holders] + [arguments.get("default_args")]
+    return {name: value for each in defaults for name, value in (each or {}).items()}
 
 
 @functools.cache
@@ -260,6 +291,7 @@ def _checking_class(partial: type[Any]) -> type[Any]:
         self._expand_called = True
         for row in kwargs if isinstance(kwargs, list | tuple) else ():
             for name, value in row.items() if isinstance(row, Mapping) else ():
+                self.operator_class.check_name(str(name))
                 self.operator_class.check_argument(name, value)
         return partial.expand_kwargs(self, kwargs, **more)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, XComArg, task
+from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, Param, TaskGroup, XComArg, task
 
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
 
@@ -53,6 +53,8 @@ BAD: list[tuple[Kind, str, Any]] = [
     (QwenImageGenerateOperator, "retry_delay", "1"),
     (QwenImageGenerateOperator, "retry_delay", math.nan),
     (QwenImageGenerateOperator, "seed", task(lambda: 7)),
+    (QwenImageGenerateOperator, "size", Param("1024*1024")),
+    (QwenImageGenerateOperator, "output_path", Param("/data", type="string")),
     (QwenImageBatchOperator, "output_path", None),
     (QwenImageBatchOperator, "max_in_flight", 2.5),
     (QwenImageBatchOperator, "max_in_flight", True),
@@ -136,6 +138,14 @@ def test_unknown_arguments_are_refused_by_airflow() -> None:
         QwenImageGenerateOperator.partial(task_id="draw", overwite=True)
 
 
+def test_an_unknown_argument_in_a_row_to_map_over_is_refused_while_the_dag_is_parsed() -> None:
+    rows = [{"prompt": "A fox"}, {"prompt": "A hare", "overwite": True}]
+    with pytest.raises(
+        ValueError, match=r"^'overwite' is no argument of QwenImageGenerateOperator \(did you mean 'over"
+    ):
+        QwenImageGenerateOperator.partial(task_id="draw").expand_kwargs(rows)
+
+
 def test_what_users_have_at_hand_is_converted(tmp_path: Path) -> None:
     draw = QwenImageGenerateOperator(
         task_id="draw",
@@ -193,12 +203,36 @@ def test_of_several_bad_arguments_the_first_is_named() -> None:
         QwenImageGenerateOperator(task_id="draw", retry_delay="1", overwrite="no", seed="x", size="9", prompt="A fox")
 
 
-def test_default_arguments_are_checked_like_others() -> None:
+# The last one is taken by Airflow's own sensor.
+DEFAULTS: list[tuple[Kind, str, Any]] = [
+    (QwenImageGenerateOperator, "overwrite", "False"),
+    (QwenImageGenerateOperator, "size", "9*9"),
+    (QwenImageBatchOperator, "max_credits", "100"),
+    (QwenImageStatusSensor, "deferrable", "no"),
+    (QwenImageStatusSensor, "soft_fail", "False"),
+]
+
+
+@pytest.mark.parametrize("where", ["dag", "group", "task"])
+@pytest.mark.parametrize(("kind", "name", "value"), DEFAULTS, ids=_name)
+def test_default_arguments_are_checked_like_others(kind: Kind, name: str, value: Any, where: str) -> None:
+    defaults = {name: value}
+    own: dict[str, Any] = {"default_args": defaults} if where == "task" else {}
+    others = {key: good for key, good in GOOD[kind].items() if key not in MAPPED[kind]}
     with (
-        DAG("defaults", schedule=None, default_args={"overwrite": "False"}),
-        pytest.raises(ValueError, match="^overwrite is 'False'"),
+        DAG("defaults", schedule=None, default_args=defaults if where == "dag" else {}),
+        TaskGroup("group", default_args=defaults if where == "group" else {}),
     ):
-        QwenImageGenerateOperator(task_id="draw", prompt="A fox")
+        with pytest.raises(ValueError, match=f"^{name} is {value!r}".replace("*", r"\*")):
+            kind(task_id="draw", **GOOD[kind], **own)
+        with pytest.raises(ValueError, match=f"^{name} is {value!r}".replace("*", r"\*")):
+            kind.partial(task_id="mapped", **others, **own).expand(**MAPPED[kind])
+
+
+def test_an_argument_goes_before_a_default_and_defaults_of_others_are_not_checked() -> None:
+    with DAG("defaults", schedule=None, default_args={"overwrite": "False", "soft_fail": "of a sensor"}):
+        QwenImageGenerateOperator(task_id="draw", prompt="A fox", overwrite=True)
+        QwenImageGenerateOperator.partial(task_id="mapped", overwrite=True).expand(prompt=["A fox"])
 
 
 def test_a_class_made_of_the_operator_is_checked_as_it_is() -> None:

@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import task
 
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.airflows import AIRFLOW
 from tests.integration.dag_runs import TaskEnd, TestDag
 
 
@@ -31,14 +32,30 @@ NOTHING = {
     "undefined": "{{ dag_run.conf.missing }}",
     "no variable": "{{ missing }}",
     "no Jinja": "{{ dag_run.",
+    "None in a filter": "{{ dag_run.conf.get('missing') | trim }}",
+    "None beside a text": "{{ dag_run.conf.get('missing') ~ ' in the snow' }}",
+    "None added to a text": "{{ 'A fox in ' + dag_run.conf.get('missing') }}",
+    "no variable of Airflow": "{{ var.value.get('missing', none) }}",
+    # Older versions raise an error, which may be that of a secrets backend that is away.
+    **({"not even None": "{{ var.value.get('missing') }}"} if AIRFLOW >= (3, 3) else {}),
+    "None that is looked up late": "Since {{ prev_start_date_success }}",
+    "a function": "{{ dag_run.conf.get }}",
+    "invisible": "\u200b{{ '\ufeff' }}",
+    "a part of a list": "{{ params.animals }} in the snow {{ none }}",
 }
+LISTS = (
+    "{{ params.animals }}",
+    "A picture of {{ params.animals }}",
+    "{{ params.row }}",
+    "{{ params.animals | string }}",
+)
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["texts", "native"])
 def test_a_template_that_renders_to_nothing_is_refused_in_one_try_and_pays_nothing(
     connected_api: Sandbox, tmp_path: Path, native: bool
 ) -> None:
-    dag = TestDag(render_template_as_native_obj=native)
+    dag = TestDag(render_template_as_native_obj=native, params={"animals": ["a fox"]})
     stories = {}
     with dag:
         for number, (what, template) in enumerate(NOTHING.items()):
@@ -65,6 +82,66 @@ def test_a_template_that_renders_to_nothing_is_refused_in_one_try_and_pays_nothi
         assert_refused(run[task_id], story)
     assert connected_api.requests == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["texts", "native"])
+def test_a_list_or_an_object_that_is_printed_is_no_prompt(connected_api: Sandbox, tmp_path: Path, native: bool) -> None:
+    dag = TestDag(
+        render_template_as_native_obj=native,
+        params={"animals": ["a fox", "a hare"], "row": {"prompt": "A row"}, "rows": [{"prompt": "A row of rows"}]},
+    )
+    with dag:
+        for number, template in enumerate(LISTS):
+            QwenImageGenerateOperator(task_id=f"prompt_{number}", prompt=template)
+        QwenImageGenerateOperator(task_id="folder", prompt="A fox", output_path=f"{tmp_path}/{{{{ params.animals }}}}")
+        batch: dict[str, Any] = {"output_path": str(tmp_path), "poll_interval": 0.01}
+        QwenImageBatchOperator(task_id="in_a_row", requests=["A fox", "{{ params.animals }}"], **batch)
+        QwenImageBatchOperator(task_id="in_a_field", requests=[{"prompt": "{{ params.row }}"}], **batch)
+        QwenImageBatchOperator(task_id="row", requests=["{{ params.row }}"], **batch)
+        QwenImageBatchOperator(task_id="rows", requests="{{ params.rows }}", **batch)
+    run = dag.run()
+
+    refused = [f"prompt_{number}" for number in range(len(LISTS))] + ["folder", "in_a_row", "in_a_field"]
+    for task_id in refused if native else [*refused, "row"]:
+        assert_refused(run[task_id], ", not a text")
+    # With native rendering, an object is one.
+    assert run["row"].state == ("success" if native else "failed")
+    assert run["rows"].state == "success"
+    drawn = [submission.request["prompt"] for submission in connected_api.submissions]
+    assert sorted(drawn) == ["A row"] * native + ["A row of rows"]
+
+
+def test_an_if_without_an_else_prints_nothing_and_is_fine(connected_api: Sandbox) -> None:
+    dag = TestDag(params={"animals": ["a fox", "a hare"], "style": None})
+    with dag:
+        QwenImageGenerateOperator(
+            task_id="draw",
+            prompt="{% for each in params.animals %}{{ each }}{{ ' and ' if not loop.last }}{% endfor %}"
+            "{{ ', in oil' if params.style | lower == 'oil' }}",
+        )
+    assert dag.run()["draw"].state == "success"
+    assert [submission.request["prompt"] for submission in connected_api.submissions] == ["a fox and a hare"]
+
+
+def test_fields_of_a_class_of_its_own_render_as_in_any_operator(connected_api: Sandbox) -> None:
+    class Tagged(QwenImageGenerateOperator):
+        template_fields = (*QwenImageGenerateOperator.template_fields, "tags")
+
+        def __init__(self, *, tags: Any = None, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.tags = tags
+
+        def execute(self, context: Any) -> Any:
+            context["ti"].xcom_push(key="tags", value=self.tags)
+            return super().execute(context)
+
+    dag = TestDag(params={"tags": ["a"]})
+    with dag:
+        Tagged(task_id="draw", prompt="A fox", tags=["{{ params.tags }}", "{{ none }}", "{{ '' }}"])
+    draw = dag.run()["draw"]
+
+    assert draw.state == "success"
+    assert draw.xcoms["tags"] == ["['a']", "None", ""]
 
 
 def test_a_task_before_that_returned_nothing_is_refused_in_one_try(connected_api: Sandbox) -> None:
@@ -184,6 +261,8 @@ def test_a_bad_row_to_map_over_fails_its_own_task_in_one_try_with_its_reason(
         ({"prompt": "A fox", "output_path": "/data/a.png"}, "output_path is '/data/a.png'"),
         ({"prompt": "x" * 3000}, "prompt has 3000 characters"),
         ({"prompt": "A fox", "output_path": "{{ none }}"}, "output_path is '{{ none }}'"),
+        ({"prompt": "\u200b"}, "prompt is '\\u200b'"),
+        ({"prompt": "A fox", "overwite": True}, "'overwite' is no argument of QwenImageGenerateOperator"),
     ]
     rows_: list[dict[str, Any]] = [{"prompt": "A good fox"}, *(row for row, _ in bad)]
     dag = TestDag()

@@ -1,0 +1,189 @@
+"""Renders Jinja and watches what is printed: a value that has no text of its own is nothing that anybody means to pay.
+
+Jinja prints None as a word, a list as Python does, and a function by its address. No I/O.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
+    from jinja2 import nodes
+
+# Filters that make a text of whatever they get. What is joined are the entries.
+_TEXT_FILTERS = frozenset(
+    {"capitalize", "center", "e", "escape", "forceescape", "format", "lower", "replace", "safe", "string"}
+    | {"striptags", "title", "trim", "upper", "urlencode", "urlize"}
+)
+_PRINTED, _JOINED = "qwenimage_printed", "qwenimage_joined"
+# How many arguments `join` has where it joins an attribute of the entries.
+_WITH_ATTRIBUTE = 2
+
+
+def watch(environment: jinja2.Environment, *, lists: bool) -> tuple[jinja2.Environment, list[str]]:
+    """Return an environment that renders the same, and a list that tells what was printed and has no text of its own.
+
+    Args:
+        environment: Airflow's, of the DAG.
+        lists: Whether lists and objects may be printed.
+    """
+    import jinja2
+
+    found: list[str] = []
+    others = environment.finalize
+
+    def note(value: Any) -> Any:
+        if why := _why_no_text(value, lists=lists):
+            found.append(why)
+        return value
+
+    # Not of the context, Jinja would also print for it what stands in branches that are not taken.
+    @jinja2.pass_context
+    def printed(_: jinja2.runtime.Context, value: Any) -> Any:
+        return note(value)
+
+    @jinja2.pass_context
+    def joined(_: jinja2.runtime.Context, values: Any) -> Any:
+        return [note(value) for value in values] if isinstance(values, Iterable) else note(values)
+
+    @jinja2.pass_context
+    def finalize(_: jinja2.runtime.Context, value: Any) -> Any:
+        return note(value if others is None else others(value))
+
+    overlay = environment.overlay()
+    if not hasattr(others, "jinja_pass_arg"):
+        overlay.finalize = finalize
+    overlay.filters = environment.filters | {_PRINTED: printed, _JOINED: joined}
+    generator: Any = environment.code_generator_class
+    overlay.code_generator_class = _watching(generator)
+    return overlay, found
+
+
+def render_text(template: jinja2.Template, context: Any) -> str:
+    """Render to a text, in a DAG with native rendering as well; the context stays lazy, as with Airflow's own."""
+    context = copy.copy(context)
+    environment = template.environment
+    context.update((name, value) for name, value in template.globals.items() if name not in context)
+    names = environment.context_class(environment, context, template.name, template.blocks)
+    return "".join(map(str, template.root_render_func(names)))
+
+
+def is_of_the_template(error: Exception) -> bool:
+    """Whether an error while a template is rendered is about what it says, so that each retry would meet it again."""
+    wrong_value = isinstance(error, ArithmeticError | AttributeError | TypeError | ValueError)
+    return wrong_value or any(base.__module__.startswith("jinja2.") for base in type(error).__mro__)
+
+
+def _why_no_text(value: Any, *, lists: bool) -> str | None:
+    """Return why a value has no text that anybody means to print, or None if it has one."""
+    if isinstance(value, str):
+        return None
+    if _is_nothing(value):
+        return "has no value"
+    # Any class may have its own ideas of what is asked there.
+    with suppress(Exception):
+        if _is_for_programmers(value, lists=lists):
+            return f"is a {value.__class__.__name__}, not a text"
+    return None
+
+
+def _is_nothing(value: Any) -> bool:
+    import jinja2
+
+    # Airflow hands out what it looks up late as a proxy, which has the class of what it stands for.
+    kind = value.__class__
+    if issubclass(kind, jinja2.Undefined):
+        return not issubclass(kind, jinja2.StrictUndefined)
+    # Airflow 3 returns a mark for a variable that it does not find.
+    if kind is NoneType or any(base.__name__ == "ArgNotSet" for base in kind.__mro__):
+        return True
+    # NaN, whoever made it.
+    with suppress(Exception):
+        return not isinstance(value, Mapping | Sequence | AbstractSet) and not bool(value == value)  # noqa: PLR0124
+    return False
+
+
+def _is_for_programmers(value: Any, *, lists: bool) -> bool:
+    """Whether what is printed of a value is Python's or Airflow's word for an object."""
+    kind = value.__class__
+    is_array = hasattr(kind, "ndim") and bool(value.ndim)
+    is_list = is_array or isinstance(value, Mapping | Sequence | AbstractSet)
+    if is_list and lists:
+        return False
+    if is_array or isinstance(value, bytes | bytearray):
+        return True
+    if kind.__module__.partition(".")[0] == "airflow":
+        # Asked of the class: whatever is asked of some objects, they look a variable up.
+        return not (issubclass(kind, os.PathLike) or hasattr(kind, "protocol"))
+    if kind.__str__ is not object.__str__:
+        return False
+    return is_list or isinstance(value, Iterator) or callable(value) or repr(value).startswith("<")
+
+
+@functools.cache
+def _watching(generator: type[Any]) -> type[Any]:
+    """Return a class of Jinja's that compiles templates whose expressions tell what they make a text of to print it."""
+    from jinja2 import nodes
+
+    class Watching(generator):  # type: ignore[misc]  # Jinja has two, one of them for native rendering
+        def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:  # noqa: N802  Jinja's name
+            for output in list(node.find_all(nodes.Output)):
+                for each in output.nodes:
+                    _watch_printed(each)
+            super().visit_Template(node, frame)
+
+    return Watching
+
+
+def _watch_printed(node: Any, *, as_it_is: bool = True) -> None:
+    """Change the parts of an expression that is printed; what is compared or passed to a function is not printed.
+
+    Args:
+        node: The expression.
+        as_it_is: Whether its own value is printed, rather than what a filter or an operator makes of it.
+    """
+    from jinja2 import nodes
+
+    parts = list(node.iter_child_nodes())
+    if isinstance(node, nodes.Compare | nodes.Test):
+        parts = []
+    elif isinstance(node, nodes.Call):
+        parts = [node.node]
+    elif isinstance(node, nodes.CondExpr):
+        # An `if` without an `else` prints an empty text: nothing is missing there.
+        if as_it_is and node.expr2 is None:
+            node.expr2 = nodes.Const("", lineno=node.lineno)
+        parts = [each for each in (node.expr1, node.expr2) if each is not None]
+    for part in parts:
+        _watch_printed(part, as_it_is=isinstance(node, nodes.Concat) or (as_it_is and isinstance(node, nodes.CondExpr)))
+    _watch_operands(node)
+
+
+def _watch_operands(node: Any) -> None:
+    """Have an operator or a filter that makes a text tell of what."""
+    from jinja2 import nodes
+
+    def noted(operand: nodes.Expr, name: str = _PRINTED) -> nodes.Expr:
+        return nodes.Filter(operand, name, [], [], None, None, lineno=operand.lineno)
+
+    if isinstance(node, nodes.Concat):
+        node.nodes = [noted(each) for each in node.nodes]
+    elif isinstance(node, nodes.Mod) and isinstance(node.left, nodes.Const) and isinstance(node.left.value, str):
+        if isinstance(node.right, nodes.Tuple):
+            node.right.items = [noted(each) for each in node.right.items]
+        elif not isinstance(node.right, nodes.Dict):
+            node.right = noted(node.right)
+    elif isinstance(node, nodes.Filter) and node.node is not None:
+        if node.name in _TEXT_FILTERS:
+            node.node = noted(node.node)
+            node.args = [noted(each) for each in node.args]
+        elif node.name == "join" and not node.kwargs and len(node.args) < _WITH_ATTRIBUTE:
+            node.node = noted(node.node, _JOINED)
