@@ -305,10 +305,8 @@ def _folder(name: str, value: object) -> str:
     check_text(name, text)
     if any(unicodedata.category(character) == "Cc" for character in text.strip()):
         raise ValueError(f"{name} is {shown(text)}, with control characters; allowed is the path of a folder.")
-    if text.strip().endswith("://"):
-        raise ValueError(f"{name} is {shown(text)}, which names no folder; allowed is the path or URL of a folder.")
-    if text.strip().endswith(("?", "#")):
-        raise ValueError(f"{name} is {shown(text)}; allowed is the path of a folder, which cannot end with ? or #.")
+    if text.strip().endswith(("?", "#", "://")):
+        raise ValueError(f"{name} is {shown(text)}; allowed is the path of a folder, which cannot end with ?, # or ://.")
     for part in _NOT_IN_NAMES:
         if part in text:
             raise ValueError(

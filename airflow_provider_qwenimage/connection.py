@@ -15,7 +15,7 @@ from ipaddress import IPv6Address
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from airflow_provider_qwenimage.arguments import read_argument
+from airflow_provider_qwenimage.arguments import MAX_SECONDS, read_argument
 from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL, printable, safe_repr, shorten
 from airflow_provider_qwenimage.masking import Mask
 from airflow_provider_qwenimage.origins import DEFAULT_PORTS, displayed_url, host_in_ascii
@@ -210,7 +210,7 @@ def _read_extra(where: str, extra: str | None) -> Mapping[str, Any]:
 
 def _tell_ignored(extra: Mapping[str, Any]) -> str:
     """Return what of an extra is not known, without its values: a limit that is misspelt is no limit."""
-    unknown = [name for name in extra if name not in _KNOWN_EXTRA and not name.startswith(_FORM_PREFIX)]
+    unknown = [name for name in extra if name not in _KNOWN_EXTRA and not _is_left_by_a_form(name, extra[name])]
     if not unknown:
         return ""
     told = [_tell_unknown(name) for name in unknown[:_MOST_UNKNOWN_KEYS]]
@@ -222,8 +222,13 @@ def _tell_ignored(extra: Mapping[str, Any]) -> str:
     )
 
 
+def _is_left_by_a_form(name: str, value: object) -> bool:
+    return name.startswith(_FORM_PREFIX) and value in (None, "")
+
+
 def _tell_unknown(name: str) -> str:
-    plain = re.sub(r"[^a-z]+", "_", name[:_LONGEST_KEY].lower()).strip("_")
+    plain = name.rpartition("__")[2] if name.startswith(_FORM_PREFIX) else name
+    plain = re.sub(r"[^a-z]+", "_", plain[:_LONGEST_KEY].lower()).strip("_")
     near = difflib.get_close_matches(plain, _KNOWN_EXTRA, n=1)
     shown = printable(name if len(name) <= _LONGEST_KEY else f"{name[:_LONGEST_KEY]}…")
     return f"{shown!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
@@ -245,8 +250,13 @@ def _positive(where: str, extra: Mapping[str, Any], name: str, default: Any) -> 
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"{where} has {name} = {shorten(safe_repr(value))} in its extra; allowed are numbers above 0.")
+    # No clock reaches more seconds, nor does a request that has to wait as long for the one before it.
+    most = MAX_SECONDS if name == "timeout_seconds" else math.inf
+    if not 1 / MAX_SECONDS <= number <= most or math.isinf(number):
+        up_to = f", up to {most}" if most < math.inf else ""
+        raise ValueError(
+            f"{where} has {name} = {shorten(safe_repr(value))} in its extra; allowed are numbers above 0{up_to}."
+        )
     return number
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, cast
 
 from airflow_provider_qwenimage.request_rows import shown_source
 from airflow_provider_qwenimage.storage import path_of
-from airflow_provider_qwenimage.storage_libraries import LOCAL, READ, explaining, without_credentials
+from airflow_provider_qwenimage.storage_libraries import LOCAL, READ, explaining, reason_of, without_credentials
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
     from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+_NEVER_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def open_requests(source: str) -> BinaryIO:
@@ -35,12 +38,19 @@ def open_requests(source: str) -> BinaryIO:
             f"requests is {shown_source(source)}, with credentials before the @; allowed there is the id of an Airflow "
             "connection. Keep credentials in a connection."
         )
-    path = path_of(source)
     try:
-        return _open_local(path.path, source) if path.protocol in LOCAL else _open_remote(path)
+        path = path_of(source)
+        return _open_local(path.path) if path.protocol in LOCAL else _open_remote(path)
     except FileNotFoundError:
         pass
-    except IsADirectoryError:
+    except (ValueError, ImportError) as error:
+        raise ValueError(
+            f"requests is {shown_source(source)}, which Airflow cannot open ({reason_of(error)}). Check the path, and "
+            "that the provider of that storage is installed (for s3:// apache-airflow-providers-amazon[s3fs])."
+        ) from None
+    except OSError as error:
+        if error.errno not in _NEVER_A_FILE:
+            raise
         raise _not_a_file(source) from None
     raise FileNotFoundError(
         f"requests is {shown_source(source)}, and there is no such file (yet). Check the path, and that the task which "
@@ -48,13 +58,13 @@ def open_requests(source: str) -> BinaryIO:
     )
 
 
-def _open_local(path: str, source: str) -> BinaryIO:
+def _open_local(path: str) -> BinaryIO:
     # Opening a pipe would wait for who writes into it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    raise _not_a_file(source)
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 def _open_remote(path: ObjectStoragePath) -> BinaryIO:

@@ -221,7 +221,11 @@ class _RawConnection:
         ("timeout_seconds", "soon"),
         ("timeout_seconds", True),
         ("timeout_seconds", float("inf")),
+        ("timeout_seconds", 1e300),
+        ("timeout_seconds", "1e10"),
+        ("timeout_seconds", 1e-300),
         ("max_requests_per_second", -1),
+        ("max_requests_per_second", 1e-300),
         ("max_requests_per_second", [1]),
         ("verify", 5),
         ("verify", ["a"]),
@@ -247,6 +251,8 @@ def test_numbers_in_extra_may_be_texts(value: object) -> None:
         ("timeout_second", "timeout_seconds"),
         ("timeout", "timeout_seconds"),
         ("verfy", "verify"),
+        ("extra__qwenimage__max_requests_per_second", "max_requests_per_second"),
+        ("extra__qwenimage__verify", "verify"),
     ],
 )
 def test_a_misspelt_key_of_the_extra_is_warned_of_with_the_one_that_was_meant(

@@ -103,6 +103,26 @@ def test_what_is_no_regular_file_is_refused_at_once(
     assert "which is not a regular file" in refused(connected_api, draw(tmp_path / "images", f"{scheme}{file}"))
 
 
+@pytest.mark.parametrize(
+    ("source", "story"),
+    [
+        ("unknown://bucket/requests.csv", "which Airflow cannot open ("),
+        ("s3://[bucket/requests.csv", "which Airflow cannot open ("),
+        ("{folder}/file.csv/requests.csv", "which is not a regular file"),
+        ("{folder}/" + "x" * 300 + ".csv", "which is not a regular file"),
+    ],
+    ids=lambda value: value[:25],
+)
+def test_what_can_never_be_opened_is_named_in_one_try(
+    connected_api: Sandbox, tmp_path: Path, source: str, story: str
+) -> None:
+    (tmp_path / "file.csv").write_text("prompt\nA fox\n")
+
+    message = refused(connected_api, draw(tmp_path / "images", source.format(folder=tmp_path)))
+    assert message.startswith("requests is ")
+    assert story in message
+
+
 def test_a_link_to_a_file_of_requests_is_read(connected_api: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "mounted").write_text('"a hare"\n')
     (tmp_path / "requests.jsonl").symlink_to(tmp_path / "mounted")
