@@ -306,7 +306,9 @@ def _folder(name: str, value: object) -> str:
     if any(unicodedata.category(character) == "Cc" for character in text.strip()):
         raise ValueError(f"{name} is {shown(text)}, with control characters; allowed is the path of a folder.")
     if text.strip().endswith(("?", "#", "://")):
-        raise ValueError(f"{name} is {shown(text)}; allowed is the path of a folder, which cannot end with ?, # or ://.")
+        raise ValueError(
+            f"{name} is {shown(text)}; allowed is the path of a folder, which cannot end with ?, # or ://."
+        )
     for part in _NOT_IN_NAMES:
         if part in text:
             raise ValueError(
