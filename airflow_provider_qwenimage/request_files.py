@@ -71,7 +71,12 @@ def _open_remote(path: ObjectStoragePath) -> BinaryIO:
     # Its length is known from a listing otherwise, which another process may have made stale.
     path.fs.invalidate_cache(path.path)
     with explaining(READ, path):
-        return cast("BinaryIO", path.open("rb"))
+        is_folder = path.fs.info(path.path).get("type") == "directory"
+        stream = None if is_folder else path.open("rb")
+    # Spark writes a folder of that name, which an object store opens as if it were an empty file.
+    if stream is None:
+        raise IsADirectoryError(errno.EISDIR, "It is a folder", str(path))
+    return cast("BinaryIO", stream)
 
 
 def _not_a_file(source: str) -> ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mimetypes
 import re
 from collections.abc import Iterator
@@ -125,7 +126,7 @@ def explaining(action: str, path: ObjectStoragePath) -> Iterator[None]:
 
 def is_denied(error: BaseException) -> bool:
     """Whether an error is a storage's way to say that something is not allowed."""
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         return True
     return bool(_status_of(error) & _DENIED)
 

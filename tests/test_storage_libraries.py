@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +54,13 @@ def test_a_denied_request_is_a_permission_error_that_names_path_and_connection(
     assert text.startswith(f"{folder} cannot be {action}: access was denied (HttpError: no such")
     assert repr(start.removeprefix("gs://")[:-1]) in text
     assert text.isprintable()
+
+
+def test_a_disk_that_is_read_only_is_denied_as_well(tmp_path: Path) -> None:
+    folder = storage.open_output_path(str(tmp_path))
+    with pytest.raises(PermissionError) as raised, explaining(WRITE, folder):
+        raise OSError(errno.EROFS, "Read-only file system", f"{tmp_path}/.hidden.part")
+    assert str(raised.value).startswith(f"{tmp_path} cannot be written: access was denied (OSError: [Errno")
 
 
 def test_a_bucket_that_does_not_exist_is_told_by_its_status() -> None:

@@ -199,6 +199,14 @@ def test_a_file_of_requests_is_read_as_it_is_now(bucket: Bucket) -> None:
             assert stream.read() == content
 
 
+@pytest.mark.parametrize("end", ["", "/"])
+@pytest.mark.parametrize("key", ["a.jsonl/part-0", "a.jsonl/"])
+def test_a_folder_is_no_empty_file_of_requests(bucket: Bucket, key: str, end: str) -> None:
+    bucket.put(key, b"")
+    with pytest.raises(ValueError, match="which is not a regular file"):
+        open_requests(f"{bucket.url}/a.jsonl{end}")
+
+
 def test_a_file_of_requests_that_may_not_be_read_is_a_sentence(bucket: Bucket) -> None:
     bucket.put("a.jsonl", b'"a fox"\n')
     url = f"{bucket.url_without('read')}/a.jsonl"
