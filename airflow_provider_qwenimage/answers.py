@@ -122,8 +122,11 @@ def parse_submission(answer: HttpAnswer) -> str:
         QwenImageRequestError: If the API said no.
         QwenImageContractError: If the answer is not of the documented shape.
     """
-    data = _parse_envelope(answer)
+    data = (_read_envelope(answer) or {}).get("data")
     task_id = data.get("task_id") if isinstance(data, Mapping) else None
+    if not is_usable(task_id):
+        _parse_envelope(answer)
+    # With an id it is an acceptance, whatever status and code stand around it: sent again, it would be paid twice.
     return read_task_id(task_id)
 
 

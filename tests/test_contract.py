@@ -382,6 +382,24 @@ class TestErrorAnswer:
             parse_submission(answer(envelope(None, 500, "oops"), 502))
         assert not caught.value.from_api
 
+    @pytest.mark.parametrize(
+        ("status", "code"),
+        [
+            *((status, 200) for status in (201, 206, 301, 400, 413, 429, 500, 502)),
+            *((200, code) for code in (400, 401, 429, 500)),
+            *((same, same) for same in (202, 429, 500)),
+        ],
+    )
+    def test_an_answer_to_a_submission_that_holds_a_task_id_is_an_acceptance(self, status: int, code: int) -> None:
+        data = {"task_id": "n43abc", "status": "IN_PROGRESS"}
+        assert parse_submission(answer(envelope(data, code), status)) == "n43abc"
+
+    @pytest.mark.parametrize("data", [{}, {"task_id": None}, {"task_id": ""}, {"task_id": 5}, [], "n43abc"])
+    def test_an_error_without_a_task_id_stays_one(self, data: object) -> None:
+        for status, code in ((500, 200), (200, 500), (500, 500)):
+            with pytest.raises(QwenImageServerError):
+                parse_submission(answer(envelope(data, code), status))
+
     def test_a_success_code_under_an_error_status_is_an_error(self) -> None:
         with pytest.raises(QwenImageServerError) as caught:
             parse_status(answer(envelope(DOCUMENTED, 200), 500), "n43abc")

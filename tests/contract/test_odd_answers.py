@@ -229,6 +229,17 @@ def test_a_connection_is_used_again_only_after_a_whole_answer(
     assert len(connections) == 2
 
 
+@pytest.mark.parametrize("status", [b"201 Created", b"400 Bad Request", b"500 Oh", b"502 Bad Gateway"])
+def test_a_submission_is_not_sent_again_after_an_answer_with_a_task_id(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, status: bytes
+) -> None:
+    with RawServer(answer(status=b"HTTP/1.1 " + status)) as server:
+        connect(monkeypatch, server.url)
+        again = type(client)(retry_limit=3, retry_delay=0.0)
+        assert again("generate", "a fox") == TASK
+        assert len(server.requests) == 1
+
+
 STRANGER = answer(body=ENVELOPE.replace(TASK.encode(), b"stranger"))
 
 
