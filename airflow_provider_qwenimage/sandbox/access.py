@@ -69,13 +69,18 @@ def refusal(caller: Caller, own_names: Collection[str] = ()) -> Refusal | None:
         )
     if caller.method in _READING:
         return None
-    if caller.origins or any(site != "none" for site in caller.sites):
+    if is_from_page(caller):
         return Refusal(403, "This request was sent by a web page, and no page may control the sandbox. Use curl.")
     if [_media_type(text) for text in caller.content_types] != [CONTROL_HEADERS["Content-Type"]]:
         return Refusal(415, f"The Content-Type is missing or another one. {_HEADERS_NEEDED}")
     if list(caller.marks) != [CONTROL_VALUE]:
         return Refusal(403, f"The header {CONTROL_HEADER} is missing or has another value. {_HEADERS_NEEDED}")
     return None
+
+
+def is_from_page(caller: Caller) -> bool:
+    """Whether a web page sends a request; no page may hold the key of the API, so none is a client of it."""
+    return bool(caller.origins) or any(site != "none" for site in caller.sites)
 
 
 def is_own_host(header: str, own_names: Collection[str]) -> bool:

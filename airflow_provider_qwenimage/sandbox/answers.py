@@ -67,6 +67,9 @@ _ERRORS: Mapping[str, Answer] = {
 UNAUTHORIZED = _ERRORS["unauthorized"]
 PAYMENT_REQUIRED = _ERRORS["payment"]
 NOT_FOUND = _ERRORS["not_found"]
+FROM_A_PAGE = Answer(
+    403, "Forbidden: a web page sent this request, and no page may hold an API key. Send it from a server."
+)
 TASK_ID_REQUIRED = Answer(400, "Bad Request: 'task_id' is required.")
 
 

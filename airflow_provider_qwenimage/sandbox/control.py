@@ -9,7 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
-from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADER, CONTROL_HEADERS, Caller, refusal
+from airflow_provider_qwenimage.sandbox import wire
+from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADERS, refusal
 from airflow_provider_qwenimage.sandbox.faults import BEHAVIOURS
 from airflow_provider_qwenimage.sandbox.state import SandboxState
 
@@ -107,7 +108,7 @@ class _Control:
 
 def _guarded(handler: _Handler, own_names: Collection[str]) -> _Handler:
     async def answer(request: web.Request) -> web.StreamResponse:
-        refused = refusal(_caller(request), own_names)
+        refused = refusal(wire.caller(request), own_names)
         if refused is not None:
             return web.json_response({"error": refused.reason}, status=refused.status)
         try:
@@ -116,18 +117,6 @@ def _guarded(handler: _Handler, own_names: Collection[str]) -> _Handler:
             return web.json_response({"error": _shortened(str(error))}, status=400)
 
     return answer
-
-
-def _caller(request: web.Request) -> Caller:
-    values = request.headers.getall
-    return Caller(
-        request.method,
-        hosts=values("Host", []),
-        origins=values("Origin", []),
-        sites=values("Sec-Fetch-Site", []),
-        content_types=values("Content-Type", []),
-        marks=values(CONTROL_HEADER, []),
-    )
 
 
 def _shortened(text: str) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from airflow_provider_qwenimage.contract import GENERATE_PATH, OUTPUT_FORMATS, STATUS_PATH
-from airflow_provider_qwenimage.sandbox import answers, wire
+from airflow_provider_qwenimage.sandbox import access, answers, wire
 from airflow_provider_qwenimage.sandbox.answers import Answer
 from airflow_provider_qwenimage.sandbox.books import RequestRecord, Task
 from airflow_provider_qwenimage.sandbox.callbacks import Callbacks
@@ -183,7 +183,9 @@ class SandboxServer:
 
     async def _process_api(self, request: web.Request, record: RequestRecord) -> web.StreamResponse:
         settings = self._state.settings
-        if not answers.has_key(request.headers.get("Authorization"), settings.api_keys):
+        if access.is_from_page(wire.caller(request)):
+            answer = answers.FROM_A_PAGE
+        elif not answers.has_key(request.headers.get("Authorization"), settings.api_keys):
             answer = answers.UNAUTHORIZED
         elif record.route == "generate":
             answer = await self._submit(request, record)

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADER, Caller
 from airflow_provider_qwenimage.sandbox.answers import Answer
 from airflow_provider_qwenimage.sandbox.books import RequestRecord
 
@@ -15,6 +16,19 @@ _HTML_PAGE = """<!DOCTYPE html>
 <html><head><title>502 Bad Gateway</title></head>
 <body><h1>502 Bad Gateway</h1><p>The proxy had no answer from the server behind it. Try again.</p></body></html>
 """
+
+
+def caller(request: web.Request) -> Caller:
+    """Return what a request says about who sent it."""
+    values = request.headers.getall
+    return Caller(
+        request.method,
+        hosts=values("Host", []),
+        origins=values("Origin", []),
+        sites=values("Sec-Fetch-Site", []),
+        content_types=values("Content-Type", []),
+        marks=values(CONTROL_HEADER, []),
+    )
 
 
 class DroppedError(Exception):

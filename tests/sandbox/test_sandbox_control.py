@@ -126,6 +126,26 @@ def test_no_web_page_controls_the_sandbox(api: Api, headers: dict[str, str], sta
     assert not any(api.request("GET", "/sandbox/script").json().values())
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example:8512", "Host": "evil.example:8512"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "same-origin", "Host": "evil.example:8512"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+    ids=str,
+)
+def test_no_web_page_has_the_sandbox_call_an_address(api: Api, headers: dict[str, str]) -> None:
+    # The key of a sandbox is known, and a page whose name leads here can send it.
+    authorized = {"Authorization": "Bearer sk-sandbox", **headers}
+    body = {"prompt": "a cat", "callback_url": f"{api.sandbox.url}/called-back"}
+    answer = api.request("POST", "/api/generate", json=body, headers=authorized)
+    assert (answer.status_code, answer.json()["code"]) == (403, 403)
+    assert api.request("GET", "/api/status?task_id=n43", headers=authorized).status_code == 403
+    assert api.sandbox.submissions == []
+
+
 def test_a_page_that_asks_first_is_not_encouraged(api: Api) -> None:
     asking = {
         "Origin": "https://evil.example",
