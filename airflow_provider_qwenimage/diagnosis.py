@@ -24,7 +24,8 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
 )
 from airflow_provider_qwenimage.http_answers import UnreadableAnswerError
-from airflow_provider_qwenimage.network_environment import proxy_variable
+from airflow_provider_qwenimage.masking import Mask
+from airflow_provider_qwenimage.network_environment import proxy_passwords, proxy_variable
 
 # The whole of a connection test: it runs in Airflow's API server, which has other things to answer.
 TEST_SECONDS = 10.0
@@ -50,6 +51,9 @@ def describe(error: BaseException, settings: ConnectionSettings | None = None) -
     text = str(said) if ours else f"{type(said).__name__}: {_words_of(said)}".rstrip(": ")
     # First what is secret, and only then cut: half a key is no longer found.
     text = settings.without_key(text) if settings else text
+    # A proxy may quote what it was sent to log in, in the reason phrase of its refusal or in what is no answer.
+    for password in proxy_passwords():
+        text = Mask(password)(text)
     text = printable(_QUERY.sub("", without_access(text)))
     return text[:_MOST_CHARACTERS].rstrip(".") + "."
 

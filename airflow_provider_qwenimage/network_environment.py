@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError
 
@@ -133,6 +134,17 @@ def proxy_variable(url: str) -> str:
     scheme = urlsplit(url).scheme.lower()
     names = (f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY")
     return next(filter(os.environ.get, names), names[1])
+
+
+def proxy_passwords() -> set[str]:
+    """Return the passwords that the environment has for proxies, as they are written there and as they are sent."""
+    found: set[str] = set()
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        for value in filter(None, map(os.environ.get, (name, name.upper()))):
+            with contextlib.suppress(ValueError):
+                password = urlsplit(value if "://" in value else f"http://{value}").password or ""
+                found |= {password, unquote(password)}
+    return found - {""}
 
 
 def _unusable(story: str) -> QwenImageConnectionError:

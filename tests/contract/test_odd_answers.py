@@ -13,6 +13,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -551,6 +552,28 @@ def test_a_proxy_that_refuses_to_connect_means_that_nothing_was_sent(
         assert_nothing_was_sent(client, "HTTPS_PROXY")
         assert all(request.startswith(b"CONNECT api.example:443 ") for request in proxy.requests)
         assert not any(KEY.encode() in request for request in proxy.requests)
+
+
+@pytest.mark.parametrize("password", ["pass-word-4711", "pass@word%214711", "p4711"])
+@pytest.mark.parametrize("scheme", ["http://", ""], ids=["with a scheme", "without"])
+def test_a_proxy_that_quotes_its_password_is_not_quoted(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, password: str, scheme: str
+) -> None:
+    sent = unquote(password)
+    for quoted in (sent, quote(sent, safe=""), base64.b64encode(f"me:{sent}".encode()).decode()):
+        if quoted != sent and len(sent) < 8:
+            continue
+        for said in (
+            b"HTTP/1.1 407 No %b\r\nContent-Length: 0\r\n\r\n",
+            b"No %b\r\n\r\n",
+            b"HTTP/1.1 407 X\r\nNo %b\r\n\r\n",
+        ):
+            with RawServer(said % quoted.encode()) as proxy:
+                set_proxy(monkeypatch, "HTTPS_PROXY", f"{scheme}me:{password}@127.0.0.1:{proxy.port}")
+                connect(monkeypatch, "https://api.example")
+                shown = str(error_of(lambda: client("get_status", TASK)))
+            assert "4711" not in shown
+            assert quoted == sent or quoted[4:-4] not in shown
 
 
 def test_a_proxy_without_a_scheme_is_an_http_proxy(client: SyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
