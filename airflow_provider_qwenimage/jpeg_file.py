@@ -26,6 +26,8 @@ _UNIT = re.compile(rb"\xff\x00|.", re.DOTALL)
 # Encoders write about ten scans; each is a walk over all blocks, so a file of many small ones would take hours.
 _MAX_SCANS = 200
 _MAX_INTERVALS = 250_000
+# Far more than files have, and little enough to be looked at one by one.
+_MAX_SEGMENTS = 100_000
 _COEFFICIENTS = 64
 # What the decoder reads ahead, in bytes.
 _AHEAD = 8
@@ -85,6 +87,7 @@ class JpegFile:
         self._zero_symbols: dict[int, int] = {}
         self._scans: list[_Scan] = []
         self._intervals_left = _MAX_INTERVALS
+        self._segments_left = _MAX_SEGMENTS
         self._read()
 
     def decode(self) -> None:
@@ -109,6 +112,7 @@ class JpegFile:
             marker, start, at = self._segment(at)
             if marker == _EOI:
                 break
+            self._count_segment()
             if marker in _BESIDE_THE_PIXELS:
                 continue
             head += self._content[start:at]
@@ -118,6 +122,11 @@ class JpegFile:
                 head.clear()
         if not self._scans or any(any(left) for left in self._precision_left.values()):
             raise ValueError("the JPEG ends before its last scan")
+
+    def _count_segment(self) -> None:
+        self._segments_left -= 1
+        if self._segments_left < 0:
+            raise ValueError(f"the JPEG has more than {_MAX_SEGMENTS} segments and tables")
 
     def _read_segment(self, marker: int, start: int, segment: bytes) -> None:
         if marker in _FRAMES:
@@ -171,6 +180,7 @@ class JpegFile:
 
     def _read_tables(self, tables: bytes) -> None:
         while tables:
+            self._count_segment()
             symbols = sum(tables[1:17])
             if len(tables) < 17 + symbols:
                 raise ValueError("a Huffman table of the JPEG is broken")

@@ -10,6 +10,8 @@ _END = b"IEND"
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", _END)
 _HEADER_BYTES = 13
 _PIECE_BYTES = 1024 * 1024
+# Far more than files have, and little enough to be looked at one by one.
+_MAX_CHUNKS = 100_000
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _WITH_PALETTE = 3
 # The seven passes of an interlaced file: where each begins in a block of 8 by 8 pixels, and its steps.
@@ -36,7 +38,11 @@ class PngFile:
         self._data: list[bytes] = []
         at = len(_SIGNATURE)
         before = kind = b""
+        chunks_left = _MAX_CHUNKS
         while kind != _END:
+            chunks_left -= 1
+            if chunks_left < 0:
+                raise ValueError(f"the PNG has more than {_MAX_CHUNKS} chunks")
             before, kind = kind, content[at + 4 : at + 8]
             length = int.from_bytes(content[at : at + 4], "big")
             end = at + 12 + length

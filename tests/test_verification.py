@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
-from airflow_provider_qwenimage.verification import verify_image
+from airflow_provider_qwenimage.verification import open_image, verify_image
 
 SIZE = (768, 1024)
 JPEG_KINDS: dict[str, dict[str, Any]] = {
@@ -367,6 +367,26 @@ def test_a_jpeg_that_is_mostly_fill_bytes_takes_no_time_to_refuse() -> None:
     content = encoded("jpeg")
     middle = scan_of(content) + 1000
     refused(content[:middle] + b"\xff" * 20_000_000 + b"\0" + content[middle:], "jpeg")
+
+
+# By what they begin with, where the parts go, and one part.
+PARTS: dict[str, tuple[str, int, bytes]] = {
+    "comments": ("jpeg", 2, b"\xff\xfe\x00\x02"),
+    "empty tables": ("jpeg", 2, b"\xff\xc4\x00\x02"),
+    "unused tables": ("jpeg", 2, b"\xff\xc4\x00\x13" + bytes(17)),
+    "texts": ("png", 33, struct.pack(">I4sI", 0, b"teXt", zlib.crc32(b"teXt"))),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_an_image_of_very_many_parts_is_not_looked_at_part_by_part(name: str) -> None:
+    """Some hundred megabytes of empty parts would hold the API server for minutes."""
+    output_format, at, part = PARTS[name]
+    content = encoded(output_format)
+    verify(content[:at] + 1000 * part + content[at:], output_format)
+    many = content[:at] + 100_000 * part + content[at:]
+    with pytest.raises(ValueError, match="more than 100000"):
+        open_image(many)
 
 
 def with_palette(*palettes: bytes) -> list[tuple[bytes, bytes]]:
