@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,19 @@ from airflow_provider_qwenimage.batch_totals import manifest_name, rows_name
 from airflow_provider_qwenimage.contract import MAX_IMAGES
 from airflow_provider_qwenimage.plugin.bounds import MOST_IMAGES_OF_A_BATCH, json_value, path
 from airflow_provider_qwenimage.plugin.image_records import Unseen
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError, mark_of, open_recorded, read_file, storage_of
+from airflow_provider_qwenimage.plugin.storage_access import (
+    RefusedError,
+    log_problem,
+    mark_of,
+    open_recorded,
+    read_file,
+    storage_of,
+)
 from airflow_provider_qwenimage.storage import writer_of
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.plugin.image_records import TaskInstance
     from airflow_provider_qwenimage.plugin.time_limits import TimeLimitedReads
-
-log = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -129,7 +133,7 @@ def _read(recorded: str, name: str) -> _Manifest:
     except RefusedError:
         raise
     except Exception as error:  # every storage has its own
-        log.warning("Cannot read %s for the gallery: %s", recorded, error)
+        log_problem("read", recorded, error)
         raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
     if content is None:
         raise RefusedError(f"{file.name} is not there any more.")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airflow_provider_qwenimage.contract import printable, shorten
 from airflow_provider_qwenimage.plugin.bounds import MOST_PATH, MOST_PIXELS
 from airflow_provider_qwenimage.storage import read_beginning
 from airflow_provider_qwenimage.storage_libraries import LOCAL
@@ -25,6 +26,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)", re.IGNORECASE)
 _NOT_STORAGE = frozenset({"http", "https", "ftp", "data", "github", "git", "jupyter", "cached", "simplecache", "zip"})
 # What changes with a file differs between the storages.
 _MARKS = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
+_LOGGED_CHARACTERS = 3000
 _PIECE_BYTES = 1024 * 1024
 # A local path's first folders: what is mounted is one storage.
 _FOLDERS_OF_A_MOUNT = 3
@@ -42,6 +44,18 @@ def check_pixels(size: tuple[int, int]) -> None:
     """
     if size[0] * size[1] > MOST_PIXELS:
         raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
+
+
+def log_problem(verb: str, path: object, error: Exception) -> None:
+    """Log why a recorded file cannot be read or opened: as one line, whatever somebody has recorded.
+
+    Args:
+        verb: What cannot be done.
+        path: The path or URL.
+        error: What a storage's library raised.
+    """
+    told = printable(f"{path} for the gallery: {type(error).__name__}: {error}")
+    log.warning("Cannot %s %s", verb, shorten(told, _LOGGED_CHARACTERS))
 
 
 def storage_of(path: str) -> str:
@@ -78,7 +92,7 @@ def open_recorded(path: str) -> ObjectStoragePath:
         file = ObjectStoragePath(path)
         _ = file.fs
     except Exception as error:  # every storage has its own
-        log.warning("Cannot open %s for the gallery: %s: %s", path, type(error).__name__, error)
+        log_problem("open", path, error)
         raise RefusedError(
             f"The API server cannot open this storage ({type(error).__name__}). It needs the storage's provider and "
             "connection, as the workers do."

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.plugin.bounds import MOST_NAME, json_value, text
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError, check_pixels, open_recorded, read_file
+from airflow_provider_qwenimage.plugin.storage_access import (
+    RefusedError,
+    check_pixels,
+    log_problem,
+    open_recorded,
+    read_file,
+)
 from airflow_provider_qwenimage.verification import open_image
 
 if TYPE_CHECKING:
@@ -47,8 +52,6 @@ _FIELDS = (
     "made_by",
     "package_version",
 )
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def _read(file: ObjectStoragePath, most: int) -> bytes | None:
     except RefusedError:
         raise
     except Exception as error:  # every storage has its own
-        log.warning("Cannot read %s for the gallery: %s", file, error)
+        log_problem("read", file, error)
         raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
 
+from airflow_provider_qwenimage.contract import printable
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class TimeLimitedReads:
             if is_given_up:
                 log.warning(
                     "The gallery gives up a read of %s for DAG %s after %.1f s; %d such threads have not ended.",
-                    storage,
+                    printable(storage),
                     dag_id,
                     seconds,
                     self.given_up,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_qwenimage.plugin.image_records import Unseen
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError, open_recorded, read_file, storage_of
+from airflow_provider_qwenimage.plugin.storage_access import (
+    RefusedError,
+    log_problem,
+    open_recorded,
+    read_file,
+    storage_of,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.plugin.image_records import TaskInstance
     from airflow_provider_qwenimage.plugin.time_limits import TimeLimitedReads
-
-log = logging.getLogger(__name__)
 
 # As it is stored: several times what the tasks of this package push.
 MOST_BYTES = 256 * 1024
@@ -146,7 +149,7 @@ def _content(value: str) -> str:
     except RefusedError:
         raise
     except Exception as error:  # every storage and every compression has its own
-        log.warning("Cannot read %s for the gallery: %s", value, error)
+        log_problem("read", value, error)
         raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
     if content is None:
         raise RefusedError(f"{file.name} is not there any more.")

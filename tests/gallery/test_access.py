@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from airflow_provider_qwenimage import QwenImageBatchOperator
 from airflow_provider_qwenimage.plugin.app import app
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError, open_recorded
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError, log_problem, open_recorded
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
 from tests.integration.dag_runs import TestDag, dag_that_draws
@@ -460,6 +461,15 @@ def test_the_api_server_asks_no_web_server_for_an_image(scheme: str) -> None:
     path = f"{attach(MemoryStore(scheme), scheme)}host/images/a.png"
     with pytest.raises(RefusedError, match=f"{scheme}:// is not a storage for images"):
         open_recorded(path)
+
+
+@pytest.mark.parametrize("path", ["nothing://host/a\n[error] forged.png", "nothing://\x1b[2J\r/\u2028\x9b.png"])
+def test_a_recorded_path_forges_no_line_of_the_log(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), pytest.raises(RefusedError):
+        open_recorded(path)
+    log_problem("read", path, OSError(path))
+    assert [message.split()[:2] for message in caplog.messages] == [["Cannot", "open"], ["Cannot", "read"]]
+    assert all(message.isprintable() for message in caplog.messages)
 
 
 def test_an_image_that_was_drawn_anew_is_not_taken_for_the_one_before(
