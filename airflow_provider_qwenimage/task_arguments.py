@@ -207,13 +207,19 @@ class TaskArguments:
         except Exception as error:
             if not is_of_the_template(error):
                 raise
-            # Raised here, it would be met by each retry and shown nowhere.
-            self._refuse(content, f"cannot be rendered ({type(error).__name__}: {error})")
+            # Raised here, it would be met by each retry and shown nowhere. A ValueError often quotes a value.
+            why = "" if isinstance(error, ValueError) else f": {error}"
+            self._refuse(content, f"cannot be rendered ({type(error).__name__}{why})")
             return content
-        if why_no_text or (isinstance(rendered, str) and is_blank(rendered)):
-            why = f", because an expression in it {why_no_text[0]}" if why_no_text else ""
-            self._refuse(content, f"renders to {shown(rendered)}{why}")
+        self._refuse_without_text(content, rendered, why_no_text)
         return rendered
+
+    def _refuse_without_text(self, template: object, rendered: object, why_no_text: Sequence[str]) -> None:
+        if why_no_text:
+            # Not what was rendered: an object's text may have a password in it, a connection's has.
+            self._refuse(template, f"does not render as meant, because an expression in it {why_no_text[0]}")
+        elif isinstance(rendered, str) and is_blank(rendered):
+            self._refuse(template, f"renders to {shown(rendered)}")
 
     @contextmanager
     def _inside(self, content: object) -> Iterator[None]:

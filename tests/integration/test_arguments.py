@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,22 @@ def test_a_list_or_an_object_that_is_printed_is_no_prompt(connected_api: Sandbox
     assert run["rows"].state == "success"
     drawn = [submission.request["prompt"] for submission in connected_api.submissions]
     assert sorted(drawn) == ["A row"] * native + ["A row of rows"]
+
+
+def test_an_error_about_a_template_shows_no_secret_that_it_printed(connected_api: Sandbox) -> None:
+    key = json.loads(connected_api.connection_json)["password"]
+    dag = TestDag(user_defined_macros={"number": int, "secret": key})
+    with dag:
+        QwenImageGenerateOperator(task_id="connection", prompt="{{ conn.qwenimage_default }}")
+        QwenImageGenerateOperator(task_id="beside", prompt="{{ conn.qwenimage_default.password }} and {{ none }}")
+        QwenImageGenerateOperator(task_id="error", prompt="{{ number(secret) }}")
+    run = dag.run()
+
+    for task_id in ("beside", "error", *(["connection"] if AIRFLOW >= (3, 0) else [])):
+        assert_refused(run[task_id], "prompt is '{{ ")
+        assert key not in json.dumps(run[task_id].xcoms)
+        assert key not in str(run[task_id].error)
+    assert key not in [submission.request["prompt"] for submission in connected_api.submissions]
 
 
 def test_an_if_without_an_else_prints_nothing_and_is_fine(connected_api: Sandbox) -> None:
