@@ -151,13 +151,15 @@ def _read(recorded: str, name: str) -> _Manifest:
 def _parsed(content: bytes) -> tuple[Rows, bool]:
     """Return the rows of a manifest, cut to what is shown of them, and whether there are more."""
     rows: list[Mapping[str, Any]] = []
-    start = 0
+    start = lines = 0
     while start < len(content):
+        # Those that are no rows count as well: there may be a hundred million of them.
+        if lines == MOST_ROWS:
+            return rows, True
+        lines += 1
         end = content.find(b"\n", start)
         end = len(content) if end < 0 else end
         if end - start <= _MOST_ROW_BYTES and (row := _row(content[start:end])):
-            if len(rows) == MOST_ROWS:
-                return rows, True
             rows.append(row)
         start = end + 1
     return rows, False

@@ -75,6 +75,17 @@ def test_a_million_rows_are_read_up_to_a_number_and_the_page_says_so(
     assert rows_of(tmp_path, *[json.dumps(ROW).encode()] * 10)[1] is None
 
 
+@pytest.mark.parametrize("line", [b"", b"{", b"[]"])
+def test_lines_that_are_no_rows_count_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
+    """A file of 100 MiB may hold a hundred million of them."""
+    monkeypatch.setattr(manifests, "MOST_ROWS", 10)
+    good = json.dumps(ROW).encode()
+    rows, problem = rows_of(tmp_path, good, *[line] * 9, good)
+    assert len(rows) == 1
+    assert "more than 10 rows" in str(problem)
+    assert len(rows_of(tmp_path, good, *[line] * 8, good)[0]) == 2
+
+
 def test_a_manifest_that_is_too_large_is_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "MOST_BYTES", 1024 * 1024)
     file = tmp_path / "manifest.jsonl"
