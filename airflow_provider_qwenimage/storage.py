@@ -28,6 +28,7 @@ from airflow_provider_qwenimage.storage_libraries import (
     is_object_store,
     library_of,
     reason_of,
+    what_to_check,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ def open_output_path(output_path: str) -> ObjectStoragePath:
     output_path = output_path.strip()
     try:
         folder = path_of(output_path)
-        _ = folder.fs
     except (ValueError, ImportError) as error:
         what_to_do = (
             "Install the provider of that storage (for s3:// apache-airflow-providers-amazon[s3fs]), or use a file:// "
@@ -163,6 +163,8 @@ def path_of(location: str) -> ObjectStoragePath:
 
     Raises:
         ValueError: If it is no URL of a storage, or begins at a home folder that does not exist.
+        ImportError: If what talks to that storage is not installed.
+        OSError: If its connection cannot be used.
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
@@ -172,7 +174,14 @@ def path_of(location: str) -> ObjectStoragePath:
         location = f"{local[0]}{_absolute(location[local.end() :])}"
     elif _URL.match(location) is None:
         location = str(_absolute(location))
-    return ObjectStoragePath(location)
+    path = ObjectStoragePath(location)
+    try:
+        _ = path.fs
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:  # the libraries' own, where a connection first has to ask for credentials
+        raise OSError(f"{location} cannot be opened ({reason_of(error)}). {what_to_check(location)}") from error
+    return path
 
 
 def _absolute(path: str) -> Path:

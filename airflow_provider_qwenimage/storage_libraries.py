@@ -121,7 +121,7 @@ def explaining(action: str, path: ObjectStoragePath) -> Iterator[None]:
             if error.errno is not None and error.filename is None:
                 error.filename = str(path)
             raise
-        raise OSError(f"{path} cannot be {action} ({reason_of(error)}). {_what_to_check(str(path))}") from error
+        raise OSError(f"{path} cannot be {action} ({reason_of(error)}). {what_to_check(str(path))}") from error
 
 
 def is_denied(error: BaseException) -> bool:
@@ -163,6 +163,7 @@ def _owner(path: str) -> str:
     return f"the credentials of the Airflow connection {found[1]!r}" if found else "the worker"
 
 
-def _what_to_check(path: str) -> str:
+def what_to_check(path: str) -> str:
+    """Return the advice that ends an error about a path: its connection is named, if it has one."""
     found = _CONN_ID.match(path)
     return f"Check the path, and the Airflow connection {found[1]!r}." if found else "Check the path and the storage."

@@ -163,6 +163,20 @@ def test_keys_that_aws_does_not_know_are_a_sentence(bucket: Bucket, monkeypatch:
         storage.open_output_path("s3://s3_away@bucket/x")
 
 
+def test_a_role_that_cannot_be_had_is_a_sentence(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = json.loads(bucket.server.connection())
+    connection["extra"] |= {
+        "role_arn": "arn:aws:iam::123456789012:role/foxes",
+        # Nobody listens there.
+        "service_config": {"sts": {"endpoint_url": "http://127.0.0.1:9"}},
+        "config_kwargs": {"retries": {"max_attempts": 0}},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_S3_ROLE", json.dumps(connection))
+    for opening in (storage.open_output_path, open_requests):
+        with pytest.raises(OSError, match=r"s3://s3_role@bucket/x.jsonl cannot be opened .*connection 's3_role'"):
+            opening("s3://s3_role@bucket/x.jsonl")
+
+
 def test_a_record_that_cannot_be_read_stops_and_says_that_nothing_was_submitted(bucket: Bucket) -> None:
     store = FileStore(storage.open_output_path(bucket.url_without("read")) / ".submission-1.json")
     with pytest.raises(PermissionError, match=r"cannot be read, so nothing was submitted.*s3:GetObject"):
