@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.providers.common.compat.sdk import ObjectStoragePath, XComArg
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
+    from airflow.sdk.definitions.param import DagParam
 
-    # What users may pass: a text or a template of it; the output of another task; a function of the context.
-    Text: TypeAlias = str | XComArg | Callable[..., str]
+    # What users may pass: a text or a template of it; the output of another task; `dag.param(…)`; a function of the
+    # context.
+    Text: TypeAlias = str | XComArg | DagParam | Callable[..., str]
     Folder: TypeAlias = Text | os.PathLike[str] | ObjectStoragePath
     Requests: TypeAlias = Folder | Sequence[Any] | Callable[..., Sequence[Any]]
 

@@ -159,6 +159,7 @@ def test_what_only_python_has_a_word_for_is_told(template: str, kind: str) -> No
         "{{ text ~ (' in the snow' if not flag) }}",
         "{{ (text if not flag) | default('a hare') }}",
         "{{ 'a' if not flag else ('b' if not flag) }}",
+        "{{ nothing | string == 'x' }}{{ (nothing ~ '') is string }}",
         "{% if nothing | lower == 'oil' %}oil{% endif %}{{ 'oil' if nothing | string == 'x' else text }}",
         "{% if false %}{{ nothing | trim }}{{ nothing ~ 'x' }}{% endif %}{{ nothing | trim if false else text }}",
         "{{ number % 2 }}{{ '%05.1f' % amount }}{{ '%s' % text }}",

@@ -48,6 +48,7 @@ QwenImageGenerateOperator(task_id="a", prompt="A fox", seed=7, output_path=Path(
 QwenImageGenerateOperator(task_id="a", prompt="A fox", output_path=ObjectStoragePath("s3://a@b/c"), seed=Index())
 QwenImageGenerateOperator(task_id="a", prompt="A fox", timeout=timedelta(hours=1), poll_interval=2.5, max_credits=100)
 QwenImageGenerateOperator(task_id="a", prompt="A fox", timeout=Index(), max_image_bytes=Index(), max_credits=None)
+QwenImageGenerateOperator(task_id="a", prompt=DAG("a").param("prompt"), output_path=DAG("a").param("folder", "/data"))
 QwenImageGenerateOperator.partial(task_id="a", size="1024*768").expand(prompt=["A fox"])
 QwenImageGenerateOperator.partial(task_id="a").expand_kwargs(rows())
 QwenImageStatusSensor(task_id="a", image_task_id=submit.output, timeout=timedelta(minutes=30))
