@@ -42,8 +42,8 @@ _ALLOWED = {
 _DESCRIBED_ROWS = 20
 _NUMBERED_ROWS = 100
 _LONGEST_PROBLEM = 400
-# A text as Python prints it, and the quote of another one right after it.
-_PYTHON_TEXTS = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(['"]?)""", re.DOTALL)
+# A comment, or a text as Python prints it and the quote of another one right after it.
+_PYTHON_TEXTS = re.compile(r"""\#.*|(?:'(?:\\[\s\S]|[^'\\])*+'|"(?:\\[\s\S]|[^"\\])*+")\s*(?P<next>['"]?)""")
 # Batches that are mapped have places of their own, each of a million: else two would share the images of random seeds.
 _PLACES = 1_000_000
 MAX_ROWS = _PLACES
@@ -238,12 +238,14 @@ def _list_from_text(text: str) -> object:
         if error.line is None:
             # JSON, and no list that Python prints.
             raise ValueError(f"requests has {error}; allowed is {ALLOWED_REQUESTS}.") from None
-    if any(next_quote for _, next_quote in _PYTHON_TEXTS.findall(text)):
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    # Looked for only in what is Python: elsewhere, a quote without an end would be looked for again from each escape.
+    if any(found["next"] for found in _PYTHON_TEXTS.finditer(text)):
         raise ValueError(
             f"requests is {shown(text)}, with two texts side by side, which Python would take for one; allowed is "
             f"{ALLOWED_REQUESTS}. An array of numpy prints so: make a list of it."
         )
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+    return value

@@ -88,6 +88,13 @@ def test_texts_that_python_would_join_to_one_prompt_are_refused(value: str) -> N
         batch(value)
 
 
+def test_comments_are_no_texts_and_quotes_without_an_end_are_looked_for_once() -> None:
+    assert [item.request.prompt for item in batch("[ # it's\n'a fox', # 'a' 'b'\n'a hare']")] == ["a fox", "a hare"]
+    with pytest.raises(ValueError, match=r"^requests is .*allowed is a list of prompts"):
+        batch("['" + r"\'" * 100_000)
+    assert batch("[ # " + r"\'" * 100_000 + "\n]") == []
+
+
 def test_quotes_in_a_printed_list_are_no_end_of_its_texts() -> None:
     prompts = ["a 'red' fox", 'a "red" fox', "it's", "both ' and \"", "back\\", "two\nlines", "''", '"" ""']
     assert [item.request.prompt for item in batch(repr(prompts))] == prompts
