@@ -50,18 +50,25 @@ def refused(content: bytes, output_format: str) -> None:
     assert not caught.value.permanent
 
 
+def noise(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Return noise that is the same each time: whether damage shows depends on what it meets."""
+    random = Random(seed)
+    return Image.frombytes(
+        "L", size, bytes(min(255, max(0, round(random.gauss(128, 90)))) for _ in range(size[0] * size[1]))
+    )
+
+
 @cache
 def picture(mode: str = "RGB") -> Image.Image:
     """Return a picture with noise above, a drawing in the middle and a plain area below."""
     image = Image.new("RGB", SIZE, (20, 160, 90))
-    noise = [Image.effect_noise((SIZE[0] // 4, 100), 90).resize((SIZE[0], 600)) for _ in range(3)]
-    image.paste(Image.merge("RGB", noise), (0, 0))
+    image.paste(Image.merge("RGB", [noise(seed, (SIZE[0] // 4, 100)).resize((SIZE[0], 600)) for seed in range(3)]))
     draw = ImageDraw.Draw(image)
     for number in range(60):
         draw.ellipse((number * 12, 400 + number * 3, number * 12 + 90, 520 + number * 3), fill=(number * 4, 30, 200))
     image = image.convert(mode)
     if mode == "RGBA":
-        image.putalpha(Image.effect_noise((SIZE[0] // 8, SIZE[1] // 8), 90).resize(SIZE))
+        image.putalpha(noise(3, (SIZE[0] // 8, SIZE[1] // 8)).resize(SIZE))
     return image
 
 
