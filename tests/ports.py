@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import socket
 import sys
 
@@ -26,3 +27,9 @@ def free_ports(number: int) -> list[int]:
         else:
             bound.close()
     return ports
+
+
+@atexit.register
+def _let_go() -> None:
+    for bound in _HELD:
+        bound.close()
