@@ -182,6 +182,8 @@ def test_only_a_tasks_own_values_are_read(tmp_path: Path, monkeypatch: pytest.Mo
         ("1.json.gz", b"no gzip", "cannot be read"),
         ("1.json", b"1" * 5000, "no JSON"),
     ],
+    # The bytes of gzip hold the time.
+    ids=["nested", "long", "long when unpacked", "not packed", "number"],
 )
 def test_what_a_backend_stores_is_read_within_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, reason: str
