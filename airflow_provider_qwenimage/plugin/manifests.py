@@ -6,6 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ from airflow_provider_qwenimage.plugin.bounds import MOST_IMAGES_OF_A_BATCH, jso
 from airflow_provider_qwenimage.plugin.image_records import Unseen
 from airflow_provider_qwenimage.plugin.storage_access import (
     RefusedError,
-    log_problem,
     mark_of,
     open_recorded,
     read_file,
+    refusing_what_fails,
     storage_of,
 )
 from airflow_provider_qwenimage.storage import writer_of
@@ -121,20 +122,14 @@ def _read(recorded: str, name: str) -> _Manifest:
     file = open_recorded(recorded)
     if file.name != name:
         raise RefusedError(f"{file.name} is not {name}, which this task writes.")
-    try:
+    content = None
+    with refusing_what_fails(file, recorded), suppress(FileNotFoundError):
         mark = mark_of(file)
         with _lock:
             kept = _kept.get(recorded)
         if kept is not None and kept.mark == mark:
             return kept
         content = read_file(file, MOST_BYTES)
-    except FileNotFoundError:
-        content = None
-    except RefusedError:
-        raise
-    except Exception as error:  # every storage has its own
-        log_problem("read", recorded, error)
-        raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
     if content is None:
         raise RefusedError(f"{file.name} is not there any more.")
     if len(content) > MOST_BYTES:

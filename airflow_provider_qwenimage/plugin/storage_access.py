@@ -46,6 +46,26 @@ def check_pixels(size: tuple[int, int]) -> None:
         raise RefusedError(f"This image has more than {MOST_PIXELS:,} pixels, which is too much to show.")
 
 
+@contextlib.contextmanager
+def refusing_what_fails(file: ObjectStoragePath, recorded: object) -> Iterator[None]:
+    """Refuse a file that cannot be read: every storage, and every compression, has errors of its own.
+
+    Args:
+        file: What the block reads.
+        recorded: The path or URL that was recorded, for the log.
+
+    Raises:
+        RefusedError: If it cannot be read.
+    """
+    try:
+        yield
+    except RefusedError:
+        raise
+    except Exception as error:
+        log_problem("read", recorded, error)
+        raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
+
+
 def log_problem(verb: str, path: object, error: Exception) -> None:
     """Log why a recorded file cannot be read or opened: as one line, whatever somebody has recorded.
 

@@ -13,9 +13,9 @@ from airflow_provider_qwenimage.plugin.bounds import MOST_NAME, json_value, text
 from airflow_provider_qwenimage.plugin.storage_access import (
     RefusedError,
     check_pixels,
-    log_problem,
     open_recorded,
     read_file,
+    refusing_what_fails,
 )
 from airflow_provider_qwenimage.verification import open_image
 
@@ -132,13 +132,8 @@ def read_image(record: ImageRecord, sidecar: Mapping[str, Any]) -> StoredImage:
 
 
 def _read(file: ObjectStoragePath, most: int) -> bytes | None:
-    try:
+    with refusing_what_fails(file, file):
         return read_file(file, most)
-    except RefusedError:
-        raise
-    except Exception as error:  # every storage has its own
-        log_problem("read", file, error)
-        raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
 
 
 def _open(record: ImageRecord) -> ObjectStoragePath:

@@ -16,9 +16,9 @@ from airflow.providers.common.compat.sdk import conf
 from airflow_provider_qwenimage.plugin.image_records import Unseen
 from airflow_provider_qwenimage.plugin.storage_access import (
     RefusedError,
-    log_problem,
     open_recorded,
     read_file,
+    refusing_what_fails,
     storage_of,
 )
 
@@ -140,17 +140,12 @@ def _content(value: str) -> str:
     from fsspec.utils import infer_compression
 
     file = open_recorded(value)
-    try:
+    with refusing_what_fails(file, value):
         content = read_file(file, MOST_BYTES)
         compression = infer_compression(file.name)
         if compression is not None and content is not None and len(content) <= MOST_BYTES:
             # However much it unpacks to.
             content = compr[compression](io.BytesIO(content), mode="rb").read(MOST_BYTES + 1)
-    except RefusedError:
-        raise
-    except Exception as error:  # every storage and every compression has its own
-        log_problem("read", value, error)
-        raise RefusedError(f"{file.name} cannot be read by the API server ({type(error).__name__}).") from error
     if content is None:
         raise RefusedError(f"{file.name} is not there any more.")
     if len(content) > MOST_BYTES:
