@@ -32,9 +32,11 @@ class _BoundedProtocol(ResponseHandler):
     def set_response_params(self, **params: Any) -> None:
         # A proxy's answer to CONNECT comes before there is a connection, and aiohttp reads it itself.
         exchange = Exchange.current()
-        if exchange is not None and not exchange.is_connected:
+        self._rewritten = None
+        if exchange is not None and exchange.is_connected:
+            self._rewritten = _RewrittenAnswer(exchange)
+        elif exchange is not None:
             params |= _BOUNDS_OF_A_PROXY
-        self._rewritten = _RewrittenAnswer(exchange) if exchange and exchange.is_connected else None
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:

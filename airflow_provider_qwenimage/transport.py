@@ -202,7 +202,7 @@ class AiohttpTransport:
             call.method,
             url_of(self._settings.base_url + call.path, call.params),
             data=call.body,
-            headers=_content_headers(call) | self._authorization if call.body else self._authorization,
+            headers=_content_headers(call) | self._authorization,
             allow_redirects=False,
             # The session's own looks where each request goes; this one goes to the API.
             middlewares=(),
