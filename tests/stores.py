@@ -30,6 +30,21 @@ class MemoryStore(MemoryFileSystem):
         super().mv(path1, path2, **kwargs)
 
 
+class WatchedStore(MemoryStore):
+    """Does something before each read."""
+
+    def before_a_read(self) -> None:
+        raise NotImplementedError
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        self.before_a_read()
+        return super().info(path, **kwargs)
+
+    def cat_file(self, *args: Any, **kwargs: Any) -> Any:
+        self.before_a_read()
+        return super().cat_file(*args, **kwargs)
+
+
 class DiskThatFillsUp(LocalFileSystem):
     """Writes half of what it is given. What happens then is up to `in_the_middle`."""
 

@@ -276,12 +276,14 @@ def overwritten(content: bytes, at: int, new: bytes) -> bytes:
     return content[:at] + new + content[at + len(new) :]
 
 
-JPEG_DAMAGE: dict[str, Callable[[bytes, int], bytes]] = {
+OVERWRITTEN: dict[str, Callable[[bytes, int], bytes]] = {
     "zeros": lambda content, at: overwritten(content, at, bytes(4000)),
     "few zeros": lambda content, at: overwritten(content, at, bytes(600)),
     "ones": lambda content, at: overwritten(content, at, b"\xff" * 4000),
     "garbage": lambda content, at: overwritten(content, at, Random(at).randbytes(2000)),
     "text": lambda content, at: overwritten(content, at, b"<html><body>502 Bad Gateway</body></html>" * 20),
+}
+JPEG_DAMAGE = OVERWRITTEN | {
     "missing": lambda content, at: content[:at] + content[at + 3000 :],
     "twice": lambda content, at: content[: at + 3000] + content[at:],
     "the rest zeros": lambda content, at: content[:at] + bytes(len(content) - at - 2) + b"\xff\xd9",
@@ -457,32 +459,23 @@ def test_a_webp_that_is_not_complete_does_not_pass() -> None:
         refused(cut, "webp")
 
 
-WEBP_DAMAGE: dict[str, Callable[[bytes, int], bytes]] = {
-    "zeros": lambda content, at: overwritten(content, at, bytes(4000)),
-    "few zeros": lambda content, at: overwritten(content, at, bytes(600)),
-    "ones": lambda content, at: overwritten(content, at, b"\xff" * 4000),
-    "garbage": lambda content, at: overwritten(content, at, Random(at).randbytes(2000)),
-    "text": lambda content, at: overwritten(content, at, b"<html><body>502 Bad Gateway</body></html>" * 20),
-}
-
-
-@pytest.mark.parametrize("damage", WEBP_DAMAGE)
+@pytest.mark.parametrize("damage", OVERWRITTEN)
 @pytest.mark.parametrize("kind", ["middling", "fine", "lossless"])
 def test_a_webp_that_is_damaged_inside_does_not_pass(kind: str, damage: str) -> None:
     content = encoded("webp", "RGB", kind)
     # At its end are zeros: the plain area.
     for part in (1, 2, 3):
-        refused(WEBP_DAMAGE[damage](content, len(content) * part // 5), "webp")
+        refused(OVERWRITTEN[damage](content, len(content) * part // 5), "webp")
 
 
-@pytest.mark.parametrize("damage", WEBP_DAMAGE)
+@pytest.mark.parametrize("damage", OVERWRITTEN)
 def test_a_webp_whose_transparency_is_damaged_does_not_pass(damage: str) -> None:
     content = encoded("webp", "RGBA", "middling")
     start = content.index(b"ALPH")
     length = int.from_bytes(content[start + 4 : start + 8], "little")
     assert length > 10_000
     for part in (1, 2, 3):
-        refused(WEBP_DAMAGE[damage](content, start + length * part // 5), "webp")
+        refused(OVERWRITTEN[damage](content, start + length * part // 5), "webp")
 
 
 def test_a_webp_whose_first_frame_is_damaged_does_not_pass() -> None:

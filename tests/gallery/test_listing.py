@@ -16,7 +16,7 @@ from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
 from tests.integration.dag_runs import TestDag, dag_that_draws
-from tests.stores import MemoryStore, attach
+from tests.stores import MemoryStore, WatchedStore, attach
 
 Show = Callable[[TestDag], Shown]
 
@@ -182,22 +182,14 @@ def test_images_in_any_storage_are_shown(server: Server, show: Show, protocol: s
     assert server.get(item["thumbnail"]).status_code == 200
 
 
-class BrokenStore(MemoryStore):
+class BrokenStore(WatchedStore):
     """Fails, once it is broken, as libraries do where a machine has no credentials: with errors of their own."""
 
     error: Exception | None = None
 
-    def _fail(self) -> None:
+    def before_a_read(self) -> None:
         if self.error is not None:
             raise self.error
-
-    def info(self, path: str, **kwargs: Any) -> Any:
-        self._fail()
-        return super().info(path, **kwargs)
-
-    def cat_file(self, *args: Any, **kwargs: Any) -> Any:
-        self._fail()
-        return super().cat_file(*args, **kwargs)
 
 
 @pytest.mark.parametrize(

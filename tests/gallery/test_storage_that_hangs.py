@@ -26,10 +26,10 @@ from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
 from tests.gallery.test_access import copied, image, push
 from tests.integration.dag_runs import TestDag, dag_that_draws
-from tests.stores import MemoryStore, attach
+from tests.stores import MemoryStore, WatchedStore, attach
 
 
-class SilentStore(MemoryStore):
+class SilentStore(WatchedStore):
     """Answers nothing until it may."""
 
     def __init__(self, protocol: str) -> None:
@@ -38,17 +38,9 @@ class SilentStore(MemoryStore):
         self.may_answer.set()
         self.asked = threading.Semaphore(0)
 
-    def _ask(self) -> None:
+    def before_a_read(self) -> None:
         self.asked.release()
         assert self.may_answer.wait(200)
-
-    def info(self, path: str, **kwargs: Any) -> Any:
-        self._ask()
-        return super().info(path, **kwargs)
-
-    def cat_file(self, *args: Any, **kwargs: Any) -> Any:
-        self._ask()
-        return super().cat_file(*args, **kwargs)
 
 
 @pytest.fixture
