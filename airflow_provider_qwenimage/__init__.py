@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_qwenimage._version import __version__
+
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
     from airflow_provider_qwenimage.operators import QwenImageBatchOperator, QwenImageGenerateOperator
     from airflow_provider_qwenimage.sensors import QwenImageStatusSensor
     from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
-
-__version__ = "0.1.0"
 
 __all__ = [
     "QwenImageAsyncHook",

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_qwenimage import answers, contract, polling, provider_info, retries
-from airflow_provider_qwenimage.arguments import REQUEST_FIELDS, Number, Seconds, read_argument, read_request
-from airflow_provider_qwenimage.connection import (
+from airflow_provider_qwenimage import contract, provider_info
+from airflow_provider_qwenimage.client.connection import (
     CONN_TYPE,
     DEFAULT_CONN_ID,
     DEFAULT_TIMEOUT_SECONDS,
@@ -24,11 +23,13 @@ from airflow_provider_qwenimage.connection import (
     ConnectionSettings,
     read_connection,
 )
-from airflow_provider_qwenimage.connection_lookup import look_up_connection, look_up_connection_async
-from airflow_provider_qwenimage.diagnosis import TEST_SECONDS, describe, judge_connection, one_of_few_tests
+from airflow_provider_qwenimage.client.connection_lookup import look_up_connection, look_up_connection_async
+from airflow_provider_qwenimage.client.diagnosis import TEST_SECONDS, describe, judge_connection, one_of_few_tests
+from airflow_provider_qwenimage.client.shared_clients import SharedClient
+from airflow_provider_qwenimage.client.transport import AiohttpTransport, RequestsTransport
 from airflow_provider_qwenimage.exceptions import QwenImageError
-from airflow_provider_qwenimage.shared_clients import SharedClient
-from airflow_provider_qwenimage.transport import AiohttpTransport, RequestsTransport
+from airflow_provider_qwenimage.rules import answers, polling, retries
+from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, Number, Seconds, read_argument, read_request
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     import aiohttp
     import requests
 
-    from airflow_provider_qwenimage.answers import ApiCall, Result
     from airflow_provider_qwenimage.contract import TaskSnapshot
+    from airflow_provider_qwenimage.rules.answers import ApiCall, Result
 
 
 class _Hook(BaseHook):

@@ -9,8 +9,8 @@ from typing import Any
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom, conf
 
-from airflow_provider_qwenimage.contract import is_http_url
-from airflow_provider_qwenimage.gallery_urls import image_path, task_tab, without_user
+from airflow_provider_qwenimage.rules.gallery_urls import image_path, task_tab
+from airflow_provider_qwenimage.text.urls import is_http_url, without_user
 
 log = logging.getLogger(__name__)
 

@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from airflow_provider_qwenimage import contract, polling
-from airflow_provider_qwenimage.arguments import REQUEST_FIELDS, read_request
-from airflow_provider_qwenimage.batch_operator import QwenImageBatchOperator
-from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
+from airflow_provider_qwenimage import contract
+from airflow_provider_qwenimage.batch.operator import QwenImageBatchOperator
+from airflow_provider_qwenimage.client.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, links_to_store, show_gallery
-from airflow_provider_qwenimage.storable import storable
-from airflow_provider_qwenimage.task_arguments import TaskArguments, reads_arguments
+from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, read_request
+from airflow_provider_qwenimage.rules.task_arguments import TaskArguments, reads_arguments
+from airflow_provider_qwenimage.text.storable import storable
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_qwenimage.arguments import Number, Seconds
     from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
     from airflow_provider_qwenimage.hooks import QwenImageHook
-    from airflow_provider_qwenimage.images import StoredImages
-    from airflow_provider_qwenimage.running_task import RunningTask
-    from airflow_provider_qwenimage.submissions import GoBack
-    from airflow_provider_qwenimage.task_arguments import Folder, Text
+    from airflow_provider_qwenimage.rules.arguments import Number, Seconds
+    from airflow_provider_qwenimage.rules.submissions import GoBack
+    from airflow_provider_qwenimage.rules.task_arguments import Folder, Text
+    from airflow_provider_qwenimage.storage.images import StoredImages
+    from airflow_provider_qwenimage.tasks.running_task import RunningTask
 
 __all__ = ["QwenImageBatchOperator", "QwenImageGenerateOperator"]
 
@@ -139,11 +140,11 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
             The API's task id, or the dict described above.
         """
         # Airflow parses DAG files all day: what only a task needs is not loaded for them.
-        from airflow_provider_qwenimage.failures import failing_for_good
         from airflow_provider_qwenimage.hooks import QwenImageHook
-        from airflow_provider_qwenimage.metrics import count_failure
-        from airflow_provider_qwenimage.running_task import RunningTask
-        from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
+        from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
+        from airflow_provider_qwenimage.tasks.failures import failing_for_good
+        from airflow_provider_qwenimage.tasks.metrics import count_failure
+        from airflow_provider_qwenimage.tasks.running_task import RunningTask
 
         links_to_store(self, GENERATED_IMAGES)
         with failing_for_good(context["ti"]), ExitStack() as stack:
@@ -180,10 +181,10 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
             context: The task's context.
             event: What the trigger fired.
         """
-        from airflow_provider_qwenimage.deferral import is_of_an_earlier_try
-        from airflow_provider_qwenimage.failures import failing_for_good
         from airflow_provider_qwenimage.hooks import QwenImageHook
-        from airflow_provider_qwenimage.running_task import RunningTask
+        from airflow_provider_qwenimage.tasks.deferral import is_of_an_earlier_try
+        from airflow_provider_qwenimage.tasks.failures import failing_for_good
+        from airflow_provider_qwenimage.tasks.running_task import RunningTask
         from airflow_provider_qwenimage.triggers import snapshot_of
 
         if is_of_an_earlier_try(event, context["ti"].try_number):
@@ -205,8 +206,8 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         """Resume as Airflow says; where the trigger itself failed, keep the paid image from being paid again."""
         if next_method == "execute_complete":
             return super().resume_execution(next_method, next_kwargs, context)
-        from airflow_provider_qwenimage.failures import failing_for_good
-        from airflow_provider_qwenimage.running_task import RunningTask
+        from airflow_provider_qwenimage.tasks.failures import failing_for_good
+        from airflow_provider_qwenimage.tasks.running_task import RunningTask
 
         links_to_store(self)
         task = RunningTask.open(context, output_path=self.output_path, durable=self.durable)
@@ -215,13 +216,13 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
 
     def on_kill(self) -> None:
         """Say what stays paid when the task is ended from outside. The API has no way to cancel an image task."""
-        from airflow_provider_qwenimage.submissions import what_stays_paid
+        from airflow_provider_qwenimage.rules.submissions import what_stays_paid
 
         if self._submitted is not None and self._hook is not None:
             self.log.warning("%s", what_stays_paid(self._submitted, self._hook.last_credits))
 
     def _go_back(self, task: RunningTask, hook: QwenImageHook, step: GoBack) -> Any:
-        from airflow_provider_qwenimage.metrics import count_end
+        from airflow_provider_qwenimage.tasks.metrics import count_end
 
         self.log.info("%s", step.notice)
         stored = task.find_images(step.request)
@@ -251,7 +252,7 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
                 timeout=self.timeout,
                 max_consecutive_failures=self.max_consecutive_failures,
             )
-        from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
+        from airflow_provider_qwenimage.tasks.deferral import end_time_of, wait_deferred
 
         policy = self._policy(end_time_of(self, self.timeout))
         return wait_deferred(self, hook, image_task_id, policy, try_number=try_number)
@@ -259,7 +260,7 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
     def _finish(
         self, task: RunningTask, request: GenerateRequest, snapshot: TaskSnapshot, hook: QwenImageHook
     ) -> dict[str, Any]:
-        from airflow_provider_qwenimage.metrics import count_end
+        from airflow_provider_qwenimage.tasks.metrics import count_end
 
         task.push("consumed_credits", snapshot.consumed_credits)
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow_provider_qwenimage import __version__
+from airflow_provider_qwenimage._version import __version__
 
 HOOK_NAME = "Qwen Image"
 INTEGRATION_NAME = "Qwen-Image"

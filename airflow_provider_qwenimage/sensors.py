@@ -18,13 +18,13 @@ from airflow.providers.common.compat.sdk import (
     PokeReturnValue,
 )
 
-from airflow_provider_qwenimage import polling
-from airflow_provider_qwenimage.arguments import WAIT_ARGUMENTS
-from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
+from airflow_provider_qwenimage.client.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, links_to_store, show_gallery
-from airflow_provider_qwenimage.storable import storable
-from airflow_provider_qwenimage.task_arguments import TaskArguments, reads_arguments
+from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.arguments import WAIT_ARGUMENTS
+from airflow_provider_qwenimage.rules.task_arguments import TaskArguments, reads_arguments
+from airflow_provider_qwenimage.text.storable import storable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_qwenimage.arguments import Seconds
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.exceptions import QwenImageError
     from airflow_provider_qwenimage.hooks import QwenImageHook
-    from airflow_provider_qwenimage.task_arguments import Text
+    from airflow_provider_qwenimage.rules.arguments import Seconds
+    from airflow_provider_qwenimage.rules.task_arguments import Text
 
 
 # What Airflow resumes a task with, instead of its own method, when its trigger failed or timed out.
@@ -131,7 +131,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
                     raise polling.timed_out(self.image_task_id, self._last_read, time.time()) from end
         with self._skipping_softly(), self._failing_as_sensors_do(context), self._hook() as hook:
             self._announce(context)
-            from airflow_provider_qwenimage.deferral import end_time_of, wait_deferred
+            from airflow_provider_qwenimage.tasks.deferral import end_time_of, wait_deferred
 
             policy = self._policy(end_time_of(self, self.timeout))
             snapshot = wait_deferred(self, hook, self.image_task_id, policy, try_number=context["ti"].try_number)
@@ -144,7 +144,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
             context: The task's context.
             event: What the trigger fired.
         """
-        from airflow_provider_qwenimage.deferral import is_of_an_earlier_try
+        from airflow_provider_qwenimage.tasks.deferral import is_of_an_earlier_try
         from airflow_provider_qwenimage.triggers import snapshot_of
 
         if event is None or is_of_an_earlier_try(event, context["ti"].try_number):
@@ -191,7 +191,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
     def on_kill(self) -> None:
         """Say what stays paid when the task is ended from outside while it pokes; it does nothing else."""
         if self._poking_hook is not None:
-            from airflow_provider_qwenimage.submissions import what_stays_paid
+            from airflow_provider_qwenimage.rules.submissions import what_stays_paid
 
             self.log.warning("%s", what_stays_paid(self.image_task_id, self._poking_hook.last_credits))
 
@@ -226,7 +226,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
             show_gallery(self, ti)
 
     def _finish(self, context: Context, snapshot: TaskSnapshot) -> list[str]:
-        from airflow_provider_qwenimage.metrics import count_end
+        from airflow_provider_qwenimage.tasks.metrics import count_end
 
         self.outcome = {"image_urls": list(snapshot.image_urls), "paths": []}
         links_to_store(self, *self.operator_extra_links, IMAGE)
@@ -242,8 +242,8 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
 
     @contextmanager
     def _failing_as_sensors_do(self, context: Context) -> Iterator[None]:
-        from airflow_provider_qwenimage.failures import failing_for_good
-        from airflow_provider_qwenimage.metrics import count_end
+        from airflow_provider_qwenimage.tasks.failures import failing_for_good
+        from airflow_provider_qwenimage.tasks.metrics import count_end
 
         with failing_for_good(context["ti"]):
             try:

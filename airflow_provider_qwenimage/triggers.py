@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_qwenimage import exceptions, polling
-from airflow_provider_qwenimage.connection import DEFAULT_CONN_ID
-from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, printable, safe_repr, shorten
+from airflow_provider_qwenimage import exceptions
+from airflow_provider_qwenimage.client.connection import DEFAULT_CONN_ID
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import (
     QwenImageContractError,
     QwenImageError,
     QwenImageTaskFailedError,
     is_bad_argument,
 )
-from airflow_provider_qwenimage.storable import MAX_MESSAGE_CHARACTERS, storable, storable_text
-from airflow_provider_qwenimage.submissions import what_stays_paid
-from airflow_provider_qwenimage.task_ids import printable_id
+from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.submissions import what_stays_paid
+from airflow_provider_qwenimage.rules.task_ids import printable_id
+from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten
+from airflow_provider_qwenimage.text.storable import MAX_MESSAGE_CHARACTERS, storable, storable_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,7 +14,7 @@ from airflow.providers.http.triggers.http import HttpEventTrigger
 from airflow.triggers.base import BaseTrigger
 
 from airflow_provider_qwenimage.contract import STATUS_PATH
-from airflow_provider_qwenimage.polling import SLOWEST_RECOMMENDED_INTERVAL, PollPolicy
+from airflow_provider_qwenimage.rules.polling import SLOWEST_RECOMMENDED_INTERVAL, PollPolicy
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 
 _RUNNING = ("PENDING", "IN_PROGRESS")

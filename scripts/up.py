@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_qwenimage.gallery_urls import NAV_ROUTE, PREFIX
+from airflow_provider_qwenimage.rules.gallery_urls import NAV_ROUTE, PREFIX
 from airflow_provider_qwenimage.sandbox import Sandbox
 from scripts.local_airflow import IMAGES, ROOT, AirflowCommandError, CannotGoOnError, LocalAirflow, run_to_the_end, stop
 from scripts.progress import Progress

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from airflow_provider_qwenimage import exchanges, hooks, transport
+from airflow_provider_qwenimage import hooks
+from airflow_provider_qwenimage.client import exchanges, transport
 
 
 class CallClock:

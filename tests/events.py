@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import polling
+from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.sandbox.books import Task
 

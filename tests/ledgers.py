@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 from airflow_provider_qwenimage.contract import GenerateRequest
-from airflow_provider_qwenimage.ledger import Ledger, Store
+from airflow_provider_qwenimage.tasks.ledger import Ledger
+from airflow_provider_qwenimage.tasks.stores import Store
 
 REQUEST = GenerateRequest(prompt="A red fox", callback_url="https://example.com/?token=secret")
 OTHER = GenerateRequest(prompt="A grey fox")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_qwenimage.rate_limit import RateLimit
+from airflow_provider_qwenimage.rules.rate_limit import RateLimit
 
 
 def note_sending(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RateLimit, float]]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_qwenimage import images
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
-from airflow_provider_qwenimage.storage import open_output_path
+from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.storage.files import open_output_path
 
 
 def store_each(

@@ -18,10 +18,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage import arguments
-from airflow_provider_qwenimage.arguments import ARGUMENTS, BATCH_ARGUMENTS, WAIT_ARGUMENTS, read_argument, read_request
-from airflow_provider_qwenimage.batch_requests import read_request as read_row
-from airflow_provider_qwenimage.contract import MAX_SEED, GenerateRequest, shown
+from airflow_provider_qwenimage.batch.requests import read_request as read_row
+from airflow_provider_qwenimage.contract import MAX_SEED, GenerateRequest
+from airflow_provider_qwenimage.rules import arguments
+from airflow_provider_qwenimage.rules.arguments import (
+    ARGUMENTS,
+    BATCH_ARGUMENTS,
+    WAIT_ARGUMENTS,
+    read_argument,
+    read_request,
+)
+from airflow_provider_qwenimage.text.messages import shown
 
 FLAGS = ("wait_for_completion", "deferrable", "overwrite", "durable", "soft_fail", "never_fail")
 SECONDS = ("poll_interval", "poke_interval", "timeout", "timeout_seconds", "retry_delay")

@@ -13,15 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.batch_requests import (
-    BatchRequest,
-    BatchRequests,
-    read_list,
-    read_request,
-)
-from airflow_provider_qwenimage.contract import GenerateRequest, is_blank
-from airflow_provider_qwenimage.images import file_stem
-from airflow_provider_qwenimage.request_rows import Row, file_reader
+from airflow_provider_qwenimage.batch.requests import BatchRequest, BatchRequests, read_list, read_request
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.rules.request_rows import Row, file_reader
+from airflow_provider_qwenimage.storage.images import file_stem
+from airflow_provider_qwenimage.text.messages import is_blank
 
 
 def rows_of(name: str, content: str | bytes) -> list[Row]:

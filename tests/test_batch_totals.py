@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.batch_totals import BatchTotals, Limits, RowStatus, manifest_row
-from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, TaskSnapshot, task_failure
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, TaskSnapshot
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBatchError,
@@ -21,6 +20,8 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageSubmissionUnknownError,
     QwenImageTimeoutError,
 )
+from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits, RowStatus, manifest_row
+from airflow_provider_qwenimage.rules.snapshots import task_failure
 
 
 def failure(reason: str = "no luck", consumed_credits: float = 0) -> QwenImageError:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import Connection
 
-from airflow_provider_qwenimage.answers import HttpAnswer, parse_status
-from airflow_provider_qwenimage.connection import TEST_TASK_ID, ConnectionSettings, read_connection
+from airflow_provider_qwenimage.client.connection import TEST_TASK_ID, ConnectionSettings, read_connection
+from airflow_provider_qwenimage.client.diagnosis import explain, judge_connection
 from airflow_provider_qwenimage.contract import TaskSnapshot
-from airflow_provider_qwenimage.diagnosis import explain, judge_connection
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
+from airflow_provider_qwenimage.rules.answers import HttpAnswer, parse_status
 from tests.ports import free_ports
 
 KEY = "sk-test-0123456789"

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage import contract, polling
-from airflow_provider_qwenimage.answers import HttpAnswer, parse_status, parse_submission, status_call
+from airflow_provider_qwenimage import contract
 from airflow_provider_qwenimage.contract import (
     GenerateRequest,
     TaskSnapshot,
@@ -32,7 +31,9 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
     QwenImageTaskFailedError,
 )
-from airflow_provider_qwenimage.task_ids import printable_id
+from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.answers import HttpAnswer, parse_status, parse_submission, status_call
+from airflow_provider_qwenimage.rules.task_ids import printable_id
 
 DOCUMENTED: dict[str, Any] = {
     "task_id": "n43abc",

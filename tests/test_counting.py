@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor, downloads
+from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
-from airflow_provider_qwenimage.ledger import Ledger
-from airflow_provider_qwenimage.retries import RequestRetries
+from airflow_provider_qwenimage.rules.retries import RequestRetries
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.recorder import Recorder, failure
 
 

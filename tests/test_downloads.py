@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_qwenimage import downloads
+from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.retries import RequestRetries
+from airflow_provider_qwenimage.rules.retries import RequestRetries
+from airflow_provider_qwenimage.rules.verification import verify_image
 from airflow_provider_qwenimage.sandbox import Sandbox
-from airflow_provider_qwenimage.verification import verify_image
 
 REQUEST = GenerateRequest(prompt="A red fox", size="768*1024", seed=7, output_format="png")
 Download = Callable[[str, int], bytes]

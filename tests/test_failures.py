@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_qwenimage import exceptions
-from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, task_failure
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBadRequestError,
@@ -36,14 +36,16 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageTimeoutError,
     is_permanent,
 )
-from airflow_provider_qwenimage.failures import (
+from airflow_provider_qwenimage.rules.snapshots import task_failure
+from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.tasks.failures import (
     failing_for_good,
     keeping_what_is_paid,
     remembering_what_is_paid,
     submitting,
 )
-from airflow_provider_qwenimage.ledger import Ledger, NoStore
-from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.tasks.ledger import Ledger
+from airflow_provider_qwenimage.tasks.stores import NoStore
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 from tests.ledgers import REQUEST, in_flight, opened
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.http_answers import (
+from airflow_provider_qwenimage.rules.http_answers import (
     MAX_HEADER_BYTES,
     AnswerHead,
     AnswerReader,

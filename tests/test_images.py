@@ -16,12 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from airflow_provider_qwenimage import downloads, images, storage
+from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
-from airflow_provider_qwenimage.retries import RequestRetries
+from airflow_provider_qwenimage.rules.retries import RequestRetries
+from airflow_provider_qwenimage.rules.verification import verify_image
 from airflow_provider_qwenimage.sandbox import Sandbox
-from airflow_provider_qwenimage.verification import verify_image
+from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.storage import images
 from tests.stores import store_at
 
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import ledger as ledger_module
-from airflow_provider_qwenimage import storage
-from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus, task_failure
+from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
-from airflow_provider_qwenimage.ledger import FileStore, NoStore, Store, TaskStateStore
-from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.rules.snapshots import task_failure
+from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.tasks import ledger as ledger_module
+from airflow_provider_qwenimage.tasks.stores import FileStore, NoStore, Store, TaskStateStore
 from tests.airflows import HAS_TASK_STATES
 from tests.ledgers import OTHER, REQUEST, TaskStates, in_flight, opened
 

@@ -14,11 +14,13 @@ import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.local import LocalFileSystem
 
-from airflow_provider_qwenimage import storage
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
-from airflow_provider_qwenimage.ledger import FileStore, NoStore, Store, TaskStateStore, open_ledger, place_of
-from airflow_provider_qwenimage.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.rules.made_by import place_of
+from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.tasks.ledger import open_ledger
+from airflow_provider_qwenimage.tasks.stores import FileStore, NoStore, Store, TaskStateStore
 from tests.ledgers import REQUEST, TaskStates, in_flight, opened
 from tests.stores import attach
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.masking import Mask
+from airflow_provider_qwenimage.text.masking import Mask
 
 KEY = "sk-x/y&z\"q'+<0123456789abcdef"
 PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60)

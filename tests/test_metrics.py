@@ -24,8 +24,8 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
     QwenImageTimeoutError,
 )
-from airflow_provider_qwenimage.failures import failing_for_good
-from airflow_provider_qwenimage.metrics import count_end, count_failure, count_submission, kind_of
+from airflow_provider_qwenimage.tasks.failures import failing_for_good
+from airflow_provider_qwenimage.tasks.metrics import count_end, count_failure, count_submission, kind_of
 from tests.recorder import Recorder, airflows, failure, report_to
 
 KINDS = {

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.contract import without_access
-from airflow_provider_qwenimage.origins import Origin, displayed_url, host_in_ascii
+from airflow_provider_qwenimage.rules.origins import Origin, displayed_url, host_in_ascii
+from airflow_provider_qwenimage.text.urls import without_access
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
     QwenImageTimeoutError,
 )
-from airflow_provider_qwenimage.polling import Decision, Done, GiveUp, PollPolicy, PollState, Wait, decide
+from airflow_provider_qwenimage.rules.polling import Decision, Done, GiveUp, PollPolicy, PollState, Wait, decide
 
 NOW = 1_000_000.0
 PENDING = TaskSnapshot(task_id="n43", status=TaskStatus.PENDING)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.rate_limit import RateLimit
+from airflow_provider_qwenimage.rules.rate_limit import RateLimit
 
 
 def send(limit: RateLimit, now: float) -> float:

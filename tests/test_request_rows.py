@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.batch_requests import BatchRequests, read_list
-from airflow_provider_qwenimage.contract import is_blank
-from airflow_provider_qwenimage.request_rows import (
+from airflow_provider_qwenimage.batch.requests import BatchRequests, read_list
+from airflow_provider_qwenimage.rules.request_rows import (
     MAX_FILE_BYTES,
     MAX_JSON_BYTES,
     MAX_ROW_BYTES,
     file_reader,
     shown_source,
 )
+from airflow_provider_qwenimage.text.messages import is_blank
 
 SECRET = "hunter2-5d0c"
 NAMES = ["r.jsonl", "r.json", "r.csv"]
@@ -216,7 +216,7 @@ def test_a_file_without_an_end_is_given_up(name: str, endless: Endless, most_byt
 @pytest.mark.parametrize(("name", "part"), [("r.jsonl", b"\n"), ("r.csv", b"\n")])
 def test_empty_lines_without_an_end_are_given_up(name: str, part: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_FILE_BYTES >= 1_000_000 * 2000, "a million prompts"
-    monkeypatch.setattr("airflow_provider_qwenimage.request_rows.MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr("airflow_provider_qwenimage.rules.request_rows.MAX_FILE_BYTES", 1_000_000)
     assert " bytes" in refused(name, Endless(part, b"" if name == "r.jsonl" else b"prompt\n"))
 
 

@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage import retries
-from airflow_provider_qwenimage.answers import HttpAnswer, status_call, submission_call
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
@@ -24,6 +22,8 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
     QwenImageSubmissionUnknownError,
 )
+from airflow_provider_qwenimage.rules import retries
+from airflow_provider_qwenimage.rules.answers import HttpAnswer, status_call, submission_call
 
 SUBMISSION = submission_call(GenerateRequest(prompt="a fox"))
 STATUS = status_call("n43")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.answers import read_retry_after
+from airflow_provider_qwenimage.rules.answers import read_retry_after
 
 DAY = 86_400.0
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import hooks, polling, shared_clients, transport
+from airflow_provider_qwenimage import hooks
+from airflow_provider_qwenimage.client import shared_clients, transport
 from airflow_provider_qwenimage.exceptions import QwenImageError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
-from airflow_provider_qwenimage.polling import PollPolicy
-from airflow_provider_qwenimage.rate_limit import RateLimit
+from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.polling import PollPolicy
+from airflow_provider_qwenimage.rules.rate_limit import RateLimit
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 from tests.events import finish_image, once, wait_until

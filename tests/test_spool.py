@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_qwenimage.spool import Spool
+from airflow_provider_qwenimage.batch.spool import Spool
 
 
 def test_rows_come_back_by_their_number_in_any_order() -> None:

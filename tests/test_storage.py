@@ -18,8 +18,9 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.local import LocalFileSystem
 
 import airflow_provider_qwenimage
-from airflow_provider_qwenimage import storage
-from airflow_provider_qwenimage.arguments import read_argument
+from airflow_provider_qwenimage.rules.arguments import read_argument
+from airflow_provider_qwenimage.rules.made_by import writer_of
+from airflow_provider_qwenimage.storage import files as storage
 from tests import killing_writers
 from tests.stores import DiskThatFillsUp, attach, store_at
 
@@ -333,8 +334,8 @@ def test_a_writer_that_is_killed_leaves_no_broken_file_under_a_final_name(tmp_pa
 def test_what_a_killed_writer_has_left_half_written_goes_and_that_of_others_stays(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     task = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": 3, "max_tries": 2}
-    mine, other = storage.writer_of(task), storage.writer_of(task | {"map_index": 4})
-    assert storage.writer_of(task | {"max_tries": 5}) == mine != other
+    mine, other = writer_of(task), writer_of(task | {"map_index": 4})
+    assert writer_of(task | {"max_tries": 5}) == mine != other
     for writer in (mine, other):
         (tmp_path / f".a-fox-1234.jpg.{writer}-{'0' * 32}.part").write_text("half")
     for name in (f"a-{mine}.part", f".submission-{mine}.json", "a-fox-1234.jpg"):
@@ -357,8 +358,8 @@ def test_the_names_of_what_is_being_written_are_those_that_are_removed_later(tmp
             super().mv(path1, path2, **kwargs)
 
     target = ObjectStoragePath(f"{attach(Disk(), 'file')}{tmp_path}/x.json")
-    storage.put_json({"a": 1}, target, writer=storage.writer_of({}))
+    storage.put_json({"a": 1}, target, writer=writer_of({}))
     left[0].write_text("half")
-    storage.remove_leftovers(folder, storage.writer_of({}))
+    storage.remove_leftovers(folder, writer_of({}))
     assert not left[0].exists()
     assert (tmp_path / "x.json").exists()

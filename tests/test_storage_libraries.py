@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import storage
-from airflow_provider_qwenimage.storage_libraries import (
+from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.storage.libraries import (
     DELETE,
     LIST,
     READ,
@@ -18,8 +18,8 @@ from airflow_provider_qwenimage.storage_libraries import (
     explaining,
     is_denied,
     reason_of,
-    without_credentials,
 )
+from airflow_provider_qwenimage.text.urls import without_credentials
 from tests.stores import MemoryStore, attach
 
 

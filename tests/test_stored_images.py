@@ -21,12 +21,14 @@ import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.local import LocalFileSystem
 
-from airflow_provider_qwenimage import downloads, images, storage
+from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
-from airflow_provider_qwenimage.images import find_images, save_images
-from airflow_provider_qwenimage.retries import RequestRetries
+from airflow_provider_qwenimage.rules.retries import RequestRetries
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.storage.images import find_images, save_images
 from tests.stores import attach
 from tests.storing import store_each
 

@@ -18,13 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, insert, select
 
-from airflow_provider_qwenimage import polling, triggers
+from airflow_provider_qwenimage import triggers
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageContractError, QwenImageError
-from airflow_provider_qwenimage.failures import failing_for_good
-from airflow_provider_qwenimage.polling import GiveUp
-from airflow_provider_qwenimage.storable import MAX_TEXT_CHARACTERS, storable
-from airflow_provider_qwenimage.submissions import Submission
+from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.polling import GiveUp
+from airflow_provider_qwenimage.rules.submissions import Submission
+from airflow_provider_qwenimage.tasks.failures import failing_for_good
+from airflow_provider_qwenimage.text.storable import MAX_TEXT_CHARACTERS, storable
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger, event_of, snapshot_of
 from tests.airflows import AIRFLOW
 from tests.chaos.database import Postgres, PostgresMissingError

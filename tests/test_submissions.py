@@ -11,16 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.contract import (
-    OUTPUT_FORMATS,
-    SIZES,
-    GenerateRequest,
-    is_blank,
-    printable,
-)
+from airflow_provider_qwenimage.contract import OUTPUT_FORMATS, SIZES, GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageSubmissionUnknownError
-from airflow_provider_qwenimage.submissions import GoBack, Step, Stop, Submission, Submit, next_step, what_stays_paid
-from airflow_provider_qwenimage.task_ids import printable_id
+from airflow_provider_qwenimage.rules.submissions import (
+    GoBack,
+    Step,
+    Stop,
+    Submission,
+    Submit,
+    next_step,
+    what_stays_paid,
+)
+from airflow_provider_qwenimage.rules.task_ids import printable_id
+from airflow_provider_qwenimage.text.messages import is_blank, printable
 
 REQUEST = GenerateRequest(prompt="A red fox", seed=7)
 OTHER = GenerateRequest(prompt="A grey fox", seed=7)

@@ -14,7 +14,7 @@ import pytest
 from jinja2.nativetypes import NativeEnvironment
 from jinja2.sandbox import SandboxedEnvironment
 
-from airflow_provider_qwenimage.templates import render_text, watch
+from airflow_provider_qwenimage.rules.templates import render_text, watch
 
 
 class Colour(Enum):

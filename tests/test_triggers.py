@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import polling, triggers
-from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus, task_failure
+from airflow_provider_qwenimage import triggers
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageContentPolicyError,
@@ -23,7 +23,9 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageTaskFailedError,
     QwenImageTimeoutError,
 )
-from airflow_provider_qwenimage.polling import Done, GiveUp
+from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.polling import Done, GiveUp
+from airflow_provider_qwenimage.rules.snapshots import task_failure
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger, event_of, snapshot_of
 from tests.events import finish_images, status_reads, wait_until

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
-from airflow_provider_qwenimage.verification import open_image, verify_image
+from airflow_provider_qwenimage.rules.verification import open_image, verify_image
 
 SIZE = (768, 1024)
 JPEG_KINDS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowPlugin, conf
 
-from airflow_provider_qwenimage.gallery_urls import DAG_ROUTE, NAV_ROUTE, PREFIX, RUN_ROUTE, TASK_ROUTE
+from airflow_provider_qwenimage.rules.gallery_urls import DAG_ROUTE, NAV_ROUTE, PREFIX, RUN_ROUTE, TASK_ROUTE
 
 _NAME = "Generated images"
 # Short: with a longer one, the tabs of a mapped task take two lines.

@@ -22,8 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from airflow_provider_qwenimage import __version__
-from airflow_provider_qwenimage.gallery_urls import PREFIX, dag_page, quoted, run_page
+from airflow_provider_qwenimage._version import __version__
 from airflow_provider_qwenimage.plugin import stored_images
 from airflow_provider_qwenimage.plugin.addresses import hosts_in
 from airflow_provider_qwenimage.plugin.image_records import ImageRecord, Records, Status
@@ -32,6 +31,7 @@ from airflow_provider_qwenimage.plugin.runs import READS, Run, Runs
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, storage_of
 from airflow_provider_qwenimage.plugin.thumbnails import MEDIA_TYPE, MOST_BYTES, ThumbnailCache
 from airflow_provider_qwenimage.plugin.time_limits import BusyError, Shares
+from airflow_provider_qwenimage.rules.gallery_urls import PREFIX, dag_page, quoted, run_page
 
 Result = TypeVar("Result")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from airflow_provider_qwenimage.gallery_urls import image_path, run_page, task_page
 from airflow_provider_qwenimage.plugin.addresses import shown_address
 from airflow_provider_qwenimage.plugin.image_records import BatchRecord, ImageRecord, Records, Totals, totals_of
+from airflow_provider_qwenimage.rules.gallery_urls import image_path, run_page, task_page
 
 _MOST_BATCHES = 200
 _NOT_LINKED = (

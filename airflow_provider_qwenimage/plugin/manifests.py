@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_qwenimage.batch_totals import manifest_name, rows_name
 from airflow_provider_qwenimage.contract import MAX_IMAGES
 from airflow_provider_qwenimage.plugin.bounds import MOST_IMAGES_OF_A_BATCH, json_value, path
 from airflow_provider_qwenimage.plugin.image_records import Unseen
@@ -22,7 +21,8 @@ from airflow_provider_qwenimage.plugin.storage_access import (
     refusing_what_fails,
     storage_of,
 )
-from airflow_provider_qwenimage.storage import writer_of
+from airflow_provider_qwenimage.rules.batch_totals import manifest_name, rows_name
+from airflow_provider_qwenimage.rules.made_by import writer_of
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.plugin.image_records import TaskInstance

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from airflow_provider_qwenimage.batch_totals import RowStatus
-from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, SIZES, is_http_url
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, SIZES
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError
 from airflow_provider_qwenimage.plugin.bounds import (
     MOST_IMAGES_OF_A_BATCH,
@@ -31,6 +30,8 @@ from airflow_provider_qwenimage.plugin.image_records import (
     TaskInstance,
     Unseen,
 )
+from airflow_provider_qwenimage.rules.batch_totals import RowStatus
+from airflow_provider_qwenimage.text.urls import is_http_url
 
 # The XComs that tell of images.
 XCOM_KEYS = ("request", "task_id", "return_value", "consumed_credits", "error", "progress", "manifest")

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_provider_qwenimage.contract import printable, shorten
 from airflow_provider_qwenimage.plugin.bounds import MOST_PATH, MOST_PIXELS
-from airflow_provider_qwenimage.storage import read_beginning
-from airflow_provider_qwenimage.storage_libraries import LOCAL
+from airflow_provider_qwenimage.storage.files import read_beginning
+from airflow_provider_qwenimage.storage.libraries import LOCAL
+from airflow_provider_qwenimage.text.messages import printable, shorten
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath

@@ -17,7 +17,7 @@ from airflow_provider_qwenimage.plugin.storage_access import (
     read_file,
     refusing_what_fails,
 )
-from airflow_provider_qwenimage.verification import open_image
+from airflow_provider_qwenimage.rules.verification import open_image
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, check_pixels
-from airflow_provider_qwenimage.png_file import PngFile
-from airflow_provider_qwenimage.verification import open_image
+from airflow_provider_qwenimage.rules.png_file import PngFile
+from airflow_provider_qwenimage.rules.verification import open_image
 
 # Twice what a card of the grid has, for screens with two pixels for one.
 _PIXELS = (480, 360)

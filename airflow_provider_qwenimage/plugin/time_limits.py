@@ -17,8 +17,8 @@ from typing import Any, TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
 
-from airflow_provider_qwenimage.contract import printable
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError
+from airflow_provider_qwenimage.text.messages import printable
 
 log = logging.getLogger(__name__)
 

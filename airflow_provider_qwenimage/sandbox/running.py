@@ -13,12 +13,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
-from airflow_provider_qwenimage.contract import is_http_url
 from airflow_provider_qwenimage.sandbox.books import CallbackRecord, RequestRecord, Submission
 from airflow_provider_qwenimage.sandbox.faults import ScriptItem
 from airflow_provider_qwenimage.sandbox.settings import SandboxSettings
 from airflow_provider_qwenimage.sandbox.state import SandboxState
 from airflow_provider_qwenimage.sandbox.state_file import StateFile
+from airflow_provider_qwenimage.text.urls import is_http_url
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.sandbox.server import SandboxServer

@@ -67,9 +67,10 @@ def deal_with(stop: Stop) -> None:
 
 def install() -> None:
     """Put the checkpoints into the functions that the operator calls."""
-    from airflow_provider_qwenimage import deferral, operators
+    from airflow_provider_qwenimage import operators
     from airflow_provider_qwenimage.hooks import QwenImageHook
-    from airflow_provider_qwenimage.ledger import Ledger
+    from airflow_provider_qwenimage.tasks import deferral
+    from airflow_provider_qwenimage.tasks.ledger import Ledger
 
     operator = operators.QwenImageGenerateOperator
     if "execute" in _wrapped:

@@ -19,14 +19,16 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowSensorTimeout, AirflowTaskTimeout
 
-from airflow_provider_qwenimage import QwenImageStatusSensor, diagnosis, hooks, polling, requests_session, sensors
+from airflow_provider_qwenimage import QwenImageStatusSensor, hooks, sensors
+from airflow_provider_qwenimage.client import diagnosis, requests_session
+from airflow_provider_qwenimage.client.exchanges import Exchange
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
     QwenImageError,
     QwenImageTimeoutError,
 )
-from airflow_provider_qwenimage.exchanges import Exchange
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
+from airflow_provider_qwenimage.rules import polling
 from tests.airflows import AIRFLOW_3
 from tests.call_clock import CallClock
 from tests.contract.test_odd_answers import ENVELOPE, KEY, TASK, answer, set_proxy

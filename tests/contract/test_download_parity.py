@@ -21,14 +21,14 @@ from typing import Any, Self
 import pytest
 from PIL import Image
 
-from airflow_provider_qwenimage import downloads
+from airflow_provider_qwenimage.client import downloads
+from airflow_provider_qwenimage.client.download_tries import DownloadPace, DownloadTries
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
-from airflow_provider_qwenimage.download_tries import DownloadPace, DownloadTries
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
-from airflow_provider_qwenimage.images import find_images, save_images
-from airflow_provider_qwenimage.retries import RequestRetries
-from airflow_provider_qwenimage.storage import open_output_path
-from airflow_provider_qwenimage.verification import verify_image
+from airflow_provider_qwenimage.rules.retries import RequestRetries
+from airflow_provider_qwenimage.rules.verification import verify_image
+from airflow_provider_qwenimage.storage.files import open_output_path
+from airflow_provider_qwenimage.storage.images import find_images, save_images
 
 REQUEST = GenerateRequest(prompt="A red fox", size="768*1024", seed=7, output_format="png")
 SECRETS = ("sig-4f9a", "s3cr3t")

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import pytest
 
-from airflow_provider_qwenimage import answers, polling, retries
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
@@ -31,6 +30,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageTimeoutError,
 )
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
+from airflow_provider_qwenimage.rules import answers, polling, retries
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.events import finish_images, once, status_reads
 from tests.ports import free_ports
@@ -547,7 +547,8 @@ def test_both_clients_have_the_same_verbs_and_arguments() -> None:
 def test_neither_client_decides_what_is_sent_again() -> None:
     import inspect
 
-    from airflow_provider_qwenimage import hooks, transport
+    from airflow_provider_qwenimage import hooks
+    from airflow_provider_qwenimage.client import transport
 
     source = inspect.getsource(hooks) + inspect.getsource(transport)
     for rule in ("429", "502", "retry_after", "raise QwenImageSubmissionUnknown"):

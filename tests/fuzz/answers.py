@@ -11,11 +11,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage import polling
-from airflow_provider_qwenimage.answers import HttpAnswer, parse_status, parse_submission
 from airflow_provider_qwenimage.contract import TaskSnapshot
 from airflow_provider_qwenimage.exceptions import QwenImageError
-from airflow_provider_qwenimage.masking import Mask
+from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.answers import HttpAnswer, parse_status, parse_submission
+from airflow_provider_qwenimage.text.masking import Mask
 from airflow_provider_qwenimage.triggers import event_of, snapshot_of
 from tests.fuzz.junk import KEY, json_bytes, json_values, mutated
 from tests.fuzz.storable import check_message, check_storable, check_text

@@ -10,8 +10,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.connection import ConnectionSettings, read_connection
-from airflow_provider_qwenimage.diagnosis import judge_connection
+from airflow_provider_qwenimage.client.connection import ConnectionSettings, read_connection
+from airflow_provider_qwenimage.client.diagnosis import judge_connection
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageContractError
 from tests.fuzz.junk import KEY, json_values, texts
 from tests.fuzz.storable import check_message, check_text

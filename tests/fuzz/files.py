@@ -11,9 +11,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.answers import submission_call
-from airflow_provider_qwenimage.batch_requests import BatchRequests
-from airflow_provider_qwenimage.request_rows import file_reader
+from airflow_provider_qwenimage.batch.requests import BatchRequests
+from airflow_provider_qwenimage.rules.answers import submission_call
+from airflow_provider_qwenimage.rules.request_rows import file_reader
 from tests.fuzz.junk import KEY, json_bytes, json_values, mutated, texts
 from tests.fuzz.storable import check_message, check_storable
 

@@ -19,9 +19,9 @@ from typing import Any
 import requests
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.batch_totals import manifest_name, rows_name
 from airflow_provider_qwenimage.plugin.records import OPERATORS, XCOM_KEYS
-from airflow_provider_qwenimage.storage import writer_of
+from airflow_provider_qwenimage.rules.batch_totals import manifest_name, rows_name
+from airflow_provider_qwenimage.rules.made_by import writer_of
 from tests.fuzz.junk import json_bytes, json_values, mutated
 
 _PLACE: dict[str, Any] = {"dag_id": "foxes", "run_id": "manual__1", "task_id": "draw", "map_index": -1}

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import requests
 
-from airflow_provider_qwenimage import exchanges, hooks
+from airflow_provider_qwenimage import hooks
+from airflow_provider_qwenimage.client import exchanges
 from tests.events import wait_until
 from tests.gallery.airflow_server import Server, token
 from tests.raw_server import RawServer

@@ -17,7 +17,7 @@ from airflow_provider_qwenimage.plugin.manifests import read_rows
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError
 from airflow_provider_qwenimage.plugin.stored_images import read_image, read_sidecar
 from airflow_provider_qwenimage.plugin.time_limits import TimeLimitedReads
-from airflow_provider_qwenimage.storage import writer_of
+from airflow_provider_qwenimage.rules.made_by import writer_of
 
 PLACE = {"dag_id": "foxes", "run_id": "r", "task_id": "draw", "map_index": -1}
 TASK = TaskInstance(**PLACE, state="success", operator=None, try_number=1, changed_at=None)

@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_qwenimage import QwenImageBatchOperator
 from airflow_provider_qwenimage.plugin.manifests import read_rows
-from airflow_provider_qwenimage.storage import writer_of
+from airflow_provider_qwenimage.rules.made_by import writer_of
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
 from tests.integration.dag_runs import TestDag, dag_that_draws

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import downloads, retries
+from airflow_provider_qwenimage.client import downloads
+from airflow_provider_qwenimage.rules import retries
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.airflows import AIRFLOW
 from tests.events import UNTIL_THE_SECOND_LOOK, draw_at_the_second_look

@@ -19,20 +19,17 @@ import pytest
 from airflow.providers.common.compat.sdk import task
 from PIL import Image
 
-from airflow_provider_qwenimage import (
-    QwenImageBatchOperator,
-    QwenImageGenerateOperator,
-    batch,
-    batch_image,
-    batch_operator,
-    downloads,
-    images,
-    storage,
-)
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator
+from airflow_provider_qwenimage.batch import image as batch_image
+from airflow_provider_qwenimage.batch import operator as batch_operator
+from airflow_provider_qwenimage.batch import run as batch
+from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
-from airflow_provider_qwenimage.ledger import Ledger
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.sandbox.server import SandboxServer
+from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.events import finish_image, finish_images, once, pass_execution_timeout, wait_until
 from tests.integration.dag_runs import TaskEnd, TestDag, crash_once, stored_files
 

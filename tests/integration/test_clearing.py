@@ -9,8 +9,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.ledger import Ledger
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.integration.dag_runs import DagRun, TaskEnd, TestDag, crash_once, dag_that_draws, stored_files, with_aims
 
 in_storage = with_aims("stored", "stored, deferred")

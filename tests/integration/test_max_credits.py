@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_qwenimage.ledger import Ledger
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.integration.dag_runs import crash_once, dag_that_draws, with_aims
 
 

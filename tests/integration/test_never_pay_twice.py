@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import images, triggers
+from airflow_provider_qwenimage import triggers
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.ledger import Ledger
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.events import once
 from tests.integration.dag_runs import (
     AIMS,

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-from airflow_provider_qwenimage import QwenImageBatchOperator, images
-from airflow_provider_qwenimage.ledger import Ledger
+from airflow_provider_qwenimage import QwenImageBatchOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.integration.dag_runs import TaskEnd, TestDag, crash_once, dag_that_draws
 from tests.s3_server import Bucket
 

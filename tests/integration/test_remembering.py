@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import ledger
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
     QwenImageRateLimitError,
     QwenImageServerError,
 )
-from airflow_provider_qwenimage.ledger import Ledger
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.tasks import ledger
+from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.airflows import HAS_TASK_STATES
 from tests.integration.dag_runs import (
     crash_once,

@@ -10,10 +10,10 @@ from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatu
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenImageError
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.ledger import Ledger, open_ledger
+from airflow_provider_qwenimage.rules.submissions import GoBack
 from airflow_provider_qwenimage.sandbox import Sandbox
-from airflow_provider_qwenimage.storage import open_output_path
-from airflow_provider_qwenimage.submissions import GoBack
+from airflow_provider_qwenimage.storage.files import open_output_path
+from airflow_provider_qwenimage.tasks.ledger import Ledger, open_ledger
 from tests.events import finish_images, status_reads
 
 _SUCCEEDED = {

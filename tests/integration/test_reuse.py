@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator
-from airflow_provider_qwenimage.ledger import Ledger
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.integration.dag_runs import (
     AIMS,
     DagRun,

@@ -9,16 +9,13 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import (
-    QwenImageBatchOperator,
-    QwenImageStatusSensor,
-    batch_manifest,
-    batch_operator,
-    storage,
-)
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.batch import manifest as batch_manifest
+from airflow_provider_qwenimage.batch import operator as batch_operator
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.storage import files as storage
 from tests.events import finish_image, finish_images, once
 from tests.integration.dag_runs import WAITS, TestDag, crash_once, dag_that_draws
 from tests.integration.test_batch import dag_with_batch
@@ -173,7 +170,7 @@ def test_the_error_of_a_try_is_gone_when_the_next_one_succeeds(
 def test_storage_for_what_is_shown_that_fails_does_not_hide_the_failure(
     connected_api: Sandbox, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
 ) -> None:
-    from airflow_provider_qwenimage import failures
+    from airflow_provider_qwenimage.tasks import failures
 
     def fail(*_: Any) -> Any:
         raise RuntimeError("no XComs today")

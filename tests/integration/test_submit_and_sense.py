@@ -12,7 +12,8 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
 )
 
-from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor, polling
+from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.events import once, pass_deadlines, pass_execution_timeout, status_reads
 from tests.integration.dag_runs import WAITS, DagRun, TestDag

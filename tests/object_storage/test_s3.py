@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-from airflow_provider_qwenimage import storage
-from airflow_provider_qwenimage.ledger import FileStore
-from airflow_provider_qwenimage.request_files import open_requests
+from airflow_provider_qwenimage.batch.request_files import open_requests
+from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.tasks.stores import FileStore
 from tests.s3_server import Bucket
 
 # What keys may hold, and URLs give a meaning to.
@@ -230,7 +230,7 @@ def test_a_file_of_requests_that_may_not_be_read_is_a_sentence(bucket: Bucket) -
 
 _OTHER_PROCESS = """
 import sys
-from airflow_provider_qwenimage import storage
+from airflow_provider_qwenimage.storage import files as storage
 folder = storage.open_output_path(sys.argv[1])
 storage.put_json({"by": "the other process"}, folder / "a.json")
 storage.put_bytes(b"y" * 20_000_000, folder / "b.png")

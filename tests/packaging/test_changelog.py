@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_qwenimage import __version__
+from airflow_provider_qwenimage._version import __version__
 from tests.packaging.changelog import problems, releases
 from tests.packaging.conftest import ROOT
 

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import pytest
 from markdown_it import MarkdownIt
 
-from airflow_provider_qwenimage import __version__
+from airflow_provider_qwenimage._version import __version__
 from tests.packaging.conftest import ROOT
 
 PACKAGE = "airflow_provider_qwenimage"

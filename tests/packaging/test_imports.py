@@ -17,7 +17,7 @@ NEED_AIOHTTP_OR_PILLOW = {
     "airflow_provider_qwenimage.sandbox.wire",
 }
 # The sessions of the two clients, which load when the first request is sent.
-SESSIONS = {"airflow_provider_qwenimage.aiohttp_session", "airflow_provider_qwenimage.requests_session"}
+SESSIONS = {"airflow_provider_qwenimage.client.aiohttp_session", "airflow_provider_qwenimage.client.requests_session"}
 # The gallery's pages, which load in the API server of Airflow 3.1 and later, where most of this is loaded anyway.
 PAGES = {"airflow_provider_qwenimage.plugin.app", "airflow_provider_qwenimage.plugin.runs"}
 MODULES = sorted(

@@ -6,7 +6,8 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from airflow_provider_qwenimage import gallery_urls, plugin
+from airflow_provider_qwenimage import plugin
+from airflow_provider_qwenimage.rules import gallery_urls
 from tests.packaging.conftest import RunScript
 
 # What of it is loaded with Airflow itself does not count.
@@ -33,7 +34,7 @@ def test_outside_the_api_server_next_to_nothing_of_it_loads(run_script: RunScrip
     loaded = run_script(LOADED)
     # The package itself is there already, because Airflow has looked for providers.
     ours = {name for name in loaded if name.startswith("airflow_provider_qwenimage.")}
-    assert ours == {"airflow_provider_qwenimage.gallery_urls", "airflow_provider_qwenimage.plugin"}
+    assert ours == {"airflow_provider_qwenimage.rules.gallery_urls", "airflow_provider_qwenimage.plugin"}
     assert not {"fastapi", "sqlalchemy", "PIL", "aiohttp", "requests", "jinja2"} & set(loaded)
 
 

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from airflow_provider_qwenimage import provider_info
-from airflow_provider_qwenimage.connection import _KNOWN_EXTRA, CONN_TYPE
+from airflow_provider_qwenimage.client.connection import _KNOWN_EXTRA, CONN_TYPE
 from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
 from tests.packaging.conftest import RunScript
 

@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from airflow_provider_qwenimage import __version__, downloads
+from airflow_provider_qwenimage._version import __version__
+from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 from airflow_provider_qwenimage.provider_info import get_provider_info
 from tests.packaging.conftest import ROOT

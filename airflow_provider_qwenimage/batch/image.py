@@ -1,0 +1,259 @@
+"""Draws one image of a batch: goes back to what is paid, or submits; waits, downloads, verifies, stores."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pendulum
+
+from airflow_provider_qwenimage.client.downloads import AsyncImageClient, fetch_async
+from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES
+from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.origins import displayed_url
+from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.rules.verification import verify_image
+from airflow_provider_qwenimage.storage.images import StoredImages, find_images, store_image
+from airflow_provider_qwenimage.tasks.failures import still_raising, write_down
+from airflow_provider_qwenimage.tasks.ledger import Ledger, open_batch_ledger
+from airflow_provider_qwenimage.tasks.metrics import count_end, count_submission
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from airflow_provider_qwenimage.batch.requests import BatchRequest
+    from airflow_provider_qwenimage.contract import TaskSnapshot
+    from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
+
+log = logging.getLogger(__name__)
+
+Beginning: TypeAlias = StoredImages | GoBack | Submit | Stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """How the images of a batch are drawn and stored.
+
+    Attributes:
+        ti: Airflow's task instance.
+        made_by: What a sidecar tells of it.
+        folder: Where the images go.
+        scratch: A local folder for temporary files.
+        poll_interval: Seconds between the first polls.
+        timeout: Seconds to wait for one image at most.
+        max_consecutive_failures: How many failed reads in a row end the wait for one image.
+        max_image_bytes: A longer download is refused.
+        overwrite: Whether to draw a new image where the request's image stands already.
+    """
+
+    ti: Any
+    made_by: dict[str, Any]
+    folder: ObjectStoragePath
+    scratch: Path
+    poll_interval: float = polling.DEFAULT_POLL_INTERVAL
+    timeout: float = polling.DEFAULT_TIMEOUT
+    max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES
+    max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES
+    overwrite: bool = False
+
+
+class Drawer:
+    """Draws images, with one client for all and blocking work in threads. To be made in the event loop that uses it.
+
+    Args:
+        hook: The client.
+        options: How they are drawn.
+        at_once: How many images are downloaded, verified and stored at once, and held in memory for it.
+    """
+
+    def __init__(self, hook: QwenImageAsyncHook, options: DrawingOptions, at_once: int) -> None:
+        self._hook = hook
+        self._options = options
+        self._at_once = at_once
+        self._client: AsyncImageClient | None = None
+        # From the download to the storage: images that wait in memory for a thread are bounded as well.
+        self._places = asyncio.Semaphore(at_once)
+        # Apart from the event loop's own threads: storage that takes its time must not keep an id from being written.
+        self._storing = ThreadPoolExecutor(at_once, thread_name_prefix="qwenimage-storing")
+
+    async def close(self, *, wait: bool) -> None:
+        """End the downloads, and the threads that store images.
+
+        Args:
+            wait: Whether to wait for what the threads are doing.
+        """
+        self._storing.shutdown(wait=wait, cancel_futures=True)
+        if self._client is not None:
+            await self._client.close()
+
+    def begin(self, item: BatchRequest) -> tuple[Beginning, Ledger]:
+        """Return how an image begins: with what is stored or submitted already, or with a submission. Blocks.
+
+        Args:
+            item: The request.
+        """
+        options = self._options
+        ledger = open_batch_ledger(options.ti, options.folder, item.request, item.place)
+        step = ledger.next_step(item.request)
+        if isinstance(step, Stop):
+            return step, ledger
+        stored = find_images(item.request, options.folder, place=item.place)
+        if isinstance(step, GoBack):
+            if stored is None or stored.image_task_id != step.image_task_id:
+                return step, ledger
+            if ledger.finish():
+                count_end(len(stored.paths), stored.consumed_credits)
+            return stored, ledger
+        if stored is not None and (self.is_own(stored) or not options.overwrite):
+            return stored, ledger
+        return step, ledger
+
+    def is_own(self, stored: StoredImages) -> bool:
+        """Whether this task has stored it, in this try or in an earlier one."""
+        return stored.made_by == self._options.made_by
+
+    async def submit(self, item: BatchRequest, ledger: Ledger, step: Submit) -> str:
+        """Submit a request, with an intent before it and the id written down after it.
+
+        Args:
+            item: The request.
+            ledger: Its ledger.
+            step: Why it is submitted.
+
+        Returns:
+            The API's id of the image task.
+
+        Raises:
+            QwenImageError: What the submission ended with; see `QwenImageHook.generate`.
+        """
+        if step.notice:
+            log.warning("%s", step.notice)
+        await asyncio.to_thread(ledger.intend, item.request, step.spent)
+        try:
+            image_task_id = await self._hook.submit(item.request)
+        except QwenImageError as error:
+            with still_raising("what became of the submission"):
+                await asyncio.to_thread(ledger.close, error)
+            raise
+        count_submission()
+        try:
+            await asyncio.to_thread(ledger.accept, image_task_id)
+        except Exception as error:  # noqa: BLE001  any storage's; the image is paid and can still be had
+            log.warning(
+                "Image task %s is submitted, but its id could not be written down (%s: %s). If this task ends before "
+                "the image is stored, get it with a QwenImageStatusSensor for that id.",
+                image_task_id,
+                type(error).__name__,
+                error,
+            )
+        return image_task_id
+
+    async def finish(self, item: BatchRequest, ledger: Ledger, image_task_id: str, *, at_once: bool) -> StoredImages:
+        """Wait for a submitted image and store it.
+
+        Args:
+            item: The request.
+            ledger: Its ledger.
+            image_task_id: The API's id of the image task.
+            at_once: Whether it may have ended already.
+
+        Returns:
+            The image as it stands in storage.
+
+        Raises:
+            QwenImageError: If it cannot be had; the ledger knows.
+        """
+        options = self._options
+        now = time.time()
+        policy = polling.PollPolicy.for_timeout(
+            options.timeout, options.poll_interval, options.max_consecutive_failures, now=now
+        )
+        try:
+            delay = 0.0 if at_once else policy.first_delay(now)
+            end = await self._hook.follow(image_task_id, policy, first_delay=delay)
+            snapshot = _successful(end)
+            return await self._save(item, ledger, snapshot)
+        except Exception as error:
+            if isinstance(error, QwenImageTaskFailedError) and error.snapshot is not None:
+                count_end(0, error.snapshot.consumed_credits)
+            await asyncio.to_thread(write_down, error, ledger)
+            raise
+
+    async def _save(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot) -> StoredImages:
+        numbers = range(1, len(snapshot.image_urls) + 1)
+        try:
+            paths = [await self._save_image(item, ledger, snapshot, number) for number in numbers]
+        except Exception:
+            # The credits are spent whether or not the image can be had.
+            if await asyncio.to_thread(ledger.count):
+                count_end(len(snapshot.image_urls), snapshot.consumed_credits)
+            raise
+        return StoredImages(
+            image_task_id=snapshot.task_id,
+            paths=tuple(paths),
+            # As in the sidecar: the query of a URL may grant access, and the manifest stands beside the images.
+            image_urls=tuple(displayed_url(url) for url in snapshot.image_urls),
+            consumed_credits=snapshot.consumed_credits,
+            made_by=self._options.made_by,
+            stored_at=pendulum.now("UTC").isoformat(),
+        )
+
+    async def _image_client(self) -> AsyncImageClient:
+        settings = await self._hook.get_settings()
+        if self._client is None:
+            self._client = AsyncImageClient(self._at_once, settings.verify)
+        return self._client
+
+    async def _save_image(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot, number: int) -> str:
+        loop = asyncio.get_running_loop()
+
+        async def verify_and_store(content: bytes) -> str | QwenImageImageError:
+            return await loop.run_in_executor(
+                self._storing, self._verify_and_store, content, item, ledger, snapshot, number
+            )
+
+        url = snapshot.image_urls[number - 1]
+        async with self._places:
+            stored = await fetch_async(await self._image_client(), url, self._options.max_image_bytes, verify_and_store)
+        if isinstance(stored, QwenImageImageError):
+            raise stored
+        return stored
+
+    def _verify_and_store(
+        self, content: bytes, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot, number: int
+    ) -> str | QwenImageImageError:
+        """Return the path of an image, or why it could not be stored, which another download would not help."""
+        facts = verify_image(content, item.request)
+        options = self._options
+        try:
+            path = store_image(
+                content,
+                facts,
+                snapshot,
+                item.request,
+                options.folder,
+                number=number,
+                place=item.place,
+                made_by=options.made_by,
+            )
+        except QwenImageImageError as error:
+            return error
+        if number == len(snapshot.image_urls):
+            # The image stands, and its sidecar with it: a record too many costs nothing.
+            with suppress(OSError):
+                if ledger.finish():
+                    count_end(number, snapshot.consumed_credits)
+        return path
+
+
+def _successful(end: polling.Done | polling.GiveUp) -> TaskSnapshot:
+    if isinstance(end, polling.GiveUp):
+        raise end.error
+    return end.snapshot

@@ -1,0 +1,136 @@
+"""Lists what became of each request of a batch: at its end for people, and while it runs for the gallery."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_qwenimage.rules.batch_totals import manifest_name, manifest_row, rows_name
+from airflow_provider_qwenimage.rules.made_by import writer_of
+from airflow_provider_qwenimage.storage.files import (
+    check_replaceable,
+    check_storing,
+    put_file,
+    read_beginning,
+    remove_file,
+    remove_leftovers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from airflow_provider_qwenimage.batch.requests import BatchRequests
+    from airflow_provider_qwenimage.batch.run import Batch
+
+# How often the rows are written while the batch runs, and the share of the time that it may take.
+_SECONDS = 10.0
+_SHARE = 0.02
+# More than a row has.
+_FIRST_ROW_BYTES = 256 * 1024
+
+
+class BatchManifest:
+    """Writes the rows of a batch into the folder of its images.
+
+    Args:
+        folder: That folder.
+        requests: What is asked for.
+        batch: What becomes of it.
+        made_by: What tells of the Airflow task; see `storage.writer_of`.
+        scratch: A local folder for temporary files.
+    """
+
+    def __init__(
+        self,
+        folder: ObjectStoragePath,
+        requests: BatchRequests,
+        batch: Batch,
+        made_by: Mapping[str, Any],
+        scratch: Path,
+    ) -> None:
+        self._folder = folder
+        self._requests = requests
+        self._batch = batch
+        self._writer = writer_of(made_by)
+        self._name = manifest_name(made_by["map_index"])
+        self._scratch = scratch
+        self._rows_file = folder / rows_name(self._writer)
+        self._next_time = 0.0
+        self._is_listed = False
+
+    def check(self) -> None:
+        """Check, before anything is paid, that the manifest can be stored, and replaces none but a batch's.
+
+        Raises:
+            ValueError: If a file of that name is something else, or the bucket does not exist.
+            OSError: If nothing can be stored there.
+        """
+        target = self._folder / self._name
+        check_replaceable(target)
+        beginning = read_beginning(target, _FIRST_ROW_BYTES)
+        if beginning and not _is_a_row(beginning):
+            raise ValueError(
+                f"output_path is {str(self._folder)!r}, and its file {self._name} is not the manifest of a batch, so "
+                "none takes its place. Move that file away, or store the images in another folder."
+            )
+        check_storing(self._folder, self._writer)
+
+    def list_rows(self) -> str | None:
+        """Write the rows as they are into a hidden file, unless that was done a short time ago.
+
+        Returns:
+            Its path, or None where it could not be written yet: it is only for show.
+        """
+        began = time.monotonic()
+        if began >= self._next_time:
+            with suppress(Exception):
+                self._put(self._rows_file)
+                self._is_listed = True
+            took = time.monotonic() - began
+            self._next_time = began + max(_SECONDS, took / _SHARE)
+        return str(self._rows_file) if self._is_listed else None
+
+    def put(self, *, is_first_try: bool) -> str:
+        """Write the manifest, and remove what this task has left in the folder for the time before it.
+
+        Args:
+            is_first_try: Whether nothing can be left of earlier tries.
+
+        Returns:
+            Its path.
+        """
+        target = self._folder / self._name
+        self._put(target)
+        # Hidden files, which are in nobody's way.
+        with suppress(Exception):
+            if self._is_listed or not is_first_try:
+                remove_file(self._rows_file)
+            if not is_first_try:
+                remove_leftovers(self._folder, self._writer)
+        return str(target)
+
+    def _put(self, target: ObjectStoragePath) -> None:
+        local = self._scratch / "rows.jsonl"
+        with local.open("w", encoding="utf-8") as stream:
+            for number in range(len(self._requests)):
+                item = self._requests[number]
+                outcome = self._batch.outcome(number if item.same_as is None else item.same_as)
+                if outcome is not None and item.same_as is not None:
+                    outcome |= {"same_as": item.same_as + 1, "consumed_credits": 0}
+                row = manifest_row(number + 1, item.request.description(), outcome, self._writer)
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        put_file(local, target, writer=self._writer)
+
+
+def _is_a_row(beginning: bytes) -> bool:
+    """Whether a file begins with a row of a manifest, of this version or an earlier one."""
+    try:
+        row = json.loads(beginning.partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and "row" in row and "status" in row

@@ -1,0 +1,84 @@
+"""Opens a file of requests: a regular file, in any storage that Airflow knows."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, cast
+
+from airflow_provider_qwenimage.rules.request_rows import shown_source
+from airflow_provider_qwenimage.storage.files import path_of
+from airflow_provider_qwenimage.storage.libraries import LOCAL, READ, explaining, reason_of
+from airflow_provider_qwenimage.text.urls import without_credentials
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+_NEVER_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def open_requests(source: str) -> BinaryIO:
+    """Open a file of requests.
+
+    Args:
+        source: Its path or URL.
+
+    Returns:
+        Its bytes; to be closed.
+
+    Raises:
+        FileNotFoundError: If there is no such file; it may come.
+        ValueError: If it is a folder, a device or a pipe, which may have no end, or a URL with a password.
+    """
+    if source != without_credentials(source):
+        # Airflow takes it for the id of a connection, which it logs.
+        raise ValueError(
+            f"requests is {shown_source(source)}, with credentials before the @; allowed there is the id of an Airflow "
+            "connection. Keep credentials in a connection."
+        )
+    try:
+        path = path_of(source)
+        return _open_local(path.path) if path.protocol in LOCAL else _open_remote(path)
+    except FileNotFoundError:
+        pass
+    except (ValueError, ImportError) as error:
+        raise ValueError(
+            f"requests is {shown_source(source)}, which Airflow cannot open ({reason_of(error)}). Check the path, and "
+            "that the provider of that storage is installed (for s3:// apache-airflow-providers-amazon[s3fs])."
+        ) from None
+    except OSError as error:
+        if error.errno not in _NEVER_A_FILE:
+            raise
+        raise _not_a_file(source) from None
+    raise FileNotFoundError(
+        f"requests is {shown_source(source)}, and there is no such file (yet). Check the path, and that the task which "
+        "writes it has run."
+    )
+
+
+def _open_local(path: str) -> BinaryIO:
+    # Opening a pipe would wait for who writes into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+def _open_remote(path: ObjectStoragePath) -> BinaryIO:
+    # Its length is known from a listing otherwise, which another process may have made stale.
+    path.fs.invalidate_cache(path.path)
+    with explaining(READ, path):
+        is_folder = path.fs.info(path.path).get("type") == "directory"
+        stream = None if is_folder else path.open("rb")
+    # Spark writes a folder of that name, which an object store opens as if it were an empty file.
+    if stream is None:
+        raise IsADirectoryError(errno.EISDIR, "It is a folder", str(path))
+    return cast("BinaryIO", stream)
+
+
+def _not_a_file(source: str) -> ValueError:
+    return ValueError(f"requests is {shown_source(source)}, which is not a regular file. Give the path of a file.")

@@ -1,0 +1,179 @@
+"""An aiohttp session whose exchanges read answers as `http_answers` says. Outside of an exchange it is a plain one."""
+
+from __future__ import annotations
+
+import functools
+import ssl
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from yarl import URL
+
+from airflow_provider_qwenimage.client.exchanges import Exchange
+from airflow_provider_qwenimage.rules.http_answers import MAX_HEADER_BYTES, UnreadableAnswerError
+
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
+
+# As long as the other client lets a line of it be.
+_BOUNDS_OF_A_PROXY = {"max_line_size": MAX_HEADER_BYTES, "max_field_size": MAX_HEADER_BYTES}
+
+
+class _BoundedProtocol(ResponseHandler):
+    """Reads the bytes of an answer, and hands aiohttp the same answer as one that it has no questions about."""
+
+    _rewritten: _RewrittenAnswer | None = None
+
+    def set_response_params(self, **params: Any) -> None:
+        # A proxy's answer to CONNECT comes before there is a connection, and aiohttp reads it itself.
+        exchange = Exchange.current()
+        self._rewritten = None
+        if exchange is not None and exchange.is_connected:
+            self._rewritten = _RewrittenAnswer(exchange)
+        elif exchange is not None:
+            params |= _BOUNDS_OF_A_PROXY
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        if self._rewritten is None or not data:
+            super().data_received(data)
+        else:
+            self._take(self._rewritten, data)
+
+    def eof_received(self) -> None:
+        if self._rewritten is not None and not self._rewritten.has_ended():
+            self._take(self._rewritten, b"")
+        super().eof_received()
+
+    def _take(self, answer: _RewrittenAnswer, data: bytes) -> None:
+        if answer.has_ended():
+            # Whatever comes behind the end of an answer, this connection is not used again. If it is idle already,
+            # aiohttp looks at nothing but whether it is open.
+            self.force_close()
+            self.close()
+            return
+        try:
+            plain = answer.rewrite(data)
+        except UnreadableAnswerError:
+            # What aiohttp makes of a lost connection is told apart by the exchange's fault.
+            if self.transport is not None:
+                self.transport.abort()
+            return
+        if answer.reader.closes:
+            self.force_close()
+        if answer.has_ended():
+            # Nothing else is waited for, so aiohttp need not begin another timeout.
+            self.read_timeout = None
+        if plain:
+            super().data_received(plain)
+        else:
+            # What was received is no whole line or chunk, but it is a sign of life.
+            self.start_timeout()
+
+
+class _RewrittenAnswer:
+    """The answer of an exchange in the plainest spelling that there is."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.reader = exchange.begin_answer()
+        self._has_begun = False
+
+    def has_ended(self) -> bool:
+        """Whether all of it was received."""
+        return self.reader.is_complete
+
+    def rewrite(self, data: bytes) -> bytes:
+        """Return what aiohttp is to read for the bytes that were received; none means the end of the connection."""
+        try:
+            body = self.reader.feed(data) if data else self.reader.feed_eof()
+        except UnreadableAnswerError as fault:
+            self._exchange.fault = fault
+            raise
+        head = self.reader.head
+        if head is None:
+            return b""
+        begins, self._has_begun = not self._has_begun, True
+        if head.status in _WITHOUT_BODY:
+            return b"HTTP/1.1 %d -\r\n\r\n" % head.status if begins else b""
+        if begins and self.reader.is_complete:
+            return b"HTTP/1.1 %d -\r\ncontent-length: %d\r\n\r\n%b" % (head.status, len(body), body)
+        plain = b"HTTP/1.1 %d -\r\ntransfer-encoding: chunked\r\n\r\n" % head.status if begins else b""
+        if body:
+            plain += b"%x\r\n%b\r\n" % (len(body), body)
+        return plain + (b"0\r\n\r\n" if self.reader.is_complete else b"")
+
+
+_WITHOUT_BODY = (204, 304)
+
+
+class _NotingConnector(aiohttp.TCPConnector):
+    """Notes in the exchange when there is a connection, whether new or used before."""
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  aiohttp's own argument
+    ) -> Connection:
+        exchange = Exchange.current()
+        if exchange is None:
+            return await super().connect(req, traces, timeout)
+        exchange.is_connected = False
+        connection = await super().connect(req, traces, timeout)
+        # With a connection, aiohttp sends at once.
+        exchange.is_connected = exchange.was_sent = True
+        return connection
+
+
+@functools.lru_cache(maxsize=100)
+def _encoded(address: str) -> str:
+    return str(URL(address))
+
+
+def url_of(address: str, params: Mapping[str, str]) -> URL:
+    """Return the URL of a request, encoded already: aiohttp would look at each character of each poll's.
+
+    Args:
+        address: The URL without a query.
+        params: The query.
+    """
+    encoded = _encoded(address)
+    return URL(f"{encoded}?{urlencode(params)}" if params else encoded, encoded=True)
+
+
+def open_session(
+    context: ssl.SSLContext | None,
+    headers: Mapping[str, str],
+    *,
+    connections: int,
+    timeout_seconds: float,
+    proxy: str | None,
+    middleware: aiohttp.ClientMiddlewareType | None = None,
+) -> aiohttp.ClientSession:
+    """Return a session of the event loop that runs; call it inside of it.
+
+    Args:
+        context: How the certificates of TLS servers are checked, or None for aiohttp's own way.
+        headers: Sent with each request.
+        connections: How many are open at once, at most.
+        timeout_seconds: To wait for a connection, and for each part of an answer.
+        proxy: Which proxy to use.
+        middleware: Changes each request, if there is anything to change.
+    """
+    connector = _NotingConnector(limit=connections, ssl=True if context is None else context)
+    # aiohttp has no other place for it; a test fails should this one go.
+    connector._factory = functools.partial(_BoundedProtocol, loop=connector._loop)  # type: ignore[assignment]  # noqa: SLF001
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds),
+        proxy=proxy,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        middlewares=() if middleware is None else (middleware,),
+    )

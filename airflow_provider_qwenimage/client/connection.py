@@ -1,0 +1,275 @@
+"""Reads an Airflow connection of type ``qwenimage`` into checked settings. No I/O."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import IPv6Address
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
+from airflow_provider_qwenimage.rules.arguments import MAX_SECONDS, read_argument
+from airflow_provider_qwenimage.rules.origins import DEFAULT_PORTS, displayed_url, host_in_ascii
+from airflow_provider_qwenimage.text.masking import Mask
+from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten
+
+log = logging.getLogger(__name__)
+
+CONN_TYPE = "qwenimage"
+DEFAULT_CONN_ID = "qwenimage_default"
+DEFAULT_TIMEOUT_SECONDS = 30.0
+# The id that a connection test asks after: the API answers 404, and nothing is paid.
+TEST_TASK_ID = "connection-test"
+
+# The connection page's Test button sends 0 for an empty port; 443 is what the default base URL has anyway.
+_NO_PORT_OF_ITS_OWN = (None, 0, 443)
+_HIGHEST_PORT = 65_535
+# Messages quote it.
+_LONGEST_URL = 2000
+# What both clients send as it is: names in ASCII, and addresses.
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
+# A slash or a colon too few or too many does not make a user a path.
+_MISSPELT_USER = re.compile(r"(?:https?)?[:/\\]+[^/\\]*@", re.IGNORECASE)
+_KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify")
+# Old versions of Airflow's form store a field under its name with this prefix.
+_FORM_PREFIX = "extra__"
+_MOST_UNKNOWN_KEYS = 5
+_LONGEST_KEY = 50
+
+
+class AirflowConnection(Protocol):
+    """What is read of an Airflow connection, whichever Airflow made it."""
+
+    conn_id: str
+    host: str | None
+    schema: str | None
+    password: str | None
+    port: int | None
+    extra: str | None
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """What a connection says, checked.
+
+    Attributes:
+        base_url: The API's base URL, without a slash at its end.
+        api_key: The API key; never part of a log line or message.
+        timeout_seconds: How long to wait for the connection, and for each part of an answer; see `seconds_for_a_call`.
+        max_requests_per_second: The rate that a task, or all waits of a triggerer, do not exceed, or None for no limit.
+        verify: Whether TLS certificates are checked, or the path of a file of authorities to check with.
+        ignored: What of the extra is ignored, and what was probably meant; empty where nothing is.
+    """
+
+    base_url: str
+    api_key: str = field(repr=False)
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    max_requests_per_second: float | None = None
+    verify: bool | str = True
+    # Connections that differ in it alone share a session.
+    ignored: str = field(default="", repr=False, compare=False)
+
+    @cached_property
+    def mask(self) -> Mask:
+        """Blots out the API key, should the API or a library have quoted it."""
+        return Mask(self.api_key)
+
+    def without_key(self, text: str) -> str:
+        """Return `text` without the API key, in whatever way it is spelled there."""
+        return self.mask(text)
+
+    @property
+    def seconds_for_a_call(self) -> float:
+        """How long one call may take in all: to connect, and as long again for the answer."""
+        return 2 * self.timeout_seconds
+
+
+def read_connection(
+    connection: AirflowConnection, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+) -> ConnectionSettings:
+    """Check an Airflow connection and return its settings.
+
+    Args:
+        connection: The connection: API key in the password, base URL in the host (a full URL, or host
+            with schema and port; default: the public service), the rest as a JSON object in extra.
+        timeout_seconds: The caller's timeout. Where it is the default, the connection's own goes first.
+
+    Raises:
+        ValueError: If a field is not usable; the message names the connection, the field and what is allowed.
+    """
+    where = f"Connection {connection.conn_id!r}"
+    api_key = _read_key(where, connection.password)
+    mask = Mask(api_key)
+    try:
+        settings = _read_settings(where, connection, api_key, mask, timeout_seconds)
+    except ValueError as error:
+        problem = mask(str(error))
+    else:
+        if settings.ignored:
+            _warn_once(f"{where}: {settings.ignored}")
+        return settings
+    # Outside of the handler: what was caught may quote the key, which somebody has put into another field as well.
+    raise ValueError(problem)
+
+
+def _read_settings(
+    where: str, connection: AirflowConnection, api_key: str, mask: Mask, timeout_seconds: float
+) -> ConnectionSettings:
+    extra = _read_extra(where, connection.extra)
+    if timeout_seconds == DEFAULT_TIMEOUT_SECONDS:
+        timeout_seconds = _positive(where, extra, "timeout_seconds", DEFAULT_TIMEOUT_SECONDS)
+    else:
+        timeout_seconds = read_argument("timeout_seconds", timeout_seconds)
+    return ConnectionSettings(
+        base_url=_read_base_url(where, connection),
+        api_key=api_key,
+        timeout_seconds=timeout_seconds,
+        max_requests_per_second=_positive(where, extra, "max_requests_per_second", None),
+        verify=_read_verify(where, extra.get("verify", True)),
+        # Masked before it is cut: half a key is no longer found.
+        ignored=_tell_ignored({mask(name): value for name, value in extra.items()}),
+    )
+
+
+def _read_key(where: str, password: str | None) -> str:
+    # Keys are pasted, and a line break comes along easily.
+    key = (password or "").strip()
+    if not key:
+        raise ValueError(
+            f"{where} has no API key: put it (sk-…) into its API key field (password), which is written "
+            "qwenimage://:YOUR-KEY@ in the URI form."
+        )
+    if not key.isascii() or any(character.isspace() or not character.isprintable() for character in key):
+        raise ValueError(
+            f"{where} has a password that cannot be an API key: copy the key again; allowed are printable ASCII "
+            "characters without white space."
+        )
+    return key
+
+
+def _read_base_url(where: str, connection: AirflowConnection) -> str:
+    host = (connection.host or "").strip()
+    if not host and connection.port in _NO_PORT_OF_ITS_OWN:
+        return DEFAULT_BASE_URL
+    if "://" not in host:
+        schema = (connection.schema or "https").strip().lower()
+        host = f"{schema}://{_bracketed(host)}"
+    # Before anything else is said about it, since what follows would quote the host.
+    if "@" in host.partition("://")[2].partition("/")[0] or _MISSPELT_USER.match(host.partition("://")[2]):
+        raise ValueError(f"{where} has a user or a key inside its host; put the key in the password instead.")
+    problem = ValueError(
+        f"{where} has host {shorten(repr(displayed_url(connection.host or '')))}, schema "
+        f"{shorten(repr(connection.schema))} and port {connection.port!r}, which make no URL; allowed is a full "
+        f"http(s) URL such as {DEFAULT_BASE_URL} in the host, or a host name with schema (http or https) and port."
+    )
+    try:
+        parts = urlsplit(host)
+        port = parts.port or connection.port
+        hostname = host_in_ascii(parts.hostname or "")
+    except ValueError:
+        raise problem from None
+    odd = len(host) > _LONGEST_URL or any(not character.isprintable() or character.isspace() for character in host)
+    is_host = bool(_HOST.fullmatch(hostname)) and 0 <= (port or 0) <= _HIGHEST_PORT
+    if parts.scheme not in DEFAULT_PORTS or not is_host or odd or parts.query or parts.fragment:
+        raise problem
+    name = f"[{hostname}]" if ":" in hostname else hostname
+    shown_port = f":{port}" if port and port != DEFAULT_PORTS[parts.scheme] else ""
+    return f"{parts.scheme}://{name}{shown_port}{parts.path.rstrip('/')}"
+
+
+def _bracketed(host: str) -> str:
+    """Return a host field with brackets around an IPv6 address that has none."""
+    address, slash, path = host.partition("/")
+    try:
+        return f"[{IPv6Address(address).compressed}]{slash}{path}"
+    except ValueError:
+        return host
+
+
+def _read_extra(where: str, extra: str | None) -> Mapping[str, Any]:
+    if not extra or not extra.strip():
+        return {}
+    try:
+        values = json.loads(extra)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{where} has an extra that is not a JSON object; allowed is an object with any of "
+            f'{", ".join(_KNOWN_EXTRA)}, such as {{"timeout_seconds": 30}}.'
+        )
+    return values
+
+
+def _tell_ignored(extra: Mapping[str, Any]) -> str:
+    """Return what of an extra is not known, without its values: a limit that is misspelt is no limit."""
+    unknown = [name for name in extra if name not in _KNOWN_EXTRA and not _is_left_by_a_form(name, extra[name])]
+    if not unknown:
+        return ""
+    told = [_tell_unknown(name) for name in unknown[:_MOST_UNKNOWN_KEYS]]
+    if len(unknown) > _MOST_UNKNOWN_KEYS:
+        told.append(f"{len(unknown) - _MOST_UNKNOWN_KEYS} more")
+    return (
+        f"These keys of the extra are unknown and have no effect: {', '.join(told)}. "
+        f"Known are {', '.join(_KNOWN_EXTRA)}."
+    )
+
+
+def _is_left_by_a_form(name: str, value: object) -> bool:
+    return name.startswith(_FORM_PREFIX) and value in (None, "")
+
+
+def _tell_unknown(name: str) -> str:
+    plain = name.rpartition("__")[2] if name.startswith(_FORM_PREFIX) else name
+    plain = re.sub(r"[^a-z]+", "_", plain[:_LONGEST_KEY].lower()).strip("_")
+    near = difflib.get_close_matches(plain, _KNOWN_EXTRA, n=1)
+    shown = printable(name if len(name) <= _LONGEST_KEY else f"{name[:_LONGEST_KEY]}…")
+    return f"{shown!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+# The Test button tests a copy under an id of its own, so the number of warnings that are remembered is bounded.
+@functools.lru_cache(maxsize=256)
+def _warn_once(warning: str) -> None:
+    """Warn once in a process: the settings are read for every task, and for every wait in a triggerer."""
+    log.warning("%s", warning)
+
+
+def _positive(where: str, extra: Mapping[str, Any], name: str, default: Any) -> Any:
+    value = extra.get(name)
+    # The connection form sends null or "" for a field that was left empty.
+    if value is None or value == "":
+        return default
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    # No clock reaches more seconds, nor does a request that has to wait as long for the one before it.
+    most = MAX_SECONDS if name == "timeout_seconds" else math.inf
+    if not 1 / MAX_SECONDS <= number <= most or math.isinf(number):
+        up_to = f", up to {most}" if most < math.inf else ""
+        raise ValueError(
+            f"{where} has {name} = {shorten(safe_repr(value))} in its extra; allowed are numbers above 0{up_to}."
+        )
+    return number
+
+
+def _read_verify(where: str, value: object) -> bool | str:
+    if value is None or value == "":
+        return True
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        # The URI form makes strings of everything.
+        return {"true": True, "false": False}.get(value.strip().lower(), value)
+    raise ValueError(
+        f"{where} has verify = {shorten(safe_repr(value))} in its extra; allowed are true, false or the path "
+        "of a file of certificate authorities."
+    )

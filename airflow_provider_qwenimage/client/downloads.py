@@ -1,0 +1,282 @@
+"""Downloads an image from the host that the API names, and checks it. The API key never goes there.
+
+A download has to make progress: see `DownloadPace`. It goes through the same bounded sessions as the calls of the API,
+with the connection's `verify`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, TypeVar
+
+from airflow_provider_qwenimage._version import __version__
+from airflow_provider_qwenimage.client.download_tries import DownloadPace, DownloadTries
+from airflow_provider_qwenimage.client.exchanges import Exchange
+from airflow_provider_qwenimage.client.network_environment import http_proxy_for, proxy_for, tls_context
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.exceptions import QwenImageImageError
+from airflow_provider_qwenimage.rules.retries import RequestRetries
+from airflow_provider_qwenimage.rules.verification import ImageFacts, verify_image
+
+if TYPE_CHECKING:
+    import ssl
+    from types import TracebackType
+    from typing import Self
+
+    import aiohttp
+    import requests
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+_RETRIES = RequestRetries(limit=5, delay_seconds=1.0)
+_PACE = DownloadPace()
+# Small, as what was received gives a download more time.
+_CHUNK_BYTES = 16 * 1024
+_HEADERS = {
+    "User-Agent": f"airflow-provider-qwenimage/{__version__}",
+    "Accept": "image/*, */*",
+    # What `decoded_body` reads.
+    "Accept-Encoding": "gzip, deflate",
+}
+
+
+class ImageClient:
+    """Asks image hosts, over requests. A context manager.
+
+    Args:
+        verify: The connection's: whether TLS certificates are checked, or the path of a file of authorities.
+    """
+
+    def __init__(self, verify: bool | str = True) -> None:  # noqa: FBT001, FBT002  the connection's field
+        self._verify = verify
+        self._sessions: dict[bool, requests.Session] = {}
+        _hide_queries_in_logs()
+
+    def session(self, url: str) -> requests.Session:
+        """Return the session for a URL. Certificates are read for https alone.
+
+        Raises:
+            ValueError: If `verify` is not a file of authorities.
+            QwenImageConnectionError: If a variable of the environment does not name one.
+        """
+        from airflow_provider_qwenimage.client.requests_session import open_session
+
+        is_secure = url.startswith("https:")
+        if is_secure not in self._sessions:
+            session = open_session(tls_context(self._verify) if is_secure else None, _HEADERS)
+            # Otherwise requests would look for credentials in a netrc file.
+            session.auth = lambda request: request
+            self._sessions[is_secure] = session
+        return self._sessions[is_secure]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for session in self._sessions.values():
+            session.close()
+
+
+class AsyncImageClient:
+    """Asks image hosts, over aiohttp. An asynchronous context manager, of the event loop that runs.
+
+    Args:
+        connections: How many are open at once, at most.
+        verify: As for `ImageClient`.
+    """
+
+    def __init__(self, connections: int, verify: bool | str = True) -> None:  # noqa: FBT001, FBT002  as above
+        self._connections = connections
+        self._verify = verify
+        self._opening = asyncio.Lock()
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+
+    async def session(self, url: str) -> aiohttp.ClientSession:
+        """Return the session for a URL; see `ImageClient.session`."""
+        is_secure = url.startswith("https:")
+        async with self._opening:
+            if is_secure not in self._sessions:
+                # Certificates are read from files, and the first import takes a while.
+                context = await asyncio.to_thread(tls_context, self._verify) if is_secure else None
+                await asyncio.to_thread(import_module, "airflow_provider_qwenimage.client.aiohttp_session")
+                self._sessions[is_secure] = _open_aiohttp_session(context, self._connections)
+            return self._sessions[is_secure]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for session in self._sessions.values():
+            await session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _open_aiohttp_session(context: ssl.SSLContext | None, connections: int) -> aiohttp.ClientSession:
+    from airflow_provider_qwenimage.client.aiohttp_session import open_session
+
+    return open_session(
+        context,
+        _HEADERS,
+        connections=connections,
+        timeout_seconds=_PACE.first_seconds,
+        proxy=None,
+    )
+
+
+def fetch(client: ImageClient, url: str, request: GenerateRequest, max_image_bytes: int) -> tuple[bytes, ImageFacts]:
+    """Download one image and verify it, again after a fault that may pass.
+
+    It is held in memory: to be verified it is decoded, which takes as much again.
+
+    Args:
+        client: Asks the image host.
+        url: Where the image is.
+        request: What was asked for.
+        max_image_bytes: A longer download is refused, compressed or not.
+
+    Returns:
+        The bytes of the file, and what was verified of them.
+
+    Raises:
+        QwenImageImageError: If it does not come, or is not what was asked for.
+    """
+    download = DownloadTries(url, max_image_bytes, _RETRIES, _PACE)
+    while True:
+        try:
+            content = _download(client, download)
+            return content, verify_image(content, request)
+        except QwenImageImageError as error:
+            pause = download.pause(error)
+            if pause is None:
+                raise
+        time.sleep(pause)
+
+
+async def fetch_async(
+    client: AsyncImageClient, url: str, max_image_bytes: int, use: Callable[[bytes], Awaitable[Result]]
+) -> Result:
+    """Download one image and hand it on, again after a fault that may pass.
+
+    Args:
+        client: Asks the image host.
+        url: Where the image is.
+        max_image_bytes: A longer download is refused, compressed or not.
+        use: Verifies the bytes of the file, in a thread.
+
+    Returns:
+        What `use` returned.
+
+    Raises:
+        QwenImageImageError: If it does not come, or is not what was asked for.
+    """
+    download = DownloadTries(url, max_image_bytes, _RETRIES, _PACE)
+    while True:
+        try:
+            return await use(await _download_async(client, download))
+        except QwenImageImageError as error:
+            pause = download.pause(error)
+            if pause is None:
+                raise
+        await asyncio.sleep(pause)
+
+
+def _download(client: ImageClient, download: DownloadTries) -> bytes:
+    exchange = download.begin()
+    try:
+        while not download.is_complete:
+            exchange = download.next_exchange()
+            _receive(client, download, exchange)
+        return download.content()
+    except Exception as error:  # noqa: BLE001  whatever a library raises, the image did not come
+        failure = download.failure(error, exchange)
+    # Outside of the handler: no error of a library, which may hold the URL's signature, comes along.
+    raise failure
+
+
+def _receive(client: ImageClient, download: DownloadTries, exchange: Exchange) -> None:
+    import requests
+
+    request = download.request
+    session, proxy = client.session(request.url), proxy_for(request.url)
+    prepared = session.prepare_request(requests.Request("GET", request.url, headers=dict(request.headers)))
+    # As it is written: a signature may be of the very characters, of which requests spells some anew.
+    prepared.url = request.url
+    with (
+        exchange.under_way(),
+        session.send(
+            prepared,
+            stream=True,
+            timeout=_PACE.first_seconds,
+            verify=True,
+            proxies={scheme: proxy for scheme in ("http", "https") if proxy},
+            allow_redirects=False,
+        ) as response,
+    ):
+        if download.take_head(exchange.head):
+            for chunk in response.iter_content(_CHUNK_BYTES):
+                exchange.allow(download.add(chunk))
+            download.take_end()
+
+
+async def _download_async(client: AsyncImageClient, download: DownloadTries) -> bytes:
+    exchange = download.begin()
+    try:
+        while not download.is_complete:
+            exchange = download.next_exchange()
+            await _receive_async(client, download, exchange)
+        return download.content()
+    except Exception as error:  # noqa: BLE001  whatever a library raises, the image did not come
+        failure = download.failure(error, exchange)
+    # As above.
+    raise failure
+
+
+async def _receive_async(client: AsyncImageClient, download: DownloadTries, exchange: Exchange) -> None:
+    from yarl import URL
+
+    request = download.request
+    session = await client.session(request.url)
+    proxy = await asyncio.to_thread(http_proxy_for, request.url)
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(exchange.seconds_left()) as limit:
+        with exchange.under_way():
+            # As it is written, as above; of yarl's two spellings of one thing.
+            url = URL(request.url, encoded=True)
+            async with session.get(url, headers=request.headers, proxy=proxy, allow_redirects=False) as response:
+                if download.take_head(exchange.head):
+                    async for chunk in response.content.iter_any():
+                        exchange.allow(download.add(chunk))
+                        limit.reschedule(loop.time() + exchange.seconds_left())
+                    download.take_end()
+
+
+class _QueriesHidden(logging.Filter):
+    """Cuts the queries of URLs out of what is logged while an image is downloaded: they may grant access."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if Exchange.current() is not None and isinstance(record.args, tuple):
+            record.args = tuple(
+                argument.partition("?")[0] if isinstance(argument, str) else argument for argument in record.args
+            )
+        return True
+
+
+_QUERIES_HIDDEN = _QueriesHidden()
+
+
+def _hide_queries_in_logs() -> None:
+    # urllib3 logs each path with its query; a filter that is there already is not added again.
+    logging.getLogger("urllib3.connectionpool").addFilter(_QUERIES_HIDDEN)

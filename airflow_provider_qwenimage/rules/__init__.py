@@ -1,0 +1,1 @@
+"""What is decided: pure functions and values, without I/O, for the sync and the async path alike."""

@@ -1,0 +1,61 @@
+"""Where the gallery is in Airflow's web UI. Plain text: the links on a task need it in every worker."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+# The mount point of the plugin's own pages in the API server.
+PREFIX = "/qwenimage"
+# What Airflow calls the gallery's tabs and page in its own URLs; each has to differ from the others.
+NAV_ROUTE = "qwenimage"
+DAG_ROUTE = "qwenimage_dag_images"
+RUN_ROUTE = "qwenimage_run_images"
+TASK_ROUTE = "qwenimage_task_images"
+
+
+def task_tab(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return the path of the gallery's tab on Airflow's page of a task instance."""
+    return f"{task_page(dag_id, run_id, task_id, map_index)}/plugin/{TASK_ROUTE}"
+
+
+def task_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return the path of Airflow's page of a task instance.
+
+    Args:
+        dag_id: The DAG.
+        run_id: The DAG run.
+        task_id: The task.
+        map_index: -1 where the task is not mapped.
+    """
+    mapped = "" if map_index < 0 else f"/mapped/{map_index}"
+    return f"{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}{mapped}"
+
+
+def run_page(dag_id: str, run_id: str) -> str:
+    """Return the path of Airflow's page of a DAG run."""
+    return f"{dag_page(dag_id)}/runs/{quoted(run_id)}"
+
+
+def dag_page(dag_id: str) -> str:
+    """Return the path of Airflow's page of a DAG."""
+    return f"/dags/{quoted(dag_id)}"
+
+
+def image_path(dag_id: str, run_id: str, task_id: str, map_index: int, number: int, *, kind: str = "") -> str:
+    """Return the path of a stored image, or of what belongs to it, as the plugin serves it.
+
+    Args:
+        dag_id: The DAG.
+        run_id: The DAG run.
+        task_id: The task.
+        map_index: -1 where the task is not mapped.
+        number: The image's place among those of the task instance, counted from 1.
+        kind: ``thumbnail`` or ``details`` instead of the image itself.
+    """
+    path = f"{PREFIX}{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}/images/{number}"
+    return f"{path}{f'/{kind}' if kind else ''}?map_index={map_index}"
+
+
+def quoted(name: str) -> str:
+    """Return an id as one segment of a path."""
+    return quote(name, safe="")

@@ -1,0 +1,81 @@
+"""Compares and shows URLs: which origin one belongs to, and what of it a message may hold. No I/O."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import idna
+
+from airflow_provider_qwenimage.text.messages import printable
+from airflow_provider_qwenimage.text.urls import public_url
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_NAME = re.compile(r"[a-z0-9._-]*")
+
+
+class Origin(NamedTuple):
+    """Scheme, host and port of a URL, each in one spelling."""
+
+    scheme: str
+    host: str
+    port: int | None
+
+    @classmethod
+    def of(cls, url: str) -> Origin:
+        """Return the origin of a URL.
+
+        Raises:
+            ValueError: If the text is not a URL with a host.
+        """
+        parts = urlsplit(url)
+        scheme = parts.scheme.lower()
+        # A dot at the end only says that the name is complete.
+        host = host_in_ascii(parts.hostname or "").removesuffix(".")
+        return cls(scheme, host, parts.port or DEFAULT_PORTS.get(scheme))
+
+    @classmethod
+    def is_of(cls, origin: Origin, url: str) -> bool:
+        """Whether a URL belongs to an origin; not if it is no URL at all."""
+        try:
+            return cls.of(url) == origin
+        except ValueError:
+            return False
+
+
+# Each request asks for the host that it goes to, and a client talks to few.
+@functools.lru_cache(maxsize=256)
+def host_in_ascii(host: str) -> str:
+    """Return a host as the network spells it: lower case, IDNA for other alphabets, IPv6 in its short form.
+
+    Args:
+        host: A name or an address, without brackets.
+
+    Raises:
+        ValueError: If the text is no possible host.
+    """
+    if ":" in host:
+        return ipaddress.IPv6Address(host).compressed
+    if host.isascii():
+        host = host.lower()
+        if not _NAME.fullmatch(host):
+            # Some clients decode a percent sign, others send it.
+            raise ValueError("a host has letters, digits, dots, hyphens and underscores only")
+        # Python's codec checks the length of each label, and nothing else of a text in ASCII.
+        host.encode("idna")
+        return host
+    return idna.encode(host, uts46=True).decode("ascii").lower()
+
+
+def displayed_url(url: str) -> str:
+    """Return a URL for a message: without its user, password, query and fragment, which may grant access.
+
+    Args:
+        url: What should be a URL; a text that is none is shown up to its first ``?`` or ``#``.
+    """
+    scheme, colon, rest = public_url(url).partition("://")
+    return printable(f"{scheme.lower()}{colon}{rest}" if colon else scheme)

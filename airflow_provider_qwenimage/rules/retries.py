@@ -1,0 +1,140 @@
+"""Decides when one request to the API is sent again, and after how long. No I/O.
+
+Reading a status costs nothing, so it is sent again after any fault that may pass. A submission costs
+credits and the API has no idempotency key, so it is sent again only where the API surely did not accept
+it: never reached, refused with 429, or answered with the documented envelope of code 500 ("try again").
+Everything else that is not a clear answer is a `QwenImageSubmissionUnknownError`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageConnectionError,
+    QwenImageContractError,
+    QwenImageError,
+    QwenImageImageError,
+    QwenImageRateLimitError,
+    QwenImageRequestError,
+    QwenImageServerError,
+    QwenImageSubmissionUnknownError,
+)
+from airflow_provider_qwenimage.rules.answers import ApiCall, HttpAnswer, Result
+from airflow_provider_qwenimage.rules.arguments import read_argument
+
+MAX_DELAY_SECONDS = 30.0
+# A server that asks for longer is better served by a retry of the Airflow task than by a sleeping worker.
+MAX_RETRY_AFTER_SECONDS = 60.0
+
+_TRY_AGAIN_CODE = 500
+# The redirects that say "not handled here"; 302 and 303 may follow a handled POST.
+_NOT_HANDLED_STATUSES = (301, 307, 308)
+
+
+@dataclass(frozen=True)
+class RequestRetries:
+    """How often and how fast one request is sent again.
+
+    Args:
+        limit: How often it is sent again after the first time; 0 sends it once.
+        delay_seconds: The longest first pause; it doubles each time up to 30 s. Each pause is drawn
+            between 0 and that (full jitter), and is never shorter than the server's ``Retry-After``.
+
+    Raises:
+        ValueError: If a value is negative.
+    """
+
+    limit: int = 3
+    delay_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limit", read_argument("retry_limit", self.limit))
+        object.__setattr__(self, "delay_seconds", read_argument("retry_delay", self.delay_seconds))
+
+    def pause(
+        self, error: QwenImageError, sent_again: int, *, draw: Callable[[], float] = random.random
+    ) -> float | None:
+        """Return how many seconds to wait before the request is sent again, or None to give up.
+
+        Args:
+            error: What the last try ended with (a submission's: as `read_answer` and `lost` return it).
+            sent_again: How often it was sent again before.
+            draw: Returns a random number from 0 to 1.
+        """
+        if sent_again >= self.limit or not is_transient(error):
+            return None
+        asked = getattr(error, "retry_after", None) or 0.0
+        if asked > MAX_RETRY_AFTER_SECONDS:
+            return None
+        longest = min(MAX_DELAY_SECONDS, self.delay_seconds * 2.0 ** min(sent_again, 32))
+        return max(asked, draw() * longest)
+
+
+def is_transient(error: QwenImageError) -> bool:
+    """Whether the fault of one request may pass, so that the same request is worth sending again."""
+    if isinstance(error, QwenImageImageError):
+        return not error.permanent
+    return isinstance(error, QwenImageConnectionError | QwenImageRateLimitError | QwenImageServerError)
+
+
+def read_answer(call: ApiCall[Result], answer: HttpAnswer) -> Result:
+    """Return what `answer` means.
+
+    Raises:
+        QwenImageError: What the answer stands for where it is not a success. For a submission, anything
+            that leaves open whether it was accepted is a `QwenImageSubmissionUnknownError`.
+    """
+    try:
+        return call.read(answer)
+    except (QwenImageRequestError, QwenImageContractError) as error:
+        if call.submission and not _surely_not_accepted(error, answer.status):
+            raise submission_unknown(str(error)) from error
+        raise
+
+
+def lost(call: ApiCall[Any], detail: str, *, sent: bool, reason: str | None = None) -> QwenImageError:
+    """Return the error for a call that got no whole answer.
+
+    Args:
+        call: The call.
+        detail: What the client library said, as a sentence.
+        sent: Whether any of the request may have reached the API.
+        reason: Why, and what to do about it, as a part of a sentence.
+    """
+    if call.submission and sent:
+        return submission_unknown(detail)
+    if sent:
+        error = QwenImageConnectionError(f"The API gave no whole answer to {call.method} {call.path}: {detail}")
+    else:
+        advice = reason or "check the connection's host, port and schema, and the network"
+        error = QwenImageConnectionError(
+            f"The API could not be reached for {call.method} {call.path}: {detail} {advice[:1].upper()}{advice[1:]}."
+        )
+    error.reason = reason
+    return error
+
+
+def _surely_not_accepted(error: QwenImageError, http_status: int) -> bool:
+    if isinstance(error, QwenImageServerError):
+        return error.code == _TRY_AGAIN_CODE and error.from_api
+    if isinstance(error, QwenImageContractError):
+        return http_status in _NOT_HANDLED_STATUSES
+    return True
+
+
+def submission_unknown(detail: str) -> QwenImageSubmissionUnknownError:
+    """Return the error for a submission that may have been accepted.
+
+    Args:
+        detail: What happened instead of an answer, as a sentence.
+    """
+    return QwenImageSubmissionUnknownError(
+        f"The submission was sent, but no clear answer came back: {detail} It may have been accepted and paid "
+        f"({CREDITS_PER_IMAGE} credits, as documented), and the API has no way to look it up, so it is not sent again "
+        "by itself. Compare the credits on your account, then clear the task to submit it again."
+    )

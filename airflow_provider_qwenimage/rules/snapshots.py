@@ -1,0 +1,187 @@
+"""Reads a status answer as a `TaskSnapshot`: strict about what leads to the image, lenient about the rest. No I/O."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+import pendulum
+
+from airflow_provider_qwenimage.contract import MAX_IMAGES, MAX_URL_CHARACTERS, TaskSnapshot, TaskStatus
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageContentPolicyError,
+    QwenImageContractError,
+    QwenImageTaskFailedError,
+)
+from airflow_provider_qwenimage.rules.task_ids import MAX_TASK_ID_CHARACTERS, is_usable, printable_id
+from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten
+from airflow_provider_qwenimage.text.urls import is_http_url, without_access
+
+_MAX_CREDITS = 10**9
+_MAX_TIME_CHARACTERS = 64
+_DOCUMENTED_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+_YEAR_FIRST = re.compile(r"\d{4}", re.ASCII)
+_REASON_CHARACTERS = 1000
+_REST_OF_QUOTED_URL = re.compile(r"[?#][^'\"]*")
+
+
+def _read_credits(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # False for NaN as well.
+    return value if 0 <= value <= _MAX_CREDITS else None
+
+
+def _read_text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _read_time(value: object) -> pendulum.DateTime | None:
+    if not isinstance(value, str) or len(value) > _MAX_TIME_CHARACTERS:
+        return None
+    if _DOCUMENTED_TIME.fullmatch(value):
+        # The general parser takes a third of what reading a whole status costs.
+        with suppress(ValueError):
+            return _documented_time(value)
+    if not _YEAR_FIRST.match(value):
+        # A time of day, or "now", would be one of today.
+        return None
+    try:
+        parsed = pendulum.parse(value)
+        # It takes offsets of a whole day, with which nothing can be told of the time later.
+        return parsed if isinstance(parsed, pendulum.DateTime) and parsed.isoformat() else None
+    except Exception:  # noqa: BLE001  pendulum documents no closed set, and no date is worth losing a paid image
+        return None
+
+
+# Many waits, and all polls of one, read the same few times.
+@functools.lru_cache(maxsize=1024)
+def _documented_time(value: str) -> pendulum.DateTime:
+    at = datetime.fromisoformat(value)
+    return pendulum.DateTime(at.year, at.month, at.day, at.hour, at.minute, at.second, tzinfo=pendulum.UTC)
+
+
+def _read_request(value: object) -> dict[str, Any] | None:
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+# How each is read: to its value, or None if it is missing or not of the documented type.
+_OPTIONAL_FIELDS: Mapping[str, Callable[[object], Any]] = {
+    "consumed_credits": _read_credits,
+    "error_message": _read_text,
+    "created_at": _read_time,
+    "request": _read_request,
+}
+_STATUSES: Mapping[str, str] = dict(TaskStatus.__members__)
+_SNAPSHOT_FIELDS = frozenset({"task_id", "status", "response", *_OPTIONAL_FIELDS})
+
+
+def read_snapshot(data: object) -> TaskSnapshot:
+    """Read the ``data`` object of a status answer.
+
+    Args:
+        data: The decoded JSON value.
+
+    Raises:
+        QwenImageContractError: If it is not of the documented shape.
+    """
+    if not isinstance(data, Mapping):
+        raise not_documented("data", data, "an object")
+    status = data.get("status")
+    if not isinstance(status, str) or not status:
+        raise not_documented("data.status", status, "a non-empty string")
+    status = _STATUSES.get(status, status)
+    read: dict[str, Any] = {name: reader(data.get(name)) for name, reader in _OPTIONAL_FIELDS.items()}
+    # What nobody needs for the image must not lose it.
+    odd = {name for name, value in read.items() if value is None and data.get(name) is not None}
+    image_urls: tuple[str, ...] = ()
+    try:
+        image_urls = _read_image_urls(data.get("response"), status)
+    except QwenImageContractError:
+        if status == TaskStatus.SUCCESS:
+            raise
+        odd.add("response")
+    return TaskSnapshot(
+        task_id=read_task_id(data.get("task_id")),
+        status=status,
+        consumed_credits=read["consumed_credits"],
+        error_message=read["error_message"],
+        created_at=read["created_at"],
+        request=read["request"] or {},
+        image_urls=image_urls,
+        extra={name: data[name] for name in data if name in odd or name not in _SNAPSHOT_FIELDS},
+    )
+
+
+def read_task_id(value: object) -> str:
+    """Return the task id of an answer in the form that is logged and stored; see `task_ids.printable_id`.
+
+    Args:
+        value: The decoded JSON value.
+
+    Raises:
+        QwenImageContractError: If it cannot be asked after.
+    """
+    if not is_usable(value):
+        raise not_documented(
+            "data.task_id", value, f"a non-empty string of at most {MAX_TASK_ID_CHARACTERS} characters in UTF-8"
+        )
+    return printable_id(value)
+
+
+def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
+    if value is None:
+        urls: Sequence[object] = ()
+    elif isinstance(value, list):
+        urls = value
+    else:
+        raise _no_urls(value, "a list of URLs or null")
+    if status == TaskStatus.SUCCESS and not urls:
+        raise _no_urls(value, "a list of at least one URL, because the status is SUCCESS")
+    first = urls[:MAX_IMAGES]
+    # A paid image is not lost for what comes with it.
+    found = tuple(url for url in first if is_http_url(url) and len(url) <= MAX_URL_CHARACTERS)
+    if first and not found:
+        raise _no_urls(first[0], f"http(s) URLs of at most {MAX_URL_CHARACTERS} characters")
+    return found
+
+
+def _no_urls(value: object, allowed: str) -> QwenImageContractError:
+    # Whatever it is, it is about URLs, and what ends one grants access.
+    return _undocumented("data.response", _REST_OF_QUOTED_URL.sub("", safe_repr(value)), allowed)
+
+
+def not_documented(name: str, value: object, allowed: str) -> QwenImageContractError:
+    """Return the error for a field of an answer that is not what the API documents.
+
+    Args:
+        name: The field.
+        value: What it is.
+        allowed: What it should be.
+    """
+    return _undocumented(name, safe_repr(value), allowed)
+
+
+def _undocumented(name: str, told: str, allowed: str) -> QwenImageContractError:
+    return QwenImageContractError(
+        f"The API's answer is not of the documented shape: {name} is {shorten(without_access(told))}, not {allowed}. "
+        "If this persists, the API has changed: report it to the maintainers of this package."
+    )
+
+
+def task_failure(snapshot: TaskSnapshot) -> QwenImageTaskFailedError:
+    """Return the error that a FAILED snapshot stands for, with the API's reason and what it cost."""
+    told = snapshot.reason
+    reason = printable(shorten(without_access(told), _REASON_CHARACTERS)) or "the API gave no reason"
+    cost = "an unknown number of" if snapshot.consumed_credits is None else f"{snapshot.consumed_credits:g}"
+    story = f"Image task {snapshot.task_id} failed: {reason}. It cost {cost} credits."
+    # The documented text is "Content policy violation detected".
+    if "policy" in told.lower():
+        return QwenImageContentPolicyError(
+            f"{story} Change the prompt: the same one will be refused again.", snapshot=snapshot
+        )
+    return QwenImageTaskFailedError(f"{story} Submit the prompt again for a new image.", snapshot=snapshot)

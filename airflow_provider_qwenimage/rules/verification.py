@@ -1,0 +1,101 @@
+"""Checks that bytes are the image that was asked for, by decoding all of its pixels. No I/O.
+
+What surrounds the pixels (texts, profiles, Exif, previews, further frames, bytes after the end) is not looked at: a
+paid image is not refused for it. The size is compared before anything is decoded, so a decompression bomb is refused
+by its header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.exceptions import QwenImageImageError
+from airflow_provider_qwenimage.rules.jpeg_file import JpegFile
+from airflow_provider_qwenimage.rules.png_file import PngFile
+from airflow_provider_qwenimage.rules.webp_file import WebpFile
+from airflow_provider_qwenimage.text.messages import printable
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What was verified of an image file.
+
+    Attributes:
+        width: In pixels.
+        height: In pixels.
+        output_format: ``jpeg``, ``png`` or ``webp``, as decoded.
+        size_bytes: The length of the file.
+        sha256: The file's digest in hexadecimal.
+    """
+
+    width: int
+    height: int
+    output_format: str
+    size_bytes: int
+    sha256: str
+
+
+def verify_image(content: bytes, request: GenerateRequest) -> ImageFacts:
+    """Check that bytes are the image that was asked for, by decoding all of them.
+
+    Args:
+        content: The bytes of a file.
+        request: What was asked for.
+
+    Raises:
+        QwenImageImageError: If it is no image, not whole, or of another format or size.
+    """
+    try:
+        found_format, file = open_image(content)
+        # The size is compared before any pixel is decoded: a bomb of another size stays unexploded.
+        _check_kind(found_format, file.size, request)
+        file.decode()
+    except QwenImageImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise a dozen classes on broken files
+        raise QwenImageImageError(
+            f"The downloaded bytes do not decode as a whole image ({printable(str(error))}); they begin with "
+            f"{content[:16]!r}. Try again; if it persists, the service delivers broken images."
+        ) from error
+    return ImageFacts(
+        width=file.size[0],
+        height=file.size[1],
+        output_format=found_format,
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def open_image(content: bytes) -> tuple[str, JpegFile | PngFile | WebpFile]:
+    """Return the format of an image, ``jpeg``, ``png`` or ``webp``, and its file; no pixel is decoded.
+
+    Args:
+        content: The bytes of a file.
+
+    Raises:
+        ValueError: If they are no image of these formats, or one that is not complete.
+    """
+    if content.startswith(b"\xff\xd8\xff"):
+        return "jpeg", JpegFile(content)
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png", PngFile(content)
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return "webp", WebpFile(content)
+    raise ValueError("neither JPEG, PNG nor WebP")
+
+
+def _check_kind(found_format: str, found_size: tuple[int, int], request: GenerateRequest) -> None:
+    if found_format != request.output_format:
+        raise QwenImageImageError(
+            f"The image is {found_format}, but {request.output_format} was asked for. It is not stored; the service "
+            "delivers another format than it documents.",
+            permanent=True,
+        )
+    if found_size != request.pixel_size:
+        raise QwenImageImageError(
+            f"The image has {found_size[0]}*{found_size[1]} pixels, but {request.size} was asked for. It is not "
+            "stored; the service delivers another size than it documents.",
+            permanent=True,
+        )

@@ -1,0 +1,1 @@
+"""Files on any object storage, and the images among them."""

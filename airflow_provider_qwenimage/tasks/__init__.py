@@ -1,0 +1,1 @@
+"""An Airflow task at work: what it submits, records, waits for and reports."""

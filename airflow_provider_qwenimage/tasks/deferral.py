@@ -1,0 +1,102 @@
+"""The wait that the sensor and the operator share: one check in the worker, then the triggerer takes over."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from airflow import __version__ as airflow_version
+
+from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.task_ids import printable_id
+from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator
+
+    from airflow_provider_qwenimage.contract import TaskSnapshot
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+
+# The trigger fires its own event at the deadline; Airflow's timeout would skip the resume method. This
+# is how much later Airflow's comes: enough for a last read that hangs.
+_FRAMEWORK_GRACE_SECONDS = 120.0
+# What is left of an `execution_timeout` for the resumed task: at most this long, and at most this share.
+_RESUME_SECONDS = 30.0
+_RESUME_SHARE = 0.1
+# Only Airflow 3.0 forgets to forget, before a retry, where the try before it was to go on.
+_RESUMES_RETRIES = airflow_version.startswith("3.0.")
+
+
+def end_time_of(task: BaseOperator, timeout: float) -> float:
+    """Return a wait's deadline in epoch seconds: its own timeout, or shortly before `execution_timeout`.
+
+    Args:
+        task: The task that waits. Airflow does not enforce its `execution_timeout` while it is deferred, but
+            Airflow 2 ends a task that is resumed after it before the task can say anything.
+        timeout: The wait's own timeout in seconds.
+    """
+    if task.execution_timeout is not None:
+        limit = task.execution_timeout.total_seconds()
+        timeout = min(timeout, limit - min(_RESUME_SECONDS, _RESUME_SHARE * limit))
+    return time.time() + timeout
+
+
+def is_of_an_earlier_try(event: object, try_number: int) -> bool:
+    """Whether a retry is resumed with what an earlier try has waited for, as Airflow 3.0 does it.
+
+    Args:
+        event: What the task was resumed with.
+        try_number: Its try.
+    """
+    if not _RESUMES_RETRIES or not isinstance(event, dict):
+        return False
+    return event.get("try_number") not in (None, try_number)
+
+
+def wait_deferred(
+    task: BaseOperator, hook: QwenImageHook, image_task_id: str, policy: polling.PollPolicy, *, try_number: int
+) -> TaskSnapshot:
+    """Check once, and defer to the triggerer where the image task has not ended yet.
+
+    A trigger that fires within a second or two of the deferral can fail its own task, so a task that has
+    already ended must not get as far as a trigger.
+
+    Args:
+        task: The task that waits; its ``execute_complete(context, event)`` is resumed.
+        hook: The client for the check.
+        image_task_id: The API's id of the image task.
+        policy: The wait's pace and bounds.
+        try_number: The task's try.
+
+    Returns:
+        The snapshot with status ``SUCCESS``, where the first check already finds it.
+
+    Raises:
+        TaskDeferred: Where it has not ended.
+        QwenImageError: Where it ended otherwise, or cannot be waited for.
+    """
+    outcome = hook.check(image_task_id, seconds=policy.seconds_for_a_read(time.time()))
+    now = time.time()
+    decision = polling.decide(policy, polling.PollState(), outcome, image_task_id=image_task_id, now=now)
+    if isinstance(decision, polling.Done):
+        return decision.snapshot
+    if isinstance(decision, polling.Wait):
+        if decision.notice:
+            task.log.info("%s", decision.notice)
+        task.log.info("Waiting for image task %s in the triggerer.", printable_id(image_task_id))
+        task.defer(
+            trigger=QwenImageStatusTrigger(
+                image_task_id=image_task_id,
+                qwenimage_conn_id=hook.qwenimage_conn_id,
+                poll_interval=policy.poll_interval,
+                end_time=policy.end_time,
+                max_consecutive_failures=policy.max_consecutive_failures,
+                try_number=try_number,
+            ),
+            method_name="execute_complete",
+            timeout=None
+            if policy.end_time is None
+            else timedelta(seconds=policy.end_time - now + _FRAMEWORK_GRACE_SECONDS),
+        )
+    raise decision.error

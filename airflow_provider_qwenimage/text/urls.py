@@ -1,0 +1,47 @@
+"""Recognizes URLs, and takes out of them what may grant access: user, password, query and fragment. No I/O."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeGuard
+from urllib.parse import urlsplit
+
+# The scheme's slashes, as they are or escaped for JSON, and what follows them.
+_URL_IN_TEXT = re.compile(r"(\\{0,16}/\\{0,16}/)([^\s\"'<>]*)")
+_QUERY_OR_FRAGMENT = re.compile("[?#]")
+_USER = re.compile(r"\A([^/?#@]*/+)?[^/?#]*@")
+
+
+def is_http_url(value: object) -> TypeGuard[str]:
+    """Whether `value` is the text of an absolute http(s) URL with a host, printable and without white space."""
+    if not isinstance(value, str) or not value.isprintable() or any(character.isspace() for character in value):
+        return False
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
+def public_url(url: str) -> str:
+    """Return what should be a URL without its user, password, query and fragment, which may grant access."""
+    return _USER.sub(r"\1", _QUERY_OR_FRAGMENT.split(url, maxsplit=1)[0], count=1)
+
+
+def without_access(text: str) -> str:
+    """Return a text without what `public_url` leaves out of each URL in it."""
+    return _URL_IN_TEXT.sub(lambda url: url[1] + public_url(f"//{url[2]}")[2:], text)
+
+
+def without_user(url: str) -> str:
+    """Return a URL without the user and password that it may hold; "" for what is no URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL for a message: what stands before its `@` is left out, if it may hold a password."""
+    return re.sub(r"(://)[^/]*:[^/]*@", r"\1***@", url)
