@@ -46,8 +46,8 @@ def test_it_is_written_once() -> None:
     literal = re.compile(rf"(?<![\d.]){re.escape(__version__)}(?![\d.])")
     files = [file for file in PACKAGE.rglob("*") if file.suffix in {".py", ".js", ".html"}]
     files += [ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "Makefile"]
-    assert [file.name for file in files for _ in literal.findall(file.read_text())] == ["__init__.py"]
-    assert f'__version__ = "{__version__}"\n' in (PACKAGE / "__init__.py").read_text()
+    assert [file.name for file in files for _ in literal.findall(file.read_text())] == ["_version.py"]
+    assert f'__version__ = "{__version__}"\n' in (PACKAGE / "_version.py").read_text()
 
 
 def test_it_is_a_version_that_semantic_versioning_knows() -> None:
