@@ -1,7 +1,7 @@
-"""What Airflow is told about this package. Plain data: Airflow reads it in every process, so nothing heavy loads.
+"""The provider's metadata for Airflow. Plain data without heavy imports: Airflow reads it in every process.
 
-The connection form is described once, here. Airflow 3.2 and later draw it from `get_provider_info`; older
-versions ask the hook, which hands on the same values.
+The connection form is described here only. Airflow 3.2 and later build it from `get_provider_info`; older versions ask
+the hook, which returns the same values.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from airflow_provider_qwenimage._version import __version__
 HOOK_NAME = "Qwen Image"
 INTEGRATION_NAME = "Qwen-Image"
 
-# The port, which the base URL may hold, is shown: the Test button of Airflow 3.3 answers "Bad Request" for every
-# stored connection without one, because it sends 0 for none.
+# The port stays visible although the base URL may contain it: the Test button of Airflow 3.3 sends 0 for a missing port
+# and gets "Bad Request".
 HIDDEN_FIELDS: Sequence[str] = ("login", "schema")
 RELABELING: Mapping[str, str] = {
     "host": "Base URL",
@@ -24,21 +24,21 @@ RELABELING: Mapping[str, str] = {
 PLACEHOLDERS: Mapping[str, str] = {
     "host": "https://qwen-image-2512.org",
     "password": "sk-…",
-    "port": "443, or the base URL's own (Airflow's Test fails without)",
+    "port": "443, for the Test button; a port in the base URL takes precedence",
 }
-# Each is also the name of a key in the connection's extra.
+# The names are also the keys in the connection's extra.
 CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "timeout_seconds": {
         "label": "Timeout in seconds",
-        "description": "How long to wait for a connection and for each part of an answer. Default: 30.",
+        "description": "Seconds to wait for the connection, and for each part of a response. Default: 30.",
         "schema": {"type": ["number", "null"], "default": 30, "exclusiveMinimum": 0},
     },
     "max_requests_per_second": {
-        "label": "Most requests per second",
-        "description": "The rate that a task, or a triggerer with all of its waits, does not exceed. Empty: no limit.",
+        "label": "Maximum requests per second",
+        "description": "Request limit per process, shared by all waits of a triggerer. Empty: no limit.",
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
     },
-    # A string, because it is either a switch or a path, and the form has no field for both.
+    # A string, because the form has no field for a switch or a path.
     "verify": {
         "label": "Verify TLS certificates",
         "description": "true (default), false, or the path of a file of certificate authorities to trust.",
@@ -48,7 +48,7 @@ CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return the provider's metadata, as Airflow's provider_info.schema.json wants it."""
+    """Return the provider's metadata in the format of Airflow's provider_info.schema.json."""
     return {
         "package-name": "airflow-provider-qwenimage",
         "name": "Qwen-Image",
@@ -65,7 +65,7 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules("operators"),
         "sensors": _modules("sensors"),
         "triggers": _modules("triggers"),
-        # Airflow 2 shows only links that it knows from here.
+        # Airflow 2 shows only the links listed here.
         "extra-links": [
             "airflow_provider_qwenimage.links.GeneratedImagesLink",
             "airflow_provider_qwenimage.links.ImageLink",

@@ -1,12 +1,13 @@
-"""The classic pair: one task submits, a sensor waits, and what follows uses the image's URL.
+"""The classic pair: one task submits, a sensor waits, and a third task uses the image's URL.
 
-Three tasks, so each step has a log, a state and retries of its own. The sensor waits in the triggerer and takes
-no worker slot. Where one task is enough, see prompt_to_file.py: it starts fewer processes and stores the image.
+Each step has its own log, state and retries. The sensor waits in the triggerer and takes no worker slot. If one task is
+enough, see prompt_to_file.py: it starts fewer processes and stores the image.
 """
 
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import Any
 
 # With Airflow 3 alone, write: from airflow.sdk import DAG, task
@@ -17,6 +18,9 @@ from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatu
 with DAG(
     dag_id="qwenimage_submit_and_wait",
     schedule=None,
+    # Retries are safe: a retry of `submit` returns the image task that is already paid for (below Airflow 3.3, set its
+    # retries to 0), and the sensor only reads.
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
     tags=["qwenimage"],
     doc_md="""
     ### Submit, wait, use
@@ -24,7 +28,7 @@ with DAG(
     `submit` sends the prompt (**5 credits**) and returns the id of the image task. `wait` is a
     `QwenImageStatusSensor`: it returns the list of image URLs, or fails with the API's reason. `use` is your code.
 
-    Image URLs may be short-lived: use them in the same run, or store the image as `prompt_to_file.py` does.
+    Image URLs may expire soon: use them in the same run, or store the image as `prompt_to_file.py` does.
 
     Needs the connection `qwenimage_default`.
     """,
@@ -43,7 +47,7 @@ with DAG(
 
     @task
     def use(image_urls: Any) -> int:
-        """Stand in for what you do with the list of URLs: a post, a page, a review queue."""
+        """Use the list of URLs: for a post, a page or a review queue."""
         for url in image_urls:
             logging.getLogger("airflow.task").info("Image: %s", url)
         return len(image_urls)

@@ -1,8 +1,7 @@
-"""Which Airflow the tests run on, what it has, and what the README's table of versions says that it has."""
+"""The Airflow that the tests run on, and the tests that need only the newest one."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from airflow import __version__
@@ -10,14 +9,13 @@ from airflow.triggers.base import BaseTrigger
 
 AIRFLOW = tuple(int(part) for part in __version__.split(".")[:2])
 AIRFLOW_3 = AIRFLOW >= (3, 0)
-# Task states came to Airflow together with kills of triggers, in 3.3.
+# Airflow 3.3 added task states together with `on_kill` of triggers.
 HAS_TASK_STATES = hasattr(BaseTrigger, "on_kill")
 
 _TESTS = Path(__file__).parent
-_README = _TESTS.parent / "README.md"
 
-# Folders and files of tests that show nothing an older Airflow could change: they have nothing to do with Airflow, or
-# with the newest alone, as the Compose file of `cluster`. `make test-airflow` leaves them out.
+# Folders and files of tests whose result does not depend on the version of Airflow, or that need the newest one, as the
+# Compose file of `cluster` does. `make test-airflow` skips them.
 NEWEST_ONLY = (
     "chaos",
     "cluster",
@@ -57,20 +55,3 @@ NEWEST_ONLY = (
 def is_newest_only(file: Path) -> bool:
     """Whether a file of tests is among the `NEWEST_ONLY`."""
     return any(file.is_relative_to(_TESTS / name) for name in NEWEST_ONLY)
-
-
-def features_here() -> dict[str, str]:
-    """Return the cell of each feature for the Airflow that runs; a newer one counts as the newest."""
-    table = documented_features()
-    minors = {version.rpartition(".")[0]: row for version, row in table.items()}
-    return minors.get(__version__.rpartition(".")[0], list(table.values())[-1])
-
-
-def documented_features() -> dict[str, dict[str, str]]:
-    """Return the README's table of versions: for each Airflow, the cell of each feature."""
-    table = re.search(r"^\| Airflow \|.*\n(?:\|.*\n)+", _README.read_text(), re.MULTILINE)
-    assert table, "the README has no table of versions"
-    (_, *features), _, *rows = [
-        [cell.strip() for cell in line.strip("|").split(" | ")] for line in table[0].splitlines()
-    ]
-    return {row[0]: dict(zip(features, row[1:], strict=True)) for row in rows}

@@ -50,12 +50,13 @@ os.environ |= {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run each test where it shows something: on the Airflows that have its feature, or on one; see CONTRIBUTING."""
+    """Skip tests of features that this Airflow does not have, and mark those that need only the newest one."""
     from airflow import __version__
 
-    from tests.airflows import features_here, is_newest_only
+    from tests.airflow_features import features_of
+    from tests.airflows import is_newest_only
 
-    cells = features_here()
+    cells = features_of(__version__)
     shown = config.stash[_FEATURES_SHOWN] = set()
     for item in items:
         if is_newest_only(item.path):
@@ -64,13 +65,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             feature, cell = mark.args
             shown.add((feature, cell))
             if cells[feature] != cell:
-                reason = f"README: Airflow {__version__}, {feature}: {cells[feature]}"
+                reason = f"Airflow {__version__}, {feature}: {cells[feature]}"
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture
 def features_shown(request: pytest.FixtureRequest) -> set[tuple[str, str]]:
-    """What the tests that were collected show, here or on another Airflow: features and cells of the README's table."""
+    """Return the features and cells that the collected tests show, on this Airflow or on another one."""
     return request.config.stash[_FEATURES_SHOWN]
 
 

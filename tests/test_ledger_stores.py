@@ -24,7 +24,7 @@ from airflow_provider_qwenimage.tasks.stores import FileStore, NoStore, Store, T
 from tests.ledgers import REQUEST, TaskStates, in_flight, opened
 from tests.stores import attach
 
-only_with_task_states = pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry goes back")
+only_with_task_states = pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry resumes")
 
 
 def folder_of(path: Path) -> ObjectStoragePath:

@@ -347,7 +347,7 @@ def test_a_kill_before_the_first_answer_says_what_is_documented(trigger_log: pyt
 @pytest.mark.parametrize(
     "times",
     [
-        pytest.param(1, marks=pytest.mark.airflow_feature("triggerer stops", "logs what stays paid")),
+        pytest.param(1, marks=pytest.mark.airflow_feature("triggerer stops", "logs what is paid")),
         pytest.param(0, marks=pytest.mark.airflow_feature("triggerer stops", "silent")),
     ],
 )

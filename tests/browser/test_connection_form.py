@@ -35,8 +35,8 @@ def test_a_saved_connection_reads_back_right(world: World, open_page: Callable[.
     for told in ("Default: 30", "Empty: no limit", "the path of a file of certificate authorities"):
         expect(form.get_by_text(told)).to_be_visible()
     form.get_by_role("spinbutton", name="Timeout in seconds").fill("12.5")
-    form.get_by_role("spinbutton", name="Most requests per second").fill("2")
-    form.get_by_role("spinbutton", name="Most requests per second").blur()
+    form.get_by_role("spinbutton", name="Maximum requests per second").fill("2")
+    form.get_by_role("spinbutton", name="Maximum requests per second").blur()
     form.locator("[name=element_verify]").fill("false")
     steps.save(page)
 
@@ -47,7 +47,7 @@ def test_a_saved_connection_reads_back_right(world: World, open_page: Callable[.
         form.get_by_role("button", name="Extra Fields", exact=True).click()
         expect(form.get_by_role("spinbutton", name="Timeout in seconds")).to_have_value("12.5")
         expect(form.locator("[name=element_verify]")).to_have_value("false")
-        rate = form.get_by_role("spinbutton", name="Most requests per second")
+        rate = form.get_by_role("spinbutton", name="Maximum requests per second")
         expect(rate).to_have_value(re.compile("2|3"))
         rate.fill("3")
         rate.blur()

@@ -215,7 +215,7 @@ def test_where_nothing_can_be_written_down_a_crash_is_paid_for(
     assert connected_api.credits_charged == 10
 
 
-@pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry goes back")
+@pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry resumes")
 @pytest.mark.parametrize("aim", ["submitted", "waited for", "waited for, deferred"], indirect=True)
 def test_where_airflow_writes_it_down_a_crash_is_not_paid_for(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ from tests.packaging.conftest import ROOT, RunScript
 
 EXAMPLES = sorted((ROOT / "example_dags").glob("*.py"))
 
-# Any name that is looked up and any connection that is opened ends the import.
+# Any lookup of a name and any opened connection ends the import.
 PARSE_WITHOUT_NETWORK = """
 import json, sys
 
@@ -30,6 +30,7 @@ dags = {
         "file": dag.fileloc,
         "doc": dag.doc_md or "",
         "tasks": {task.task_id: task.task_type for task in dag.tasks},
+        "retries": min(task.retries for task in dag.tasks),
     }
     for dag in bag.dags.values()
 }
@@ -57,6 +58,10 @@ def test_the_cut_is_real(run_script: RunScript) -> None:
         "    print(json.dumps(str(error)))\n"
     )
     assert "the network was asked for" in run_script(script)
+
+
+def test_the_tasks_of_every_example_are_retried(parsed: dict[str, Any]) -> None:
+    assert all(dag["retries"] > 0 for dag in parsed["dags"].values())
 
 
 def test_the_examples_use_every_operator_and_sensor(parsed: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What Airflow is told about the package is true and of the right shape."""
+"""The provider's metadata is valid, and Airflow uses it."""
 
 import json
 import subprocess
@@ -17,8 +17,8 @@ from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
 from tests.packaging.conftest import RunScript
 
 NAME = "airflow-provider-qwenimage"
-# The form's own fields, and what it does with those of all connections: as Airflow 3's API tells its UI, or as Airflow
-# 2 has it for its own.
+# Prints the form's own fields, and how it changes those of all connections: from Airflow 3's API, or from Airflow 2's
+# providers manager.
 FORM = """
 import json
 from importlib.util import find_spec
@@ -59,7 +59,7 @@ def test_the_entry_points_lead_to_the_package() -> None:
     assert callable(plugin.load().qwenimage_sandbox)
 
 
-def test_it_is_valid_by_airflows_schema() -> None:
+def test_it_is_valid_according_to_airflows_schema() -> None:
     schema = json.loads(files("airflow").joinpath("provider_info.schema.json").read_text())
     jsonschema.validate(provider_info.get_provider_info(), schema)
 
@@ -77,7 +77,7 @@ def test_every_module_and_class_it_names_exists() -> None:
     assert hook.hook_name == connection["hook-name"]
 
 
-def test_the_form_has_a_field_for_everything_that_is_read_from_extra() -> None:
+def test_the_form_has_a_field_for_every_key_of_the_extra() -> None:
     assert set(provider_info.CONN_FIELDS) == set(_KNOWN_EXTRA)
 
 
@@ -91,11 +91,11 @@ def test_callers_cannot_change_it() -> None:
 
 
 @pytest.mark.airflow_feature("connection form", "yes")
-def test_airflow_draws_the_connection_form_from_it(run_script: RunScript) -> None:
-    """Airflow 3.2 and later from provider info, older ones from the hook's methods."""
+def test_airflow_builds_the_connection_form_from_it(run_script: RunScript) -> None:
+    """Airflow 3.2 and later use the provider info, older versions the hook's methods."""
     form = run_script(FORM)
     assert form["fields"] == sorted(provider_info.CONN_FIELDS)
-    # The port stays: without one, the Test button of Airflow 3.3 answers "Bad Request".
+    # The port stays visible: without one, the Test button of Airflow 3.3 gets "Bad Request".
     assert form["hidden"] == ["login", "schema"]
     assert form["placeholders"]["port"].startswith("443")
     assert form["labels"] == {"host": "Base URL", "password": "API key"}
@@ -103,7 +103,7 @@ def test_airflow_draws_the_connection_form_from_it(run_script: RunScript) -> Non
 
 
 @pytest.mark.airflow_feature("connection form", "plain")
-def test_a_form_that_airflow_does_not_draw_from_it_still_has_the_connection_type(run_script: RunScript) -> None:
+def test_a_plain_form_still_has_the_connection_type(run_script: RunScript) -> None:
     assert run_script(FORM) == {"fields": [], "hidden": [], "labels": {}, "placeholders": {}}
 
 
