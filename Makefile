@@ -45,7 +45,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-slow test-browser test-airflow screenshots chaos cluster-test fuzz check constraints clean
-.PHONY: bench-wait bench-dag bench-batch bench-gallery bench-import
+.PHONY: bench-wait bench-dag bench-batch bench-gallery
 .PHONY: dist test-lowest release-check
 
 help: ## Show this list
@@ -104,9 +104,6 @@ bench-batch: $(VENV)/installed ## Hold the batch operator against a bare script:
 
 bench-gallery: $(VENV)/installed ## Show a run of 5,000 images, and ask what Airflow's own pages feel of it (ARGS="--help")
 	@$(VENV)/bin/python -m benchmarks.gallery $(ARGS)
-
-bench-import: $(VENV)/installed ## Measure what the operators add to the parsing of a DAG file (ARGS="--help")
-	@$(VENV)/bin/python -m benchmarks.parsing $(ARGS)
 
 check: $(VENV)/installed ## Check style, types and imports
 	$(VENV)/bin/python -m ruff check .

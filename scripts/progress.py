@@ -1,93 +1,63 @@
-"""Shows the steps of a program while it works: one live line on a terminal, plain lines elsewhere."""
+"""Shows the steps of a program while it works: a live line on a terminal, a line for each step elsewhere."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-_REDRAW_SECONDS = 0.2
-# Often enough to see life in a log, seldom enough to read it.
-_PLAIN_SECONDS = 10.0
+from rich.console import Console
+from rich.progress import Progress as LiveLine
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 class Progress:
     """One step after the other, each with its seconds.
 
     Args:
-        stream: Where to write.
+        stream: Where to write; standard output by default.
     """
 
-    def __init__(self, stream: TextIO = sys.stdout) -> None:
-        self._stream = stream
-        self._live = stream.isatty()
-        self._lock = threading.Lock()
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._console = Console(file=stream, highlight=False, markup=False, soft_wrap=True)
         self._text = ""
         self._began = 0.0
-        self._drawn = 0.0
-        self._width = 0
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """Show a step while the block runs, and its seconds when it is done."""
-        self.begin(text)
-        stopped = threading.Event()
-        ticker = threading.Thread(target=self._tick, args=(stopped,), daemon=True)
-        ticker.start()
-        try:
-            yield
-        except BaseException:
-            outcome = "stopped after"
-            raise
-        else:
-            outcome = "done in"
-        finally:
-            stopped.set()
-            ticker.join()
-            self._finish(outcome)
-            self._text = ""
+        """Show a step while the block runs, and its seconds at the end."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        # On a terminal the live line disappears at the end: the line with the seconds replaces it.
+        with LiveLine(*columns, console=self._console, transient=True) as self._line:
+            self.begin(text)
+            try:
+                yield
+            except BaseException:
+                self._end("stopped after")
+                raise
+            self._end("done in")
 
     def begin(self, text: str) -> None:
-        """Go on to the next step; the one before, if any, is done."""
-        with self._lock:
-            if self._text:
-                self._finish("done in")
-            self._text, self._began = text, time.monotonic()
-            self._draw()
+        """End the running step, if there is one, and begin the next."""
+        if self._text:
+            self._end("done in")
+        self._text, self._began = text, time.monotonic()
+        self._task = self._line.add_task(text, total=None)
+        self._print_elsewhere()
 
     def update(self, text: str) -> None:
-        """Say the running step in other words, because there is news of it."""
-        with self._lock:
-            if text != self._text:
-                self._text = text
-                self._draw()
+        """Change the text of the running step."""
+        if text != self._text:
+            self._text = text
+            self._line.update(self._task, description=text)
+            self._print_elsewhere()
 
-    def _tick(self, stopped: threading.Event) -> None:
-        while not stopped.wait(_REDRAW_SECONDS):
-            with self._lock:
-                if self._live or time.monotonic() - self._drawn >= _PLAIN_SECONDS:
-                    self._draw()
+    def _print_elsewhere(self) -> None:
+        if not self._console.is_terminal:
+            self._console.print(f"  {self._text} ...")
 
-    def _finish(self, outcome: str) -> None:
-        self._write(f"  {self._text}: {outcome} {time.monotonic() - self._began:.1f} s", final=True)
-
-    def _draw(self) -> None:
-        seconds = int(time.monotonic() - self._began)
-        self._write(f"  {self._text} ...{f' {seconds} s' if seconds else ''}", final=not self._live)
-        self._drawn = time.monotonic()
-
-    def _write(self, line: str, *, final: bool) -> None:
-        if self._live:
-            # A line that wraps cannot be drawn over.
-            line = line[: shutil.get_terminal_size().columns - 1]
-            self._stream.write("\r" + line.ljust(self._width))
-            self._width = 0 if final else len(line)
-        else:
-            self._stream.write(line)
-        if final:
-            self._stream.write("\n")
-        self._stream.flush()
+    def _end(self, outcome: str) -> None:
+        self._line.remove_task(self._task)
+        self._console.print(f"  {self._text}: {outcome} {time.monotonic() - self._began:.1f} s")
+        self._text = ""

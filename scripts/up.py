@@ -13,10 +13,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow_provider_qwenimage.rules.gallery_urls import NAV_ROUTE, PREFIX
 from airflow_provider_qwenimage.sandbox import Sandbox
@@ -31,6 +32,7 @@ _HOST = "127.0.0.1"
 _READY_SECONDS = 180.0
 _EXAMPLES_SECONDS = 120.0
 _TICK_SECONDS = 0.5
+_ENDED = {"success", "failed"}
 _SHOWN_LOG_LINES = 20
 
 
@@ -59,7 +61,8 @@ def _run() -> None:
         stack.callback(print, "\nStopping Airflow (a few seconds) ...", flush=True)
         with progress.step("starting Airflow (20 to 40 seconds)"):
             _await_ready(port, process, airflow)
-        _run_examples(_Api(port), progress)
+        unsuccessful = _run_examples(_Api(port), progress)
+        _report(unsuccessful, port, airflow.home / "logs")
         print(
             f"\nAirflow   http://{_HOST}:{port} (no password)\n"
             f"Gallery   http://{_HOST}:{port}/plugin/{NAV_ROUTE}, and the tab Images of each DAG, run and task\n"
@@ -148,16 +151,22 @@ class _Api:
         """Return the DAGs that are known."""
         return [dag["dag_id"] for dag in self._ask("GET", "/api/v2/dags").get("dags", [])]
 
-    def run_once(self, dag_id: str) -> bool:
-        """Trigger a DAG that has never run, and return whether that was so."""
+    def run_once(self, dag_id: str) -> str | None:
+        """Trigger a DAG that has never run and return the run's id; None if it has run, or could not be triggered."""
         runs = self._ask("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=1")
         if runs.get("total_entries") != 0:
-            return False
-        return "dag_run_id" in self._ask("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None})
+            return None
+        return self._ask("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None}).get("dag_run_id")
 
-    def gallery(self) -> dict[str, Any]:
-        """Return what the gallery adds up, and whether runs go on."""
-        return self._ask("GET", f"{PREFIX}/data?limit=0")
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """Return the state of a run, such as ``success``; empty if there is no response."""
+        state: str = self._ask("GET", f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}").get("state", "")
+        return state
+
+    def totals(self) -> tuple[int, float]:
+        """Return how many images the gallery counts as done, and the credits they cost."""
+        totals = self._ask("GET", f"{PREFIX}/data?limit=0").get("totals") or {"counts": {"done": 0}, "credits": 0}
+        return totals["counts"]["done"], totals["credits"]
 
     def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """Ask for a JSON object; an empty one where nothing answers yet."""
@@ -176,23 +185,36 @@ class _Api:
         return answer if isinstance(answer, dict) else {}
 
 
-def _run_examples(api: _Api, progress: Progress) -> None:
-    """Run each example once, so that there is something to see; what takes too long goes on behind our back."""
+def _run_examples(api: _Api, progress: Progress) -> dict[tuple[str, str], str]:
+    """Run each example once, so that there is something to see.
+
+    Returns:
+        The state of each run that has not succeeded, by DAG id and run id. A run that takes too long goes on.
+    """
     with progress.step("running the examples"):
-        started = [dag_id for dag_id in api.dag_ids() if api.run_once(dag_id)]
-        if not started:
-            return
+        runs = {(dag_id, run_id): "" for dag_id in api.dag_ids() if (run_id := api.run_once(dag_id))}
         deadline = time.monotonic() + _EXAMPLES_SECONDS
-        while time.monotonic() < deadline:
+        while not set(runs.values()) <= _ENDED and time.monotonic() < deadline:
             time.sleep(_TICK_SECONDS)
-            gallery = api.gallery()
-            totals = gallery.get("totals")
-            if totals is None:
-                continue
-            done = totals["counts"]["done"]
-            progress.update(f"running the examples: {done} images, {totals['credits']:g} credits of the sandbox")
-            if done and not gallery["is_active"]:
-                return
+            runs = {run: state if state in _ENDED else api.run_state(*run) for run, state in runs.items()}
+            images, cost = api.totals()
+            succeeded = list(runs.values()).count("success")
+            progress.update(
+                f"running the examples: {succeeded} of {len(runs)} runs succeeded, "
+                f"{images} images, {cost:g} credits of the sandbox"
+            )
+    return {run: state for run, state in runs.items() if state != "success"}
+
+
+def _report(unsuccessful: Mapping[tuple[str, str], str], port: int, logs: Path) -> None:
+    """Print which examples failed or still run, and where to read why."""
+    for (dag_id, run_id), state in unsuccessful.items():
+        ended = "failed" if state == "failed" else f"has not ended after {_EXAMPLES_SECONDS:.0f} s"
+        print(
+            f"\nThe example {dag_id} {ended}.\n"
+            f"  Run     http://{_HOST}:{port}/dags/{dag_id}/runs/{quote(run_id, safe='')}\n"
+            f"  Logs    {logs / f'dag_id={dag_id}' / f'run_id={run_id}'}"
+        )
 
 
 def _choose_port(variable: str, default: int) -> int:

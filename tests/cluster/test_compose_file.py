@@ -127,8 +127,9 @@ def test_the_env_example_documents_each_setting_with_its_default() -> None:
     defaults = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", TEXT))
     asked = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", TEXT))
     assert asked == set(SETTINGS)
-    # The key of the service has none: without it there is the sandbox's.
-    assert {name: defaults[name] for name in asked} == SETTINGS | {"QWENIMAGE_API_KEY": "sk-sandbox"}
+    # Without a key, the connection has the sandbox's key and host.
+    sandbox = 'sk-sandbox", "host": "http://sandbox:8512'
+    assert {name: defaults[name] for name in asked} == SETTINGS | {"QWENIMAGE_API_KEY": sandbox}
     for name in SETTINGS:
         block = next(block for block in ENV_EXAMPLE.split("\n\n") if f"\n{name}=" in block)
         assert block.startswith("# "), name

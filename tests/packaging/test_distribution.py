@@ -172,7 +172,7 @@ def test_the_source_distribution_has_what_is_needed_to_work_on_it(source: Path) 
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="is about a git repository")
-def test_the_source_distribution_is_the_repository(source: Path) -> None:
+def test_the_source_distribution_is_the_repository_without_its_benchmarks(source: Path) -> None:
     """A new file at the root belongs into the list in pyproject.toml, or into .gitignore."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -183,7 +183,8 @@ def test_the_source_distribution_is_the_repository(source: Path) -> None:
     )
     there = {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
     packed = {file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()}
-    assert packed == there | {"PKG-INFO"}
+    benchmarks = {name for name in there if name.startswith("benchmarks/")} - {"benchmarks/README.md"}
+    assert packed == there - benchmarks | {"PKG-INFO"}
 
 
 def test_no_file_names_a_package_index() -> None:
