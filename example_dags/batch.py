@@ -34,7 +34,7 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2024, 1, 1),
     # Retries are safe: a retry resumes what is already paid for, then submits the rest.
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["qwenimage"],
     params={
         "requests": Param("batch_requests.jsonl", type="string", enum=CHOICES, description="The file of requests."),

@@ -30,7 +30,7 @@ with DAG(
     dag_id="qwenimage_many_prompts",
     schedule=None,
     # Retries are safe: a retry resumes an image that is already paid for.
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["qwenimage"],
     doc_md="""
     ### Many prompts, mapped

@@ -20,7 +20,7 @@ with DAG(
     schedule=None,
     # Retries are safe: a retry of `submit` returns the image task that is already paid for (below Airflow 3.3, set its
     # retries to 0), and the sensor only reads.
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["qwenimage"],
     doc_md="""
     ### Submit, wait, use
