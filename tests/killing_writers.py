@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.storage.paths import open_output_path
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -61,8 +62,8 @@ def _main(folder: Path) -> None:
         source.write_bytes(random.randbytes(_SIZE_BYTES))
     hashes = {hashlib.sha256(source.read_bytes()).hexdigest() for source in sources}
     # Before the forks: Airflow takes its time to open a storage for the first time.
-    target = storage.open_output_path(f"file://{stored}")
-    longest_life = _LONGEST_LIFE * _seconds_to_write(storage.open_output_path(f"file://{folder / 'tried'}"), sources)
+    target = open_output_path(f"file://{stored}")
+    longest_life = _LONGEST_LIFE * _seconds_to_write(open_output_path(f"file://{folder / 'tried'}"), sources)
     kills, found, cut_off, broken = 0, 0, 0, []
     while kills < _KILLS or not found or not cut_off:
         if kills >= _KILLS:

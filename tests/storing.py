@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
 from airflow_provider_qwenimage.storage import images
-from airflow_provider_qwenimage.storage.files import open_output_path
+from airflow_provider_qwenimage.storage.paths import open_output_path
 
 
 def store_each(

@@ -39,7 +39,7 @@ def batch(values: Any, map_index: int = -1) -> list[BatchRequest]:
 
 def drawn(requests: list[BatchRequest]) -> list[str]:
     """The file name of each image that is drawn."""
-    return [file_stem(item.request, item.place) for item in requests if item.same_as is None]
+    return [file_stem(item.request, item.variant) for item in requests if item.same_as is None]
 
 
 def test_prompts_and_objects_are_requests() -> None:

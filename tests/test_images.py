@@ -22,8 +22,8 @@ from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.retries import RequestRetries
 from airflow_provider_qwenimage.rules.verification import verify_image
 from airflow_provider_qwenimage.sandbox import Sandbox
-from airflow_provider_qwenimage.storage import files as storage
 from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.storage.paths import open_output_path
 from tests.stores import store_at
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def finished(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
 
 def folder_of(path: Path) -> ObjectStoragePath:
-    return storage.open_output_path(f"file://{path}")
+    return open_output_path(f"file://{path}")
 
 
 def files(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, T
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.rules.snapshots import task_failure
 from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
-from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks import ledger as ledger_module
 from airflow_provider_qwenimage.tasks.stores import FileStore, NoStore, Store, TaskStateStore
 from tests.airflows import HAS_TASK_STATES
@@ -21,7 +21,7 @@ from tests.ledgers import OTHER, REQUEST, TaskStates, in_flight, opened
 @pytest.fixture(params=["file", "task states"] if HAS_TASK_STATES else ["file"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "file":
-        return FileStore(storage.open_output_path(f"file://{tmp_path}") / ".submission-0.json")
+        return FileStore(open_output_path(f"file://{tmp_path}") / ".submission-0.json")
     return TaskStateStore(TaskStates())
 
 

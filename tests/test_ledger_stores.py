@@ -18,7 +18,7 @@ from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.rules.made_by import place_of
 from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
-from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.ledger import open_ledger
 from airflow_provider_qwenimage.tasks.stores import FileStore, NoStore, Store, TaskStateStore
 from tests.ledgers import REQUEST, TaskStates, in_flight, opened
@@ -28,7 +28,7 @@ only_with_task_states = pytest.mark.airflow_feature("killed worker, no `output_p
 
 
 def folder_of(path: Path) -> ObjectStoragePath:
-    return storage.open_output_path(f"file://{path}")
+    return open_output_path(f"file://{path}")
 
 
 def ti(**fields: Any) -> SimpleNamespace:

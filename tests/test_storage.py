@@ -21,6 +21,7 @@ import airflow_provider_qwenimage
 from airflow_provider_qwenimage.rules.arguments import read_argument
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
 from tests import killing_writers
 from tests.stores import DiskThatFillsUp, attach, store_at
 
@@ -29,7 +30,7 @@ ROOT = Path(airflow_provider_qwenimage.__file__).parents[1]
 
 
 def folder_of(path: Path) -> ObjectStoragePath:
-    return storage.open_output_path(f"file://{path}")
+    return open_output_path(f"file://{path}")
 
 
 def folder_at(protocol: str, path: Path) -> ObjectStoragePath:
@@ -69,13 +70,13 @@ def test_a_name_that_no_storage_keeps_as_it_is_written_is_refused(output_path: s
 @pytest.mark.parametrize("url", ["s3://AKIAKEY:secret@bucket/x", "sftp://me:secret@host/x", "gs://:secret@bucket"])
 def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match="id of an Airflow connection") as raised:
-        storage.open_output_path(url)
+        open_output_path(url)
     assert "secret" not in str(raised.value)
     assert "AKIAKEY" not in str(raised.value)
 
 
 def test_space_around_a_url_is_none_of_it(tmp_path: Path) -> None:
-    storage.put_json({}, storage.open_output_path(f" file://{tmp_path}/x\n") / "a.json")
+    storage.put_json({}, open_output_path(f" file://{tmp_path}/x\n") / "a.json")
     assert (tmp_path / "x" / "a.json").exists()
 
 
@@ -144,33 +145,33 @@ def test_json_that_is_deep_or_long_is_something_else(tmp_path: Path, content: by
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="nothing else stops root from writing")
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_stored() -> None:
     with pytest.raises(OSError, match="/proc/self"):
-        storage.check_storing(storage.open_output_path("/proc/self"))
+        check_storing(open_output_path("/proc/self"))
 
 
 def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
-    storage.check_storing(folder_of(tmp_path), "0123456789abcdef")
+    check_storing(folder_of(tmp_path), "0123456789abcdef")
     assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("output_path", ["", "  ", None, 5, "out/fox.png", "s3://bucket/fox.JPG", "file:///a/b.webp/"])
 def test_an_output_path_that_is_no_folder_is_refused(output_path: Any) -> None:
     with pytest.raises(ValueError, match=r"output_path is .*allowed is the path or URL of a folder"):
-        storage.open_output_path(output_path)
+        open_output_path(output_path)
 
 
 def test_a_storage_without_a_provider_says_what_to_install() -> None:
     with pytest.raises(ValueError, match=r"output_path is 'gopher://bucket/x'.*Install the provider"):
-        storage.open_output_path("gopher://bucket/x")
+        open_output_path("gopher://bucket/x")
 
 
 def test_the_folder_is_made(tmp_path: Path) -> None:
-    storage.open_output_path(f"file://{tmp_path}/new/folder")
+    open_output_path(f"file://{tmp_path}/new/folder")
     assert (tmp_path / "new" / "folder").is_dir()
 
 
 @pytest.mark.parametrize("start", ["", "file:", "file://"])
 def test_a_plain_path_works_like_a_file_url(tmp_path: Path, start: str) -> None:
-    folder = storage.open_output_path(f"{start}{tmp_path}/plain")
+    folder = open_output_path(f"{start}{tmp_path}/plain")
     storage.put_json({"a": 1}, folder / "a.json")
     assert json.loads((tmp_path / "plain" / "a.json").read_text()) == {"a": 1}
     assert names_in(tmp_path) == ["a.json"]
@@ -182,7 +183,7 @@ def test_a_path_may_begin_at_home_or_where_the_worker_runs(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    storage.put_json({"a": 1}, storage.open_output_path(output_path) / "a.json")
+    storage.put_json({"a": 1}, open_output_path(output_path) / "a.json")
     assert names_in(tmp_path) == ["a.json"]
 
 
@@ -191,7 +192,7 @@ def test_a_path_may_begin_at_home_or_where_the_worker_runs(
 def test_no_path_that_is_recorded_leads_up(tmp_path: Path, start: str, odd: str) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to("a")
-    folder = storage.open_output_path(f"{start}{tmp_path}/{odd.format(name=tmp_path.name)}")
+    folder = open_output_path(f"{start}{tmp_path}/{odd.format(name=tmp_path.name)}")
     storage.put_json({"a": 1}, folder / "a.json")
     assert names_in(tmp_path) == ["a.json"]
     # The gallery refuses what leads up.
@@ -204,14 +205,14 @@ def test_what_cannot_be_a_folder_is_told_in_a_sentence(tmp_path: Path, start: st
     (tmp_path / "file").write_text("x")
     for name, target in (("link to a file", "file"), ("dangling", "gone"), ("loop", "loop")):
         (tmp_path / name).symlink_to(target)
-    with pytest.raises(NotADirectoryError, match=rf"cannot be made a folder.*{tmp_path}/{odd}'"):
-        storage.open_output_path(f"{start}{tmp_path}/{odd}")
+    with pytest.raises(NotADirectoryError, match=rf"cannot be created.*{tmp_path}/{odd}'"):
+        open_output_path(f"{start}{tmp_path}/{odd}")
     assert names_in(tmp_path) == ["file", "link to a file"]
 
 
 def test_a_home_that_does_not_exist_is_a_bad_argument() -> None:
     with pytest.raises(ValueError, match=r"output_path is '~no-such-user/x'.*Write the whole path"):
-        storage.open_output_path("~no-such-user/x")
+        open_output_path("~no-such-user/x")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -19,6 +19,7 @@ from airflow_provider_qwenimage.storage.libraries import (
     is_denied,
     reason_of,
 )
+from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.text.urls import without_credentials
 from tests.stores import MemoryStore, attach
 
@@ -47,7 +48,7 @@ def test_a_denied_request_is_a_permission_error_that_names_path_and_connection(
     action: str, status: dict[str, int]
 ) -> None:
     start = attach(MemoryStore("gs"), "gs")
-    folder = storage.open_output_path(f"{start}bucket/x")
+    folder = open_output_path(f"{start}bucket/x")
     with pytest.raises(PermissionError) as raised, explaining(action, folder):
         raise HttpError("no\nsuch\x1b[31m luck", **status)
     text = str(raised.value)
@@ -57,20 +58,20 @@ def test_a_denied_request_is_a_permission_error_that_names_path_and_connection(
 
 
 def test_a_disk_that_is_read_only_is_denied_as_well(tmp_path: Path) -> None:
-    folder = storage.open_output_path(str(tmp_path))
+    folder = open_output_path(str(tmp_path))
     with pytest.raises(PermissionError) as raised, explaining(WRITE, folder):
         raise OSError(errno.EROFS, "Read-only file system", f"{tmp_path}/.hidden.part")
     assert str(raised.value).startswith(f"{tmp_path} cannot be written: access was denied (OSError: [Errno")
 
 
 def test_a_bucket_that_does_not_exist_is_told_by_its_status() -> None:
-    folder = storage.open_output_path(f"{attach(MemoryStore('abfs'), 'abfs')}bucket/x")
+    folder = open_output_path(f"{attach(MemoryStore('abfs'), 'abfs')}bucket/x")
     with pytest.raises(FileNotFoundError, match="its bucket or container does not exist"), explaining(WRITE, folder):
         raise HttpError("The specified container does not exist.", status_code=404)
 
 
 def test_any_other_error_of_a_library_is_an_os_error_without_what_grants_access() -> None:
-    folder = storage.open_output_path(f"{attach(MemoryStore('abfs'), 'abfs')}bucket/x")
+    folder = open_output_path(f"{attach(MemoryStore('abfs'), 'abfs')}bucket/x")
     url = "https://account.blob.example/c?sv=1&sig=secret"
     told = r"cannot be written \(HttpError: .*Check the path"
     with pytest.raises(OSError, match=told) as raised, explaining(WRITE, folder):
@@ -88,7 +89,7 @@ def test_what_was_not_denied_is_not_said_to_be(error: Exception) -> None:
 
 def test_a_store_of_google_is_told_what_a_file_is() -> None:
     store = StoreOfGoogle("gs")
-    folder = storage.open_output_path(f"{attach(store, 'gs')}bucket/x")
+    folder = open_output_path(f"{attach(store, 'gs')}bucket/x")
     storage.put_bytes(b"x", folder / "fox.webp")
     assert store.arguments == {"content_type": "image/webp"}
 

@@ -26,9 +26,9 @@ from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.retries import RequestRetries
 from airflow_provider_qwenimage.sandbox import Sandbox
-from airflow_provider_qwenimage.storage import files as storage
 from airflow_provider_qwenimage.storage import images
 from airflow_provider_qwenimage.storage.images import find_images, save_images
+from airflow_provider_qwenimage.storage.paths import open_output_path
 from tests.stores import attach
 from tests.storing import store_each
 
@@ -75,7 +75,7 @@ def originals(drawn: list[TaskSnapshot], tmp_path_factory: pytest.TempPathFactor
     for count in (1, 3):
         found[count] = tmp_path_factory.mktemp("stored")
         snapshot = replace(drawn[0], image_urls=tuple(snapshot.image_urls[0] for snapshot in drawn[:count]))
-        save_images(snapshot, REQUEST, storage.open_output_path(f"file://{found[count]}"), made_by=MADE_BY)
+        save_images(snapshot, REQUEST, open_output_path(f"file://{found[count]}"), made_by=MADE_BY)
     return found
 
 
@@ -93,7 +93,7 @@ def three_stored(originals: dict[int, Path], drawn: list[TaskSnapshot], tmp_path
 
 def copy_of(original: Path, snapshot: TaskSnapshot, tmp_path: Path) -> Stored:
     directory = Path(shutil.copytree(original, tmp_path / "images"))
-    return Stored(directory, storage.open_output_path(f"file://{directory}"), snapshot)
+    return Stored(directory, open_output_path(f"file://{directory}"), snapshot)
 
 
 def test_a_stored_image_is_found_with_all_that_is_known_of_it(stored: Stored) -> None:
@@ -116,12 +116,12 @@ def test_all_images_of_a_task_are_found_in_their_order(three_stored: Stored, dra
 
 
 def test_where_nothing_is_stored_nothing_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert find_images(REQUEST, storage.open_output_path(f"file://{tmp_path}")) is None
+    assert find_images(REQUEST, open_output_path(f"file://{tmp_path}")) is None
     assert caplog.records == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "place"),
+    ("changes", "variant"),
     [
         ({}, 1),
         ({"seed": 0}, 0),
@@ -130,14 +130,14 @@ def test_where_nothing_is_stored_nothing_is_found(tmp_path: Path, caplog: pytest
         ({"prompt": "A red fox!"}, 0),
     ],
 )
-def test_the_image_of_another_request_is_not_found(stored: Stored, changes: dict[str, Any], place: int) -> None:
+def test_the_image_of_another_request_is_not_found(stored: Stored, changes: dict[str, Any], variant: int) -> None:
     request = replace(REQUEST, **changes)
-    assert find_images(request, stored.folder, place=place) is None
+    assert find_images(request, stored.folder, variant=variant) is None
     # Not even under the other one's name.
-    stem = images.file_stem(request, place)
+    stem = images.file_stem(request, variant)
     shutil.copy(stored.image(), stored.directory / f"{stem}{'.png' if request.output_format == 'png' else '.jpg'}")
     shutil.copy(stored.sidecar(), stored.directory / f"{stem}.json")
-    assert find_images(request, stored.folder, place=place) is None
+    assert find_images(request, stored.folder, variant=variant) is None
 
 
 def test_a_callback_url_makes_no_other_image(stored: Stored) -> None:
@@ -145,17 +145,17 @@ def test_a_callback_url_makes_no_other_image(stored: Stored) -> None:
 
 
 def test_with_a_seed_of_its_own_an_image_is_the_same_at_every_place(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
-    folder, request = storage.open_output_path(f"file://{tmp_path}"), replace(REQUEST, seed=7)
-    save_images(drawn[0], request, folder, place=1)
-    assert find_images(request, folder, place=2) is not None
+    folder, request = open_output_path(f"file://{tmp_path}"), replace(REQUEST, seed=7)
+    save_images(drawn[0], request, folder, variant=1)
+    assert find_images(request, folder, variant=2) is not None
 
 
 def test_equal_requests_with_a_random_seed_stand_side_by_side(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
-    folder = storage.open_output_path(f"file://{tmp_path}")
-    for place, snapshot in enumerate(drawn[:3]):
-        save_images(snapshot, REQUEST, folder, place=place)
-    for place, snapshot in enumerate(drawn[:3]):
-        found = find_images(REQUEST, folder, place=place)
+    folder = open_output_path(f"file://{tmp_path}")
+    for variant, snapshot in enumerate(drawn[:3]):
+        save_images(snapshot, REQUEST, folder, variant=variant)
+    for variant, snapshot in enumerate(drawn[:3]):
+        found = find_images(REQUEST, folder, variant=variant)
         assert found is not None
         assert found.image_task_id == snapshot.task_id
 
@@ -191,7 +191,7 @@ def test_an_image_that_is_not_whole_is_not_found(
     # Whoever pays for a new image is told why; with no first sidecar, nothing is stored at all.
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == (part is not Stored.sidecar or spoil is not Path.unlink or number > 1)
-    assert all(f"{three_stored.image(number)} is missing, or not the file" in message for message in told)
+    assert all(f"{three_stored.image(number)} is missing, or is not the file" in message for message in told)
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "task_id", "image_url", "sha256"])
@@ -236,7 +236,7 @@ def test_no_count_makes_a_result_without_an_image(stored: Stored, count: Any) ->
 def test_the_sidecar_tells_who_stored_the_image(
     drawn: list[TaskSnapshot], tmp_path: Path, made_by: dict[str, Any] | None
 ) -> None:
-    folder = storage.open_output_path(f"file://{tmp_path}")
+    folder = open_output_path(f"file://{tmp_path}")
     save_images(drawn[0], REQUEST, folder, made_by=made_by)
     (sidecar,) = tmp_path.glob("*.json")
     assert json.loads(sidecar.read_text())["made_by"] == (made_by or {})
@@ -263,7 +263,7 @@ def pair_in(directory: Path) -> tuple[dict[str, Any], str]:
 def test_the_image_tasks_of_these_tests_are_different_images(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
     hashes = set()
     for snapshot in drawn:
-        save_images(snapshot, REQUEST, storage.open_output_path(f"file://{tmp_path}"))
+        save_images(snapshot, REQUEST, open_output_path(f"file://{tmp_path}"))
         hashes.add(pair_in(tmp_path)[1])
     assert len(hashes) == len(drawn)
 
@@ -305,7 +305,7 @@ def test_processes_that_store_under_one_name_at_once_leave_a_pair(drawn: list[Ta
     for directory in directories:
         sidecar, sha256 = pair_in(directory)
         assert sidecar["sha256"] == sha256
-        assert find_images(REQUEST, storage.open_output_path(f"file://{directory}")) is not None
+        assert find_images(REQUEST, open_output_path(f"file://{directory}")) is not None
 
 
 class RottenDisk(LocalFileSystem):
@@ -330,7 +330,7 @@ def test_a_storage_that_keeps_returning_other_bytes_is_an_error(drawn: list[Task
     disk = RottenDisk(times=99)
     folder = ObjectStoragePath(f"{attach(disk, 'file')}{tmp_path}")
     with pytest.raises(
-        QwenImageImageError, match="stored 5 times.*not what its sidecar describes.*Check that"
+        QwenImageImageError, match="stored 5 times.*not the one its sidecar describes.*Check that"
     ) as caught:
         save_images(drawn[0], REQUEST, folder)
     assert not caught.value.permanent

@@ -100,11 +100,11 @@ class Drawer:
             item: The request.
         """
         options = self._options
-        ledger = open_batch_ledger(options.ti, options.folder, item.request, item.place)
+        ledger = open_batch_ledger(options.ti, options.folder, item.request, item.variant)
         step = ledger.next_step(item.request)
         if isinstance(step, Stop):
             return step, ledger
-        stored = find_images(item.request, options.folder, place=item.place)
+        stored = find_images(item.request, options.folder, variant=item.variant)
         if isinstance(step, GoBack):
             if stored is None or stored.image_task_id != step.image_task_id:
                 return step, ledger
@@ -240,7 +240,7 @@ class Drawer:
                 item.request,
                 options.folder,
                 number=number,
-                place=item.place,
+                variant=item.variant,
                 made_by=options.made_by,
             )
         except QwenImageImageError as error:

@@ -12,12 +12,12 @@ from airflow_provider_qwenimage.rules.batch_totals import manifest_name, manifes
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.storage.files import (
     check_replaceable,
-    check_storing,
     put_file,
     read_beginning,
     remove_file,
     remove_leftovers,
 )
+from airflow_provider_qwenimage.storage.paths import check_storing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

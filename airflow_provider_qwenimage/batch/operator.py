@@ -18,7 +18,7 @@ from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.arguments import ALLOWED_REQUESTS, BATCH_ARGUMENTS, is_rendered_later, path_text
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.rules.task_arguments import TaskArguments, reads_arguments
-from airflow_provider_qwenimage.storage.files import open_output_path
+from airflow_provider_qwenimage.storage.paths import open_output_path
 
 if TYPE_CHECKING:
     from typing import SupportsIndex

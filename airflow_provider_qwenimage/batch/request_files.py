@@ -8,8 +8,8 @@ import stat
 from typing import TYPE_CHECKING, cast
 
 from airflow_provider_qwenimage.rules.request_rows import shown_source
-from airflow_provider_qwenimage.storage.files import path_of
 from airflow_provider_qwenimage.storage.libraries import LOCAL, READ, explaining, reason_of
+from airflow_provider_qwenimage.storage.paths import path_of
 from airflow_provider_qwenimage.text.urls import without_credentials
 
 if TYPE_CHECKING:

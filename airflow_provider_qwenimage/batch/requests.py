@@ -43,9 +43,7 @@ _NUMBERED_ROWS = 100
 _LONGEST_PROBLEM = 400
 # A comment, or a text as Python prints it and the quote of another one right after it.
 _PYTHON_TEXTS = re.compile(r"""\#.*|(?:'(?:\\[\s\S]|[^'\\])*+'|"(?:\\[\s\S]|[^"\\])*+")\s*(?P<next>['"]?)""")
-# Batches that are mapped have places of their own, each of a million: else two would share the images of random seeds.
-_PLACES = 1_000_000
-MAX_ROWS = _PLACES
+MAX_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,13 @@ class BatchRequest:
     Attributes:
         number: Its row, counted from 0.
         request: The request.
-        place: Its place among equal requests with a random seed; see `GenerateRequest.fingerprint`.
+        variant: The number that distinguishes equal requests with a random seed; see `GenerateRequest.fingerprint`.
         same_as: The row whose image it shares, because it asks for the same with the same seed; or None.
     """
 
     number: int
     request: GenerateRequest
-    place: int = 0
+    variant: int = 0
     same_as: int | None = None
 
 
@@ -80,12 +78,13 @@ class BatchRequests:
         self._spool = Spool()
         self.number_to_draw = 0
         try:
-            self._read(rows, max(0, map_index) * _PLACES)
+            # Mapped batches number their variants apart: otherwise two would share the images of random seeds.
+            self._read(rows, max(0, map_index) * MAX_ROWS)
         except BaseException:
             self.close()
             raise
 
-    def _read(self, rows: Iterable[Row], first_place: int) -> None:
+    def _read(self, rows: Iterable[Row], first_variant: int) -> None:
         seen: dict[bytes, int] = {}
         problems = _Problems()
         for row in rows:
@@ -95,13 +94,13 @@ class BatchRequests:
             if request is None or problems.bad_rows:
                 # Nothing will be submitted, so only what is bad is still of interest.
                 continue
-            # Without the place, equal requests have equal fingerprints, also with a random seed.
+            # Without the variant, equal requests have equal fingerprints, also with a random seed.
             key = bytes.fromhex(request.fingerprint())[:16]
             entry: dict[str, Any] = {"request": request.payload()}
             if request.seed == RANDOM_SEED:
                 # Counted among its like, so that a row before it can come or go without a new image for it.
                 seen[key] = seen.get(key, -1) + 1
-                entry["place"] = first_place + seen[key]
+                entry["variant"] = first_variant + seen[key]
             elif key in seen:
                 entry["same_as"] = seen[key]
             else:
@@ -119,7 +118,7 @@ class BatchRequests:
         if entry is None:
             raise IndexError(number)
         request = GenerateRequest(**entry["request"])
-        return BatchRequest(number, request, place=entry.get("place", 0), same_as=entry.get("same_as"))
+        return BatchRequest(number, request, variant=entry.get("variant", 0), same_as=entry.get("same_as"))
 
     def close(self) -> None:
         """Remove what is on disk of them."""

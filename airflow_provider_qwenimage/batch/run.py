@@ -22,8 +22,8 @@ from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownErro
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits, RowStatus, in_brief, row_error
 from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
-from airflow_provider_qwenimage.storage.files import is_empty
 from airflow_provider_qwenimage.storage.images import StoredImages
+from airflow_provider_qwenimage.storage.paths import is_empty
 from airflow_provider_qwenimage.tasks.metrics import count_failure
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What differs between storages and the libraries that talk to them: errors, rights, content types."""
+"""Differences between storages and the libraries that access them: errors, rights, content types."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from airflow_provider_qwenimage.text.messages import printable, shorten
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-# The protocols of this machine's disk.
+# The protocols of the local disk.
 LOCAL = frozenset({"file", "local", ""})
 
-# An object appears in these stores only once its upload is complete; elsewhere a rename does that.
+# In these stores an object appears only once its upload is complete; elsewhere a rename achieves that.
 _STORES_THAT_PUT_WHOLE_OBJECTS = frozenset(
     {"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "adl", "az", "wasb", "wasbs"}
 )
@@ -25,12 +25,12 @@ _STORES_THAT_PUT_WHOLE_OBJECTS = frozenset(
 READ, WRITE, DELETE, LIST = "read", "written", "deleted", "listed"
 
 _VERBS = {READ: "read files", WRITE: "write files", DELETE: "delete files", LIST: "list files"}
-# By the library that talks to the storage.
+# By the library that accesses the storage.
 _RIGHTS = {
     "s3fs": {READ: "s3:GetObject", WRITE: "s3:PutObject", DELETE: "s3:DeleteObject", LIST: "s3:ListBucket"},
     "gcsfs": {
         READ: "storage.objects.get",
-        # Google asks for both where a file is replaced.
+        # Google requires both to replace a file.
         WRITE: "storage.objects.create and storage.objects.delete",
         DELETE: "storage.objects.delete",
         LIST: "storage.objects.list",
@@ -51,24 +51,24 @@ _CONTENT_TYPES = {
     ".jsonl": "application/x-ndjson",
     ".csv": "text/csv; charset=utf-8",
 }
-# The argument for it, by the library that talks to the storage; each would store everything as bytes of any kind.
+# The argument that sets it, by library; without it, each library stores everything as application/octet-stream.
 _CONTENT_TYPE_ARGUMENTS = {"s3fs": "ContentType", "gcsfs": "content_type", "adlfs": "content_settings"}
 
 
 def library_of(filesystem: Any) -> str:
-    """Return the package that talks to a storage, also for a class that a company derives from it."""
+    """Return the package that accesses a storage, also for a class that a user derived from one of its classes."""
     packages = (kind.__module__.partition(".")[0] for kind in type(filesystem).__mro__)
     return next((package for package in packages if package in _CONTENT_TYPE_ARGUMENTS), "")
 
 
 def content_type_of(name: str) -> str:
-    """Return the content type of a stored file by its name: with it, a browser shows the file of a link."""
+    """Return the content type of a stored file by its name, so that a browser displays the file."""
     suffix = name[name.rfind(".") :].lower()
     return _CONTENT_TYPES.get(suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
 
 
 def content_type_arguments(target: ObjectStoragePath) -> dict[str, Any]:
-    """Return the arguments that give a file its content type while it is stored."""
+    """Return the arguments that set a file's content type when it is stored."""
     library = library_of(target.fs)
     if library not in _CONTENT_TYPE_ARGUMENTS:
         return {}
@@ -81,26 +81,26 @@ def content_type_arguments(target: ObjectStoragePath) -> dict[str, Any]:
 
 
 def is_object_store(path: ObjectStoragePath) -> bool:
-    """Whether a path is in a store of objects, which has buckets, and no folders."""
+    """Whether a path is in an object store, which has buckets and no folders."""
     return path.protocol in _STORES_THAT_PUT_WHOLE_OBJECTS
 
 
 def bucket_of(path: ObjectStoragePath) -> str:
-    """Return the bucket or container of a path in such a store."""
+    """Return the bucket or container of a path in an object store."""
     return str(path.path).partition("/")[0]
 
 
 @contextmanager
 def explaining(action: str, path: ObjectStoragePath) -> Iterator[None]:
-    """Turn what a storage raises into an OSError that names the path, and the right where one is missing.
+    """Turn any exception of a storage into an OSError that names the path and, if access was denied, the missing right.
 
     Args:
         action: One of `READ`, `WRITE`, `DELETE`, `LIST`.
         path: The file or folder.
 
     Raises:
-        PermissionError: If the storage denied it.
-        FileNotFoundError: If there is no such file; for `WRITE`, if the bucket does not exist.
+        PermissionError: If access was denied.
+        FileNotFoundError: If the file does not exist; for `WRITE`, if the bucket does not exist.
         OSError: For everything else.
     """
     remote = path.protocol not in LOCAL
@@ -112,12 +112,12 @@ def explaining(action: str, path: ObjectStoragePath) -> Iterator[None]:
         if action == WRITE and (isinstance(error, FileNotFoundError) or _status_of(error) & _MISSING):
             raise FileNotFoundError(
                 f"{path} cannot be written: its bucket or container does not exist ({reason_of(error)}). Correct the "
-                "path, or make it; a task never makes one."
+                "path, or create it; a task never creates one."
             ) from error
         if is_denied(error):
             raise PermissionError(denied(action, str(path), library_of(path.fs), error)) from error
         if isinstance(error, OSError) and not remote:
-            # A disk that is full does not say where.
+            # The error of a full disk has no file name.
             if error.errno is not None and error.filename is None:
                 error.filename = str(path)
             raise
@@ -125,30 +125,30 @@ def explaining(action: str, path: ObjectStoragePath) -> Iterator[None]:
 
 
 def is_denied(error: BaseException) -> bool:
-    """Whether an error is a storage's way to say that something is not allowed."""
+    """Whether an error of a storage means that access was denied."""
     if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         return True
     return bool(_status_of(error) & _DENIED)
 
 
 def _status_of(error: BaseException) -> set[Any]:
-    """Return the HTTP status that an error of a storage's library tells of, each of which has its own name for it."""
+    """Return the HTTP status of a storage library's error; each library has its own name for it."""
     found = (getattr(error, name, None) for name in ("status_code", "code", "status"))
     return {status for status in found if isinstance(status, int)}
 
 
 def denied(action: str, path: str, library: str, error: BaseException) -> str:
-    """Return the sentence for an action that is not allowed; see `explaining`."""
+    """Return the message for an action that was denied; see `explaining`."""
     right = _RIGHTS.get(library, {}).get(action)
     sentence = f"{path} cannot be {action}: access was denied ({reason_of(error)}). Give {_owner(path)} the right to "
     sentence += f"{_VERBS[action]} there" + (f" ({right})." if right else ".")
     if action == LIST:
-        sentence += " Without it, the storage does not say whether a file exists, and an image could be paid twice."
+        sentence += " Without it, the storage does not report whether a file exists, and an image could be paid twice."
     return sentence
 
 
 def reason_of(error: BaseException) -> str:
-    """Return a library's error, short and without what follows the `?` of a URL, which may grant access."""
+    """Return a library's error, shortened and without the queries of URLs, which may grant access."""
     text = _QUERY.sub(r"\1?…", printable(str(error)))
     return shorten(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
@@ -159,6 +159,6 @@ def _owner(path: str) -> str:
 
 
 def what_to_check(path: str) -> str:
-    """Return the advice that ends an error about a path: its connection is named, if it has one."""
+    """Return the advice that ends an error about a path; it names the path's connection, if there is one."""
     found = _CONN_ID.match(path)
     return f"Check the path, and the Airflow connection {found[1]!r}." if found else "Check the path and the storage."

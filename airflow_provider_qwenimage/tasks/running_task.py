@@ -13,8 +13,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTas
 from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.rules.made_by import description_of, place_of, writer_of
-from airflow_provider_qwenimage.storage.files import check_storing, open_output_path, remove_leftovers
+from airflow_provider_qwenimage.storage.files import remove_leftovers
 from airflow_provider_qwenimage.storage.images import StoredImages, find_images, save_images
+from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
 from airflow_provider_qwenimage.tasks.failures import (
     keeping_what_is_paid,
     remembering_what_is_paid,
@@ -53,7 +54,7 @@ class RunningTask:
 
     @classmethod
     def open(cls, context: Context, *, output_path: str | None, durable: bool) -> RunningTask:
-        """Open the folder and the ledger; see `storage.open_output_path` and `ledger.open_ledger`."""
+        """Open the folder and the ledger; see `open_output_path` and `ledger.open_ledger`."""
         folder = None if output_path is None else open_output_path(output_path)
         return cls(context["ti"], folder, open_ledger(context, folder, durable=durable), durable)
 
@@ -81,7 +82,7 @@ class RunningTask:
 
     def find_images(self, request: GenerateRequest) -> StoredImages | None:
         """Return the images of a request that stand in the folder; see `images.find_images`."""
-        return None if self.folder is None else find_images(request, self.folder, place=place_of(self.ti))
+        return None if self.folder is None else find_images(request, self.folder, variant=place_of(self.ti))
 
     def save_images(
         self, snapshot: TaskSnapshot, request: GenerateRequest, hook: QwenImageHook, *, max_image_bytes: int
@@ -93,7 +94,7 @@ class RunningTask:
             snapshot,
             request,
             self.folder,
-            place=place_of(self.ti),
+            variant=place_of(self.ti),
             max_image_bytes=max_image_bytes,
             made_by=self.description,
             verify=hook.settings.verify,

@@ -27,8 +27,8 @@ from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, T
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.retries import RequestRetries
 from airflow_provider_qwenimage.rules.verification import verify_image
-from airflow_provider_qwenimage.storage.files import open_output_path
 from airflow_provider_qwenimage.storage.images import find_images, save_images
+from airflow_provider_qwenimage.storage.paths import open_output_path
 
 REQUEST = GenerateRequest(prompt="A red fox", size="768*1024", seed=7, output_format="png")
 SECRETS = ("sig-4f9a", "s3cr3t")

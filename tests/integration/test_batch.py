@@ -662,7 +662,7 @@ def test_an_image_that_storage_spoils_is_not_downloaded_again_in_the_same_try(
     monkeypatch.setattr(images, "sha256_of", lambda *_: "of other bytes")
     end = draw(tmp_path, requests=["A fox"])
     assert end.state == "failed"
-    assert "not what its sidecar describes" in str(end.errors[0])
+    assert "not the one its sidecar describes" in str(end.errors[0])
     assert [request.route for request in api.requests].count("image") == end.tries
     assert len(api.submissions) == 1
 

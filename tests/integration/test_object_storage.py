@@ -165,7 +165,7 @@ def test_a_misspelt_bucket_is_refused_at_the_first_try_and_not_made(
     dag = into(output_path=url) if into is dag_that_draws else into(url)
     end = dag.run()["draw"]
     assert end.tries == 1
-    assert "there is no bucket 'misspelt'" in refused(end)
+    assert "the bucket 'misspelt' does not exist" in refused(end)
     assert connected_api.submissions == []
     assert "misspelt" not in [found["Name"] for found in bucket.server.client().list_buckets()["Buckets"]]
 

@@ -12,7 +12,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenIm
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.rules.submissions import GoBack
 from airflow_provider_qwenimage.sandbox import Sandbox
-from airflow_provider_qwenimage.storage.files import open_output_path
+from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.ledger import Ledger, open_ledger
 from tests.events import finish_images, status_reads
 

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_qwenimage.batch.request_files import open_requests
 from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.storage.paths import check_storing, is_empty, open_output_path
 from airflow_provider_qwenimage.tasks.stores import FileStore
 from tests.s3_server import Bucket
 
@@ -38,17 +39,17 @@ ODD_FOLDERS = [
 
 @pytest.mark.parametrize("end", ["", "/", "/new/prefix", "/new/prefix/", "//new//prefix"])
 def test_a_fresh_prefix_is_a_folder(bucket: Bucket, end: str) -> None:
-    folder = storage.open_output_path(bucket.url + end)
-    assert storage.is_empty(folder) is (end.strip("/") != "") or bucket.keys == []
+    folder = open_output_path(bucket.url + end)
+    assert is_empty(folder) is (end.strip("/") != "") or bucket.keys == []
     storage.put_json({"a": 1}, folder / "a.json")
-    assert not storage.is_empty(folder)
+    assert not is_empty(folder)
     assert len(bucket.keys) == 1
     assert storage.read_json(folder / "a.json") == {"a": 1}
 
 
 @pytest.mark.parametrize("odd", ODD_FOLDERS)
 def test_a_folder_may_have_any_name(bucket: Bucket, odd: str) -> None:
-    folder = storage.open_output_path(f"{bucket.url}/{odd}")
+    folder = open_output_path(f"{bucket.url}/{odd}")
     storage.put_bytes(b"x", folder / "fox.png")
     assert bucket.keys == [f"{odd}/fox.png"]
     # What is returned and pushed is opened by the next task, and by the gallery.
@@ -57,7 +58,7 @@ def test_a_folder_may_have_any_name(bucket: Bucket, odd: str) -> None:
     assert storage.read_bytes(again) == b"x"
     storage.remove_file(again)
     assert bucket.keys == []
-    assert storage.is_empty(folder)
+    assert is_empty(folder)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_folder_may_have_any_name(bucket: Bucket, odd: str) -> None:
     ],
 )
 def test_a_browser_is_told_what_a_file_is(bucket: Bucket, tmp_path: Path, name: str, content_type: str) -> None:
-    folder = storage.open_output_path(bucket.url)
+    folder = open_output_path(bucket.url)
     storage.put_bytes(b"x", folder / name)
     assert bucket.content_type(name) == content_type
     (tmp_path / "rows.jsonl").write_bytes(b"y")
@@ -84,38 +85,40 @@ def test_a_browser_is_told_what_a_file_is(bucket: Bucket, tmp_path: Path, name: 
 
 
 def test_a_bucket_that_does_not_exist_is_never_made(bucket: Bucket) -> None:
-    with pytest.raises(ValueError, match=r"output_path is 's3://s3@misspelt/new', and there is no bucket 'misspelt'"):
-        storage.open_output_path("s3://s3@misspelt/new")
+    with pytest.raises(
+        ValueError, match=r"output_path is 's3://s3@misspelt/new', and the bucket 'misspelt' does not exist"
+    ):
+        open_output_path("s3://s3@misspelt/new")
     names = [found["Name"] for found in bucket.server.client().list_buckets()["Buckets"]]
     assert "misspelt" not in names
 
 
 def test_a_bucket_that_goes_away_is_not_made_again(bucket: Bucket) -> None:
-    folder = storage.open_output_path(f"{bucket.url}/x")
+    folder = open_output_path(f"{bucket.url}/x")
     bucket.server.client().delete_bucket(Bucket=bucket.name)
     with pytest.raises(FileNotFoundError, match=r"its bucket or container does not exist"):
         storage.put_json({}, folder / "a.json")
     with pytest.raises(ValueError, match=r"its bucket or container does not exist"):
-        storage.check_storing(folder)
+        check_storing(folder)
 
 
 @pytest.mark.parametrize("output_path", ["s3://", "s3://s3@", "s3://s3@/x", "s3:///x", "s3://s3@No_Such*Bucket/x"])
 def test_what_can_be_no_bucket_is_a_bad_argument(bucket: Bucket, output_path: str) -> None:
     with pytest.raises((ValueError, OSError), match=r"output_path|Check the path"):
-        storage.open_output_path(output_path)
+        open_output_path(output_path)
 
 
 @pytest.mark.parametrize("end", ["/..", "/../x", "/x/..", "/x/../y"])
 def test_no_key_leads_up(bucket: Bucket, end: str) -> None:
-    with pytest.raises(ValueError, match=r"in an object store \.\. leads nowhere"):
-        storage.open_output_path(bucket.url + end)
+    with pytest.raises(ValueError, match=r"object stores do not resolve `\.\.`"):
+        open_output_path(bucket.url + end)
     assert bucket.keys == []
 
 
 def test_without_the_right_to_list_one_sentence_names_path_and_right(bucket: Bucket) -> None:
     url = f"{bucket.url_without('list')}/images"
     with pytest.raises(PermissionError) as raised:
-        storage.open_output_path(url)
+        open_output_path(url)
     text = str(raised.value)
     assert text.startswith(f"{url} cannot be listed: access was denied")
     assert "connection 's3_without_list' the right to list files there (s3:ListBucket)" in text
@@ -123,7 +126,7 @@ def test_without_the_right_to_list_one_sentence_names_path_and_right(bucket: Buc
 
 @pytest.mark.parametrize(("right", "action"), [("read", "s3:GetObject"), ("write", "s3:PutObject")])
 def test_without_another_right_one_sentence_names_path_and_right(bucket: Bucket, right: str, action: str) -> None:
-    folder = storage.open_output_path(bucket.url_without(right))
+    folder = open_output_path(bucket.url_without(right))
     doing = storage.read_json if right == "read" else partial(storage.put_json, {})
     with pytest.raises(PermissionError, match=rf"{folder}a.json cannot be .*{action}") as raised:
         doing(folder / "a.json")
@@ -132,20 +135,20 @@ def test_without_another_right_one_sentence_names_path_and_right(bucket: Bucket,
 
 def test_without_the_right_to_write_the_check_says_so(bucket: Bucket) -> None:
     with pytest.raises(PermissionError, match="s3:PutObject"):
-        storage.check_storing(storage.open_output_path(bucket.url_without("write")))
+        check_storing(open_output_path(bucket.url_without("write")))
 
 
 def test_the_check_leaves_nothing_and_takes_two_requests(bucket: Bucket) -> None:
-    folder = storage.open_output_path(f"{bucket.url}/x")
+    folder = open_output_path(f"{bucket.url}/x")
     before = len(bucket.requests)
-    storage.check_storing(folder, "0123456789abcdef")
+    check_storing(folder, "0123456789abcdef")
     assert [method for method, _, _ in bucket.requests[before:]] == ["PUT", "DELETE"]
     assert bucket.keys == []
 
 
 def test_without_the_right_to_delete_a_submission_is_overwritten(bucket: Bucket) -> None:
-    folder = storage.open_output_path(bucket.url_without("delete"))
-    storage.check_storing(folder)
+    folder = open_output_path(bucket.url_without("delete"))
+    check_storing(folder)
     store = FileStore(folder / ".submission-1.json")
     store.write({"finished": False})
     store.settle({"finished": True})
@@ -160,7 +163,7 @@ def test_keys_that_aws_does_not_know_are_a_sentence(bucket: Bucket, monkeypatch:
     connection["extra"] |= {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
     monkeypatch.setenv("AIRFLOW_CONN_S3_AWAY", json.dumps(connection))
     with pytest.raises(OSError, match=r"s3://s3_away@bucket/x cannot be listed .*Airflow connection 's3_away'"):
-        storage.open_output_path("s3://s3_away@bucket/x")
+        open_output_path("s3://s3_away@bucket/x")
 
 
 def test_a_role_that_cannot_be_had_is_a_sentence(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,13 +175,13 @@ def test_a_role_that_cannot_be_had_is_a_sentence(bucket: Bucket, monkeypatch: py
         "config_kwargs": {"retries": {"max_attempts": 0}},
     }
     monkeypatch.setenv("AIRFLOW_CONN_S3_ROLE", json.dumps(connection))
-    for opening in (storage.open_output_path, open_requests):
+    for opening in (open_output_path, open_requests):
         with pytest.raises(OSError, match=r"s3://s3_role@bucket/x.jsonl cannot be opened .*connection 's3_role'"):
             opening("s3://s3_role@bucket/x.jsonl")
 
 
 def test_a_record_that_cannot_be_read_stops_and_says_that_nothing_was_submitted(bucket: Bucket) -> None:
-    store = FileStore(storage.open_output_path(bucket.url_without("read")) / ".submission-1.json")
+    store = FileStore(open_output_path(bucket.url_without("read")) / ".submission-1.json")
     with pytest.raises(PermissionError, match=r"cannot be read, so nothing was submitted.*s3:GetObject"):
         store.read()
 
@@ -187,14 +190,14 @@ def test_a_record_that_cannot_be_read_stops_and_says_that_nothing_was_submitted(
 def test_a_file_is_read_whole_and_hashed(bucket: Bucket, size: int) -> None:
     content = os.urandom(size)
     bucket.put("x.bin", content)
-    file = storage.open_output_path(bucket.url) / "x.bin"
+    file = open_output_path(bucket.url) / "x.bin"
     assert storage.read_bytes(file) == content
     assert storage.sha256_of(file) == hashlib.sha256(content).hexdigest()
 
 
 def test_no_more_of_a_file_is_read_than_it_may_have(bucket: Bucket) -> None:
     bucket.put("huge.json", b'{"a": "' + b"x" * 3 * 1024**2 + b'"}')
-    folder = storage.open_output_path(bucket.url)
+    folder = open_output_path(bucket.url)
     assert storage.read_json(folder / "huge.json") == {}
     with pytest.raises(OSError, match="more than the 100 bytes"):
         storage.read_bytes(folder / "huge.json", most=100)
@@ -204,7 +207,7 @@ def test_no_more_of_a_file_is_read_than_it_may_have(bucket: Bucket) -> None:
 
 def test_a_file_of_requests_is_read_as_it_is_now(bucket: Bucket) -> None:
     bucket.put("x/a.jsonl", b'"a fox"\n')
-    folder = storage.open_output_path(f"{bucket.url}/x")
+    folder = open_output_path(f"{bucket.url}/x")
     # As code of the user's does: what is listed is remembered.
     assert folder.fs.ls(folder.path)
     for name, content in (("a.jsonl", b'"a fox"\n"a hare"\n'), ("b.jsonl", b'"a kite"\n'), ("a.jsonl", b'"a"\n')):
@@ -231,14 +234,15 @@ def test_a_file_of_requests_that_may_not_be_read_is_a_sentence(bucket: Bucket) -
 _OTHER_PROCESS = """
 import sys
 from airflow_provider_qwenimage.storage import files as storage
-folder = storage.open_output_path(sys.argv[1])
+from airflow_provider_qwenimage.storage.paths import check_storing, is_empty, open_output_path
+folder = open_output_path(sys.argv[1])
 storage.put_json({"by": "the other process"}, folder / "a.json")
 storage.put_bytes(b"y" * 20_000_000, folder / "b.png")
 """
 
 
 def test_a_listing_that_is_remembered_hides_nothing_that_another_process_stores(bucket: Bucket) -> None:
-    folder = storage.open_output_path(f"{bucket.url}/x")
+    folder = open_output_path(f"{bucket.url}/x")
     storage.put_bytes(b"y" * 10_000_000, folder / "b.png")
     # As code of the user's, an XCom backend or a listing of the folder does.
     assert [file.name for file in folder.iterdir()] == ["b.png"]
@@ -251,16 +255,16 @@ def test_a_listing_that_is_remembered_hides_nothing_that_another_process_stores(
     assert storage.read_bytes(folder / "b.png") == b"y" * 20_000_000
     for key in bucket.keys:
         bucket.server.client().delete_object(Bucket=bucket.name, Key=key)
-    assert storage.is_empty(folder)
+    assert is_empty(folder)
     assert storage.read_json(folder / "a.json") is None
 
 
 def test_a_folder_of_thousands_is_looked_at_with_one_request(bucket: Bucket) -> None:
     for number in range(20):
         bucket.put(f"x/{number}", b"")
-    folder = storage.open_output_path(f"{bucket.url}/x")
+    folder = open_output_path(f"{bucket.url}/x")
     before = len(bucket.requests)
-    assert not storage.is_empty(folder)
+    assert not is_empty(folder)
     ((method, _, query),) = bucket.requests[before:]
     assert method == "GET"
     assert "max-keys=1" in query
