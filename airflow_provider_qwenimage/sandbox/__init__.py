@@ -1,10 +1,10 @@
-"""A stand-in of the Qwen-Image-2512 API to run on your own machine: test DAGs offline and for free.
+"""A local stand-in for the Qwen-Image-2512 API: test DAGs offline and for free.
 
 On the command line::
 
     python -m airflow_provider_qwenimage.sandbox --port 8512
 
-From Python (the server runs in a thread of its own)::
+From Python (the server runs in its own thread)::
 
     from airflow_provider_qwenimage.sandbox import Sandbox
 
@@ -14,10 +14,10 @@ From Python (the server runs in a thread of its own)::
         ...
         assert sandbox.credits_charged == 5
 
-A prompt can ask for trouble by itself: ``[policy]`` in it is refused by the content policy, ``[fail]`` ends
-FAILED with a general message, ``[slow]`` takes ten times as long.
+Words in a prompt trigger problems: ``[policy]`` fails with a content policy violation, ``[fail]`` fails with a
+general message, ``[slow]`` takes ten times as long.
 
-It needs the packages ``aiohttp`` and ``Pillow``, which are imported when a sandbox starts, not before.
+The sandbox needs the packages ``aiohttp`` and ``Pillow``, which it imports when it starts, not before.
 """
 
 from __future__ import annotations

@@ -27,26 +27,26 @@ _BEHAVIOURS = "\n".join(
 )
 _EPILOG = f"""\
 magic words in a prompt:
-  [policy]  the content policy refuses it: FAILED, for no credits (or --failed-credits)
-  [fail]    ends FAILED with a general message, for no credits (or --failed-credits)
+  [policy]  fails with a content policy violation and costs --failed-credits
+  [fail]    fails with a general message and costs --failed-credits
   [slow]    takes ten times as long
 
 behaviours for --script and POST /sandbox/script:
 {_BEHAVIOURS}
 
-Everything can be changed while it runs: GET http://127.0.0.1:{DEFAULT_PORT}/sandbox says how.
-Ctrl-C or SIGTERM stops it with exit code {EXIT_STOPPED}; what it cannot start with ends it with {EXIT_REFUSED}.
+The behaviour can be changed while the sandbox runs: see GET http://127.0.0.1:{DEFAULT_PORT}/sandbox.
+Ctrl-C or SIGTERM stops the sandbox with exit code {EXIT_STOPPED}. If it cannot start, the exit code is {EXIT_REFUSED}.
 """
 
 _BANNER = """\
-Sandbox of the Qwen-Image-2512 API
+Sandbox for the Qwen-Image-2512 API
   URL      {url}
   API key  {api_key}
 
 Point Airflow at it:
   export AIRFLOW_CONN_QWENIMAGE_DEFAULT='{connection}'
 
-Make it misbehave while it runs (GET {url}/sandbox lists everything):
+Inject faults while it runs (GET {url}/sandbox lists all requests):
   curl {options} -X PATCH {url}/sandbox/settings -d '{{"server_error_share": 0.2}}'
   curl {options} -X POST {url}/sandbox/script -d '{{"route": "status", "behaviours": [["rate_limit", 2], "ok"]}}'
   curl {insecure}{url}/sandbox/books
@@ -59,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sandbox until SIGINT or SIGTERM.
 
     Args:
-        arguments: The command line; None takes that of the process.
+        arguments: The command-line arguments; None reads them from ``sys.argv``.
 
     Returns:
-        The exit code: 0 after being stopped, 2 if it could not start.
+        The exit code: 0 after a signal, 2 if the sandbox could not start.
     """
     parser = _parser()
     options = vars(parser.parse_args(arguments))
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     insecure = "--insecure " if options["ssl_certfile"] else ""
     headers = " ".join(f"-H '{name}: {value}'" for name, value in CONTROL_HEADERS.items())
     try:
-        _say(
+        _print(
             _BANNER.format(
                 url=sandbox.url,
                 api_key=sandbox.api_key,
@@ -94,12 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stopped.wait()
     finally:
         sandbox.stop()
-    _say("Stopped.")
+    _print("Stopped.")
     return EXIT_STOPPED
 
 
-def _say(text: str) -> None:
-    # Whoever started this may have closed its end already; that is no reason to fail.
+def _print(text: str) -> None:
+    # The parent process may have closed the pipe already; the sandbox keeps running without it.
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_qwenimage.sandbox",
         usage="%(prog)s [options]",
-        description="A stand-in of the Qwen-Image-2512 API, to test DAGs offline and for free.",
+        description="A local stand-in for the Qwen-Image-2512 API, to test DAGs offline and for free.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -123,25 +123,25 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="PORT",
-        help="the port of the image URLs, an origin of their own as with a real CDN; 0 picks a free one, "
-        "the same as --port serves them from the API's (default: 0)",
+        help="the port of the image URLs, which have their own origin as with a real CDN; 0 picks a free one; "
+        "the value of --port serves them from the API's origin (default: 0)",
     )
     server.add_argument(
-        "--cdn-url", metavar="URL", help="the base of the image URLs, if clients reach them by another way"
+        "--cdn-url", metavar="URL", help="the base of the image URLs, if clients reach them at another address"
     )
-    server.add_argument("--ssl-certfile", metavar="FILE", help="a PEM certificate; serves https")
-    server.add_argument("--ssl-keyfile", metavar="FILE", help="the certificate's PEM key, if in another file")
+    server.add_argument("--ssl-certfile", metavar="FILE", help="a PEM certificate; turns on https")
+    server.add_argument("--ssl-keyfile", metavar="FILE", help="the certificate's PEM key, if it is in another file")
     server.add_argument(
         "--control-host",
         action="append",
         default=[],
         dest="control_hosts",
         metavar="NAME",
-        help="a domain name under which /sandbox may be reached, besides IP addresses and names without a dot; "
+        help="a domain name that requests to /sandbox may use, in addition to IP addresses and names without a dot; "
         "can be repeated",
     )
     server.add_argument(
-        "--state-file", metavar="FILE", help="keeps tasks and charges over a restart; without it they are forgotten"
+        "--state-file", metavar="FILE", help="keeps tasks and charges across restarts; without it, they are lost"
     )
     server.add_argument(
         "--script",
@@ -152,27 +152,28 @@ def _parser() -> argparse.ArgumentParser:
         help="how the next requests of a route behave: ROUTE=BEHAVIOUR[*TIMES][,…], such as "
         "status=server_error*2,rate_limit; can be repeated",
     )
-    behaviour = parser.add_argument_group("behaviour", "All of these can be changed while it runs.")
+    behaviour = parser.add_argument_group("behaviour", "All of these can be changed while the sandbox runs.")
     for setting in fields(SandboxSettings):
         kind: Kind = setting.metadata["kind"]
         behaviour.add_argument(
             f"--{setting.name.replace('_', '-')}",
-            type=_reader(setting.name, kind),
+            type=_option_type(setting.name, kind),
             default=setting.default,
             metavar=kind.metavar,
-            help=f"{setting.metadata['help']}; {kind.allowed} (default: {_shown(setting.default)})",
+            help=f"{setting.metadata['help']}; {kind.allowed} (default: {_default_text(setting.default)})",
         )
     return parser
 
 
-def _reader(name: str, kind: Kind) -> Callable[[str], Any]:
+def _option_type(name: str, kind: Kind) -> Callable[[str], Any]:
     def read(text: str) -> Any:
+        wrong = argparse.ArgumentTypeError(f"{name} is {text!r}; it must be {kind.allowed}.")
         try:
             value = kind.from_text(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{name} is {text!r}; allowed is {kind.allowed}.") from None
+            raise wrong from None
         if not kind.accepts(value):
-            raise argparse.ArgumentTypeError(f"{name} is {text!r}; allowed is {kind.allowed}.")
+            raise wrong
         return value
 
     return read
@@ -185,13 +186,13 @@ def _read_script(text: str) -> tuple[str, list[ScriptItem]]:
         name, star, times = behaviour.strip().partition("*")
         if star and not (times.isascii() and times.isdigit()):
             raise argparse.ArgumentTypeError(
-                f"the number of times is {times!r}; allowed is ROUTE=BEHAVIOUR[*TIMES][,…], such as status=hang*2."
+                f"the number of times is {times!r}; write ROUTE=BEHAVIOUR[*TIMES][,…], such as status=hang*2."
             )
         items.append((name, int(times)) if star else name)
     return route, items
 
 
-def _shown(default: object) -> str:
+def _default_text(default: object) -> str:
     if default is None or default is MISSING:
         return "none"
     return ",".join(default) if isinstance(default, tuple) else str(default)

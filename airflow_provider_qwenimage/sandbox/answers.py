@@ -1,4 +1,4 @@
-"""Decides what the API answers: keys, validation and the envelope, as documented. No I/O."""
+"""Decide what the API answers: keys, validation and the envelope, as documented. No I/O."""
 
 from __future__ import annotations
 
@@ -18,13 +18,10 @@ _FIELDS = ("prompt", "size", "seed", "output_format", "callback_url")
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of the API, before it is written to the wire.
+    """The envelope of an answer: ``code``, ``message`` and ``data``.
 
     Args:
-        code: The envelope's code.
-        message: The envelope's message.
-        data: The envelope's data.
-        retry_after: Seconds for a Retry-After header, or None for no such header.
+        retry_after: Seconds for a Retry-After header, or None for no header.
     """
 
     code: int
@@ -46,11 +43,10 @@ class Answer:
 
 
 def error_answer(behaviour: str, retry_after: float) -> Answer | None:
-    """Return the API's error for a behaviour of that name, or None if the behaviour is no plain error.
+    """Return the API's error for a behaviour, or None if the behaviour is not an error of the API.
 
     Args:
-        behaviour: The name of a behaviour.
-        retry_after: What a 429 asks to wait, in seconds.
+        retry_after: Seconds that a 429 asks the client to wait.
     """
     if behaviour == "rate_limit":
         return Answer(429, "Too Many Requests: wait and send the request again.", retry_after=retry_after)
@@ -79,7 +75,7 @@ def bad_request(message: str) -> Answer:
 
 
 def unknown_path(method: str, path: str) -> Answer:
-    """Return the answer to a request that is none of the API's."""
+    """Return the answer to a request that the API does not have."""
     known = {GENERATE_PATH: "POST", STATUS_PATH: "GET"}
     if path in known:
         return Answer(405, f"Method Not Allowed: send {known[path]} {path}, not {method}.")
@@ -98,11 +94,11 @@ def read_generate(body: bytes) -> GenerateRequest:
     """Read the body of ``POST /api/generate``. Fields that are not documented are ignored.
 
     Raises:
-        ValueError: If a field is not as documented; the message is the one to answer.
+        ValueError: If a field is not as documented; its message is the message of the answer.
     """
     try:
         asked = json.loads(body)
-    # RecursionError: a body of nothing but brackets is no request.
+    # RecursionError: a body may consist of brackets only.
     except (ValueError, RecursionError):
         raise ValueError("Bad Request: the body is not JSON. Send a JSON object.") from None
     if not isinstance(asked, dict):
@@ -115,7 +111,7 @@ def read_generate(body: bytes) -> GenerateRequest:
         if name != "seed" and not isinstance(value, str):
             raise ValueError(f"Bad Request: '{name}' must be a string.")
     seed = given.get("seed")
-    # JSON has one kind of number: 42.0 is the integer 42.
+    # JSON does not tell integers from floats: 42.0 is the integer 42.
     if isinstance(seed, float) and seed.is_integer():
         given["seed"] = int(seed)
     try:

@@ -1,4 +1,4 @@
-"""The sandbox's books: tasks, charges and requests, as plain state that is given a clock. No I/O."""
+"""The sandbox's books: tasks, charges, requests and callbacks, in memory. No I/O."""
 
 from __future__ import annotations
 
@@ -23,15 +23,13 @@ _SEEDS = 2**31
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """An accepted submission as it stands at the moment of looking.
+    """An accepted submission and its current status.
 
     Attributes:
-        task_id: The id that was answered.
-        request: What was asked for, with the defaults filled in.
-        accepted_at: When it was accepted, in epoch seconds.
-        charged: Credits charged for it: 5, or what a failure costs (0, unless set otherwise) once it has failed.
-        status: Its status.
-        seed: The seed that its image is drawn from: the asked one, or the one drawn for -1.
+        request: The request, with defaults filled in.
+        accepted_at: In epoch seconds.
+        charged: Credits: 5, or the setting ``failed_credits`` (0 by default) once the task has failed.
+        seed: The seed of the image: the requested one, or a random one if -1 was requested.
     """
 
     task_id: str
@@ -47,16 +45,15 @@ class RequestRecord:
     """A request that reached the sandbox.
 
     Attributes:
-        method: The HTTP method.
         path: The path with its query.
-        route: ``generate``, ``status``, ``image``, ``redirected`` (where a redirect points) or ``other``.
-        authorized_header: Whether it carried an Authorization header.
-        time: When it came, in epoch seconds.
-        client_port: The port that it came from: requests over one kept-alive connection share it.
-        task_id: The task that it is about, if any; for a submission the new one.
-        behaviour: The fault that was decided for it, or ``ok``.
-        status: The HTTP status of the answer, or None while (or if) there is none.
-        code: The code in the answer's envelope, if there is one.
+        route: ``generate``, ``status``, ``image``, ``redirected`` (the target of a redirect) or ``other``.
+        authorized_header: Whether the request had an Authorization header.
+        time: When it arrived, in epoch seconds.
+        client_port: The client's port; requests over one kept-alive connection share it.
+        task_id: The requested task, or the new one for a submission; None if there is none.
+        behaviour: The fault that was injected, or ``ok``.
+        status: The HTTP status of the answer; None if no answer has been sent.
+        code: The code in the answer's envelope, or None.
     """
 
     method: str
@@ -73,13 +70,11 @@ class RequestRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackRecord:
-    """One try to call a ``callback_url``.
+    """One try to call the ``callback_url`` of a completed task.
 
     Attributes:
-        task_id: The task that completed.
-        url: The URL that was called.
-        time: When, in epoch seconds.
-        status: The HTTP status of the answer, or None if there was none.
+        time: In epoch seconds.
+        status: The HTTP status of the answer, or None if there was no answer.
     """
 
     task_id: str
@@ -90,7 +85,7 @@ class CallbackRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """An image task. Its whole future is fixed when it is accepted; the clock tells how much has come to pass."""
+    """An image task. Its duration and outcome are fixed when it is accepted; its status depends on the time alone."""
 
     task_id: str
     request: GenerateRequest
@@ -112,7 +107,7 @@ class Task:
         return self.accepted_at + self.seconds
 
     def status_at(self, now: float) -> TaskStatus:
-        """Return the task's status at a moment, in epoch seconds."""
+        """Return the task's status at a time in epoch seconds."""
         if now >= self.ends_at:
             return TaskStatus.SUCCESS if self.outcome == "ok" else TaskStatus.FAILED
         if now < self.accepted_at + self.pending_seconds:
@@ -120,11 +115,11 @@ class Task:
         return TaskStatus.IN_PROGRESS
 
     def charged_at(self, now: float) -> float:
-        """Return the credits charged for the task at a moment: what a failure does not cost is refunded."""
+        """Return the credits charged for the task at a time; once it has failed, the rest is refunded."""
         return self.failed_credits if self.status_at(now) is TaskStatus.FAILED else CREDITS_PER_IMAGE
 
     def data_at(self, now: float, image_url: str) -> dict[str, Any]:
-        """Return the ``data`` object of a status answer at a moment."""
+        """Return the ``data`` object of a status answer at a time."""
         status = self.status_at(now)
         return {
             "task_id": self.task_id,
@@ -138,7 +133,7 @@ class Task:
 
 
 def _without_fraction(number: float) -> float:
-    """Return a whole number as the API's documented examples have it: 5, not 5.0."""
+    """Return a whole number as the API documents it: 5, not 5.0."""
     return int(number) if number == int(number) else number
 
 
@@ -146,7 +141,7 @@ class Books:
     """Every task, charge, request and callback. Safe to use from several threads.
 
     Args:
-        request_log_size: How many requests are remembered; the oldest are forgotten first.
+        request_log_size: How many requests are kept; the oldest are dropped first.
         clock: Returns the time in epoch seconds.
     """
 
@@ -160,7 +155,7 @@ class Books:
         self._callbacks: deque[CallbackRecord] = deque(maxlen=request_log_size)
 
     def clear(self) -> None:
-        """Forget everything, as if nothing had ever been asked."""
+        """Delete everything."""
         with self._lock:
             self._tasks.clear()
             self._charged = 0.0
@@ -169,7 +164,7 @@ class Books:
             self._callbacks.clear()
 
     def resize(self, request_log_size: int) -> None:
-        """Remember another number of requests."""
+        """Change how many requests and callbacks are kept."""
         with self._lock:
             self._requests = deque(self._requests, maxlen=request_log_size)
             self._callbacks = deque(self._callbacks, maxlen=request_log_size)
@@ -184,18 +179,14 @@ class Books:
         failed_credits: float,
         credit_limit: float | None,
     ) -> Task | None:
-        """Open a task and charge for it.
+        """Create a task and charge for it; return None if the credits are not sufficient.
 
         Args:
-            request: What is asked for.
-            seconds: How long it takes.
-            pending_share: The first part of that time in which it is PENDING.
-            outcome: How it ends: ``ok``, ``failure`` or ``policy``.
-            failed_credits: What it costs if it ends as FAILED.
+            seconds: How long the task takes.
+            pending_share: The share of that time, from the start, in which the task is PENDING.
+            outcome: ``ok``, ``failure`` or ``policy``.
+            failed_credits: The task's cost if it ends as FAILED.
             credit_limit: The account's credits, or None for no limit.
-
-        Returns:
-            The task, or None if the credits do not suffice.
         """
         now = self.clock()
         with self._lock:
@@ -215,27 +206,27 @@ class Books:
             return task
 
     def restore(self, tasks: Iterable[Task]) -> None:
-        """Take over the tasks, and the charges for them, that were accepted before a restart."""
+        """Add the tasks, and their charges, that were accepted before a restart."""
         with self._lock:
             for task in tasks:
                 self._charge(task)
 
     def find(self, task_id: str) -> Task | None:
-        """Return a task by its id, or None."""
+        """Return the task with this id, or None."""
         return self._tasks.get(task_id)
 
     def note_request(self, record: RequestRecord) -> None:
-        """Remember a request; its answer is filled in later."""
+        """Record a request; its answer is filled in later."""
         with self._lock:
             self._requests.append(record)
 
     def note_callback(self, record: CallbackRecord) -> None:
-        """Remember a try to call a ``callback_url``."""
+        """Record a try to call a ``callback_url``."""
         with self._lock:
             self._callbacks.append(record)
 
     def submissions(self) -> list[Submission]:
-        """Return every accepted submission, oldest first, as it stands now."""
+        """Return every accepted submission with its current status, oldest first."""
         now = self.clock()
         with self._lock:
             tasks = list(self._tasks.values())
@@ -252,17 +243,17 @@ class Books:
         ]
 
     def requests(self) -> list[RequestRecord]:
-        """Return the remembered requests, oldest first."""
+        """Return the recorded requests, oldest first."""
         with self._lock:
             return list(self._requests)
 
     def callbacks(self) -> list[CallbackRecord]:
-        """Return the remembered tries to call a ``callback_url``, oldest first."""
+        """Return the recorded tries to call a ``callback_url``, oldest first."""
         with self._lock:
             return list(self._callbacks)
 
     def credits_charged(self) -> float:
-        """Return the credits charged now, after the refunds of failed tasks."""
+        """Return the credits charged so far, less the refunds of failed tasks."""
         with self._lock:
             return self._settle(self.clock())
 

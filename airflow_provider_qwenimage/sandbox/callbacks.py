@@ -1,4 +1,4 @@
-"""Calls the callback_url of a task when the task completes."""
+"""Call the callback_url of a task when the task completes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,15 @@ _TIMEOUT_SECONDS = 5.0
 
 
 class Callbacks:
-    """The callbacks under way. To be used from one event loop, and closed.
-
-    Args:
-        books: Where each try is noted.
-    """
+    """Scheduled callbacks; each try is recorded in the books. Use it from one event loop only, and close it."""
 
     def __init__(self, books: Books) -> None:
         self._books = books
         self._session: aiohttp.ClientSession | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
-    def promise(self, task: Task, image_url: str) -> None:
-        """Call the task's ``callback_url`` when the task has ended, with its status data as it is then."""
+    def schedule(self, task: Task, image_url: str) -> None:
+        """Post the task's status data to its ``callback_url`` when the task has ended."""
         url = task.request.callback_url
         if url is None:
             return
@@ -37,7 +33,7 @@ class Callbacks:
         call.add_done_callback(self._calls.discard)
 
     async def close(self) -> None:
-        """Give up the callbacks under way."""
+        """Cancel the callbacks that are not finished."""
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
@@ -45,11 +41,11 @@ class Callbacks:
             await self._session.close()
 
     async def _call(self, task: Task, url: str, image_url: str) -> None:
-        # A millisecond more: a timer may fire a little early, and then the task would still be in progress.
+        # A millisecond more, because a timer may fire slightly early, while the task is still in progress.
         await asyncio.sleep(task.ends_at - self._books.clock() + 0.001)
         for pause in _PAUSES_SECONDS:
             await asyncio.sleep(pause)
-            # A reset in the meantime has made the task never happen.
+            # A reset deletes the task, and its callback with it.
             if self._books.find(task.task_id) is None:
                 return
             status = await self._post(url, task, image_url)

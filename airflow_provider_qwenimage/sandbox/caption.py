@@ -1,4 +1,4 @@
-"""Sets the prompt as a caption on a frosted panel at the bottom of a picture."""
+"""Draw the prompt as a caption on a frosted panel at the bottom of a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _INK = (248, 248, 250)
 _FAINT_INK = (168, 170, 180)
 _LARGEST, _SMALLEST = 0.036, 0.017
-_STAND_IN = "·"
+_PLACEHOLDER = "·"
 _ELLIPSIS = "…"
 
 
@@ -20,9 +20,8 @@ def add_caption(image: Image.Image, prompt: str, mark: str) -> None:
     """Draw the caption into the image, in place.
 
     Args:
-        image: The picture.
-        prompt: Any text: it is wrapped and, if it is long, set smaller and then cut off with an ellipsis.
-        mark: A short remark below it.
+        prompt: Any text. It is wrapped; a long text is set smaller, then cut off with an ellipsis.
+        mark: A short remark in the lower right corner of the panel.
     """
     width, height = image.size
     unit = min(image.size)
@@ -31,7 +30,7 @@ def add_caption(image: Image.Image, prompt: str, mark: str) -> None:
     text = _drawable(" ".join(prompt.split()))
     font, lines, leading = _fit(text, unit, measure, height * 0.24)
     small = ImageFont.load_default(max(9.0, unit * 0.0145))
-    # The mark shares the last line if there is room, and has a line of its own otherwise.
+    # The mark goes on the last line of the prompt if it fits there, else on its own line.
     mark_length = small.getlength(mark)
     shares = font.getlength(lines[-1]) + mark_length + padding <= measure
     panel_height = round(len(lines) * leading + padding * 1.5 + (0 if shares else unit * 0.024))
@@ -56,7 +55,7 @@ def _frost(image: Image.Image, box: tuple[int, int, int, int], radius: int) -> N
 
 
 def _fit(text: str, unit: int, measure: float, most_height: float) -> tuple[_Font, list[str], float]:
-    """Return the largest font in which the text fits, with its lines and their distance in pixels."""
+    """Return the largest font in which the text fits, the lines of text, and the line height in pixels."""
     share = _LARGEST
     while True:
         font = ImageFont.load_default(unit * share)
@@ -87,7 +86,7 @@ def _wrap(text: str, font: _Font, measure: float) -> list[str]:
 
 
 def _pieces(word: str, font: _Font, measure: float) -> list[str]:
-    """Return a word cut into pieces that fit on a line each."""
+    """Split a word into pieces that each fit on a line."""
     pieces = []
     while (length := font.getlength(word)) > measure and len(word) > 1:
         most = max(1, int(len(word) * measure / length))
@@ -105,19 +104,19 @@ def _shorten(line: str, font: _Font, measure: float) -> str:
 
 
 def _drawable(text: str) -> str:
-    """Return the text with every character that the font lacks taken apart, or a dot in its place."""
+    """Replace each character that the font lacks by its base character or by a dot; drop combining marks."""
     shown = ""
     for character in text:
-        for part in (character, *_plain(character)):
+        for part in (character, *_base_character(character)):
             if _has_glyph(part):
                 shown += part
                 break
         else:
-            shown += "" if unicodedata.category(character) in ("Mn", "Me", "Cf") else _STAND_IN
-    return shown or _STAND_IN
+            shown += "" if unicodedata.category(character) in ("Mn", "Me", "Cf") else _PLACEHOLDER
+    return shown or _PLACEHOLDER
 
 
-def _plain(character: str) -> str:
+def _base_character(character: str) -> str:
     return unicodedata.normalize("NFKD", character)[:1]
 
 
@@ -126,5 +125,5 @@ def _has_glyph(character: str) -> bool:
     if character == " ":
         return True
     font = ImageFont.load_default(32)
-    # The font draws one box for everything that it lacks, such as a character for private use.
+    # The font draws the same box for every character that it lacks; U+F8FF (private use) is one.
     return bytes(font.getmask(character)) != bytes(font.getmask("\uf8ff"))

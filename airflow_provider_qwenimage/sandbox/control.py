@@ -15,20 +15,19 @@ from airflow_provider_qwenimage.sandbox.faults import BEHAVIOURS
 from airflow_provider_qwenimage.sandbox.state import SandboxState
 
 _SHOWN_REQUESTS = 1000
-# Of a longer error only the two ends are answered: the body may be a megabyte.
+# A longer error is cut in the middle: it may quote a body of a megabyte.
 _ERROR_START, _ERROR_END = 300, 1000
-_SCRIPT_ALLOWED = 'allowed is {"route": "status", "behaviours": ["server_error", ["rate_limit", 3], "ok"]}'
+_SCRIPT_EXAMPLE = '{"route": "status", "behaviours": ["server_error", ["rate_limit", 3], "ok"]}'
+_SCRIPT_ALLOWED = f"a JSON object such as {_SCRIPT_EXAMPLE}"
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def add_control_routes(app: web.Application, state: SandboxState, own_names: Collection[str] = ()) -> None:
-    """Add the control path to an application. It asks for no key, because it is no part of the API.
+    """Add the control path to an application. It needs no API key, because it is not part of the API.
 
     Args:
-        app: The application.
-        state: What is controlled.
-        own_names: The host names that the path may be reached under; see `access.refusal`.
+        own_names: Host names of the sandbox; see `access.refusal`.
     """
     control = _Control(state)
     routes: tuple[tuple[str, str, _Handler], ...] = (
@@ -51,12 +50,12 @@ class _Control:
     async def guide(self, _: web.Request) -> web.StreamResponse:
         return web.json_response(
             {
-                "GET /sandbox/settings": "the settings",
-                "PATCH /sandbox/settings": 'change some of them, such as {"server_error_share": 0.2}',
-                "GET /sandbox/books": f"submissions, charges and the last requests (?last={_SHOWN_REQUESTS})",
-                "POST /sandbox/reset": "empty books and scripts, and return to the settings of the start",
-                "GET /sandbox/script": "the scripted behaviours that have not happened yet",
-                "POST /sandbox/script": f"script the next requests of a route: {_SCRIPT_ALLOWED}",
+                "GET /sandbox/settings": "show the settings",
+                "PATCH /sandbox/settings": 'change settings: {"server_error_share": 0.2}',
+                "GET /sandbox/books": f"show submissions, charges and the last requests (?last={_SHOWN_REQUESTS})",
+                "POST /sandbox/reset": "empty the books and the scripts, and restore the initial settings",
+                "GET /sandbox/script": "show the scripted behaviours that are still to come",
+                "POST /sandbox/script": f"script the next requests of a route: {_SCRIPT_EXAMPLE}",
                 "headers of PATCH and POST": CONTROL_HEADERS,
                 "behaviours": BEHAVIOURS,
             }
@@ -66,14 +65,14 @@ class _Control:
         return web.json_response(asdict(self._state.settings))
 
     async def change_settings(self, request: web.Request) -> web.StreamResponse:
-        changes = await _read_object(request, 'allowed is a JSON object such as {"server_error_share": 0.2}')
+        changes = await _read_object(request, 'a JSON object such as {"server_error_share": 0.2}')
         self._state.configure(changes)
         return web.json_response(asdict(self._state.settings))
 
     async def show_books(self, request: web.Request) -> web.StreamResponse:
         last = request.query.get("last", str(_SHOWN_REQUESTS))
         if not (last.isascii() and last.isdigit() and len(last) < 10):  # noqa: PLR2004  digits that int() takes
-            raise ValueError(f"last is {last!r}; allowed is how many requests to show, an integer of at least 0.")
+            raise ValueError(f"last is {last!r}; it must be the number of requests to show, an integer of at least 0.")
         books, settings = self._state.books, self._state.settings
         charged, requests = books.credits_charged(), books.requests()
         shown = requests[-int(last) :] if int(last) else []
@@ -99,9 +98,9 @@ class _Control:
         script = await _read_object(request, _SCRIPT_ALLOWED)
         behaviours = script.get("behaviours")
         if set(script) != {"route", "behaviours"} or not isinstance(behaviours, list):
-            raise ValueError(f"The script is {script!r}; {_SCRIPT_ALLOWED}.")
+            raise ValueError(f"The script is {script!r}; it must be {_SCRIPT_ALLOWED}.")
         if not isinstance(script["route"], str):
-            raise ValueError(f"route is {script['route']!r}; allowed are {', '.join(BEHAVIOURS)}.")
+            raise ValueError(f"route is {script['route']!r}; it must be one of {', '.join(BEHAVIOURS)}.")
         self._state.script(script["route"], behaviours)
         return web.json_response(self._state.faults.waiting())
 
@@ -127,7 +126,7 @@ async def _read_object(request: web.Request, allowed: str) -> dict[str, Any]:
     try:
         value = json.loads(await request.read())
     except (ValueError, RecursionError):
-        raise ValueError(f"The body is not JSON; {allowed}.") from None
+        raise ValueError(f"The body is not JSON; it must be {allowed}.") from None
     if not isinstance(value, dict):
-        raise ValueError(f"The body is {value!r}; {allowed}.")
+        raise ValueError(f"The body is {value!r}; it must be {allowed}.")
     return value

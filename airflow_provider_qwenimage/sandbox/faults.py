@@ -1,4 +1,4 @@
-"""Decides how the sandbox misbehaves: scripts first, then the random shares. No I/O."""
+"""Decide which faults the sandbox injects: scripted ones first, then random ones. No I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_provider_qwenimage.sandbox.settings import (
 
 OK = "ok"
 
-_ANYWHERE = (
+_EVERY_ROUTE = (
     OK,
     "rate_limit",
     "server_error",
@@ -34,16 +34,16 @@ _ANYWHERE = (
 _API = ("html_after", "malformed", "wrong_shape", "unknown_status")
 _IMAGE = ("truncate", "truncate_with_length", "wrong_format", "wrong_size", "oversized", "garbage")
 
-# What becomes of the new task, not how the request is answered.
+# These change the new task, not the answer to the request.
 _OUTCOMES = ("failure", "policy")
 _TASK = (*_OUTCOMES, "slow")
 
 BEHAVIOURS: Mapping[str, tuple[str, ...]] = {
-    "generate": (*_ANYWHERE, *_API, *_TASK),
-    "status": (*_ANYWHERE, *_API),
-    "image": (*_ANYWHERE, *_IMAGE),
+    "generate": (*_EVERY_ROUTE, *_API, *_TASK),
+    "status": (*_EVERY_ROUTE, *_API),
+    "image": (*_EVERY_ROUTE, *_IMAGE),
 }
-"""What can be scripted, for each route."""
+"""The behaviours that can be scripted for each route."""
 
 ScriptItem = str | tuple[str, int]
 
@@ -53,10 +53,10 @@ _MOST_TIMES = 1_000_000
 
 
 class FaultPlan:
-    """What goes wrong next: a queue of scripted behaviours for each route, and a random source.
+    """The faults to come: a queue of scripted behaviours for each route, and a random generator.
 
     Args:
-        settings: The shares at the start; only their `fault_seed` is kept.
+        settings: Only the `fault_seed` is used.
     """
 
     def __init__(self, settings: SandboxSettings) -> None:
@@ -64,7 +64,7 @@ class FaultPlan:
         self._random = random.Random(settings.fault_seed)  # noqa: S311  faults, not secrets
 
     def reseed(self, fault_seed: int | None) -> None:
-        """Begin the random faults again from a seed; None is a new random one."""
+        """Restart the random faults from a seed; None draws a random seed."""
         self._random = random.Random(fault_seed)  # noqa: S311  faults, not secrets
 
     def script(self, route: str, items: Iterable[ScriptItem]) -> None:
@@ -72,35 +72,37 @@ class FaultPlan:
 
         Args:
             route: ``generate``, ``status`` or ``image``.
-            items: Names of behaviours, or pairs of a name and how many times.
+            items: Names of behaviours, or pairs of a name and a number of times.
 
         Raises:
             ValueError: If the route, a behaviour or a number is not allowed. Nothing is appended then.
         """
         if route not in BEHAVIOURS:
-            raise ValueError(f"route is {route!r}; allowed are {', '.join(BEHAVIOURS)}.")
+            raise ValueError(f"route is {route!r}; it must be one of {', '.join(BEHAVIOURS)}.")
         behaviours: list[str] = []
         left = _MOST_TIMES - len(self._scripts[route])
         for item in items:
             name, times = _read_item(item)
             if times > left - len(behaviours):
-                raise ValueError(f"The script of {route} gets too long; allowed are {_MOST_TIMES} behaviours in all.")
+                raise ValueError(f"The script of {route} is too long; it must be at most {_MOST_TIMES} behaviours.")
             if name not in BEHAVIOURS[route]:
-                raise ValueError(f"behaviour is {name!r}; allowed for {route} are {', '.join(BEHAVIOURS[route])}.")
+                raise ValueError(
+                    f"behaviour is {name!r}; for {route} it must be one of {', '.join(BEHAVIOURS[route])}."
+                )
             behaviours += [name] * times
         self._scripts[route].extend(behaviours)
 
     def clear(self) -> None:
-        """Forget every scripted behaviour that has not happened yet."""
+        """Drop every scripted behaviour that is still to come."""
         for queue in self._scripts.values():
             queue.clear()
 
     def waiting(self) -> dict[str, list[str]]:
-        """Return the scripted behaviours that have not happened yet, for each route."""
+        """Return the scripted behaviours that are still to come, for each route."""
         return {route: list(queue) for route, queue in self._scripts.items()}
 
     def next_behaviour(self, route: str, settings: SandboxSettings) -> str:
-        """Return the behaviour of the next request of a route: the script's, else a random one."""
+        """Return the behaviour of the next request of a route: a scripted one, else a random one."""
         try:
             return self._scripts[route].popleft()
         except IndexError:
@@ -113,10 +115,7 @@ class FaultPlan:
     def next_outcome(self, prompt: str, behaviour: str, settings: SandboxSettings) -> str:
         """Return how a new task ends: ``ok``, ``failure`` or ``policy``.
 
-        Args:
-            prompt: Its prompt, whose magic words count before the shares.
-            behaviour: The behaviour of its request, which counts before both.
-            settings: The shares.
+        The behaviour of its request takes precedence over the magic words of its prompt, and these over the shares.
         """
         if behaviour in _OUTCOMES:
             return behaviour
@@ -153,6 +152,6 @@ def _read_item(item: object) -> tuple[str, int]:
         if isinstance(name, str) and whole and 1 <= times <= _MOST_TIMES:
             return name, times
     raise ValueError(
-        f"A scripted item is {item!r}; allowed is the name of a behaviour, or a pair of it and how many times "
+        f"A scripted item is {item!r}; it must be the name of a behaviour, or a pair of a name and how many times "
         f"(1 to {_MOST_TIMES})."
     )

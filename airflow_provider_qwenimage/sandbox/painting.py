@@ -1,4 +1,4 @@
-"""Draws the sandbox's images: a landscape by a lake, the same for the same prompt, seed, size and format."""
+"""Draw the sandbox's images: a landscape by a lake, the same for the same prompt, seed, size and format."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _RIDGES = 6
 _BRIGHT_STAR = 0.45
 # Pillow's radial gradient has 255 in its corners and this in the middle of its edges.
 _GRADIENT_EDGE = 179
-# One side of a pine from the ground to its tip: where its boughs end, in half widths, and how far up.
+# One side of a pine from the ground to its tip: the ends of its boughs, in half widths and as a share of the height.
 _BOUGHS = ((0.1, 0.0), (0.1, 0.1), (1.0, 0.13), (0.5, 0.36), (0.78, 0.35), (0.36, 0.58), (0.55, 0.57), (0.2, 0.8))
 _PINE = (*((-out, up) for out, up in _BOUGHS), (0.0, 1.0), *reversed(_BOUGHS))
-# PNG's and WebP's defaults take several times as long for a few per cent fewer bytes.
+# The defaults of PNG and WebP take several times as long and save only a few per cent of the bytes.
 _ENCODING: dict[str, dict[str, Any]] = {
     "jpeg": {"quality": 90},
     "png": {"compress_level": 1},
@@ -33,8 +33,7 @@ def paint(prompt: str, seed: int, pixel_size: tuple[int, int], output_format: st
     """Return an encoded picture with the prompt as its caption.
 
     Args:
-        prompt: Any text.
-        seed: Chooses the light and, together with the prompt, the landscape.
+        seed: Chooses the palette and, together with the prompt, the landscape.
         pixel_size: Width and height.
         output_format: ``jpeg``, ``png`` or ``webp``.
     """
@@ -70,7 +69,7 @@ def _landscape(rng: random.Random, palette: Palette, pixel_size: tuple[int, int]
 
 
 def _mix(first: Colour, second: Colour, share: float) -> Colour:
-    """Return the colour that far on the way from the first to the second."""
+    """Return a mixture of two colours; 0 is the first, 1 is the second."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
@@ -80,7 +79,7 @@ def _paste(image: Image.Image, colour: Colour, mask: Image.Image) -> None:
 
 
 def _gradient(colours: tuple[Colour, ...], size: tuple[int, int]) -> Image.Image:
-    """Return a vertical gradient, smooth through its colours."""
+    """Return a smooth vertical gradient through the colours."""
     strip = Image.new("RGB", (1, len(colours)))
     strip.putdata(colours)
     # Bicubic from a few pixels: no visible kinks at the stops.
@@ -88,7 +87,7 @@ def _gradient(colours: tuple[Colour, ...], size: tuple[int, int]) -> Image.Image
 
 
 def _fade(size: tuple[int, int], levels: tuple[int, ...]) -> Image.Image:
-    """Return a mask that runs through the levels from top to bottom."""
+    """Return a mask that fades through the levels from top to bottom."""
     strip = Image.new("L", (1, len(levels)))
     strip.putdata(levels)
     return strip.resize((1, size[1]), Image.Resampling.BILINEAR).resize(size)
@@ -106,18 +105,18 @@ def _noise(rng: random.Random, size: tuple[int, int], cells: tuple[int, int], oc
 
 
 def _stretch(mask: Image.Image, edge: float, contrast: float) -> Image.Image:
-    """Return the mask with everything below the edge cut off and the rest made stronger."""
+    """Cut off the mask below the edge and multiply the rest by the contrast."""
     return mask.point([min(255, max(0, round((level - edge) * contrast))) for level in range(256)])
 
 
 def _lamp(mask: Image.Image, colour: Colour, strength: float) -> Image.Image:
-    """Return light of a colour where the mask is bright."""
+    """Return the mask tinted with a colour."""
     parts = (mask.point([round(level * part / 255 * strength) for level in range(256)]) for part in colour)
     return Image.merge("RGB", tuple(parts))
 
 
 def _glow(image: Image.Image, centre: tuple[float, float], radius: float, colour: Colour, strength: float) -> None:
-    """Brighten a round part of the image, softly, in place."""
+    """Add a soft round glow to the image, in place."""
     box = 2 * max(1, round(radius))
     falloff = Image.radial_gradient("L").point(
         [round(max(0.0, 1 - level / _GRADIENT_EDGE) ** 2.2 * 255) for level in range(256)]
@@ -143,7 +142,7 @@ def _add_stars(image: Image.Image, rng: random.Random, palette: Palette) -> None
 
 
 def _add_aurora(image: Image.Image, rng: random.Random, colour: Colour) -> None:
-    """Hang curtains of light: bands along a wandering line, each streak of its own length."""
+    """Add curtains of light: bands along a wandering line, made of streaks of different lengths."""
     width, height = image.width // 4, image.height // 4
     for band in range(3):
         mask = Image.new("L", (width, height))
@@ -178,7 +177,7 @@ def _add_sun(image: Image.Image, centre: tuple[float, float], palette: Palette) 
 
 
 def _add_clouds(image: Image.Image, rng: random.Random, palette: Palette) -> None:
-    """Lay thin streaks of cloud over the sky: noise that is stretched, cut off and faded out."""
+    """Add thin streaks of cloud: noise that is stretched, cut off and faded out."""
     small = (image.width // 2, image.height // 2)
     noise = _noise(rng, small, (3, 9), octaves=5)
     edge = 150 - 45 * palette.clouds
@@ -202,26 +201,27 @@ def _fractal_line(rng: random.Random, roughness: float, levels: int) -> list[flo
 
 
 def _at(line: list[float], share: float) -> float:
-    place = share * (len(line) - 1)
-    index = min(int(place), len(line) - 2)
-    return line[index] + (line[index + 1] - line[index]) * (place - index)
+    """Return the height of a line at a share of its width, by linear interpolation."""
+    position = share * (len(line) - 1)
+    index = min(int(position), len(line) - 2)
+    return line[index] + (line[index + 1] - line[index]) * (position - index)
 
 
 def _add_ridge(image: Image.Image, rng: random.Random, palette: Palette, number: int) -> None:
-    """Put a mountain ridge before everything so far: the nearer, the lower, the darker and the smoother."""
+    """Add a mountain ridge in front of the picture so far. Nearer ridges are lower, darker and smoother."""
     width, height = image.size
     nearness = number / (_RIDGES - 1)
     line = _fractal_line(rng, 0.56 - 0.14 * nearness, 9)
     foot = height * (0.80 + 0.20 * nearness)
     rise = height * (0.42 - 0.27 * nearness)
-    outline = [(width * place / (len(line) - 1), foot - rise * top) for place, top in enumerate(line)]
+    outline = [(width * index / (len(line) - 1), foot - rise * top) for index, top in enumerate(line)]
     shapes = [[(0.0, float(height)), *outline, (float(width), float(height))]]
     if number >= _RIDGES - 2:
         shapes += _pines(rng, outline, width * (0.016 + 0.03 * (number == _RIDGES - 1)))
     top = max(0, math.floor(min(y for shape in shapes for _, y in shape)))
     mask = Image.new("L", (width * 2, (height - top) * 2))
     draw = ImageDraw.Draw(mask)
-    # One by one: where a polygon overlaps itself, it has holes.
+    # Drawn one by one, because a polygon that overlaps itself has holes.
     for shape in shapes:
         draw.polygon([(x * 2, (y - top) * 2) for x, y in shape], fill=255)
     mask = mask.reduce(2)
@@ -236,7 +236,7 @@ def _add_ridge(image: Image.Image, rng: random.Random, palette: Palette, number:
 
 
 def _pines(rng: random.Random, outline: list[tuple[float, float]], size: float) -> list[list[tuple[float, float]]]:
-    """Return pines that stand on an outline, in groves, each as a polygon."""
+    """Return groves of pines along an outline, each pine as a polygon."""
     grove = _fractal_line(rng, 0.6, 6)
     heights = [y for _, y in outline]
     pines = []
@@ -286,7 +286,7 @@ def _water(land: Image.Image, rng: random.Random, palette: Palette, sun_x: float
 
 
 def _add_glitter(lake: Image.Image, rng: random.Random, palette: Palette, sun_x: float) -> None:
-    """Break the light of the sun on the waves: a path of dashes that widens towards the viewer."""
+    """Add the sun's reflection: a path of dashes that widens towards the viewer."""
     mask = Image.new("L", (lake.width * 2, lake.height * 2))
     draw = ImageDraw.Draw(mask)
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""The light in which the sandbox's landscapes are drawn: one palette for each time and weather."""
+"""The colours of the sandbox's landscapes: one palette for each time of day and weather."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Palette:
     Args:
         sky: Colours from the zenith to the horizon.
         light: The sun or the moon, and its glow.
-        cloud: Clouds where the light falls on them.
-        haze: What distance turns everything into.
+        cloud: The lit part of clouds.
+        haze: Distant ridges fade into this colour.
         near: The nearest ridge.
-        water: What the depth of the water turns everything into.
-        clouds: How much of the sky is clouded, 0 to 1.
-        stars: How many stars there are, 0 to 1.
+        water: Reflections fade into this colour towards the viewer.
+        clouds: The amount of clouds, 0 to 1.
+        stars: The number of stars, 0 to 1.
         aurora: The colour of northern lights, or None.
     """
 
@@ -39,7 +39,7 @@ class Palette:
 
 
 def _palette(colours: str, *, clouds: float = 0.5, stars: float = 0.0, aurora: str | None = None) -> Palette:
-    """Return the palette of nine colours: four of the sky from the top, light, cloud, haze, near, water."""
+    """Return a palette from nine colours: four for the sky from the top, then light, cloud, haze, near, water."""
     *sky, light, cloud, haze, near, water = (_colour(text) for text in colours.split())
     return Palette(
         sky=tuple(sky),

@@ -1,4 +1,4 @@
-"""Draws the tasks' images off the event loop, and keeps the last ones."""
+"""Draw the tasks' images outside the event loop, and cache the latest ones."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from functools import lru_cache
 
 from airflow_provider_qwenimage.contract import GenerateRequest
 
-# The largest image takes less than 1 MiB. All sandboxes of a process share them: they depend on the request alone.
-_KEPT_IMAGES = 64
-# Drawing holds the GIL for a part of its time: more threads would only starve the event loop.
+# The largest image takes less than 1 MiB. All sandboxes of a process share the cache: an image depends on its request
+# alone.
+_CACHED_IMAGES = 64
+# Drawing holds the GIL for part of its time, so more threads would only slow down the event loop.
 _THREADS = 2
 
 _Key = tuple[str, int, tuple[int, int], str]
 
 
 class Pictures:
-    """Encoded images by what they show. To be used from one event loop, and closed."""
+    """The encoded images of requests. Use it from one event loop only, and close it."""
 
     def __init__(self) -> None:
         self._drawing: dict[_Key, asyncio.Future[bytes]] = {}
@@ -34,10 +35,8 @@ class Pictures:
         """Return the encoded image for a request.
 
         Args:
-            request: What to draw.
-            seed: The seed to draw from.
-            pixel_size: Width and height, if not the requested ones.
-            output_format: The format, if not the requested one.
+            pixel_size: Width and height; None for the requested ones.
+            output_format: None for the requested one.
         """
         key = (request.prompt, seed, pixel_size or request.pixel_size, output_format or request.output_format)
         drawing = self._drawing.get(key)
@@ -45,17 +44,17 @@ class Pictures:
             drawing = asyncio.get_running_loop().run_in_executor(self._threads, paint_once, *key)
             self._drawing[key] = drawing
             drawing.add_done_callback(lambda _: self._drawing.pop(key))
-        # shield: one reader that hangs up must not take the image from the others.
+        # shield: if one client hangs up, the others still get the image.
         return await asyncio.shield(drawing)
 
     def close(self) -> None:
-        """Finish the drawings at work, drop those that wait, and end the threads."""
+        """Finish the drawings in progress, cancel the queued ones, and end the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-@lru_cache(maxsize=_KEPT_IMAGES)
+@lru_cache(maxsize=_CACHED_IMAGES)
 def paint_once(prompt: str, seed: int, pixel_size: tuple[int, int], output_format: str) -> bytes:
-    """Return what `painting.paint` returns, from memory if it was drawn lately."""
-    from airflow_provider_qwenimage.sandbox.painting import paint  # Pillow loads with the first image only.
+    """Call `painting.paint`, or return the cached image."""
+    from airflow_provider_qwenimage.sandbox.painting import paint  # Pillow is loaded with the first image.
 
     return paint(prompt, seed, pixel_size, output_format)

@@ -1,6 +1,6 @@
-"""A pytest fixture that gives each test a sandbox of its own, with Airflow's default connection pointing at it.
+"""A pytest fixture that gives each test its own sandbox and points Airflow's default connection at it.
 
-It is registered when the package is installed: a test only has to name the fixture. A complete example::
+It is registered when the package is installed, so a test only has to name the fixture. A complete example::
 
     from airflow_provider_qwenimage.hooks import QwenImageHook
 
@@ -16,8 +16,8 @@ It is registered when the package is installed: a test only has to name the fixt
         assert [submission.task_id for submission in qwenimage_sandbox.submissions] == [task_id]
         assert qwenimage_sandbox.credits_charged == 5
 
-A whole DAG is tested the same way, with ``dag.test()`` in the test: its operators, sensors and triggers find the
-sandbox through the connection ``qwenimage_default``.
+A whole DAG is tested the same way, with ``dag.test()``: its operators, sensors and triggers reach the sandbox through
+the connection ``qwenimage_default``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def qwenimage_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """A running sandbox that takes 0.1 seconds for an image; ``AIRFLOW_CONN_QWENIMAGE_DEFAULT`` points at it."""
-    # Here, not above: pytest imports this module in every run, also where no test asks for a sandbox.
+    """A running sandbox that takes 0.1 seconds per image; ``AIRFLOW_CONN_QWENIMAGE_DEFAULT`` points at it."""
+    # Imported here, because pytest imports this module in every run, even if no test uses a sandbox.
     from airflow_provider_qwenimage.sandbox import Sandbox
 
     with Sandbox(seconds_per_image=0.1) as sandbox:

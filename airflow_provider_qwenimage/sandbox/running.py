@@ -1,4 +1,4 @@
-"""A running sandbox: a server in a daemon thread with an event loop of its own."""
+"""A running sandbox: a server in a daemon thread with its own event loop."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _STOP_SECONDS = 10.0
 
 
 class Sandbox:
-    """A stand-in of the API on a port of this machine; a context manager, or `start` and `stop` by hand.
+    """A local stand-in for the API. Use it as a context manager, or call `start` and `stop`.
 
     Args:
         host: The address to listen on.
         port: The API's port; 0 picks a free one.
-        cdn_port: The port of the image URLs, so that they have an origin of their own as a real CDN has;
-            0 picks a free one, None (or the API's port) serves them from the API's origin.
-        cdn_url: The base of the image URLs, if clients reach them by another way than the API's host name.
-        ssl_certfile: A PEM file with the certificate; serves https then.
+        cdn_port: The port of the image URLs, so that they have their own origin as with a real CDN; 0 picks a free
+            one, None (or the API's port) serves them from the API's origin.
+        cdn_url: The base of the image URLs, if clients reach them at another address than the API.
+        ssl_certfile: A PEM file with the certificate; turns on https.
         ssl_keyfile: A PEM file with the certificate's key, if it is not in `ssl_certfile`.
-        state_file: A file that keeps tasks and charges over a restart; its folder must exist. Calls of a
-            ``callback_url`` that were due are not made after one. None keeps them in memory alone.
-        control_hosts: Domain names under which the control path ``/sandbox`` may be reached. IP addresses, `host` and
-            names without a dot always may.
+        state_file: A file that keeps tasks and charges across restarts; its folder must exist. Pending calls of a
+            ``callback_url`` are not made after a restart. None keeps everything in memory.
+        control_hosts: Domain names that requests to the control path ``/sandbox`` may use, in addition to IP
+            addresses, `host` and names without a dot.
         **settings: The fields of `SandboxSettings`.
 
     Raises:
-        ValueError: If an argument is not allowed; the message names it, its value and what is allowed.
+        ValueError: If an argument is not allowed; the message names it, its value and the allowed values.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Sandbox:
         if cdn_port is not None:
             _check_port("cdn_port", cdn_port)
         if cdn_url is not None and not is_http_url(cdn_url):
-            raise ValueError(f"cdn_url is {cdn_url!r}; allowed is an absolute http:// or https:// URL, or None.")
+            raise ValueError(f"cdn_url is {cdn_url!r}; it must be an absolute http:// or https:// URL, or None.")
         self._host = host
         self._own_names = {host, *control_hosts}
-        self._asked_port = port
+        self._requested_port = port
         self._cdn_port = None if cdn_port == port and port else cdn_port
         self._cdn_url = cdn_url
         self._ssl_context = _load_certificate(ssl_certfile, ssl_keyfile)
@@ -81,7 +81,7 @@ class Sandbox:
         self._port: int | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop_asked: asyncio.Event | None = None
+        self._stop_requested: asyncio.Event | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -93,19 +93,19 @@ class Sandbox:
         self.stop()
 
     def start(self) -> None:
-        """Bind the ports and serve, until `stop`.
+        """Bind the ports and serve until `stop`.
 
         Raises:
             ImportError: If aiohttp or Pillow is not installed.
             OSError: If a port cannot be listened on.
-            RuntimeError: If it runs already.
+            RuntimeError: If the sandbox is running already.
         """
         with self._lock:
             if self._thread is not None:
-                raise RuntimeError("The sandbox runs already. Stop it first, or make another Sandbox.")
-            # In this thread: the import takes its time, and is better not done on the event loop.
+                raise RuntimeError("The sandbox is already running. Stop it first, or create another Sandbox.")
+            # Imported in this thread, because a slow import would block the event loop.
             server_class = _import_server()
-            sockets = [_listen(self._host, self._asked_port)]
+            sockets = [_listen(self._host, self._requested_port)]
             try:
                 if self._cdn_port is not None:
                     sockets.append(_listen(self._host, self._cdn_port))
@@ -125,20 +125,20 @@ class Sandbox:
             self._thread = thread
 
     def stop(self) -> None:
-        """Drop every connection, end the thread and free the ports. Does nothing if it does not run."""
+        """Drop every connection, end the thread and free the ports. Do nothing if the sandbox is not running."""
         with self._lock:
-            thread, loop, stop_asked = self._thread, self._loop, self._stop_asked
-            if thread is None or loop is None or stop_asked is None:
+            thread, loop, stop_requested = self._thread, self._loop, self._stop_requested
+            if thread is None or loop is None or stop_requested is None:
                 return
-            loop.call_soon_threadsafe(stop_asked.set)
+            loop.call_soon_threadsafe(stop_requested.set)
             thread.join(_STOP_SECONDS)
-            self._thread = self._loop = self._stop_asked = self._port = None
+            self._thread = self._loop = self._stop_requested = self._port = None
 
     async def _serve(
         self, server_class: type[SandboxServer], sockets: list[socket.socket], started: Future[None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stop_asked = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         try:
             server = server_class(
                 self._state,
@@ -149,11 +149,11 @@ class Sandbox:
                 own_names=self._own_names,
             )
             await server.start()
-        except BaseException as error:  # noqa: BLE001  it is raised in the thread that waits for the start
+        except BaseException as error:  # noqa: BLE001  raised again in the thread that waits for the start
             started.set_exception(error)
             return
         started.set_result(None)
-        await self._stop_asked.wait()
+        await self._stop_requested.wait()
         await server.stop()
 
     @property
@@ -161,7 +161,7 @@ class Sandbox:
         """The API's base URL.
 
         Raises:
-            RuntimeError: If the sandbox does not run.
+            RuntimeError: If the sandbox is not running.
         """
         return f"{self._scheme}://{self._address}"
 
@@ -182,11 +182,11 @@ class Sandbox:
 
     @property
     def settings(self) -> SandboxSettings:
-        """The settings as they are now."""
+        """The current settings."""
         return self._state.settings
 
     def configure(self, **settings: Any) -> None:
-        """Change settings while it runs.
+        """Change settings while the sandbox runs.
 
         Args:
             **settings: The fields of `SandboxSettings`.
@@ -197,29 +197,29 @@ class Sandbox:
         self._state.configure(settings)
 
     def script(self, route: str, *behaviours: ScriptItem) -> None:
-        """Decide how the next requests of a route behave, in this order and before any random fault.
+        """Set the behaviours of the next requests of a route, in this order. They take precedence over random faults.
 
         Args:
             route: ``generate``, ``status`` or ``image``.
             *behaviours: Names, or pairs of a name and a number of times, such as ``("server_error", 3)``.
 
         Raises:
-            ValueError: If the route or a behaviour is not allowed; the message lists what is.
+            ValueError: If the route or a behaviour is not allowed; the message lists the allowed ones.
         """
         self._state.script(route, behaviours)
 
     def reset(self) -> None:
-        """Empty the books and the scripts, and return to the settings of the start."""
+        """Empty the books and the scripts, and restore the initial settings."""
         self._state.reset()
 
     @property
     def submissions(self) -> list[Submission]:
-        """Every accepted submission, oldest first, as it stands now."""
+        """Every accepted submission with its current status, oldest first."""
         return self._state.books.submissions()
 
     @property
     def requests(self) -> list[RequestRecord]:
-        """The requests to API and CDN, oldest first, without those to the control path."""
+        """The requests to the API and the CDN, but not to the control path, oldest first."""
         return self._state.books.requests()
 
     @property
@@ -229,7 +229,7 @@ class Sandbox:
 
     @property
     def credits_charged(self) -> float:
-        """Credits charged at the moment: 5 for each task that has not failed."""
+        """Credits charged so far: 5 for each task that has not failed, `failed_credits` for each that has."""
         return self._state.books.credits_charged()
 
     @property
@@ -239,21 +239,23 @@ class Sandbox:
     @property
     def _address(self) -> str:
         if self._port is None:
-            raise RuntimeError("The sandbox does not run, so it has no URL yet. Start it first.")
-        # Listening everywhere is no address to connect to.
+            raise RuntimeError("The sandbox is not running, so it has no URL. Start it first.")
+        # A client cannot connect to the address that means every interface.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self._host, self._host)  # noqa: S104
         return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
 
 
 def _check_port(name: str, port: object) -> None:
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= _MAX_PORT:
-        raise ValueError(f"{name} is {port!r}; allowed is an integer from 0 (any free port) to {_MAX_PORT}.")
+        raise ValueError(f"{name} is {port!r}; it must be an integer from 0 (any free port) to {_MAX_PORT}.")
 
 
 def _load_certificate(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None:
     if certfile is None:
         if keyfile is not None:
-            raise ValueError(f"ssl_keyfile is {keyfile!r} without an ssl_certfile; give both, or none for plain http.")
+            raise ValueError(
+                f"ssl_keyfile is {keyfile!r} without an ssl_certfile; set both for https, or neither for http."
+            )
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
@@ -261,19 +263,19 @@ def _load_certificate(certfile: str | None, keyfile: str | None) -> ssl.SSLConte
     except OSError as error:
         raise ValueError(
             f"ssl_certfile is {certfile!r} and ssl_keyfile is {keyfile!r}, which cannot be loaded ({error}); "
-            "allowed are PEM files of a certificate and its key."
+            "they must be PEM files of a certificate and its key."
         ) from error
     return context
 
 
 def _import_server() -> type[SandboxServer]:
     try:
-        import PIL  # noqa: F401  loaded with the first image, but better missed now
+        import PIL  # noqa: F401  first used to draw an image, but its absence is reported at the start
 
         from airflow_provider_qwenimage.sandbox.server import SandboxServer
     except ImportError as error:
         raise ImportError(
-            f"The sandbox needs aiohttp and Pillow, and one cannot be imported ({error}). "
+            f"The sandbox needs aiohttp and Pillow, and one of these packages cannot be imported ({error}). "
             "Install them: pip install aiohttp pillow"
         ) from error
     return SandboxServer

@@ -1,4 +1,4 @@
-"""The sandbox's HTTP server: the API's two routes, the CDN's one and what a redirect points to."""
+"""The sandbox's HTTP server: the API's two routes, the CDN's route and the target of redirects."""
 
 from __future__ import annotations
 
@@ -25,25 +25,24 @@ from airflow_provider_qwenimage.sandbox.state import SandboxState
 
 _BODY_BYTES = 1024 * 1024
 _SHUTDOWN_SECONDS = 0.2
-# One to accept, one to make the transport, one to tell the server.
+# Turns of the event loop: one accepts the connection, one makes its transport, one registers it with the server.
 _ACCEPTING_TURNS = 3
-# What the books remember of a request is anybody's to choose.
-_NOTED_CHARACTERS = 2000
+# Clients choose the length of a request's path; the books record only its beginning.
+_RECORDED_CHARACTERS = 2000
 _WRONG_PIXEL_SIZE = (512, 512)
 
 _Process = Callable[[web.Request, RequestRecord], Awaitable[web.StreamResponse]]
 
 
 class SandboxServer:
-    """Serves a sandbox on sockets that are bound already. To be used from one event loop.
+    """A server on sockets that are bound already. Use it from one event loop only.
 
     Args:
-        state: Settings, fault plan and books.
-        api_socket: Where the API (and everything else) is served.
-        cdn_socket: A second origin, for the image URLs; None serves them from the API's.
-        cdn_url: The base of the image URLs, if they are not to follow the Host of the request.
-        ssl_context: Serves https if given.
-        own_names: The host names that the control path may be reached under.
+        api_socket: The socket of the API and the control path.
+        cdn_socket: The socket of the image URLs; None serves them from the API's.
+        cdn_url: The base of the image URLs; None derives it from the Host of each request.
+        ssl_context: None serves http.
+        own_names: Host names of the sandbox; see `access.refusal`.
     """
 
     def __init__(
@@ -72,23 +71,23 @@ class SandboxServer:
         app.router.add_route("*", "/redirected", self._redirected)
         add_control_routes(app, state, own_names)
         app.router.add_route("*", "/{path:.*}", self._other)
-        # handler_cancellation: whoever hangs up is not waited for.
+        # handler_cancellation: a handler ends when its client hangs up.
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS
         )
 
     async def start(self) -> None:
-        """Begin to serve."""
+        """Start serving."""
         await self._runner.setup()
         for bound in self._sockets:
             await web.SockSite(self._runner, bound, ssl_context=self._ssl_context).start()
 
     async def stop(self) -> None:
-        """Drop what hangs, close every connection and end every thread."""
+        """End the hanging requests, close every connection and end every thread."""
         self._stopping.set()
         await self._callbacks.close()
         await self._stop_accepting()
-        # A client that does not read would keep a politely closed connection open for ever.
+        # Aborted, not closed: a client that does not read would keep a closing connection open.
         for connection in self._runner.server.connections if self._runner.server else ():
             if connection.transport is not None:
                 connection.transport.abort()
@@ -98,12 +97,12 @@ class SandboxServer:
             bound.close()
 
     async def _stop_accepting(self) -> None:
-        """Take no more connections, and let those that were just taken come to be known.
+        """Accept no more connections, and let the server register those that were just accepted.
 
-        asyncio's own way to close a server fails on a connection that is accepted in the same turn of the loop.
+        Closing an asyncio server fails on a connection that is accepted in the same turn of the loop.
         """
         loop = asyncio.get_running_loop()
-        # NotImplementedError: Windows' event loop accepts in another way.
+        # NotImplementedError: the event loop of Windows has no readers.
         with contextlib.suppress(NotImplementedError):
             for bound in self._sockets:
                 loop.remove_reader(bound)
@@ -120,21 +119,21 @@ class SandboxServer:
         return await self._serve("image", request, self._process_image)
 
     async def _redirected(self, request: web.Request) -> web.StreamResponse:
-        self._note(request, "redirected").status = 404
+        self._record(request, "redirected").status = 404
         return web.Response(text="A redirect led here, where no API is. Do not follow it.\n", status=404)
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        record = self._note(request, "other")
+        record = self._record(request, "other")
         answer = answers.unknown_path(request.method, request.path)
         response = wire.envelope(answer, self._state.settings.wire_style, record)
         record.status = response.status
         return response
 
-    def _note(self, request: web.Request, route: str) -> RequestRecord:
+    def _record(self, request: web.Request, route: str) -> RequestRecord:
         books = self._state.books
         record = RequestRecord(
             method=request.method,
-            path=request.path_qs[:_NOTED_CHARACTERS],
+            path=request.path_qs[:_RECORDED_CHARACTERS],
             route=route,
             authorized_header="Authorization" in request.headers,
             time=books.clock(),
@@ -144,22 +143,22 @@ class SandboxServer:
         return record
 
     async def _serve(self, route: str, request: web.Request, process: _Process) -> web.StreamResponse:
-        record = self._note(request, route)
+        record = self._record(request, route)
         record.behaviour = self._state.faults.next_behaviour(route, self._state.settings)
         try:
-            response = await self._misbehave_or(process, route, request, record)
+            response = await self._process_with_fault(process, route, request, record)
         except wire.DroppedError:
             if request.transport is not None:
                 request.transport.abort()
-            # It cannot be sent any more, but aiohttp wants an answer of every handler.
+            # This cannot be sent any more, but aiohttp requires every handler to return a response.
             return web.Response()
         record.status = response.status
         return response
 
-    async def _misbehave_or(
+    async def _process_with_fault(
         self, process: _Process, route: str, request: web.Request, record: RequestRecord
     ) -> web.StreamResponse:
-        """Do what happens before a request is processed, then process it."""
+        """Process a request, unless its fault comes first."""
         settings, behaviour = self._state.settings, record.behaviour
         if settings.latency_seconds and route in settings.fault_paths:
             await self._pause(settings.latency_seconds)
@@ -191,7 +190,7 @@ class SandboxServer:
             answer = await self._submit(request, record)
         else:
             answer = self._look_up(request, record)
-        return wire.garbled(record.behaviour, answer, settings.wire_style, record)
+        return wire.envelope_with_fault(record.behaviour, answer, settings.wire_style, record)
 
     async def _submit(self, request: web.Request, record: RequestRecord) -> Answer:
         try:
@@ -209,16 +208,16 @@ class SandboxServer:
         )
         if task is None:
             return answers.PAYMENT_REQUIRED
-        state.keep(task)
+        state.save(task)
         record.task_id = task.task_id
-        self._callbacks.promise(task, self._image_url(task, request))
+        self._callbacks.schedule(task, self._image_url(task, request))
         return Answer(200, "success", {"task_id": task.task_id, "status": "IN_PROGRESS"})
 
     def _look_up(self, request: web.Request, record: RequestRecord) -> Answer:
         task_id = request.query.get("task_id")
         if not task_id:
             return answers.TASK_ID_REQUIRED
-        record.task_id = task_id[:_NOTED_CHARACTERS]
+        record.task_id = task_id[:_RECORDED_CHARACTERS]
         books = self._state.books
         task = books.find(task_id)
         if task is None:
@@ -227,7 +226,7 @@ class SandboxServer:
 
     async def _process_image(self, request: web.Request, record: RequestRecord) -> web.StreamResponse:
         task_id, _, output_format = request.match_info["name"].partition(".")
-        record.task_id = task_id[:_NOTED_CHARACTERS]
+        record.task_id = task_id[:_RECORDED_CHARACTERS]
         books = self._state.books
         task = books.find(task_id)
         if task is None or task.request.output_format != output_format or task.status_at(books.clock()) != "SUCCESS":
@@ -247,7 +246,7 @@ class SandboxServer:
         if behaviour == "drop_after":
             raise wire.DroppedError
         if behaviour == "truncate":
-            return await wire.cut_short(request, image, content_type)
+            return await wire.truncated(request, image, content_type)
         if behaviour == "truncate_with_length":
             image = image[: len(image) // 2]
         if behaviour == "garbage":
@@ -271,7 +270,7 @@ class SandboxServer:
         return f"{origin}{request.path_qs}" if route == "image" else f"{origin}/redirected?from={quote(request.path)}"
 
     def _find_cdn_origin(self, host_header: str) -> str:
-        """Return where images are, under the name by which the client knows this machine."""
+        """Return the origin of the image URLs, with the host name that the client uses."""
         if self._cdn_url:
             return self._cdn_url
         name, colon, port = host_header.rpartition(":")

@@ -1,4 +1,4 @@
-"""The sandbox's changeable whole (settings, fault plan, books), shared by its server, its control path and Python."""
+"""The sandbox's mutable state (settings, fault plan, books), shared by the server, the control path and `Sandbox`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class SandboxState:
     """Settings, fault plan and books. Safe to use from several threads.
 
     Args:
-        settings: The settings at the start, to which `reset` returns.
-        file: Where the tasks are kept over a restart, or None.
+        settings: The initial settings, which `reset` restores.
+        file: Keeps the tasks across restarts; None keeps them in memory.
 
     Raises:
-        ValueError: If the file holds something else than tasks.
+        ValueError: If the file contains anything but tasks.
     """
 
     def __init__(self, settings: SandboxSettings, file: StateFile | None = None) -> None:
@@ -33,13 +33,13 @@ class SandboxState:
         if file is not None:
             self.books.restore(file.load())
 
-    def keep(self, task: Task) -> None:
-        """Write an accepted task down, where tasks are kept over a restart."""
+    def save(self, task: Task) -> None:
+        """Append an accepted task to the state file, if there is one."""
         if self._file is not None:
             self._file.append(task)
 
     def configure(self, changes: Mapping[str, Any]) -> None:
-        """Change settings; a given `fault_seed` begins the random faults again.
+        """Change settings; a `fault_seed` among the changes restarts the random faults.
 
         Raises:
             ValueError: If a name is unknown or a value is not allowed. Nothing is changed then.
@@ -57,7 +57,7 @@ class SandboxState:
             self.faults.script(route, items)
 
     def reset(self) -> None:
-        """Empty the books and the scripts, and return to the settings of the start."""
+        """Empty the books and the scripts, and restore the initial settings."""
         with self._lock:
             self.faults.clear()
             self.books.clear()

@@ -1,4 +1,4 @@
-"""Keeps the sandbox's tasks in a file, so that a sandbox that is started again knows what was asked of it before."""
+"""Keep the sandbox's tasks in a file, so that a restarted sandbox still knows them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from airflow_provider_qwenimage.sandbox.books import Task
 
 
 class StateFile:
-    """A JSON Lines file with the accepted tasks, one line each, written before their ids are answered.
+    """A JSON Lines file with one line per accepted task, written before the task's id is sent to the client.
 
-    A line that a crash has cut short was never answered for; it is dropped.
+    A line that a crash has cut short belongs to a task whose id was never sent; it is dropped.
 
     Args:
-        path: The file; it is made where it is missing, its folder is not.
+        path: Created if it does not exist; its folder must exist.
 
     Raises:
-        ValueError: If it cannot be written to.
+        ValueError: If the file cannot be written.
     """
 
     def __init__(self, path: str) -> None:
@@ -31,15 +31,15 @@ class StateFile:
             self._path.touch()
         except OSError as error:
             raise ValueError(
-                f"state_file is {path!r}, which cannot be written ({error.strerror}); allowed is a file in a folder "
-                "that exists and is writable, or None to remember nothing over a restart."
+                f"state_file is {path!r}, which cannot be written ({error.strerror}); it must be a file in a folder "
+                "that exists and is writable, or None to keep nothing across restarts."
             ) from error
 
     def load(self) -> list[Task]:
-        """Return the tasks of the file, oldest first.
+        """Return the tasks in the file, oldest first.
 
         Raises:
-            ValueError: If the file holds something else.
+            ValueError: If the file contains anything else.
         """
         with self._lock:
             content = self._path.read_bytes()
@@ -50,14 +50,14 @@ class StateFile:
         return [self._read(number, line) for number, line in enumerate(whole.splitlines(), start=1)]
 
     def append(self, task: Task) -> None:
-        """Write a task down."""
+        """Append a task."""
         fields = {name: value for name, value in asdict(task).items() if name != "created_at"}
         line = json.dumps(fields).encode() + b"\n"
         with self._lock, self._path.open("ab") as file:
             file.write(line)
 
     def clear(self) -> None:
-        """Forget every task."""
+        """Delete every task."""
         with self._lock, self._path.open("wb"):
             pass
 
@@ -67,6 +67,6 @@ class StateFile:
             return Task(**fields | {"request": GenerateRequest(**fields["request"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"state_file is {str(self._path)!r}, whose line {number} is no task of a sandbox ({error}); allowed is "
-                "a file that a sandbox has written. Name another one, or remove it to begin anew."
+                f"state_file is {str(self._path)!r}, whose line {number} is not a task of a sandbox ({error}). "
+                "Name a file that a sandbox has written, or remove this one to start with no tasks."
             ) from error

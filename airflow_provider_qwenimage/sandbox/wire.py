@@ -1,4 +1,4 @@
-"""Writes answers to the wire, the good ones and the bad ones."""
+"""Send answers, correct and faulty ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HTML_PAGE = """<!DOCTYPE html>
 
 
 def caller(request: web.Request) -> Caller:
-    """Return what a request says about who sent it."""
+    """Return the parts of a request that identify its sender."""
     values = request.headers.getall
     return Caller(
         request.method,
@@ -27,16 +27,16 @@ def caller(request: web.Request) -> Caller:
         origins=values("Origin", []),
         sites=values("Sec-Fetch-Site", []),
         content_types=values("Content-Type", []),
-        marks=values(CONTROL_HEADER, []),
+        control_headers=values(CONTROL_HEADER, []),
     )
 
 
 class DroppedError(Exception):
-    """The connection is to be dropped without an answer."""
+    """Raised to drop the connection without an answer."""
 
 
 def envelope(answer: Answer, wire_style: str, record: RequestRecord) -> web.Response:
-    """Return the API's answer in one of its wire styles, and note its code."""
+    """Return the API's answer in a wire style, and record its code."""
     record.code = answer.code
     return web.Response(
         body=answer.body(),
@@ -52,15 +52,15 @@ def html_page(status: int) -> web.Response:
 
 
 def redirect(location: str) -> web.Response:
-    """Return a redirect, with a body that says so."""
+    """Return a redirect."""
     return web.Response(text=f"Moved to {location}\n", status=302, headers={"Location": location})
 
 
-def garbled(behaviour: str, answer: Answer, wire_style: str, record: RequestRecord) -> web.Response:
-    """Return an answer after its request was processed, garbled as a behaviour of that name says.
+def envelope_with_fault(behaviour: str, answer: Answer, wire_style: str, record: RequestRecord) -> web.Response:
+    """Return the answer to a request that was processed, with the fault of a behaviour.
 
     Raises:
-        DroppedError: If the behaviour is to drop the connection.
+        DroppedError: If the behaviour is ``drop_after``.
     """
     if behaviour == "drop_after":
         raise DroppedError
@@ -82,8 +82,8 @@ _WRONG_SHAPE: dict[str, Any] = json.loads(
 )
 
 
-async def cut_short(request: web.Request, image: bytes, content_type: str) -> web.StreamResponse:
-    """Send half an image under the Content-Length of the whole, and close the connection."""
+async def truncated(request: web.Request, image: bytes, content_type: str) -> web.StreamResponse:
+    """Send half an image with the Content-Length of the whole image, and close the connection."""
     response = web.StreamResponse(headers={"Content-Length": str(len(image)), "Content-Type": content_type})
     await response.prepare(request)
     await response.write(image[: len(image) // 2])

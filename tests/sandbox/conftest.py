@@ -15,7 +15,7 @@ from tests.events import wait_until
 
 
 class Api:
-    """Talks to a sandbox as any HTTP client would."""
+    """An HTTP client of a sandbox."""
 
     def __init__(self, sandbox: Sandbox, session: requests.Session) -> None:
         self.sandbox = sandbox
@@ -26,7 +26,7 @@ class Api:
         return self.session.request(method, f"{self.sandbox.url}{path}", **options)
 
     def control(self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any) -> Any:
-        """Send what changes the sandbox, with the headers that this asks for."""
+        """Send a request to the control path, with the headers that changes require."""
         return self.request(method, path, headers={**CONTROL_HEADERS, **(headers or {})}, **options)
 
     def generate(self, body: Any = None, *, key: str | None = "sk-sandbox", **options: Any) -> requests.Response:
@@ -56,7 +56,7 @@ class Api:
         return data
 
     def image_url(self, prompt: str = "a cat", **fields: Any) -> str:
-        """Submit and wait; return the image's URL. The seed is fixed, so that it is drawn once for all tests."""
+        """Submit, wait, and return the image's URL. The seed is fixed, so that all tests share one drawing."""
         url = self.finish(self.submit(prompt, **{"seed": 1, **fields}))["response"][0]
         assert isinstance(url, str)
         return url
@@ -66,13 +66,13 @@ class Api:
 
 
 class Clock:
-    """The sandbox's time, which stands still until a test moves it on."""
+    """The sandbox's time, which a test sets through `now`."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.now = time.time()
-        self.take_over(sandbox)
+        self.replace_clock(sandbox)
 
-    def take_over(self, sandbox: Sandbox) -> None:
+    def replace_clock(self, sandbox: Sandbox) -> None:
         sandbox._state.books.clock = lambda: self.now
 
 
@@ -92,9 +92,9 @@ def clock(sandbox: Sandbox) -> Clock:
 
 
 @pytest.fixture
-def stop_waiting_for_nothing(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return a function that stops the sandbox, and fails where that waits for something that takes its time."""
-    # As long as a machine may need for what is done at once, and shorter than what aiohttp waits for, of itself.
+def stop_promptly(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function that stops the sandbox, and fails if the stop waits for requests or callbacks."""
+    # Enough for a busy machine, but shorter than aiohttp's own timeouts.
     monkeypatch.setattr(running, "_STOP_SECONDS", 40.0)
 
     def stop() -> None:

@@ -1,4 +1,4 @@
-"""The books say what was accepted, charged and asked."""
+"""The books record submissions, charges and requests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def accept(books: Books, outcome: str = "ok", limit: float | None = None, failed
         (10, "policy", TaskStatus.FAILED, 0),
     ],
 )
-def test_a_task_comes_along_with_the_clock(after: float, outcome: str, status: TaskStatus, charged: float) -> None:
+def test_a_task_progresses_with_the_clock(after: float, outcome: str, status: TaskStatus, charged: float) -> None:
     clock = Clock()
     books = Books(10, clock)
     task = accept(books, outcome)
@@ -61,7 +61,7 @@ def test_a_task_comes_along_with_the_clock(after: float, outcome: str, status: T
     assert books.credits_charged() == charged
 
 
-def test_credits_are_held_until_a_task_has_failed() -> None:
+def test_credits_stay_charged_until_a_task_has_failed() -> None:
     clock = Clock()
     books = Books(10, clock)
     assert accept(books, "failure", limit=5)
@@ -71,9 +71,9 @@ def test_credits_are_held_until_a_task_has_failed() -> None:
     assert books.credits_charged() == 5
 
 
-@pytest.mark.parametrize(("cost", "told"), [(0.0, "0"), (5.0, "5"), (2.5, "2.5"), (7.0, "7")])
+@pytest.mark.parametrize(("cost", "reported"), [(0.0, "0"), (5.0, "5"), (2.5, "2.5"), (7.0, "7")])
 @pytest.mark.parametrize("outcome", ["failure", "policy"])
-def test_a_failure_may_cost_something(outcome: str, cost: float, told: str) -> None:
+def test_a_failed_task_costs_the_failed_credits(outcome: str, cost: float, reported: str) -> None:
     clock = Clock()
     books = Books(10, clock)
     task = accept(books, outcome, failed_credits=cost)
@@ -82,10 +82,10 @@ def test_a_failure_may_cost_something(outcome: str, cost: float, told: str) -> N
     clock.now += 10
     assert books.credits_charged() == cost
     assert [submission.charged for submission in books.submissions()] == [cost]
-    assert json.dumps(task.data_at(clock(), "http://x/y")["consumed_credits"]) == told
+    assert json.dumps(task.data_at(clock(), "http://x/y")["consumed_credits"]) == reported
 
 
-def test_what_a_failure_costs_is_no_matter_of_an_image() -> None:
+def test_failed_credits_do_not_change_the_cost_of_an_image() -> None:
     clock = Clock()
     books = Books(10, clock)
     accept(books, failed_credits=7.0)
@@ -93,7 +93,7 @@ def test_what_a_failure_costs_is_no_matter_of_an_image() -> None:
     assert books.credits_charged() == 5
 
 
-def test_the_oldest_requests_are_forgotten_first() -> None:
+def test_the_oldest_requests_are_dropped_first() -> None:
     books = Books(3, Clock())
     for number in range(5):
         books.note_request(
@@ -118,7 +118,7 @@ def test_requests_and_submissions_are_in_the_books(api: Api) -> None:
     assert submission.accepted_at <= status.time <= refused.time
 
 
-def test_reset_forgets_everything_and_returns_to_the_first_settings(api: Api) -> None:
+def test_reset_deletes_everything_and_restores_the_initial_settings(api: Api) -> None:
     task_id = api.submit()
     api.sandbox.configure(wire_style="envelope")
     api.sandbox.script("status", "server_error")
@@ -142,14 +142,16 @@ def test_the_books_can_be_read_while_they_are_written() -> None:
     stop = threading.Event()
 
     def write() -> None:
-        # So many that the reader meets them half done, so few that a slow reader does not face ever more of them.
-        for number in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
+        # A limited number of tasks, so that reading them does not become slower and slower.
+        for number in itertools.count():
+            if stop.is_set():
+                return
             if number < 1000:
                 accept(books)
             books.note_request(RequestRecord(method="GET", path="/", route="other", authorized_header=False, time=0))
 
     interval = sys.getswitchinterval()
-    # One thread is in the middle of something whenever the other goes on.
+    # Threads switch as often as possible, also in the middle of an operation.
     sys.setswitchinterval(1e-6)
     writer = threading.Thread(target=write)
     writer.start()

@@ -1,4 +1,4 @@
-"""A callback_url is called when its task completes."""
+"""The sandbox calls a callback_url when its task completes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class Receiver:
-    """A web server that keeps what is posted to it and answers as it is told."""
+    """A web server that records what is posted to it; it answers with the given statuses, then with 200."""
 
-    def __init__(self, *answers: int) -> None:
+    def __init__(self, *statuses: int) -> None:
         self.received: queue.Queue[dict[str, Any]] = queue.Queue()
-        todo = list(answers)
+        remaining = list(statuses)
         received = self.received
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 received.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(todo.pop(0) if todo else 200)
+                self.send_response(remaining.pop(0) if remaining else 200)
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the standard library's name
@@ -54,41 +54,41 @@ def receiver(request: pytest.FixtureRequest) -> Iterator[Receiver]:
     opened.close()
 
 
-class Call:
-    """The only call of a test, with short pauses between its tries: when it may begin, and when it is over."""
+class HeldCallback:
+    """Holds back the only callback of a test until `release`, and shortens the pauses between its tries."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.may_begin, self.is_over = threading.Event(), threading.Event()
+        self._released, self._finished = threading.Event(), threading.Event()
         call = callbacks.Callbacks._call
 
-        async def held(*args: Any) -> None:
-            while not self.may_begin.is_set():  # noqa: ASYNC110  it is another thread's
+        async def held_call(*args: Any) -> None:
+            while not self._released.is_set():  # noqa: ASYNC110  the event belongs to another thread
                 await asyncio.sleep(0.005)
             await call(*args)
-            self.is_over.set()
+            self._finished.set()
 
-        monkeypatch.setattr(callbacks.Callbacks, "_call", held)
+        monkeypatch.setattr(callbacks.Callbacks, "_call", held_call)
         monkeypatch.setattr(callbacks, "_PAUSES_SECONDS", (0.0, 0.01, 0.01))
 
-    def make(self) -> None:
-        """Let it begin, and wait until it is over."""
-        self.may_begin.set()
-        wait_until(self.is_over.is_set, "the end of the call")
+    def release(self) -> None:
+        """Let the callback start, and wait until its last try is over."""
+        self._released.set()
+        wait_until(self._finished.is_set, "the end of the callback")
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Call:
-    return Call(monkeypatch)
+def held_callback(monkeypatch: pytest.MonkeyPatch) -> HeldCallback:
+    return HeldCallback(monkeypatch)
 
 
 @pytest.mark.parametrize(("prompt", "status"), [("a cat", "SUCCESS"), ("a cat [fail]", "FAILED")])
 def test_the_url_is_called_once_with_the_final_status(
-    api: Api, receiver: Receiver, call: Call, prompt: str, status: str
+    api: Api, receiver: Receiver, held_callback: HeldCallback, prompt: str, status: str
 ) -> None:
     api.sandbox.configure(seconds_per_image=0.1)
     task_id = api.submit(prompt, callback_url=receiver.url)
     assert receiver.received.empty()
-    call.make()
+    held_callback.release()
     payload = receiver.received.get_nowait()
     assert (payload["task_id"], payload["status"]) == (task_id, status)
     assert payload == api.status(task_id).json()["data"]
@@ -99,29 +99,29 @@ def test_the_url_is_called_once_with_the_final_status(
 
 
 @pytest.mark.parametrize("receiver", [(500,)], indirect=True)
-def test_a_refused_call_is_tried_again(api: Api, receiver: Receiver, call: Call) -> None:
+def test_a_refused_callback_is_retried(api: Api, receiver: Receiver, held_callback: HeldCallback) -> None:
     api.submit(callback_url=receiver.url)
-    call.make()
+    held_callback.release()
     assert receiver.received.get_nowait() == receiver.received.get_nowait()
     assert receiver.received.empty()
     assert [record.status for record in api.sandbox.callbacks] == [500, 200]
 
 
-def test_nobody_there_is_noted_and_does_not_hold_up_the_stop(
-    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, stop_waiting_for_nothing: Callable[[], None]
+def test_an_unreachable_callback_url_is_recorded_and_does_not_delay_the_stop(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, stop_promptly: Callable[[], None]
 ) -> None:
     monkeypatch.setattr(callbacks, "_PAUSES_SECONDS", (0.0, 3600.0))
     receiver.server.server_close()
     api.submit(callback_url=receiver.url)
     wait_until(lambda: api.sandbox.callbacks, "the first try")
-    stop_waiting_for_nothing()
+    stop_promptly()
     (record,) = api.sandbox.callbacks
     assert record.status is None
 
 
-def test_a_reset_takes_promised_calls_back(api: Api, receiver: Receiver, call: Call) -> None:
+def test_a_reset_cancels_pending_callbacks(api: Api, receiver: Receiver, held_callback: HeldCallback) -> None:
     api.submit(callback_url=receiver.url)
     api.sandbox.reset()
-    call.make()
+    held_callback.release()
     assert receiver.received.empty()
     assert api.sandbox.callbacks == []

@@ -1,4 +1,4 @@
-"""The command line starts a sandbox, says how to use it, and stops it cleanly."""
+"""The command line starts a sandbox, prints how to use it, and stops it cleanly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *options], capture_output=True, text=True, check=False)
 
 
-def banner(process: subprocess.Popen[str]) -> str:
+def read_banner(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     lines: list[str] = []
     while not lines or "Ctrl-C" not in lines[-1]:
@@ -38,14 +38,14 @@ def banner(process: subprocess.Popen[str]) -> str:
 def test_it_starts_prints_answers_and_stops(number: signal.Signals) -> None:
     options = ["--port", "0", "--seconds-per-image", "0", "--api-keys", "sk-a,sk-b", "--script", "status=rate_limit*2"]
     with subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        said = banner(process)
-        export = re.search(r"export (.*)", said)
+        banner = read_banner(process)
+        export = re.search(r"export (.*)", banner)
         assert export is not None
         name, _, value = shlex.split(export[1])[0].partition("=")
         assert name == "AIRFLOW_CONN_QWENIMAGE_DEFAULT"
         connection = json.loads(value)
         assert (connection["conn_type"], connection["password"]) == ("qwenimage", "sk-a")
-        (change,) = (line for line in said.splitlines() if f"-X PATCH {connection['host']}/sandbox/settings" in line)
+        (change,) = (line for line in banner.splitlines() if f"-X PATCH {connection['host']}/sandbox/settings" in line)
         changed = subprocess.run([*shlex.split(change), "--silent"], capture_output=True, text=True, check=True).stdout
         assert json.loads(changed)["server_error_share"] == 0.2
         reset = {"seconds_per_image": 0, "server_error_share": 0}
@@ -61,7 +61,7 @@ def test_it_starts_prints_answers_and_stops(number: signal.Signals) -> None:
         assert (process.returncode, output.strip(), errors) == (0, "Stopped.", "")
 
 
-def test_a_port_in_use_is_one_clear_line() -> None:
+def test_a_port_in_use_is_reported_in_one_line() -> None:
     with Sandbox() as sandbox:
         port = sandbox.url.rpartition(":")[2]
         done = run("--port", port)
@@ -75,7 +75,7 @@ def test_a_port_in_use_is_one_clear_line() -> None:
     [
         (["--drop-share", "2"], "from 0 to 1"),
         (["--drop-share", "often"], "from 0 to 1"),
-        (["--drop-share", "0.6", "--hang-share", "0.6"], "sum of at most 1"),
+        (["--drop-share", "0.6", "--hang-share", "0.6"], "sum must be at most 1"),
         (["--wire-style", "soap"], "http or envelope"),
         (["--script", "status=explode"], "server_error"),
         (["--script", "status=hang*often"], "ROUTE=BEHAVIOUR"),
@@ -83,7 +83,7 @@ def test_a_port_in_use_is_one_clear_line() -> None:
         (["--ssl-certfile", "/nonexistent"], "ssl_certfile"),
     ],
 )
-def test_a_wrong_option_is_answered_with_what_is_allowed(
+def test_a_wrong_option_is_reported_with_the_allowed_values(
     options: list[str], names: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:

@@ -1,4 +1,4 @@
-"""The sandbox answers as the API is documented, in both wire styles."""
+"""The sandbox answers as the API's documentation describes, in both wire styles."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_submission_is_answered_at_once_with_a_task_id(api: Api) -> None:
     assert envelope["data"]["status"] == "IN_PROGRESS"
 
 
-def test_a_task_waits_is_drawn_and_succeeds(api: Api, clock: Clock) -> None:
+def test_a_task_is_pending_then_in_progress_then_succeeds(api: Api, clock: Clock) -> None:
     api.sandbox.configure(seconds_per_image=4, pending_share=0.5)
     task_id = api.submit("a cat", seed=7, size="1024*768", output_format="png")
     seen: list[dict[str, Any]] = []
@@ -112,7 +112,7 @@ def test_an_invalid_request_is_refused(api: Api, wire_style: str, body: Any, nam
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff\xfe\xfa", b"[" * 100_000, b'{"prompt": "a", "seed": NaN}', b'{"a": "' + b"x" * 2**20]
 )
-def test_a_body_that_is_no_request_is_refused(api: Api, body: bytes) -> None:
+def test_a_body_that_is_not_a_valid_request_is_refused(api: Api, body: bytes) -> None:
     check_error(api.generate(data=body), "http", 400)
 
 
@@ -153,7 +153,7 @@ def test_an_unknown_or_missing_task_id_is_refused(api: Api, wire_style: str) -> 
 
 
 @STYLES
-def test_other_paths_and_methods_say_what_there_is(api: Api, wire_style: str) -> None:
+def test_unknown_paths_and_methods_are_answered_with_the_known_ones(api: Api, wire_style: str) -> None:
     api.sandbox.configure(wire_style=wire_style)
     assert "/api/generate" in check_error(api.request("GET", "/api/list"), wire_style, 404)
     assert "POST /api/generate" in check_error(api.request("GET", "/api/generate"), wire_style, 405)
@@ -183,7 +183,7 @@ def test_a_slow_prompt_takes_ten_times_as_long(api: Api, clock: Clock) -> None:
 
 
 @STYLES
-def test_missing_credits_are_402_and_refunds_make_room(api: Api, wire_style: str) -> None:
+def test_insufficient_credits_are_402_and_refunds_can_be_spent(api: Api, wire_style: str) -> None:
     api.sandbox.configure(wire_style=wire_style, credits=10)
     api.submit("[fail]")
     api.submit()
@@ -193,7 +193,7 @@ def test_missing_credits_are_402_and_refunds_make_room(api: Api, wire_style: str
     assert len(api.sandbox.submissions) == 3
 
 
-def test_same_seed_gives_the_same_bytes_and_a_random_one_others(api: Api) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_a_random_seed_gives_others(api: Api) -> None:
     first, again = (api.image(api.image_url(seed=3)).content for _ in range(2))
     one, other = (api.image(api.image_url(seed=-1)).content for _ in range(2))
     assert first == again

@@ -1,4 +1,4 @@
-"""The control path does over HTTP what the Python API does."""
+"""The control path offers over HTTP what the Python API offers, but not to web pages."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ def test_settings_are_shown_and_changed(api: Api) -> None:
         ("PATCH", "settings", b'{"speed": 3}', "seconds_per_image"),
         ("PATCH", "settings", b'{"drop_share": 3}', "from 0 to 1"),
         ("PATCH", "settings", b'{"drop_share": 1' + b"0" * 400 + b"}", "from 0 to 1"),
-        ("PATCH", "settings", b"{", "allowed is a JSON object"),
-        ("PATCH", "settings", b"[]", "allowed is a JSON object"),
-        ("POST", "script", b'{"route": "status"}', "allowed is"),
+        ("PATCH", "settings", b"{", "must be a JSON object"),
+        ("PATCH", "settings", b"[]", "must be a JSON object"),
+        ("POST", "script", b'{"route": "status"}', "must be a JSON object"),
         ("POST", "script", b'{"route": [], "behaviours": []}', "generate, status, image"),
         ("POST", "script", b'{"route": "cdn", "behaviours": ["ok"]}', "generate, status, image"),
         ("POST", "script", b'{"route": "status", "behaviours": ["explode"]}', "rate_limit"),
         ("GET", "books?last=all", b"", "last is 'all'"),
     ],
 )
-def test_a_mistake_is_answered_with_what_is_allowed(api: Api, method: str, path: str, body: bytes, names: str) -> None:
+def test_a_mistake_is_answered_with_the_allowed_values(
+    api: Api, method: str, path: str, body: bytes, names: str
+) -> None:
     answer = api.control(method, f"/sandbox/{path}", data=body)
     assert answer.status_code == 400
     assert names in answer.json()["error"]
@@ -61,14 +63,14 @@ def test_a_mistake_is_answered_with_what_is_allowed(api: Api, method: str, path:
     ],
     ids=range(10),
 )
-def test_an_odd_body_is_refused_in_a_few_words_and_takes_no_memory(
+def test_an_odd_body_is_refused_with_a_short_error_and_changes_nothing(
     api: Api, method: str, path: str, body: bytes
 ) -> None:
     before = api.sandbox.settings
     answer = api.control(method, f"/sandbox/{path}", data=body)
     assert answer.status_code == 400
     assert len(answer.content) < 3000
-    assert "allowed" in answer.json()["error"]
+    assert "must be" in answer.json()["error"]
     assert api.sandbox.settings == before
     assert not any(api.request("GET", "/sandbox/script").json().values())
 
@@ -78,7 +80,7 @@ def test_a_body_past_a_megabyte_is_not_read(api: Api) -> None:
     assert answer.status_code == 413
 
 
-def test_the_books_keep_little_of_a_long_request(api: Api) -> None:
+def test_the_books_record_only_the_beginning_of_a_long_request(api: Api) -> None:
     api.status("x" * 7000)
     api.request("GET", f"/cdn/{'x' * 7000}.png")
     (status, image) = api.sandbox.requests
@@ -96,7 +98,7 @@ CHANGES = (
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        # What a web page can send to any address without asking.
+        # A web page can send these to any address without a CORS preflight.
         ({"Content-Type": "text/plain", "Origin": "https://evil.example"}, 403),
         ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
         ({"Content-Type": "multipart/form-data; boundary=x"}, 415),
@@ -106,14 +108,14 @@ CHANGES = (
         ({}, 415),
         ({"Content-Type": "application/json"}, 403),
         ({"Content-Type": "application/json", CONTROL_HEADER: "yes"}, 403),
-        # What a page can send to its own address, after that was made to lead here.
+        # A web page can send these to its own domain, after the domain was pointed at this machine (DNS rebinding).
         ({**CONTROL_HEADERS, "Origin": "http://evil.example:8512"}, 403),
         ({**CONTROL_HEADERS, "Origin": "null"}, 403),
         ({**CONTROL_HEADERS, "Sec-Fetch-Site": "same-origin"}, 403),
         ({**CONTROL_HEADERS, "Host": "evil.example:8512"}, 403),
     ],
 )
-def test_no_web_page_controls_the_sandbox(api: Api, headers: dict[str, str], status: int) -> None:
+def test_a_web_page_cannot_control_the_sandbox(api: Api, headers: dict[str, str], status: int) -> None:
     api.submit()
     before = api.sandbox.settings
     for method, path, body in CHANGES:
@@ -136,8 +138,8 @@ def test_no_web_page_controls_the_sandbox(api: Api, headers: dict[str, str], sta
     ],
     ids=str,
 )
-def test_no_web_page_has_the_sandbox_call_an_address(api: Api, headers: dict[str, str]) -> None:
-    # The key of a sandbox is known, and a page whose name leads here can send it.
+def test_a_web_page_cannot_make_the_sandbox_call_an_address(api: Api, headers: dict[str, str]) -> None:
+    # The key of a sandbox is public, and a page whose domain was pointed at this machine can send it.
     authorized = {"Authorization": "Bearer sk-sandbox", **headers}
     body = {"prompt": "a cat", "callback_url": f"{api.sandbox.url}/called-back"}
     answer = api.request("POST", "/api/generate", json=body, headers=authorized)
@@ -146,19 +148,19 @@ def test_no_web_page_has_the_sandbox_call_an_address(api: Api, headers: dict[str
     assert api.sandbox.submissions == []
 
 
-def test_a_page_that_asks_first_is_not_encouraged(api: Api) -> None:
-    asking = {
+def test_a_cors_preflight_is_refused(api: Api) -> None:
+    preflight = {
         "Origin": "https://evil.example",
         "Access-Control-Request-Method": "PATCH",
         "Access-Control-Request-Headers": f"content-type, {CONTROL_HEADER.lower()}",
     }
-    answer = api.request("OPTIONS", "/sandbox/settings", headers=asking)
+    answer = api.request("OPTIONS", "/sandbox/settings", headers=preflight)
     assert not answer.ok
     assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
 
 
 @pytest.mark.parametrize("path", ["", "/settings", "/books", "/script"])
-def test_a_page_whose_name_leads_here_reads_nothing(api: Api, path: str) -> None:
+def test_a_page_whose_domain_was_pointed_here_cannot_read(api: Api, path: str) -> None:
     answer = api.request("GET", f"/sandbox{path}", headers={"Host": "evil.example:8512"})
     assert answer.status_code == 403
     assert "--control-host" in answer.json()["error"]
@@ -168,11 +170,11 @@ def test_a_page_whose_name_leads_here_reads_nothing(api: Api, path: str) -> None
     "host",
     ["localhost:8512", "LOCALHOST.", "app.localhost:1", "127.0.0.1", "[::1]:8512", "192.168.1.7:8512", "sandbox:8512"],
 )
-def test_it_is_controlled_under_every_name_that_no_stranger_can_own(api: Api, host: str) -> None:
+def test_hosts_that_nobody_else_can_own_are_accepted(api: Api, host: str) -> None:
     assert api.control("POST", "/sandbox/reset", headers={"Host": host}).status_code == 200
 
 
-def test_it_is_controlled_under_a_domain_name_that_it_was_told() -> None:
+def test_a_domain_name_among_the_control_hosts_is_accepted() -> None:
     with Sandbox(control_hosts=["Sandbox.team.example"]) as sandbox:
         for host, status in (("sandbox.team.example:8512", 200), ("other.team.example", 403), ("example", 200)):
             headers = {**CONTROL_HEADERS, "Host": host}
@@ -196,16 +198,16 @@ def test_it_is_controlled_under_a_domain_name_that_it_was_told() -> None:
         "127.0.0.1:x",
     ],
 )
-def test_a_host_that_may_be_a_strangers_is_none_of_its_own(host: str) -> None:
+def test_a_host_that_somebody_else_may_own_is_refused(host: str) -> None:
     assert not is_own_host(host, ())
 
 
-def test_two_values_of_a_header_do_not_pass_as_one() -> None:
-    one = {"content_types": ["application/json"], "marks": ["control"]}
+def test_a_header_with_two_values_is_refused() -> None:
+    one = {"content_types": ["application/json"], "control_headers": ["control"]}
     assert refusal(Caller("POST", **one)) is None
     assert refusal(Caller("POST", ["localhost", "evil.example"], **one)) is not None
     assert refusal(Caller("POST", **one | {"content_types": ["application/json", "text/plain"]})) is not None
-    assert refusal(Caller("POST", **one | {"marks": ["control", "control"]})) is not None
+    assert refusal(Caller("POST", **one | {"control_headers": ["control", "control"]})) is not None
 
 
 def test_scripts_are_appended_and_shown(api: Api) -> None:
@@ -235,7 +237,7 @@ def test_reset_empties_the_books(api: Api) -> None:
     assert api.request("GET", "/sandbox/books").json()["submissions"] == []
 
 
-def test_the_control_path_suffers_no_faults_and_is_not_in_the_books(api: Api) -> None:
+def test_the_control_path_has_no_faults_and_is_not_in_the_books(api: Api) -> None:
     api.sandbox.configure(drop_share=1)
     assert api.request("GET", "/sandbox").status_code == 200
     assert "wrong_shape" in api.request("GET", "/sandbox").json()["behaviours"]["status"]

@@ -1,4 +1,4 @@
-"""The pytest fixture gives a test a sandbox with Airflow's default connection pointing at it."""
+"""The pytest fixture gives each test a sandbox and points Airflow's default connection at it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures are real, the same for the same request, and drawn for any text."""
+"""The pictures can be decoded, are the same for the same request, and can be drawn for any text."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_another_seed_or_prompt_gives_another_picture() -> None:
     assert len(pictures) == 18
 
 
-def test_the_light_follows_the_seed() -> None:
+def test_the_seed_chooses_the_palette() -> None:
     zeniths = {decode(paint("a cat", seed, SMALL, "png")).getpixel((0, 0)) for seed in range(len(PALETTES))}
     assert len(zeniths) == len(PALETTES)
 
 
 def test_the_prompt_is_written_into_the_picture() -> None:
-    """The text is the brightest thing on its panel, and the more of it, the more bright pixels."""
+    """The text is brighter than its panel, so a longer text has more bright pixels."""
 
     def bright(prompt: str) -> int:
         picture = decode(paint(prompt, 2, (512, 512), "png")).convert("L").crop((16, 330, 496, 496))
@@ -73,7 +73,7 @@ def test_odd_prompts_can_be_drawn(prompt: str) -> None:
     assert decode(paint(prompt, 3, (256, 192), "png")).size == (256, 192)
 
 
-def test_pictures_are_drawn_once_for_all_who_ask() -> None:
+def test_simultaneous_requests_for_a_picture_share_one_drawing() -> None:
     async def scenario() -> None:
         pictures = Pictures()
         request = GenerateRequest(prompt="a cat", size="768*1024")
@@ -88,13 +88,13 @@ def test_pictures_are_drawn_once_for_all_who_ask() -> None:
     asyncio.run(scenario())
 
 
-def test_the_memory_for_pictures_is_bounded() -> None:
-    kept = paint_once.cache_info().maxsize
-    assert kept is not None
+def test_the_cache_of_pictures_is_bounded() -> None:
+    limit = paint_once.cache_info().maxsize
+    assert limit is not None
     first = paint_once("a cat", 0, (16, 16), "jpeg")
-    for seed in range(1, kept + 1):
+    for seed in range(1, limit + 1):
         paint_once("a cat", seed, (16, 16), "jpeg")
-    assert paint_once.cache_info().currsize == kept
+    assert paint_once.cache_info().currsize == limit
     again = paint_once("a cat", 0, (16, 16), "jpeg")
     assert again == first
     assert again is not first

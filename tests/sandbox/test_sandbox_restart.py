@@ -1,4 +1,4 @@
-"""With a state file, a sandbox that is started again knows the tasks of before."""
+"""With a state file, a restarted sandbox still knows its tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "state.jsonl"
 
 
-def test_tasks_go_on_and_stay_charged_over_a_restart(file: Path) -> None:
+def test_tasks_continue_and_stay_charged_across_a_restart(file: Path) -> None:
     with requests.Session() as session:
         with Sandbox(seconds_per_image=100, state_file=str(file)) as sandbox:
             clock = Clock(sandbox)
@@ -29,7 +29,7 @@ def test_tasks_go_on_and_stay_charged_over_a_restart(file: Path) -> None:
             assert sandbox.credits_charged == 10
             accepted = sandbox.submissions
         with Sandbox(seconds_per_image=5000, state_file=str(file)) as sandbox:
-            clock.take_over(sandbox)
+            clock.replace_clock(sandbox)
             after = Api(sandbox, session)
             clock.now += 99
             assert after.status(drawn).json()["data"]["status"] == "IN_PROGRESS"
@@ -46,7 +46,7 @@ def test_tasks_go_on_and_stay_charged_over_a_restart(file: Path) -> None:
             assert [task.accepted_at for task in sandbox.submissions] == [task.accepted_at for task in accepted]
 
 
-def test_a_killed_sandbox_knows_every_task_that_it_answered_for(file: Path) -> None:
+def test_a_killed_sandbox_still_knows_every_task_whose_id_it_sent(file: Path) -> None:
     command = [sys.executable, "-m", "airflow_provider_qwenimage.sandbox", "--port=0", f"--state-file={file}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -62,7 +62,7 @@ def test_a_killed_sandbox_knows_every_task_that_it_answered_for(file: Path) -> N
     assert [task.task_id for task in sandbox.submissions] == [answer.json()["data"]["task_id"] for answer in answers]
 
 
-def test_a_line_that_was_cut_short_is_dropped_and_the_file_goes_on(file: Path, tmp_path: Path) -> None:
+def test_a_line_that_was_cut_short_is_dropped_and_the_file_is_continued(file: Path, tmp_path: Path) -> None:
     with Sandbox(state_file=str(file)) as sandbox, requests.Session() as session:
         first = Api(sandbox, session).submit()
     file.write_bytes(file.read_bytes() + b'{"task_id": "n43')
@@ -71,7 +71,7 @@ def test_a_line_that_was_cut_short_is_dropped_and_the_file_goes_on(file: Path, t
     assert [task.task_id for task in Sandbox(state_file=str(file)).submissions] == [first, second]
 
 
-def test_a_reset_is_remembered_as_well(file: Path) -> None:
+def test_a_reset_empties_the_state_file(file: Path) -> None:
     with Sandbox(state_file=str(file)) as sandbox, requests.Session() as session:
         Api(sandbox, session).submit()
         sandbox.reset()
@@ -81,14 +81,14 @@ def test_a_reset_is_remembered_as_well(file: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"a shopping list\n", b"[]\n", b'{"task_id": "n43"}\n', b'{"request": {"size": 3}}\n']
 )
-def test_a_file_of_something_else_is_refused_and_left_as_it_is(file: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_state_file_is_refused_and_left_unchanged(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="state_file is .*line 1 is no task of a sandbox.*remove it"):
+    with pytest.raises(ValueError, match="state_file is .*line 1 is not a task of a sandbox.*remove this one"):
         Sandbox(state_file=str(file))
     assert file.read_bytes() == content
 
 
-def test_a_folder_that_is_missing_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_before_anything_starts(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing" / "state.jsonl")
     with pytest.raises(ValueError, match="state_file is .*cannot be written.*a folder that exists"):
         Sandbox(state_file=missing)
@@ -98,7 +98,7 @@ def test_a_folder_that_is_missing_is_named_before_anything_starts(tmp_path: Path
     assert "state_file is" in ended.stderr
 
 
-def test_without_a_file_a_restarted_sandbox_knows_nothing() -> None:
+def test_without_a_state_file_a_restarted_sandbox_has_no_tasks() -> None:
     with Sandbox() as sandbox, requests.Session() as session:
         Api(sandbox, session).submit()
     assert Sandbox().submissions == []

@@ -1,4 +1,4 @@
-"""A sandbox starts, says where it is, and stops without leaving anything behind."""
+"""A sandbox starts, has a URL, and stops without leaving anything behind."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def image_url(sandbox: Sandbox, verify: str | bool = True) -> str:
     return str(data["response"][0])
 
 
-def test_importing_the_sandbox_is_light() -> None:
+def test_importing_the_sandbox_imports_no_large_package() -> None:
     code = (
         "import sys, airflow_provider_qwenimage.sandbox, airflow_provider_qwenimage.sandbox.pytest_plugin;"
         "print(sorted({'aiohttp', 'PIL', 'airflow', 'requests', 'pendulum'} & set(sys.modules)))"
@@ -45,7 +45,7 @@ def test_importing_the_sandbox_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_connection_is_given_in_both_of_airflows_forms() -> None:
+def test_the_connection_is_available_as_json_and_as_uri() -> None:
     with Sandbox(api_keys=["sk-a/b@c"]) as sandbox:
         port = urlsplit(sandbox.url).port
         assert json.loads(sandbox.connection_json) == {
@@ -58,16 +58,16 @@ def test_the_connection_is_given_in_both_of_airflows_forms() -> None:
         assert unquote(uri.password or "") == "sk-a/b@c"
 
 
-def test_before_the_start_there_is_no_url() -> None:
+def test_the_url_cannot_be_read_before_the_start() -> None:
     with pytest.raises(RuntimeError, match="Start it first"):
         _ = Sandbox().url
 
 
-def test_it_starts_once_and_stops_as_often_as_one_likes() -> None:
+def test_a_second_start_is_refused_and_a_second_stop_does_nothing() -> None:
     sandbox = Sandbox()
     sandbox.stop()
     sandbox.start()
-    with pytest.raises(RuntimeError, match="runs already"):
+    with pytest.raises(RuntimeError, match="already running"):
         sandbox.start()
     sandbox.stop()
     sandbox.stop()
@@ -76,7 +76,7 @@ def test_it_starts_once_and_stops_as_often_as_one_likes() -> None:
     sandbox.stop()
 
 
-def test_a_port_in_use_is_one_clear_error_and_leaves_nothing_open() -> None:
+def test_a_port_in_use_is_reported_and_leaves_nothing_open() -> None:
     with Sandbox() as first:
         port = urlsplit(first.url).port
         assert port is not None
@@ -88,9 +88,7 @@ def test_a_port_in_use_is_one_clear_error_and_leaves_nothing_open() -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["hang", "hang_after", "oversized"])
-def test_stopping_is_quick_while_requests_hang(
-    api: Api, stop_waiting_for_nothing: Callable[[], None], behaviour: str
-) -> None:
+def test_stopping_is_quick_while_requests_hang(api: Api, stop_promptly: Callable[[], None], behaviour: str) -> None:
     api.sandbox.configure(oversized_bytes=10**10, hang_seconds=3600)
     route = "image" if behaviour == "oversized" else "generate"
     url = api.image_url()
@@ -110,7 +108,7 @@ def test_stopping_is_quick_while_requests_hang(
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     wait_until(lambda: api.sandbox.requests[-1].behaviour == behaviour, "the request")
-    stop_waiting_for_nothing()
+    stop_promptly()
     wait_until(ended.is_set, "the end of the request")
     asking.join()
 
@@ -134,7 +132,7 @@ def test_nothing_is_left_behind_and_nothing_is_printed(tmp_path: Path) -> None:
         """
 import asyncio, gc, logging, socket, threading, urllib.request
 from airflow_provider_qwenimage.sandbox import Sandbox
-# In development mode asyncio tells how slow the machine is.
+# In development mode asyncio logs slow callbacks, which a busy machine has.
 logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
 for behaviour in ("ok", "drop", "drop_after", "hang", "html"):
     with Sandbox(seconds_per_image=0, hang_seconds=60) as sandbox:
@@ -175,13 +173,13 @@ def test_the_ports_are_free_again_after_the_stop() -> None:
     ("arguments", "prefix"),
     [({"cdn_port": None}, "http://127.0.0.1:{port}/cdn/"), ({"cdn_url": "https://cdn.example.com/a/"}, None)],
 )
-def test_the_image_urls_can_be_placed_elsewhere(arguments: dict[str, Any], prefix: str | None) -> None:
+def test_the_base_of_the_image_urls_can_be_set(arguments: dict[str, Any], prefix: str | None) -> None:
     with Sandbox(seconds_per_image=0, **arguments) as sandbox:
         expected = prefix or "https://cdn.example.com/a/cdn/"
         assert image_url(sandbox).startswith(expected.format(port=urlsplit(sandbox.url).port))
 
 
-def test_the_image_urls_have_the_name_by_which_the_client_knows_the_machine(api: Api) -> None:
+def test_the_image_urls_have_the_host_name_that_the_client_uses(api: Api) -> None:
     task_id = api.submit()
     headers = {"Authorization": "Bearer sk-sandbox", "Host": "sandbox.example:8512"}
     data = api.session.get(f"{api.sandbox.url}/api/status", params={"task_id": task_id}, headers=headers).json()["data"]

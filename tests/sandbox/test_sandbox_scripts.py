@@ -48,14 +48,14 @@ def test_an_error_is_answered_before_anything_happens(api: Api, behaviour: str, 
     assert api.status(task_id).json()["code"] == 200
 
 
-def test_behaviours_come_in_order_and_as_often_as_asked(api: Api) -> None:
+def test_behaviours_happen_in_order_and_as_often_as_scripted(api: Api) -> None:
     task_id = api.submit()
     api.sandbox.script("status", ("server_error", 2), "ok", "rate_limit")
     codes = [api.status(task_id).status_code for _ in range(5)]
     assert codes == [500, 500, 200, 429, 200]
 
 
-def test_a_script_is_for_its_route_only(api: Api) -> None:
+def test_a_script_applies_to_its_route_only(api: Api) -> None:
     api.sandbox.script("status", "server_error")
     assert api.generate().status_code == 200
 
@@ -89,19 +89,19 @@ def submitting(api: Api) -> Iterator[HTTPConnection]:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses of hanging requests, as they begin."""
-    pause, begun = SandboxServer._pause, list[float]()
+    """The pauses of hanging requests, in seconds; each is added when it starts."""
+    pause, started = SandboxServer._pause, list[float]()
 
     async def note(server: SandboxServer, seconds: float) -> None:
-        begun.append(seconds)
+        started.append(seconds)
         await pause(server, seconds)
 
     monkeypatch.setattr(SandboxServer, "_pause", note)
-    return begun
+    return started
 
 
 @pytest.mark.parametrize(("behaviour", "accepted"), [("hang", 0), ("hang_after", 1)])
-def test_a_hanging_submission_is_charged_only_if_hanging_after(
+def test_a_hanging_submission_is_charged_only_if_it_hangs_after_processing(
     api: Api, pauses: list[float], behaviour: str, accepted: int
 ) -> None:
     api.sandbox.script("generate", behaviour)
@@ -114,9 +114,7 @@ def test_a_hanging_submission_is_charged_only_if_hanging_after(
     assert len(api.sandbox.submissions) == accepted
 
 
-def test_who_hangs_up_is_not_charged_when_the_hanging_ends(
-    api: Api, pauses: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_that_hangs_up_is_not_charged(api: Api, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     serve, ended = SandboxServer._serve, threading.Event()
 
     async def note(*args: Any) -> Any:
@@ -136,7 +134,7 @@ def test_who_hangs_up_is_not_charged_when_the_hanging_ends(
 
 
 @pytest.mark.parametrize("behaviour", ["hang", "hang_after"])
-def test_who_waits_long_enough_gets_an_answer(api: Api, behaviour: str) -> None:
+def test_a_client_that_waits_long_enough_gets_an_answer(api: Api, behaviour: str) -> None:
     api.sandbox.configure(hang_seconds=0.2)
     api.sandbox.script("generate", behaviour)
     started = time.monotonic()
@@ -145,7 +143,7 @@ def test_who_waits_long_enough_gets_an_answer(api: Api, behaviour: str) -> None:
 
 
 @pytest.mark.parametrize(("behaviour", "accepted"), [("html", 0), ("html_after", 1)])
-def test_a_proxys_page_comes_instead_of_an_answer(api: Api, behaviour: str, accepted: int) -> None:
+def test_an_html_page_is_sent_instead_of_an_answer(api: Api, behaviour: str, accepted: int) -> None:
     api.sandbox.script("generate", behaviour)
     answer = api.generate()
     assert answer.status_code == 502
@@ -156,7 +154,7 @@ def test_a_proxys_page_comes_instead_of_an_answer(api: Api, behaviour: str, acce
 
 @pytest.mark.parametrize("route", ["generate", "status"])
 @pytest.mark.parametrize("behaviour", ["empty", "malformed", "wrong_shape", "unknown_status"])
-def test_a_garbled_answer_is_200_and_the_work_is_done(api: Api, route: str, behaviour: str) -> None:
+def test_a_faulty_answer_is_200_and_its_request_is_processed(api: Api, route: str, behaviour: str) -> None:
     task_id = api.submit()
     api.sandbox.script(route, behaviour)
     answer = api.generate() if route == "generate" else api.status(task_id)
@@ -174,7 +172,7 @@ def test_a_garbled_answer_is_200_and_the_work_is_done(api: Api, route: str, beha
 
 
 @pytest.mark.parametrize("route", ["generate", "status"])
-def test_an_api_redirect_leads_to_another_origin(api: Api, route: str) -> None:
+def test_a_redirect_of_the_api_leads_to_another_origin(api: Api, route: str) -> None:
     api.sandbox.script(route, "redirect")
     answer = api.generate() if route == "generate" else api.status("n43")
     assert answer.status_code == 302
@@ -187,7 +185,9 @@ def test_an_api_redirect_leads_to_another_origin(api: Api, route: str) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "status"), [("failure", "FAILED"), ("policy", "FAILED"), ("slow", "IN_PROGRESS")]
 )
-def test_what_becomes_of_a_task_can_be_scripted(api: Api, clock: Clock, behaviour: str, status: str) -> None:
+def test_the_outcome_and_duration_of_a_task_can_be_scripted(
+    api: Api, clock: Clock, behaviour: str, status: str
+) -> None:
     api.sandbox.configure(seconds_per_image=100, pending_share=0)
     api.sandbox.script("generate", behaviour)
     task_id = api.submit()
@@ -195,20 +195,20 @@ def test_what_becomes_of_a_task_can_be_scripted(api: Api, clock: Clock, behaviou
     assert api.status(task_id).json()["data"]["status"] == status
 
 
-def test_an_image_redirect_leads_to_the_image(api: Api) -> None:
+def test_a_redirect_of_an_image_leads_to_the_image(api: Api) -> None:
     url = api.image_url()
     api.sandbox.script("image", "redirect")
     assert api.image(url, allow_redirects=True).headers["Content-Type"] == "image/jpeg"
 
 
-def test_a_truncated_image_ends_before_its_length(api: Api) -> None:
+def test_a_truncated_image_ends_before_its_content_length(api: Api) -> None:
     url = api.image_url()
     api.sandbox.script("image", "truncate")
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         api.image(url)
 
 
-def test_a_truncated_image_can_have_the_length_of_the_cut(api: Api) -> None:
+def test_a_truncated_image_can_have_a_matching_content_length(api: Api) -> None:
     url = api.image_url(seed=1)
     whole = api.image(url).content
     api.sandbox.script("image", "truncate_with_length")
@@ -217,7 +217,7 @@ def test_a_truncated_image_can_have_the_length_of_the_cut(api: Api) -> None:
     assert whole.startswith(cut.content)
 
 
-def test_an_image_can_be_of_another_format_under_the_same_label(api: Api) -> None:
+def test_an_image_can_have_another_format_than_its_content_type(api: Api) -> None:
     url = api.image_url(output_format="png")
     api.sandbox.script("image", "wrong_format")
     answer = api.image(url)
@@ -226,14 +226,14 @@ def test_an_image_can_be_of_another_format_under_the_same_label(api: Api) -> Non
         assert picture.format == "JPEG"
 
 
-def test_an_image_can_be_of_another_size(api: Api) -> None:
+def test_an_image_can_have_another_size_than_requested(api: Api) -> None:
     url = api.image_url()
     api.sandbox.script("image", "wrong_size")
     with Image.open(BytesIO(api.image(url).content)) as picture:
         assert (picture.format, picture.size) == ("JPEG", (512, 512))
 
 
-def test_an_oversized_image_has_no_length(api: Api) -> None:
+def test_an_oversized_image_has_no_content_length(api: Api) -> None:
     api.sandbox.configure(oversized_bytes=3_000_001)
     url = api.image_url()
     api.sandbox.script("image", "oversized")
@@ -251,7 +251,7 @@ def test_a_garbage_image_cannot_be_decoded(api: Api) -> None:
         Image.open(BytesIO(answer.content))
 
 
-def test_a_page_can_come_instead_of_an_image(api: Api) -> None:
+def test_an_html_page_can_be_sent_instead_of_an_image(api: Api) -> None:
     url = api.image_url()
     api.sandbox.script("image", "html")
     answer = api.image(url)
@@ -259,22 +259,22 @@ def test_a_page_can_come_instead_of_an_image(api: Api) -> None:
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS["image"])
-def test_after_each_image_behaviour_the_image_comes(api: Api, behaviour: str) -> None:
+def test_after_each_image_behaviour_the_next_request_gets_the_image(api: Api, behaviour: str) -> None:
     api.sandbox.configure(hang_seconds=0.01, oversized_bytes=200_000)
     url = api.image_url(seed=1)
     api.sandbox.script("image", behaviour)
     try:
-        spoiled = api.image(url)
+        faulty = api.image(url)
     except requests.RequestException:
-        spoiled = None
+        faulty = None
     whole = api.image(url)
     assert whole.status_code == 200
     assert whole.headers["Content-Type"] == "image/jpeg"
     if behaviour in ("ok", "hang", "hang_after"):
-        assert spoiled is not None
-        assert spoiled.content == whole.content
+        assert faulty is not None
+        assert faulty.content == whole.content
     else:
-        assert spoiled is None or spoiled.content != whole.content
+        assert faulty is None or faulty.content != whole.content
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_after_each_image_behaviour_the_image_comes(api: Api, behaviour: str) ->
         ("status", 7, "name of a behaviour"),
     ],
 )
-def test_a_script_that_makes_no_sense_is_refused_as_a_whole(api: Api, route: str, item: Any, names: str) -> None:
+def test_a_script_with_one_invalid_item_is_refused_as_a_whole(api: Api, route: str, item: Any, names: str) -> None:
     with pytest.raises(ValueError, match=names):
         api.sandbox.script(route, "server_error", item)
     assert api.status("n43").status_code == 404

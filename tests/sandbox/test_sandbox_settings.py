@@ -1,4 +1,4 @@
-"""Settings are checked: a wrong one is named, with its value and what is allowed."""
+"""A wrong setting is reported with its name, its value and the allowed values."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from airflow_provider_qwenimage.sandbox import Sandbox, SandboxSettings
         ("oversized_bytes", 1.0, "at least 1"),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(name: str, value: Any, allowed: str) -> None:
+def test_a_wrong_setting_is_reported_with_its_value_and_the_allowed_values(name: str, value: Any, allowed: str) -> None:
     with pytest.raises(ValueError, match=allowed) as caught:
         SandboxSettings(**{name: value})
     assert name in str(caught.value)
     assert repr(value) in str(caught.value)
 
 
-def test_an_unknown_setting_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_setting_is_reported_with_the_known_ones() -> None:
     sandbox = Sandbox()
     with pytest.raises(ValueError, match=r"'server_errors'.*server_error_share"):
         sandbox.configure(server_errors=0.2)
@@ -50,8 +50,8 @@ def test_an_unknown_setting_is_answered_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     "shares", [{"drop_share": 0.6, "hang_share": 0.5}, {"failure_share": 0.6, "policy_share": 0.5}]
 )
-def test_shares_that_exclude_each_other_cannot_exceed_one(shares: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"_share \+ .*_share is 1\.1; allowed is a sum of at most 1"):
+def test_shares_of_exclusive_faults_cannot_exceed_one(shares: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"_share \+ .*_share is 1\.1; the sum must be at most 1"):
         SandboxSettings().changed(shares)
 
 
@@ -73,6 +73,6 @@ def test_a_refused_change_changes_nothing() -> None:
         ({"ssl_keyfile": "key.pem"}, "without an ssl_certfile"),
     ],
 )
-def test_a_wrong_argument_is_named(arguments: dict[str, Any], names: str) -> None:
+def test_a_wrong_argument_is_reported_by_name(arguments: dict[str, Any], names: str) -> None:
     with pytest.raises(ValueError, match=names):
         Sandbox(**arguments)

@@ -1,4 +1,4 @@
-"""Random faults come as often as their share says, where it says, and the same with the same seed."""
+"""Random faults are as frequent as their shares, keep to their routes, and repeat with the same seed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def drawn(settings: SandboxSettings, route: str = "image", count: int = 4000) ->
 
 
 @pytest.mark.parametrize(("share", "behaviour"), REQUEST_SHARES.items())
-def test_a_fault_comes_as_often_as_its_share_says(share: str, behaviour: str) -> None:
+def test_a_fault_is_as_frequent_as_its_share(share: str, behaviour: str) -> None:
     counts = Counter(drawn(SandboxSettings(fault_seed=1).changed({share: 0.3})))
     assert set(counts) == {"ok", behaviour}
     assert counts[behaviour] / 4000 == pytest.approx(0.3, abs=0.03)
@@ -34,7 +34,7 @@ def test_each_of_several_faults_keeps_its_own_share() -> None:
         assert counts[behaviour] / 4000 == pytest.approx(share, abs=0.03)
 
 
-def test_a_share_of_one_is_always() -> None:
+def test_a_share_of_one_affects_every_request() -> None:
     assert set(drawn(SandboxSettings(drop_share=1))) == {"drop"}
 
 
@@ -44,13 +44,13 @@ def test_the_same_fault_seed_gives_the_same_faults() -> None:
     assert drawn(settings, count=100) != drawn(settings.changed({"fault_seed": 6}), count=100)
 
 
-def test_images_only_are_truncated() -> None:
+def test_only_images_are_truncated() -> None:
     settings = SandboxSettings(truncate_share=0.5, truncate_with_length_share=0.5)
     assert set(drawn(settings, "status")) == {"ok"}
     assert set(drawn(settings, "image")) == {"truncate", "truncate_with_length"}
 
 
-def test_faults_keep_to_their_paths() -> None:
+def test_faults_apply_to_their_fault_paths_only() -> None:
     settings = SandboxSettings(server_error_share=1, fault_paths=("status",))
     assert {route: drawn(settings, route, 1)[0] for route in ("generate", "status", "image")} == {
         "generate": "ok",
@@ -63,14 +63,14 @@ def test_faults_keep_to_their_paths() -> None:
     ("settings", "message"),
     [({"failure_share": 1}, "could not be drawn"), ({"policy_share": 1}, "Content policy violation detected")],
 )
-def test_tasks_fail_by_share(api: Api, settings: dict[str, float], message: str) -> None:
+def test_tasks_fail_as_often_as_their_shares(api: Api, settings: dict[str, float], message: str) -> None:
     api.sandbox.configure(**settings)
     data = api.finish(api.submit())
     assert data["status"] == "FAILED"
     assert message in data["error_message"]
 
 
-def test_shares_reach_the_wire(api: Api) -> None:
+def test_requests_over_http_have_the_random_faults(api: Api) -> None:
     api.sandbox.configure(rate_limit_share=1, retry_after=7)
     answer = api.generate()
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "7")
