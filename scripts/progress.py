@@ -29,7 +29,8 @@ class Progress:
         """Show a step while the block runs, and its seconds at the end."""
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         # On a terminal the live line disappears at the end: the line with the seconds replaces it.
-        with LiveLine(*columns, console=self._console, transient=True) as self._line:
+        hidden = not self._console.is_terminal
+        with LiveLine(*columns, console=self._console, transient=True, disable=hidden) as self._line:
             self.begin(text)
             try:
                 yield
