@@ -48,6 +48,12 @@ os.environ |= {
 }
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return two processes for each core, up to eight: half of a test's time is waiting."""
+    return min(8, 2 * (os.cpu_count() or 1))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests of features that this Airflow does not have, and mark those that need only the newest one."""

@@ -81,7 +81,7 @@ def test_the_supported_versions_are_those_that_the_tests_run_on() -> None:
         r"^(?:OLDER_AIRFLOWS|NEWEST_AIRFLOW) := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE
     )
     assert versions() == [*older.split(), newest]
-    constraints = {file.name for file in (ROOT / "constraints").iterdir()}
+    constraints = {file.name for file in (ROOT / "constraints").glob("airflow-*.txt")}
     assert constraints == {f"airflow-{version.rpartition('.')[0]}.txt" for version in versions()}
     for version in versions():
         pins = (ROOT / "constraints" / f"airflow-{version.rpartition('.')[0]}.txt").read_text().splitlines()

@@ -203,8 +203,8 @@ def test_make_dist_builds_and_checks_what_is_uploaded_and_only_that(source: Path
     shutil.copytree(source, clone)
     (clone / "dist").mkdir()
     (clone / "dist" / f"{PACKAGE}-0.0.1-py3-none-any.whl").write_text("what an earlier version left there")
-    # This environment stands for the clone's own, as if it had been made there; no index is to be reached.
-    made = ["make", "--no-print-directory", "-o", f"{sys.prefix}/installed", "dist", f"VENV={sys.prefix}"]
+    # This environment is used as if it were the clone's own; no index is to be reached.
+    made = ["make", "--no-print-directory", "-o", "env-dev", "dist", f"VENV={sys.prefix}"]
     nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
     done = subprocess.run(
         made,

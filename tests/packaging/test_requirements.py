@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
-from scripts.lowest_versions import differences, read_bounds
 from tests.packaging.conftest import ROOT
 
-TEXT = (ROOT / "pyproject.toml").read_text()
-PYPROJECT = tomllib.loads(TEXT)
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PINNED = sorted((ROOT / "constraints").glob("airflow-*.txt"))
 
@@ -29,32 +31,32 @@ def test_the_sandbox_wants_no_other_versions_than_the_package() -> None:
     assert set(PROJECT["optional-dependencies"]["sandbox"]) <= set(PROJECT["dependencies"])
 
 
-def test_every_requirement_has_a_lower_bound_that_is_read() -> None:
-    bounds = read_bounds(TEXT)
-    assert {f"{name}>={bound}" for name, bound in bounds.items()} == set(PROJECT["dependencies"])
+def test_make_test_lowest_installs_every_lower_bound() -> None:
+    pins = re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints" / "lowest.txt").read_text(), re.MULTILINE)
+    assert sorted(f"{name}>={bound}" for name, bound in pins) == sorted(PROJECT["dependencies"])
 
 
-@pytest.mark.parametrize("requirement", ["pillow", "pillow==10.3", "pillow>10.3", "pillow>=10.3,<13", "pillow>=10rc1"])
-def test_a_requirement_without_a_plain_lower_bound_is_refused(requirement: str) -> None:
-    with pytest.raises(ValueError, match="write it as name>=version"):
-        read_bounds(f"[project]\ndependencies = ['{requirement}']\n")
+@pytest.mark.skipif(Path(sys.prefix).name != "lowest", reason="is about the environment of make test-lowest")
+def test_exactly_the_lower_bounds_are_installed() -> None:
+    installed = {requirement: version(Requirement(requirement).name) for requirement in PROJECT["dependencies"]}
+    for requirement, number in installed.items():
+        (bound,) = Requirement(requirement).specifier
+        assert Version(number) == Version(bound.version), (
+            f"{requirement}: run make again, or raise the bound and say why"
+        )
 
 
-def test_two_bounds_of_one_package_are_refused() -> None:
-    extra = "[project.optional-dependencies]\nsandbox = ['pillow>=11']\n"
-    with pytest.raises(ValueError, match="10.3 and 11"):
-        read_bounds(f"[project]\ndependencies = ['pillow>=10.3']\n{extra}")
-
-
-def test_a_bound_is_true_where_exactly_it_is_installed() -> None:
-    assert differences({"pillow": "10.3", "requests": "2.32.2"}, {"pillow": "10.3.0", "requests": "2.32.2"}) == []
-
-
-@pytest.mark.parametrize("installed", [{"pillow": "10.3.1"}, {"pillow": "10.30"}, {"pillow": "10.2.9"}, {}])
-def test_a_bound_that_is_not_what_is_installed_is_told_with_what_to_do(installed: dict[str, str]) -> None:
-    (told,) = differences({"pillow": "10.3"}, installed)
-    assert f"pillow is tested with {installed.get('pillow', 'no version')}" in told
-    assert "raise the bound" in told
+def test_tox_and_make_have_the_same_airflows() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    older, newest = re.findall(r"^(?:OLDER_AIRFLOWS|NEWEST_AIRFLOW) := (.+)$", makefile, re.MULTILINE)
+    minors = [number.rpartition(".")[0] for number in (*older.split(), newest)]
+    environments = PYPROJECT["tool"]["tox"]["env"]
+    assert set(environments) == set(PYPROJECT["tool"]["tox"]["env_list"])
+    constraints = {name: environment["constraints"] for name, environment in environments.items()}
+    names = {f"airflow{minor}": [f"constraints/airflow-{minor}.txt"] for minor in minors}
+    in_newest = dict.fromkeys(("dev", "demo"), names.pop(f"airflow{minors[-1]}"))
+    assert constraints == {"lowest": ["constraints/lowest.txt"]} | in_newest | names
+    assert environments["lowest"]["set_env"]["UV_EXCLUDE_NEWER"] in makefile
 
 
 def test_all_that_names_a_python_names_the_same() -> None:
