@@ -42,6 +42,8 @@ class LocalAirflow:
         self.home = ROOT / ".airflow" / name
         self.log = self.home / f"{name}.log"
         self.version = version("apache-airflow")
+        # Airflow writes the paths of its home into its configuration: a moved checkout needs another one.
+        self._stamp = f"{self.version} in {self.home}"
         self.environment = _without_the_users_airflow(os.environ) | {
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
@@ -59,7 +61,7 @@ class LocalAirflow:
     def is_prepared(self) -> bool:
         """Whether the database is there and of this Airflow."""
         stamp = self.home / "migrated"
-        return stamp.is_file() and stamp.read_text() == self.version
+        return stamp.is_file() and stamp.read_text() == self._stamp
 
     def prepare(self) -> None:
         """Make the database anew, unless it is there and of this Airflow.
@@ -75,7 +77,7 @@ class LocalAirflow:
         self.home.mkdir(parents=True)
         self.log.write_text(log)
         self.run("db", "migrate")
-        (self.home / "migrated").write_text(self.version)
+        (self.home / "migrated").write_text(self._stamp)
 
     def run(self, *arguments: str) -> None:
         """Run an Airflow command to its end.
