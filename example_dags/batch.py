@@ -1,7 +1,7 @@
 """A catalogue in one task: hundreds of images from a file of prompts, with one process and one client.
 
-A mapped task instance costs two process starts per image, which is most of the CPU that a DAG with many images uses. A
-batch starts one process. Use it for more than some dozen images; map over prompts if each image has tasks of its own.
+Mapped tasks start one or two processes per image, which is most of the CPU that a DAG with many images uses. A batch
+starts one process in all. Use it for more than some dozen images; map over prompts if each image has further tasks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ with DAG(
     dag_id="qwenimage_batch",
     schedule=None,
     start_date=pendulum.datetime(2024, 1, 1),
-    # Retries are safe: a retry resumes what is already paid for, then submits the rest.
+    # Retries are safe: a retry resumes the images that are already paid for, then submits the rest.
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["qwenimage"],
     params={
