@@ -1,1 +1,1 @@
-"""Programs behind the make targets."""
+"""Programs that the make targets run."""

@@ -1,6 +1,6 @@
-"""Makes the secrets of docker-compose.yaml once and keeps them in a volume, in files for those alone who need them.
+"""Creates the secrets of docker-compose.yaml once and stores them in a volume, in files with an owner and a mode.
 
-It runs in the file's own containers: `make` before anything else starts, `database` before Airflow first connects.
+It runs in containers of that file: `make` before any other service starts, `database` before Airflow first connects.
 """
 
 from __future__ import annotations
@@ -20,28 +20,27 @@ from urllib.parse import quote
 USER = "airflow"
 DATABASE = "airflow"
 ADMIN = "admin"
-# What the file had as defaults in earlier versions: everybody can look these up, so they count as not set.
+# Defaults of earlier versions of the file. They are public, so they count as not set.
 PUBLISHED = "local-use-only"
 PUBLISHED_ADMIN_PASSWORD = "admin"  # noqa: S105  published, as its name says
 
-# Airflow's user, and its group as well, which the containers of PostgreSQL and Redis are in.
+# For Airflow's user; for its group too, which the containers of PostgreSQL and Redis belong to.
 _FOR_AIRFLOW, _FOR_GROUP = 0o600, 0o640
 _FOLDER_MODE = 0o750
 _FERNET_BYTES = 32
-# What HS512, by which Airflow signs, asks of a key.
+# The minimum length of a key for HS512, with which Airflow signs.
 _JWT_CHARACTERS = 64
 _FAILED = 1
 
 
 @dataclass(frozen=True)
 class Secret:
-    """A secret that a deployment has once.
+    """A secret of a deployment.
 
     Args:
-        variable: The variable of the .env file that sets it.
-        file: The name of the file that keeps it.
-        mode: The file's mode.
-        make: Makes a new one.
+        variable: The variable in .env that sets it.
+        file: The name of the file that stores it.
+        make: Creates a new value.
     """
 
     variable: str
@@ -67,10 +66,10 @@ def main() -> int:
     """Run a command, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=("make", "database"))
-    parser.add_argument("--folder", type=Path, required=True, help="where the secrets are kept")
+    parser.add_argument("--folder", type=Path, required=True, help="the folder of the secrets")
     parser.add_argument("--postgres", required=True, metavar="HOST:PORT")
     parser.add_argument("--redis", metavar="HOST:PORT")
-    parser.add_argument("--passwords", type=Path, help="the passwords of Airflow's simple auth manager")
+    parser.add_argument("--passwords", type=Path, help="the password file of Airflow's simple auth manager")
     options = parser.parse_args()
     try:
         if options.command == "make":
@@ -79,7 +78,7 @@ def main() -> int:
         else:
             change_database_password(options.folder, options.postgres)
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"The secrets could not be made: {error}\n")
+        sys.stderr.write(f"The secrets could not be created: {error}\n")
         return _FAILED
     return 0
 
@@ -87,23 +86,23 @@ def main() -> int:
 def make_secrets(folder: Path, variables: Mapping[str, str], *, postgres: str, redis: str) -> None:
     """Write every secret, and the URLs and settings that contain one.
 
-    A value in `variables` takes precedence, then what the folder keeps, then a new one is made.
+    A value in `variables` takes precedence over a stored one. Without either, a new one is created.
 
     Args:
-        folder: Where they are kept.
-        variables: What an .env file sets, by the names of the variables.
-        postgres: Host and port of PostgreSQL.
-        redis: Host and port of Redis.
+        folder: The folder of the secrets.
+        variables: The settings of the .env file, by name.
+        postgres: Host and port, as ``host:port``.
+        redis: Host and port, as ``host:port``.
 
     Raises:
-        ValueError: If a variable cannot be used; the message names it, without its value.
+        ValueError: If a variable is not valid; the message names it without its value.
         OSError: If the folder cannot be written to.
     """
     given = {secret.file: _given(secret.variable, variables) for secret in SECRETS}
     _check_fernet_key(given[FERNET.file])
     if given[JWT.file] and len(given[JWT.file]) < _JWT_CHARACTERS:
         raise ValueError(
-            f"{JWT.variable} is shorter than {_JWT_CHARACTERS} characters, which Airflow refuses. Set more."
+            f"{JWT.variable} has fewer than {_JWT_CHARACTERS} characters, which Airflow rejects. Set a longer one."
         )
     folder.chmod(_FOLDER_MODE)
     values = {secret.file: _keep(folder, secret, given[secret.file]) for secret in SECRETS}
@@ -116,10 +115,10 @@ def make_secrets(folder: Path, variables: Mapping[str, str], *, postgres: str, r
 
 
 def make_admin_password(file: Path, given: str) -> None:
-    """Write the password of the user admin into the file of Airflow's simple auth manager.
+    """Write the password of the user admin into the password file of Airflow's simple auth manager.
 
     Raises:
-        ValueError: If the file is not one of passwords.
+        ValueError: If the file exists but is not a password file.
         OSError: If it cannot be written.
     """
     try:
@@ -127,10 +126,12 @@ def make_admin_password(file: Path, given: str) -> None:
     except ValueError:
         passwords = None
     if not isinstance(passwords, dict):
-        raise ValueError(f"{file} is not a JSON object of users and passwords. Remove it, and a new one is made.")
+        raise ValueError(
+            f"{file} is not a JSON object of users and passwords. Remove it, then start again: a new one is created."
+        )
     kept = passwords.get(ADMIN)
     if given == PUBLISHED_ADMIN_PASSWORD:
-        _say(f"{ADMIN_VARIABLE} is {given!r}, which everybody tries first. Set another one in .env.")
+        _say(f"{ADMIN_VARIABLE} is {given!r}, which is easy to guess. Set another one in .env.")
     if not given:
         is_good = isinstance(kept, str) and kept not in ("", PUBLISHED_ADMIN_PASSWORD)
         given = str(kept) if is_good else secrets.token_urlsafe(16)
@@ -139,13 +140,13 @@ def make_admin_password(file: Path, given: str) -> None:
 
 
 def change_database_password(folder: Path, postgres: str) -> None:
-    """Give PostgreSQL the password that is kept, where its volume was made with an earlier one.
+    """Change PostgreSQL's password to the stored one if its volume was created with an earlier one.
 
     Raises:
-        ValueError: If it accepts no password that is known here; the message says what to do.
+        ValueError: If PostgreSQL accepts no known password; the message says what to do.
         OSError: If the folder cannot be read.
     """
-    import sqlalchemy  # The container that makes the secrets has no database to talk to.
+    import sqlalchemy  # Slow to import, and `make` does not need it.
 
     host, _, port = postgres.rpartition(":")
     password, previous = (folder / POSTGRES.file).read_text(), _previous(folder)
@@ -153,40 +154,40 @@ def change_database_password(folder: Path, postgres: str) -> None:
     for candidate in candidates:
         url = sqlalchemy.URL.create("postgresql+psycopg2", USER, candidate, host, int(port), DATABASE)
         try:
-            # No error shows the password that a statement sets.
+            # Errors must not show the password that a statement sets.
             engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, hide_parameters=True)
             with engine.begin() as connection:
                 if candidate != password:
-                    # psycopg2 fills it in itself, which such a statement needs.
+                    # psycopg2 inserts the parameter on the client side: ALTER ROLE takes none.
                     statement = sqlalchemy.text(f"ALTER ROLE {USER} PASSWORD :password")
                     connection.execute(statement, {"password": password})
-                    _say("PostgreSQL's password is now the present one.")
+                    _say("PostgreSQL's password was changed to the current one.")
         except sqlalchemy.exc.OperationalError as error:
-            # Any other failure is the same with each password.
+            # Other failures do not depend on the password.
             if "password authentication failed" not in str(error.orig):
                 raise ValueError(f"PostgreSQL cannot be reached: {error.orig}") from None
             continue
         previous.unlink(missing_ok=True)
         return
     raise ValueError(
-        "PostgreSQL accepts neither the present password nor an earlier one. Set POSTGRES_PASSWORD in .env to the one "
-        "that its volume was made with, or change it there: docker compose exec postgres psql --username airflow "
-        "--command \"ALTER ROLE airflow PASSWORD '…'\""
+        "PostgreSQL accepts neither the current password nor an earlier one. Set POSTGRES_PASSWORD in .env to the one "
+        "that its volume was created with, or change it in the database: docker compose exec postgres "
+        "psql --username airflow --command \"ALTER ROLE airflow PASSWORD '…'\""
     )
 
 
 def _given(variable: str, variables: Mapping[str, str]) -> str:
     value = variables.get(variable, "")
     if value.startswith(PUBLISHED):
-        _say(f"{variable} in .env is a value that earlier versions published. It is not used; remove it from .env.")
+        _say(f"{variable} in .env is a published default of earlier versions and is ignored. Remove it from .env.")
         return ""
     if not value.isprintable():
-        raise ValueError(f"{variable} contains characters that cannot be printed. Set another one in .env.")
+        raise ValueError(f"{variable} contains unprintable characters. Set another one in .env.")
     return value
 
 
 def _check_fernet_key(keys: str) -> None:
-    # A new key, and after a comma the earlier ones, is how Airflow changes its key.
+    # To rotate its key, Airflow takes the new key and, after commas, the earlier ones.
     for key in keys.split(",") if keys else ():
         try:
             is_key = len(base64.urlsafe_b64decode(key.strip())) == _FERNET_BYTES
@@ -194,13 +195,13 @@ def _check_fernet_key(keys: str) -> None:
             is_key = False
         if not is_key:
             raise ValueError(
-                f"{FERNET.variable} is not a Fernet key, which is 32 bytes in URL-safe Base64. Leave it empty in .env, "
-                "and one is made, or see .env.example for how to make one."
+                f"{FERNET.variable} is not a Fernet key (32 bytes in URL-safe Base64). Leave it empty in .env, so that "
+                "one is created, or see .env.example for the command that creates one."
             )
 
 
 def _keep(folder: Path, secret: Secret, given: str) -> str:
-    """Return the value of a secret after writing it down."""
+    """Store a secret and return its value."""
     file = folder / secret.file
     kept = file.read_text() if file.exists() else ""
     value = given or kept or secret.make()
@@ -211,12 +212,12 @@ def _keep(folder: Path, secret: Secret, given: str) -> str:
 
 
 def _previous(folder: Path) -> Path:
-    """Return the file with the password that the database still has after the present one was changed."""
+    """Return the file with the password that the database has until it gets the new one."""
     return folder / f"{POSTGRES.file}.previous"
 
 
 def _write(file: Path, text: str, mode: int) -> None:
-    """Replace a file as a whole: others may be reading it."""
+    """Replace a file atomically: others may be reading it."""
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

@@ -1,7 +1,7 @@
-"""Draws one image through a real Airflow, on the sandbox or, with a key, on the real service.
+"""Draws one image through a real Airflow, with the sandbox or, with a key, with the real service.
 
-Environment variables: ``PROMPT`` (what to draw), ``QWENIMAGE_API_KEY`` (use the real service, which costs credits)
-and ``QWENIMAGE_BASE_URL`` (where that service is).
+Environment variables: ``PROMPT``, ``QWENIMAGE_API_KEY`` (uses the real service, which costs credits) and
+``QWENIMAGE_BASE_URL`` (the URL of that service).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _REASON = re.compile(r"\b((?:QwenImage\w+Error|ValueError|ParamValidationError):
 
 @dataclass(frozen=True)
 class Service:
-    """Where images are drawn.
+    """The service that draws the image.
 
     Attributes:
-        name: What to call it on the screen.
+        name: Its name on the screen.
         connection: The Airflow connection, as JSON.
         is_real: Whether it costs real credits.
     """
@@ -53,7 +53,7 @@ class Service:
 
 
 def main() -> int:
-    """Draw the image and say where it is.
+    """Draw the image and print its path.
 
     Returns:
         The exit code.
@@ -72,18 +72,18 @@ def _draw() -> None:
         progress = Progress()
         try:
             if not airflow.is_prepared:
-                with progress.step("making Airflow's database (the first time only)"):
+                with progress.step("creating Airflow's database (the first time only)"):
                     airflow.prepare()
             _run_dag(airflow, request, progress)
         except AirflowCommandError as error:
             raise CannotGoOnError(_explain(error, airflow, service)) from error
-        with progress.step("opening the stored image"):
+        with progress.step("checking the stored image"):
             image, sidecar = _find_image(request)
             pixels = _decode(image, request)
     print(
         f"\nImage    {image}\n"
         f"         {pixels[0]} x {pixels[1]} pixels, {request.output_format}, {image.stat().st_size:,} bytes\n"
-        f"Cost     {_cost(sidecar['consumed_credits'])}{'' if service.is_real else ' of the sandbox, so nothing'}\n"
+        f"Cost     {_cost(sidecar['consumed_credits'])}{'' if service.is_real else ' of the sandbox, which is free'}\n"
         f"Details  {image.with_suffix('.json')}\n"
         f'\nAnother picture:           PROMPT="A red fox in the snow" make demo'
     )
@@ -93,7 +93,7 @@ def _draw() -> None:
 
 def _read_request() -> GenerateRequest:
     prompt = os.environ.get("PROMPT") or DEFAULT_PROMPT
-    # A seed of its own for each run: every picture has a file of its own, and can be drawn again.
+    # Each run has its own seed, so each image gets its own file and can be drawn again.
     seed = random.SystemRandom().randrange(2**31)
     try:
         return GenerateRequest(prompt=prompt, size=SIZE, seed=seed)
@@ -137,7 +137,7 @@ def _run_dag(airflow: LocalAirflow, request: GenerateRequest, progress: Progress
 
 
 def _new_lines(log: Path, position: int) -> Iterator[str]:
-    """Yield the log's whole lines as they come, and an empty text whenever there is none yet."""
+    """Yield each complete line of the log, and an empty string whenever there is no new line yet."""
     with log.open(errors="replace") as stream:
         stream.seek(position)
         rest = ""
@@ -166,13 +166,13 @@ def _show(line: str, progress: Progress) -> None:
 
 
 def _find_image(request: GenerateRequest) -> tuple[Path, dict[str, Any]]:
-    """Return the image that a request made, by what the sidecars say."""
+    """Return the image of a request and its sidecar."""
     for file in sorted(IMAGES.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         sidecar: dict[str, Any] = json.loads(file.read_text())
         if sidecar["request"] == request.payload():
             return IMAGES / sidecar["image"], sidecar
     raise CannotGoOnError(
-        f"Airflow says that it stored the image, but {IMAGES} has none with this seed. Run make demo again."
+        f"Airflow reported that it stored the image, but no image with this seed is in {IMAGES}. Run make demo again."
     )
 
 
@@ -184,14 +184,14 @@ def _decode(file: Path, request: GenerateRequest) -> tuple[int, int]:
             image.load()
             pixels = image.size
     except OSError as error:
-        raise CannotGoOnError(f"{file} does not decode: {error}. Run make demo again.") from error
+        raise CannotGoOnError(f"{file} could not be decoded: {error}. Run make demo again.") from error
     if pixels != request.pixel_size:
         raise CannotGoOnError(f"{file} has {pixels[0]} x {pixels[1]} pixels, not {request.size}. Run make demo again.")
     return pixels
 
 
 def _cost(consumed_credits: float | None) -> str:
-    return "unknown: the API did not say" if consumed_credits is None else f"{consumed_credits:g} credits"
+    return "unknown: the API did not report it" if consumed_credits is None else f"{consumed_credits:g} credits"
 
 
 def _explain(error: AirflowCommandError, airflow: LocalAirflow, service: Service) -> str:
@@ -201,10 +201,10 @@ def _explain(error: AirflowCommandError, airflow: LocalAirflow, service: Service
         advice = f"Try make demo again. If it fails again, remove {airflow.home} and try once more."
     else:
         story = f"The image was not drawn. {reasons[-1]}"
-        advice = "With the reason removed, run make demo again."
+        advice = "Fix the cause, then run make demo again."
         if service.is_real:
-            advice = f"{advice} Without QWENIMAGE_API_KEY it uses the sandbox, which needs no account."
-    return f"{story}\n\n{advice}\nThe whole log: {airflow.log}"
+            advice = f"{advice} Without QWENIMAGE_API_KEY, it uses the sandbox, which needs no account."
+    return f"{story}\n\n{advice}\nThe full log: {airflow.log}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An Airflow of this checkout: its own home, database and settings, nothing of the user's."""
+"""An Airflow of this checkout, with its own home, database and settings; it ignores the user's Airflow."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class AirflowCommandError(Exception):
 
 
 class CannotGoOnError(Exception):
-    """The demo, or the Airflow to click around in, cannot go on; the message says why and what to do."""
+    """A program cannot continue; the message says why and what to do."""
 
 
 class LocalAirflow:
-    """Runs Airflow's commands in a home of their own, on SQLite.
+    """Runs Airflow's commands in their own home, on SQLite.
 
     Args:
         name: The home's name below ``.airflow``.
@@ -48,7 +48,7 @@ class LocalAirflow:
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            # Trying the package out is nobody's business.
+            # The demo sends no usage data.
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "PYTHONUNBUFFERED": "1",
             "QWENIMAGE_OUTPUT_PATH": f"file://{IMAGES}",
@@ -59,19 +59,19 @@ class LocalAirflow:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether the database is there and of this Airflow."""
+        """Whether the database exists and belongs to this version of Airflow and this folder."""
         stamp = self.home / "migrated"
         return stamp.is_file() and stamp.read_text() == self._stamp
 
     def prepare(self) -> None:
-        """Make the database anew, unless it is there and of this Airflow.
+        """Create the database, unless `is_prepared`.
 
         Raises:
-            AirflowCommandError: If Airflow could not.
+            AirflowCommandError: If Airflow failed to create it.
         """
         if self.is_prepared:
             return
-        # Half a database, or one of another version: nothing in it is worth a migration.
+        # An incomplete database, or one of another version: it contains nothing that is worth a migration.
         log = self.log.read_text()
         shutil.rmtree(self.home)
         self.home.mkdir(parents=True)
@@ -80,10 +80,10 @@ class LocalAirflow:
         (self.home / "migrated").write_text(self._stamp)
 
     def run(self, *arguments: str) -> None:
-        """Run an Airflow command to its end.
+        """Run an Airflow command and wait for its end.
 
         Raises:
-            AirflowCommandError: If it ended with an error.
+            AirflowCommandError: If it fails.
         """
         process = self.start(*arguments)
         try:
@@ -94,7 +94,7 @@ class LocalAirflow:
             raise AirflowCommandError(f"airflow {' '.join(arguments[:2])} ended with exit code {code}.")
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start an Airflow command; what it writes goes to the log."""
+        """Start an Airflow command; its output goes to the log."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "airflow", *arguments],
@@ -103,22 +103,21 @@ class LocalAirflow:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A process group of its own: Ctrl-C reaches only us, and we stop it in order.
+                # A separate process group: Ctrl-C reaches only this program, which stops the command in order.
                 start_new_session=True,
             )
 
     def last_log_lines(self, number: int) -> list[str]:
-        """Return the end of the log."""
+        """Return the last lines of the log."""
         with self.log.open(errors="replace") as log:
             return [line.rstrip() for line in deque(log, maxlen=number)]
 
 
 def stop(process: subprocess.Popen[bytes], patience: float = _STOP_SECONDS) -> None:
-    """Stop a process and everything it started, also what has moved to a process group of its own.
+    """Stop a process of `LocalAirflow.start` and everything it started, including processes in other process groups.
 
     Args:
-        process: What `LocalAirflow.start` returned.
-        patience: How many seconds it has to end by itself; some commands of Airflow's never do.
+        patience: Seconds until it is killed; some of Airflow's commands never end by themselves.
     """
     if process.poll() is not None:
         _signal_group(process.pid, signal.SIGKILL)
@@ -131,7 +130,7 @@ def stop(process: subprocess.Popen[bytes], patience: float = _STOP_SECONDS) -> N
 
 
 def _stop_children() -> None:
-    """Stop whatever this process has started and still runs, however it was interrupted."""
+    """Stop all running processes that this one started."""
     children = psutil.Process().children(recursive=True)
     for child in children:
         with suppress(psutil.NoSuchProcess):
@@ -160,10 +159,10 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 
 def _without_the_users_airflow(environment: Mapping[str, str]) -> dict[str, str]:
-    # AIRFLOW_CONN_…, AIRFLOW__… and PYTHONPATH would reach into this Airflow; the key goes only where it is needed.
+    # AIRFLOW_CONN_…, AIRFLOW__… and PYTHONPATH would change this Airflow; the key is passed only where it is needed.
     ours = ("AIRFLOW", "PYTHON", "QWENIMAGE_")
     kept = {name: value for name, value in environment.items() if not name.startswith(ours)}
-    # A proxy must not be asked for the sandbox of this machine.
+    # The sandbox runs on this machine, so requests to it must not go through a proxy.
     for name in ("NO_PROXY", "no_proxy"):
         kept[name] = _joined([kept.get(name, ""), "127.0.0.1", "localhost"])
     return kept
@@ -174,7 +173,7 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def run_to_the_end(run: Callable[[], None]) -> int:
-    """Run a program until it ends, cannot go on or is interrupted; stop what it started.
+    """Run a program until it ends, fails or is interrupted, and stop what it started.
 
     Returns:
         The exit code.
@@ -195,9 +194,9 @@ def run_to_the_end(run: Callable[[], None]) -> int:
 
 
 def _interrupt_once() -> None:
-    """Treat the signals that end a program as one Ctrl-C, so that what was started is stopped in order.
+    """Treat signals that end a program as Ctrl-C, so that started processes are stopped in order.
 
-    Further ones are ignored: make and the terminal send their own, and stopping takes its seconds.
+    Further signals are ignored: make and the terminal both send one, and stopping takes a few seconds.
     """
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

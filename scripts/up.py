@@ -1,7 +1,7 @@
-"""Starts the sandbox and a whole Airflow with the example DAGs, each run once, to click around in; Ctrl-C stops both.
+"""Starts the sandbox and a whole Airflow with every example DAG already run; Ctrl-C stops both.
 
-Environment variables: ``PORT`` (Airflow's, default 8080) and ``SANDBOX_PORT`` (default 8512). Where a default is taken,
-a free port is used instead.
+Environment variables: ``PORT`` (of Airflow, default 8080) and ``SANDBOX_PORT`` (default 8512). If a default port is in
+use, a free one is chosen instead.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def _run() -> None:
 def _settings(port: int) -> dict[str, str]:
     url = f"http://{_HOST}:{port}"
     return {
-        # Airflow starts its parts by the name `airflow`.
+        # Airflow starts its components as `airflow`.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "AIRFLOW__API__HOST": _HOST,
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": url,
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-        # Everybody who reaches it is an admin, so it listens on this machine only.
+        # Everyone who can reach it is an admin, so it listens on this machine only.
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
@@ -100,26 +100,33 @@ def _settings(port: int) -> dict[str, str]:
 
 def _prepare(airflow: LocalAirflow, sandbox: Sandbox, progress: Progress) -> None:
     if not airflow.is_prepared:
-        with progress.step("making Airflow's database (the first time only)"):
+        with progress.step("creating Airflow's database (the first time only)"):
             airflow.prepare()
     connections = airflow.home / "connections.json"
     url = urlsplit(sandbox.url)
-    # The port by itself: with an empty port field, the Test button of Airflow's connections page fails.
+    # A separate port: if the field is empty, the Test button of Airflow's connections page fails.
     fields = {"host": f"{url.scheme}://{url.hostname}", "port": url.port}
     wanted = json.dumps({CONN_ID: json.loads(sandbox.connection_json) | fields})
     if connections.is_file() and connections.read_text() == wanted:
         return
-    # Stored, so that it can be seen, changed and tested on Airflow's connections page.
+    # Stored in Airflow, so that it can be viewed, changed and tested on the connections page.
     with progress.step("storing the connection and the pool"):
         new = airflow.home / "connections.new.json"
         new.write_text(wanted)
         airflow.run("connections", "import", "--overwrite", str(new))
-        airflow.run("pools", "set", "--include-deferred", POOL, str(POOL_SLOTS), "Images drawn at the same time")
+        airflow.run(
+            "pools",
+            "set",
+            "--include-deferred",
+            POOL,
+            str(POOL_SLOTS),
+            "Limits how many images are drawn at the same time",
+        )
         new.rename(connections)
 
 
 def _await_ready(port: int, process: subprocess.Popen[bytes], airflow: LocalAirflow) -> None:
-    """Wait until every part of Airflow says that it is healthy, and the example DAGs are there."""
+    """Wait until every component of Airflow is healthy and the example DAGs are parsed."""
     wanted = len(list((ROOT / "example_dags").glob("*.py")))
     deadline = time.monotonic() + _READY_SECONDS
     api = _Api(port)
@@ -127,28 +134,28 @@ def _await_ready(port: int, process: subprocess.Popen[bytes], airflow: LocalAirf
         if process.poll() is not None:
             raise CannotGoOnError(_explain(f"Airflow ended with exit code {process.returncode}.", airflow))
         if time.monotonic() > deadline:
-            raise CannotGoOnError(_explain(f"Airflow was not ready after {_READY_SECONDS:.0f} s.", airflow))
+            raise CannotGoOnError(
+                _explain(
+                    f"Airflow was not ready after {_READY_SECONDS:.0f} s. A slow machine may need longer.", airflow
+                )
+            )
         time.sleep(_TICK_SECONDS)
 
 
 class _Api:
-    """Airflow's API, which may not answer yet.
-
-    Args:
-        port: Where it is.
-    """
+    """Airflow's API, which may not be up yet."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._token = ""
 
     def is_healthy(self) -> bool:
-        """Whether every part of Airflow says so."""
+        """Whether every component of Airflow is healthy."""
         parts = [part for part in self._ask("GET", "/api/v2/monitor/health").values() if isinstance(part, dict)]
         return bool(parts) and all(part.get("status") == "healthy" for part in parts)
 
     def dag_ids(self) -> list[str]:
-        """Return the DAGs that are known."""
+        """Return the parsed DAGs."""
         return [dag["dag_id"] for dag in self._ask("GET", "/api/v2/dags").get("dags", [])]
 
     def run_once(self, dag_id: str) -> str | None:
@@ -169,7 +176,7 @@ class _Api:
         return totals["counts"]["done"], totals["credits"]
 
     def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """Ask for a JSON object; an empty one where nothing answers yet."""
+        """Return the JSON object of a response; an empty one if Airflow does not answer yet."""
         headers = {"Content-Type": "application/json"}
         if path != "/auth/token":
             self._token = self._token or self._ask("GET", "/auth/token").get("access_token", "")
@@ -186,10 +193,10 @@ class _Api:
 
 
 def _run_examples(api: _Api, progress: Progress) -> dict[tuple[str, str], str]:
-    """Run each example once, so that there is something to see.
+    """Run each example once, so that the gallery has images.
 
     Returns:
-        The state of each run that has not succeeded, by DAG id and run id. A run that takes too long goes on.
+        The state of each run that has not succeeded, by DAG id and run id. A run that takes too long continues.
     """
     with progress.step("running the examples"):
         runs = {(dag_id, run_id): "" for dag_id in api.dag_ids() if (run_id := api.run_once(dag_id))}
@@ -207,9 +214,9 @@ def _run_examples(api: _Api, progress: Progress) -> dict[tuple[str, str], str]:
 
 
 def _report(unsuccessful: Mapping[tuple[str, str], str], port: int, logs: Path) -> None:
-    """Print which examples failed or still run, and where to read why."""
+    """Print which examples failed or still run, and where their logs are."""
     for (dag_id, run_id), state in unsuccessful.items():
-        ended = "failed" if state == "failed" else f"has not ended after {_EXAMPLES_SECONDS:.0f} s"
+        ended = "failed" if state == "failed" else f"has not ended after {_EXAMPLES_SECONDS:.0f} s; it may be retrying"
         print(
             f"\nThe example {dag_id} {ended}.\n"
             f"  Run     http://{_HOST}:{port}/dags/{dag_id}/runs/{quote(run_id, safe='')}\n"
@@ -222,9 +229,9 @@ def _choose_port(variable: str, default: int) -> int:
     if not asked:
         return default if _is_free(default) else _free_port()
     if not asked.isdecimal() or not 0 < int(asked) < 2**16:
-        raise CannotGoOnError(f"{variable} is {asked!r}; allowed are the port numbers from 1 to 65535.")
+        raise CannotGoOnError(f"{variable} is {asked!r}; it must be a port number from 1 to 65535.")
     if not _is_free(int(asked)):
-        raise CannotGoOnError(f"{variable} is {asked}, but something listens there already. Name another one.")
+        raise CannotGoOnError(f"{variable} is {asked}, but this port is in use. Choose another one.")
     return int(asked)
 
 
@@ -248,8 +255,8 @@ def _explain(problem: str, airflow: LocalAirflow) -> str:
             "The end of the log:",
             *airflow.last_log_lines(_SHOWN_LOG_LINES),
             "",
-            f"{problem} If it happens again, remove {airflow.home} and run make up once more.",
-            f"The whole log: {airflow.log}",
+            f"{problem} If it happens again, remove {airflow.home} and run make up again.",
+            f"The full log: {airflow.log}",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""Says what is in a wheel, folder by folder: `make dist` ends with it, so that a file too many or too few is seen."""
+"""Lists the contents of a wheel by folder; `make dist` shows it, so that missing and extra files are noticed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 
 def contents(wheel: Path) -> str:
-    """Return a line for the wheel, and one for each of its folders with the number and size of its files."""
+    """Return one line for the wheel, and one for each folder with the number and size of its files."""
     files: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     with zipfile.ZipFile(wheel) as archive:

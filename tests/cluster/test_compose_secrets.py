@@ -146,7 +146,7 @@ def test_what_earlier_versions_published_counts_as_not_set(deployment: Deploymen
     started = deployment.start(PUBLISHED)
     assert started.returncode == 0, started.stderr
     assert "local-use-only" not in str(deployment.values())
-    assert all(f"{name} in .env is a value that earlier versions published" in started.stdout for name in PUBLISHED)
+    assert all(f"{name} in .env is a published default of earlier versions" in started.stdout for name in PUBLISHED)
     assert deployment.admin_password() != "admin"
     assert json.loads(deployment.values()["passwords.json"])["ann"] == "hers"
 
@@ -183,7 +183,7 @@ def test_a_folder_that_another_user_owns_is_one_clear_line(deployment: Deploymen
     deployment.secrets.rmdir()
     started = deployment.start()
     assert started.returncode == 1
-    assert started.stderr.startswith("The secrets could not be made: ")
+    assert started.stderr.startswith("The secrets could not be created: ")
     assert started.stderr.count("\n") == 1
 
 
@@ -221,7 +221,7 @@ class TestDatabase:
         address = self._begin(administrator, "forgotten4711")
         deployment.start()
         with pytest.raises(
-            ValueError, match=r"Set POSTGRES_PASSWORD in \.env to the one that its volume was made with"
+            ValueError, match=r"Set POSTGRES_PASSWORD in \.env to the one that its volume was created with"
         ):
             change_database_password(deployment.secrets, address)
 

@@ -1,4 +1,4 @@
-"""Runs code in fresh interpreters: what an import does shows only where nothing is imported yet."""
+"""Runs code in new interpreters, in which nothing of the package is imported yet."""
 
 import json
 import os
@@ -17,7 +17,7 @@ RunScript: TypeAlias = Callable[[str], Any]
 
 @pytest.fixture(scope="session")
 def fresh_environment(airflow_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a fresh interpreter, with an Airflow home that is not the tests' own."""
+    """The environment of a new interpreter, with an Airflow home that is not that of the tests."""
     home = tmp_path_factory.mktemp("airflow")
     return os.environ | {
         "AIRFLOW_HOME": str(home),
@@ -29,7 +29,7 @@ def fresh_environment(airflow_home: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def run_script(fresh_environment: dict[str, str]) -> RunScript:
-    """Run a script in a fresh interpreter and return the JSON that is its last line."""
+    """Run a script in a new interpreter and return the JSON in its last line."""
 
     def run(script: str) -> Any:
         done = subprocess.run(

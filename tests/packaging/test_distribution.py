@@ -1,4 +1,4 @@
-"""What is built is what users get: the right files, installable on its own."""
+"""The source distribution and the wheel have the right files, and the wheel can be installed alone."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from airflow_provider_qwenimage._version import __version__
 from tests.packaging.conftest import ROOT
 
 PACKAGE = "airflow_provider_qwenimage"
-# What of the package is no module.
+# The files of the package that are no modules.
 DATA = {
     "plugin/static/gallery.css",
     "plugin/static/gallery.js",
@@ -99,7 +99,7 @@ def test_the_wheel_is_the_same_from_the_source_distribution_as_from_the_reposito
     assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
 
 
-def test_the_description_leads_nowhere_that_only_a_repository_has(metadata: Message) -> None:
+def test_the_description_has_no_links_into_the_repository(metadata: Message) -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
     blocks = MarkdownIt("commonmark").enable("table").parse(metadata.get_payload())
     inline = [child for block in blocks for child in block.children or []]
@@ -107,7 +107,7 @@ def test_the_description_leads_nowhere_that_only_a_repository_has(metadata: Mess
     assert targets
     assert [target for target in targets if not target.startswith(("https://", "#"))] == []
     kinds = {token.type for token in blocks}
-    assert {"heading_open", "table_open", "fence"} <= kinds, "the sections, the tables and the code are shown as such"
+    assert {"heading_open", "table_open", "fence"} <= kinds, "the description has no sections, tables or code blocks"
 
 
 def test_the_wheel_carries_the_license(wheel: Path, wheel_names: set[str], metadata: Message) -> None:
@@ -117,7 +117,7 @@ def test_the_wheel_carries_the_license(wheel: Path, wheel_names: set[str], metad
         assert archive.read(name) == (ROOT / "LICENSE").read_bytes()
 
 
-def test_the_metadata_says_what_is_needed(metadata: Message) -> None:
+def test_the_metadata_has_the_requirements(metadata: Message) -> None:
     assert metadata["Name"] == "airflow-provider-qwenimage"
     assert metadata["Version"] == __version__
     assert metadata["Requires-Python"] == ">=3.11"
@@ -147,7 +147,7 @@ def source(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / f"{PACKAGE}-{__version__}"
 
 
-def test_the_source_distribution_says_the_same_version(source: Path) -> None:
+def test_the_source_distribution_has_the_same_version(source: Path) -> None:
     assert message_from_string((source / "PKG-INFO").read_text())["Version"] == __version__
 
 
@@ -171,9 +171,9 @@ def test_the_source_distribution_has_what_is_needed_to_work_on_it(source: Path) 
     assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", ".airflow", ".demo"))]
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="is about a git repository")
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="needs a git repository")
 def test_the_source_distribution_is_the_repository_without_its_benchmarks(source: Path) -> None:
-    """A new file at the root belongs into the list in pyproject.toml, or into .gitignore."""
+    """Add a new file at the root to the list in pyproject.toml, or to .gitignore."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -197,13 +197,13 @@ def test_no_file_names_a_package_index() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_make_dist_builds_and_checks_what_is_uploaded_and_only_that(source: Path, tmp_path: Path) -> None:
+def test_make_dist_leaves_only_the_checked_files_in_dist(source: Path, tmp_path: Path) -> None:
     pytest.importorskip("twine")
     clone = tmp_path / "clone"
     shutil.copytree(source, clone)
     (clone / "dist").mkdir()
-    (clone / "dist" / f"{PACKAGE}-0.0.1-py3-none-any.whl").write_text("what an earlier version left there")
-    # This environment is used as if it were the clone's own; no index is to be reached.
+    (clone / "dist" / f"{PACKAGE}-0.0.1-py3-none-any.whl").write_text("a file of an earlier version")
+    # The clone uses this environment, and no package index is reachable.
     made = ["make", "--no-print-directory", "-o", "env-dev", "dist", f"VENV={sys.prefix}"]
     nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
     done = subprocess.run(
@@ -226,14 +226,14 @@ def test_make_dist_builds_and_checks_what_is_uploaded_and_only_that(source: Path
 
 @pytest.fixture(scope="session")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment variables of someone who has never seen this repository."""
+    """Environment variables without those of this repository."""
     named = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON", "MYPY"))}
     return named | {"AIRFLOW_HOME": str(tmp_path_factory.mktemp("home"))}
 
 
 @pytest.fixture(scope="session")
 def run(clean: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Run a command where the repository cannot be seen, and return what it prints."""
+    """Run a command outside the repository and return its output."""
     folder = tmp_path_factory.mktemp("elsewhere")
 
     def command(*words: str, code: int = 0) -> str:
@@ -246,7 +246,7 @@ def run(clean: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def python(wheel: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The Python of an environment with the wheel and what it asks for."""
+    """The Python of an environment with the wheel and its requirements."""
     environment = tmp_path_factory.mktemp("installed") / "environment"
     python = environment / "bin" / "python"
     constraints = f"airflow-{version('apache-airflow').rpartition('.')[0]}.txt"
@@ -268,7 +268,7 @@ def test_the_wheel_installs_alone_into_an_empty_environment(run: Run, python: st
     assert "--port" in run(python, "-m", "airflow_provider_qwenimage.sandbox", "--help")
 
 
-# Loads each entry point, and says where it was found.
+# Loads each entry point and prints its file.
 LOAD = """
 import inspect, json
 from importlib.metadata import distribution
@@ -282,8 +282,8 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_the_installed_wheel_announces_is_there(run: Run, python: str) -> None:
-    # pytest is the user's own: without it, its plugin has nothing to plug into.
+def test_every_entry_point_of_the_installed_wheel_loads(run: Run, python: str) -> None:
+    # The package does not require pytest.
     run(sys.executable, "-m", "uv", "pip", "install", "--python", python, f"pytest=={version('pytest')}")
     found = json.loads(run(python, "-c", LOAD).splitlines()[-1])
     assert {group: value for group, (value, _) in found.items()} == {

@@ -1,4 +1,4 @@
-"""Importing the package is cheap and quiet: Airflow does it all day, for every DAG file."""
+"""Importing the package is cheap and does no I/O: Airflow imports it for every DAG file, all day."""
 
 import pkgutil
 from typing import Any

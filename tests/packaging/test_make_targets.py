@@ -1,4 +1,4 @@
-"""What `make demo` and `make up` start, they also stop; what they promise on the screen is there."""
+"""`make demo` and `make up` do what they print, and stop everything that they start."""
 
 import contextlib
 import http.client
@@ -25,7 +25,7 @@ from tests.packaging.conftest import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KEY = "sk-demo-0f3b9a61"
-# A shell that has an Airflow of its own: nothing of it may reach ours.
+# The variables of a user's own Airflow, which must not reach ours.
 USERS_SHELL = {
     "AIRFLOW_HOME": "/nowhere/airflow",
     "AIRFLOW__CORE__DAGS_FOLDER": "/nowhere/dags",
@@ -35,7 +35,7 @@ USERS_SHELL = {
     "http_proxy": "http://127.0.0.1:9",
 }
 
-# All cores may be busy: this only ends a test whose program does not end.
+# On a busy machine everything is slow: this only ends a test whose program hangs.
 _PATIENCE_SECONDS = 300
 
 Start: TypeAlias = Callable[..., subprocess.Popen[str]]
@@ -43,7 +43,7 @@ Start: TypeAlias = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start one of the programs behind the make targets; kill what is left of it at the end."""
+    """Start a program of a make target, and kill what is left of it at the end."""
     started: list[subprocess.Popen[str]] = []
 
     def run(module: str, **environment: str) -> subprocess.Popen[str]:
@@ -75,7 +75,7 @@ def read_until(process: subprocess.Popen[str], wanted: str) -> str:
         seen += line
         if wanted in line:
             return seen
-    raise AssertionError(f"{wanted!r} was never said, but:\n{seen}")
+    raise AssertionError(f"The output has no {wanted!r}:\n{seen}")
 
 
 def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -92,11 +92,11 @@ def running_in(airflow_home: Path) -> list[psutil.Process]:
 
 
 def assert_nothing_runs_in(airflow_home: Path) -> None:
-    # What was killed is gone a moment later.
-    wait_until(lambda: not running_in(airflow_home), f"the end of all that runs in {airflow_home}")
+    # A killed process disappears a moment later.
+    wait_until(lambda: not running_in(airflow_home), f"the end of all processes in {airflow_home}")
 
 
-def test_the_demo_draws_a_whole_image_and_says_where_it_is(start: Start, tmp_path: Path) -> None:
+def test_the_demo_draws_a_whole_image_and_prints_its_path(start: Start, tmp_path: Path) -> None:
     process = start("scripts.demo", PROMPT="Seven geese over a frozen lake")
     output, _ = process.communicate()
     assert process.returncode == 0, output
@@ -139,7 +139,7 @@ def test_with_a_key_the_demo_uses_that_service_and_keeps_the_key_secret(start: S
     ],
     ids=["refused-prompt", "long-prompt", "no-service"],
 )
-def test_a_demo_that_fails_says_why_and_what_to_do(start: Start, environment: dict[str, str], reason: str) -> None:
+def test_a_failing_demo_prints_the_reason(start: Start, environment: dict[str, str], reason: str) -> None:
     process = start("scripts.demo", **environment)
     output, _ = process.communicate()
     assert process.returncode == 1
@@ -149,7 +149,7 @@ def test_a_demo_that_fails_says_why_and_what_to_do(start: Start, environment: di
 
 @pytest.fixture
 def environment(moment: str) -> Iterator[dict[str, str]]:
-    """What a demo is started with that is to be interrupted: it waits as long as it takes."""
+    """The environment of a demo that is interrupted: its image is never done."""
     if moment == "waiting":
         with Sandbox(seconds_per_image=3600, api_keys=(KEY,)) as service:
             yield {"QWENIMAGE_API_KEY": KEY, "QWENIMAGE_BASE_URL": service.url}
@@ -165,7 +165,7 @@ def test_an_interrupted_demo_stops_what_it_started(
     process = start("scripts.demo", **environment)
     read_until(process, moment)
     process.send_signal(number)
-    # make passes on what the terminal has sent already.
+    # make forwards the signal that the terminal has already sent.
     process.send_signal(number)
     output, _ = process.communicate(timeout=_PATIENCE_SECONDS)
     assert process.returncode == 130, output
@@ -190,7 +190,7 @@ def test_up_shows_a_working_airflow_and_stops_it(start: Start) -> None:
     headers["Authorization"] = f"Bearer {ask('GET', '/auth/token')['access_token']}"
     stored = ask("GET", "/api/v2/connections/qwenimage_default")
     assert (stored["host"], stored["port"]) == ("http://127.0.0.1", sandbox_port)
-    # What the page's Test button sends: blanks for what is empty, and stars for the stored key.
+    # What the Test button sends: empty strings for empty fields, and stars for the stored key.
     button = {"description": "", "extra": "{}", "login": "", "schema": "", "password": "***"}
     assert "Connection works" in str(ask("POST", "/api/v2/connections/test", stored | button)["message"])
     assert ask("GET", "/api/v2/pools/qwenimage")["slots"] == 4
@@ -209,9 +209,9 @@ def test_up_shows_a_working_airflow_and_stops_it(start: Start) -> None:
     assert_nothing_runs_in(ROOT / ".airflow" / "up")
 
 
-def test_up_refuses_a_port_that_is_taken(start: Start) -> None:
+def test_up_rejects_a_port_that_is_in_use(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = start("scripts.up", PORT=str(taken.getsockname()[1]))
         output, _ = process.communicate()
     assert process.returncode == 1
-    assert "something listens there already" in output
+    assert "this port is in use" in output

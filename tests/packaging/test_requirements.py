@@ -1,4 +1,4 @@
-"""What pyproject.toml promises of versions is what the tests run with, at both ends."""
+"""The tests run with the lowest and the newest versions that pyproject.toml allows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_newest_versions_are_within_the_declared_ranges() -> None:
             assert requirement.specifier.contains(pins[requirement.name]), f"{file.name}: {requirement}"
 
 
-def test_the_sandbox_wants_no_other_versions_than_the_package() -> None:
+def test_the_sandbox_extra_has_the_same_lower_bounds_as_the_package() -> None:
     assert set(PROJECT["optional-dependencies"]["sandbox"]) <= set(PROJECT["dependencies"])
 
 
@@ -59,7 +59,7 @@ def test_tox_and_make_have_the_same_airflows() -> None:
     assert environments["lowest"]["set_env"]["UV_EXCLUDE_NEWER"] in makefile
 
 
-def test_all_that_names_a_python_names_the_same() -> None:
+def test_all_settings_name_the_same_python() -> None:
     named = [
         tuple(map(int, classifier.rpartition(" ")[2].split(".")))
         for classifier in PROJECT["classifiers"]

@@ -1,4 +1,4 @@
-"""Each test runs where it can show something: on every Airflow, or on the newest alone."""
+"""Tests run on every Airflow if it can change their result, otherwise only on the newest."""
 
 import re
 
@@ -10,12 +10,12 @@ from tests.packaging.conftest import ROOT
 TESTS = ROOT / "tests"
 
 
-# The Compose file is of the newest Airflow, and held to its settings.
+# The Compose file uses the newest Airflow, and its tests read the settings of that Airflow.
 ABOUT_THE_NEWEST = {"cluster"}
 
 
 @pytest.mark.parametrize("name", sorted({*NEWEST_ONLY} - ABOUT_THE_NEWEST))
-def test_what_runs_on_the_newest_airflow_alone_imports_none(name: str) -> None:
+def test_tests_that_run_only_on_the_newest_airflow_do_not_import_airflow(name: str) -> None:
     place = TESTS / name
     files = [place] if place.is_file() else list(place.rglob("test_*.py"))
     assert files, f"tests/airflows.py names {name}, which has no tests"
@@ -24,11 +24,11 @@ def test_what_runs_on_the_newest_airflow_alone_imports_none(name: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["contract", "integration"])
-def test_contract_and_integration_run_on_every_airflow(folder: str) -> None:
+def test_contract_and_integration_tests_run_on_every_airflow(folder: str) -> None:
     assert not [name for name in NEWEST_ONLY if name.startswith(folder)]
 
 
-def test_a_release_check_runs_in_full_what_ci_shortens() -> None:
+def test_a_release_check_runs_every_command_that_ci_shortens() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     shortened = set(re.findall(r"make ([\w-]+) ARGS=", ci))
     (recipe,) = re.findall(r"^release-check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Users' DAGs pass a strict type checker: what operators and sensor take is annotated, and what they refuse is not."""
+"""A strict type checker accepts users' DAGs and reports arguments that operators and sensor reject."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ QwenImageStatusSensor(task_id="a", image_task_id="n43abc", deferrable="no")
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What mypy finds, strictly and without this project's settings: by file and line."""
+    """The errors of mypy --strict, without the settings of this project, by file and line."""
     folder = tmp_path_factory.mktemp("typing")
     for name, lines in {"accepted": ACCEPTED, "refused": REFUSED}.items():
         (folder / f"{name}.py").write_text("\n".join(IMPORTS) + START + lines)
@@ -99,19 +99,19 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_is_accepted_passes_in_the_examples_and_in_users_dags(findings: dict[str, str]) -> None:
+def test_examples_and_valid_dags_have_no_errors(findings: dict[str, str]) -> None:
     assert {place: story for place, story in findings.items() if not place.startswith("refused.py")} == {}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_is_refused_is_found_by_a_type_checker(findings: dict[str, str]) -> None:
+def test_every_rejected_argument_is_a_type_error(findings: dict[str, str]) -> None:
     first = len(IMPORTS) + START.count("\n") + 1
     lines = range(first, first + len(REFUSED.strip().splitlines()))
     assert sorted(int(place.rpartition(":")[2]) for place in findings if place.startswith("refused.py")) == [*lines]
 
 
-def test_no_switch_of_the_project_spares_the_examples() -> None:
+def test_no_setting_exempts_the_examples() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     assert settings["files"] == ["."]
     assert "exclude" not in settings

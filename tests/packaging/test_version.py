@@ -1,4 +1,4 @@
-"""The version stands in one place, and whatever shows it shows that one."""
+"""The version is written in one place, and everything that shows it shows this one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGE = ROOT / "airflow_provider_qwenimage"
 
 @pytest.fixture
 def agents() -> Iterator[tuple[str, list[str]]]:
-    """A server, and what each of its visitors says it is."""
+    """A server, and the User-Agent of each request to it."""
     seen: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -50,15 +50,15 @@ def test_it_is_written_once() -> None:
     assert f'__version__ = "{__version__}"\n' in (PACKAGE / "_version.py").read_text()
 
 
-def test_it_is_a_version_that_semantic_versioning_knows() -> None:
+def test_it_is_a_semantic_version() -> None:
     assert re.fullmatch(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", __version__)
 
 
-def test_airflow_is_told_it() -> None:
+def test_airflow_shows_it() -> None:
     assert get_provider_info()["versions"] == [__version__]
 
 
-def test_every_client_says_it(agents: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_client_sends_it(agents: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     url, seen = agents
     connection = {"conn_type": "qwenimage", "password": "sk-x", "host": url}
     monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps(connection))
