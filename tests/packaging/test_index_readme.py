@@ -31,7 +31,7 @@ def test_a_link_into_the_repository_becomes_the_name_of_the_file(written: str, s
 
 def test_nothing_else_of_it_is_lost() -> None:
     shown = for_an_index(README)
-    for target in set(re.findall(r"(?<!!)\[[^\]]*\]\((?!http)([^)]+)\)", README)):
+    for target in set(re.findall(r"(?<!!)\[[^\]]*\]\((?!http|#)([^)#]+)", README)):
         assert f"`{target}`" in shown
     for kept in (r"^#+ .*", r"^```(?s:.*?)^```", r"https://[^)\s]+"):
         assert re.findall(kept, shown, re.MULTILINE) == re.findall(kept, README, re.MULTILINE)
