@@ -36,5 +36,5 @@ def test_what_failed_or_still_runs_is_reported_with_its_log(
     assert "1 of 3 runs succeeded, 1 images, 5 credits" in shown
     assert "The example failed failed.\n  Run     http://127.0.0.1:8080/dags/failed/runs/manual__2026-01-01T00" in shown
     assert "  Logs    /logs/dag_id=failed/run_id=manual__2026-01-01T00:00:00+00:00\n" in shown
-    assert "The example running has not ended after 1 s." in shown
+    assert "The example running has not ended after 1 s; it may be retrying." in shown
     assert "dag_id=success" not in shown
