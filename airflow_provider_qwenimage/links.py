@@ -6,16 +6,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom, conf
 
+from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.rules.gallery_urls import image_path, task_tab
+from airflow_provider_qwenimage.rules.made_by import instance_of
 from airflow_provider_qwenimage.text.urls import is_http_url, without_user
 
 log = logging.getLogger(__name__)
-
-# Plugins have pages of their own in Airflow's UI since 3.1.
-HAS_GALLERY = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 1)
 
 
 class GeneratedImagesLink(BaseOperatorLink):
@@ -30,7 +28,7 @@ class GeneratedImagesLink(BaseOperatorLink):
             operator: The task.
             ti_key: Its instance.
         """
-        return _absolute(task_tab(*_place_of(ti_key))) if HAS_GALLERY else ""
+        return _absolute(task_tab(*instance_of(ti_key))) if HAS_PLUGIN_PAGES else ""
 
 
 class ImageLink(BaseOperatorLink):
@@ -48,8 +46,8 @@ class ImageLink(BaseOperatorLink):
         outcome = operator.outcome if hasattr(operator, "outcome") else _returned(ti_key)
         if not isinstance(outcome, Mapping):
             return ""
-        if outcome.get("paths") and HAS_GALLERY:
-            return _absolute(image_path(*_place_of(ti_key), 1))
+        if outcome.get("paths") and HAS_PLUGIN_PAGES:
+            return _absolute(image_path(*instance_of(ti_key), 1))
         urls = outcome.get("image_urls")
         url = urls[0] if isinstance(urls, list | tuple) and urls else ""
         # Airflow 2 looks up an XCom, which others may have written: a javascript: URL would run in the viewer's name.
@@ -60,31 +58,41 @@ GENERATED_IMAGES = GeneratedImagesLink()
 IMAGE = ImageLink()
 
 
-def links_to_store(operator: Any, *links: BaseOperatorLink) -> None:
-    """Choose the links that Airflow stores when a process of a task defers or ends: a request to its API for each.
+class PendingLinks:
+    """The links of this package that Airflow has yet to store for a task that runs.
 
-    Left alone it stores all of them each time, also those that it has stored before the task was deferred.
-
-    Args:
-        operator: The task, which runs.
-        *links: The links.
-    """
-    operator.operator_extra_links = links
-
-
-def show_gallery(operator: Any, ti: Any) -> None:
-    """Store the link to the gallery now, rather than when the task ends.
+    Airflow stores every link of an operator, each with a request to its API, whenever a process of the task defers or
+    ends. So an operator offers its own links once, when they lead somewhere. A subclass's links are always offered.
 
     Args:
-        operator: The task.
-        ti: Its instance, which runs.
+        operator: The operator of the task. None of its own links is pending at first.
     """
-    if HAS_GALLERY:
-        try:
-            _store_past_the_backend(GENERATED_IMAGES, operator, ti)
-        except Exception as error:  # noqa: BLE001  the image is paid: a link is no reason to fail its task
-            log.warning("The link %r could not be stored (%s).", GENERATED_IMAGES.name, type(error).__name__)
-    links_to_store(operator)
+
+    def __init__(self, operator: Any) -> None:
+        self._operator = operator
+        self._subclass_links = [
+            link for link in type(operator).operator_extra_links if link not in (GENERATED_IMAGES, IMAGE)
+        ]
+        self._pending: list[BaseOperatorLink] = []
+        self._offer()
+
+    def add(self, link: BaseOperatorLink) -> None:
+        """Have Airflow store a link when the process defers or ends."""
+        self._pending.append(link)
+        self._offer()
+
+    def store_gallery(self, ti: Any) -> None:
+        """Store the link to the gallery now, rather than when the task ends; nothing else is pending then."""
+        if HAS_PLUGIN_PAGES:
+            try:
+                _store_past_the_backend(GENERATED_IMAGES, self._operator, ti)
+            except Exception as error:  # noqa: BLE001  the image is paid: a link is no reason to fail its task
+                log.warning("The link %r could not be stored (%s).", GENERATED_IMAGES.name, type(error).__name__)
+        self._pending.clear()
+        self._offer()
+
+    def _offer(self) -> None:
+        self._operator.operator_extra_links = (*self._pending, *self._subclass_links)
 
 
 def _store_past_the_backend(link: BaseOperatorLink, operator: Any, ti: Any) -> None:
@@ -94,20 +102,13 @@ def _store_past_the_backend(link: BaseOperatorLink, operator: Any, ti: Any) -> N
     BaseXCom.set(
         key=link.xcom_key,
         value=link.get_link(operator, ti_key=ti),
-        dag_id=ti.dag_id,
-        task_id=ti.task_id,
-        run_id=ti.run_id,
-        map_index=-1 if ti.map_index is None else ti.map_index,
+        **instance_of(ti)._asdict(),
     )
 
 
 def _returned(ti_key: Any) -> object:
     returned = XCom.get_value(ti_key=ti_key, key="return_value")
     return {"image_urls": returned} if isinstance(returned, list) else returned
-
-
-def _place_of(ti_key: Any) -> tuple[str, str, str, int]:
-    return ti_key.dag_id, ti_key.run_id, ti_key.task_id, -1 if ti_key.map_index is None else ti_key.map_index
 
 
 def _absolute(path: str) -> str:

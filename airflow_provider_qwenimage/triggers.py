@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_qwenimage import exceptions
+from airflow_provider_qwenimage.airflow_versions import CALLS_TRIGGER_ON_KILL
 from airflow_provider_qwenimage.client.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import (
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 
 _SUCCESS, _ERROR = "success", "error"
-# Airflow before 3.3 only cancels, be it for a user or because the triggerer stops.
-_AIRFLOW_TELLS_KILLS = hasattr(BaseTrigger, "on_kill")
 _DEFAULT_HEARTBEAT_SECONDS = 5
 _SETTLING_STEP_SECONDS = 1.0
 
@@ -99,7 +98,7 @@ class QwenImageStatusTrigger(BaseTrigger):
             if self.trigger_id is not None:
                 await _settle(time.monotonic() - started)
         except asyncio.CancelledError:
-            if not _AIRFLOW_TELLS_KILLS:
+            if not CALLS_TRIGGER_ON_KILL:
                 self._say_what_stays_paid()
             raise
         yield TriggerEvent(event | {"try_number": self.try_number})

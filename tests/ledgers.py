@@ -34,9 +34,9 @@ class TaskStates:
         self.written.pop(key, None)
 
 
-def opened(store: Store, try_number: int = 1, max_tries: int = 2, place: int = 0) -> Ledger:
+def opened(store: Store, try_number: int = 1, max_tries: int = 2, variant: int = 0) -> Ledger:
     """The ledger as a new process opens it: all that is left of the last try is in the store."""
-    return Ledger(store, try_number=try_number, max_tries=max_tries, place=place)
+    return Ledger(store, try_number=try_number, max_tries=max_tries, variant=variant)
 
 
 def in_flight(store: Store, **kwargs: int) -> Ledger:

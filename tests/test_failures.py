@@ -39,10 +39,10 @@ from airflow_provider_qwenimage.exceptions import (
 from airflow_provider_qwenimage.rules.snapshots import task_failure
 from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
 from airflow_provider_qwenimage.tasks.failures import (
-    failing_for_good,
-    keeping_what_is_paid,
-    remembering_what_is_paid,
-    submitting,
+    raising_unknown_submission,
+    recording_end,
+    reporting_failures,
+    without_retry,
 )
 from airflow_provider_qwenimage.tasks.ledger import Ledger
 from airflow_provider_qwenimage.tasks.stores import NoStore
@@ -122,7 +122,7 @@ def test_every_error_of_this_package_is_looked_at() -> None:
 )
 def test_what_a_retry_would_only_meet_again_ends_the_task_for_good(error: BaseException, missed: bool) -> None:
     assert is_permanent(error)
-    end = ended_by(failing_for_good(), error)
+    end = ended_by(reporting_failures(), error)
     assert type(end) is AirflowFailException
     assert end.__cause__ is error
     # A message that names the argument needs no class before it.
@@ -143,15 +143,15 @@ def test_what_a_retry_would_only_meet_again_ends_the_task_for_good(error: BaseEx
 )
 def test_what_may_pass_is_left_to_airflow(error: BaseException, missed: bool) -> None:
     assert not is_permanent(error)
-    assert ended_by(failing_for_good(), error) is error
+    assert ended_by(reporting_failures(), error) is error
 
 
 def test_a_submission_that_airflows_timeout_cuts_off_may_be_paid() -> None:
-    end = ended_by(submitting(), AirflowTaskTimeout("60 s"))
+    end = ended_by(raising_unknown_submission(), AirflowTaskTimeout("60 s"))
     assert type(end) is QwenImageSubmissionUnknownError
     assert "execution_timeout passed first (60 s)" in str(end)
     for error in (QwenImageServerError("in trouble"), OSError("disk full")):
-        assert ended_by(submitting(), error) is error
+        assert ended_by(raising_unknown_submission(), error) is error
 
 
 @pytest.mark.parametrize(("error", "missed"), names(PERMANENT))
@@ -159,11 +159,11 @@ def test_after_a_submission_a_permanent_error_names_what_is_paid_and_that_a_clea
     error: BaseException, missed: bool
 ) -> None:
     store = Memory()
-    end = ended_by(remembering_what_is_paid("n43", in_flight(store)), error)
+    end = ended_by(recording_end("n43", in_flight(store)), error)
     assert type(end) is AirflowFailException
     assert end.__cause__ is error
     assert str(end).startswith(f"{type(error).__name__}: {error} Image task n43 is submitted and may be paid.")
-    assert "Clear this task to go back to it; that costs nothing." in str(end)
+    assert "Clear this task to resume it; that costs nothing." in str(end)
     assert isinstance(opened(store, 2).next_step(REQUEST), GoBack)
     assert isinstance(opened(store, 2, 4).next_step(REQUEST), GoBack)
 
@@ -173,10 +173,10 @@ def test_after_a_submission_an_error_that_may_pass_is_retried_for_free(
     error: BaseException, missed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Memory()
-    assert ended_by(remembering_what_is_paid("n43", in_flight(store)), error) is error
+    assert ended_by(recording_end("n43", in_flight(store)), error) is error
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    for part in ("Image task n43 is submitted and may be paid.", "goes back to it; that costs nothing."):
+    for part in ("Image task n43 is submitted and may be paid.", "resumes it; that costs nothing."):
         assert part in record.getMessage()
     assert isinstance(opened(store, 2).next_step(REQUEST), GoBack)
     assert isinstance(opened(store, 2, 4).next_step(REQUEST), GoBack)
@@ -188,11 +188,11 @@ def test_a_cleared_task_that_goes_back_in_vain_may_pay_for_another_when_it_is_cl
 ) -> None:
     store = Memory()
     in_flight(store)
-    end = ended_by(remembering_what_is_paid("n43", opened(store, 2, 4)), error)
+    end = ended_by(recording_end("n43", opened(store, 2, 4)), error)
     assert (type(end) is AirflowFailException) == is_permanent(error)
     told = str(end) if is_permanent(error) else caplog.text
     assert "n43" in told
-    assert ("Clear it once more to submit, and pay for, another" in told) == missed
+    assert ("Clear the task again to submit (and pay for) a new image" in told) == missed
     # Airflow's own retry never pays.
     assert isinstance(opened(store, 3, 4).next_step(REQUEST), GoBack)
     assert isinstance(opened(store, 3, 6).next_step(REQUEST), Submit if missed else GoBack)
@@ -203,7 +203,7 @@ def test_a_cleared_task_that_counted_its_image_before_it_was_lost_may_pay_for_an
     in_flight(store)
     cleared = opened(store, 2, 4)
     cleared.count()
-    ended_by(remembering_what_is_paid("n43", cleared), QwenImageImageError("not found"))
+    ended_by(recording_end("n43", cleared), QwenImageImageError("not found"))
     assert isinstance(opened(store, 3, 6).next_step(REQUEST), Submit)
 
 
@@ -213,28 +213,28 @@ def test_a_failed_image_is_written_down_and_submitted_again_by_a_retry(
 ) -> None:
     store = Memory()
     in_flight(store)
-    assert ended_by(remembering_what_is_paid("n43", opened(store, 2, max_tries)), FAILED) is FAILED
+    assert ended_by(recording_end("n43", opened(store, 2, max_tries)), FAILED) is FAILED
     assert opened(store, 3, max_tries).next_step(REQUEST) == Submit(2.5)
     assert caplog.records == []
 
 
 def test_a_refused_image_is_written_down_and_not_submitted_again() -> None:
     store = Memory()
-    assert ended_by(remembering_what_is_paid("n43", in_flight(store)), REFUSED) is REFUSED
+    assert ended_by(recording_end("n43", in_flight(store)), REFUSED) is REFUSED
     step = opened(store, 2).next_step(REQUEST)
     assert isinstance(step, Stop)
     assert isinstance(step.error, QwenImageContentPolicyError)
 
 
 def remembering() -> Any:
-    return remembering_what_is_paid("n43", in_flight(Memory()))
+    return recording_end("n43", in_flight(Memory()))
 
 
 def keeping() -> Any:
-    return keeping_what_is_paid("n43")
+    return without_retry("n43")
 
 
-@pytest.mark.parametrize("context", [failing_for_good, submitting, remembering, keeping])
+@pytest.mark.parametrize("context", [reporting_failures, raising_unknown_submission, remembering, keeping])
 def test_what_is_no_error_passes(context: Any, caplog: pytest.LogCaptureFixture) -> None:
     deferred = TaskDeferred(trigger=QwenImageStatusTrigger("n43"), method_name="execute_complete")
     for signal in (deferred, KeyboardInterrupt(), SystemExit(1)):
@@ -249,7 +249,7 @@ def test_a_task_that_is_deferred_is_not_written_down_as_failed() -> None:
     ledger = in_flight(store)
     before = dict(store.content or {})
     ended_by(
-        remembering_what_is_paid("n43", ledger),
+        recording_end("n43", ledger),
         TaskDeferred(trigger=QwenImageStatusTrigger("n43"), method_name="execute_complete"),
     )
     assert store.content == before
@@ -257,7 +257,7 @@ def test_a_task_that_is_deferred_is_not_written_down_as_failed() -> None:
 
 @pytest.mark.parametrize(("error", "missed"), names(PERMANENT + PASSING))
 def test_where_nothing_is_remembered_no_error_after_a_submission_is_retried(error: BaseException, missed: bool) -> None:
-    end = ended_by(keeping_what_is_paid("n43"), error)
+    end = ended_by(without_retry("n43"), error)
     assert type(end) is AirflowFailException
     assert end.__cause__ is error
     assert str(end).startswith(f"{type(error).__name__}: {error} Image task n43 is submitted and may be paid")
@@ -267,7 +267,7 @@ def test_where_nothing_is_remembered_no_error_after_a_submission_is_retried(erro
 
 @pytest.mark.parametrize("error", [FAILED, REFUSED])
 def test_where_nothing_is_remembered_a_failed_image_is_left_to_airflow(error: QwenImageTaskFailedError) -> None:
-    assert ended_by(keeping_what_is_paid("n43"), error) is error
+    assert ended_by(without_retry("n43"), error) is error
 
 
 def test_a_failure_that_cannot_be_written_down_still_ends_the_try() -> None:
@@ -279,6 +279,6 @@ def test_a_failure_that_cannot_be_written_down_still_ends_the_try() -> None:
 
     store = Full()
     ledger: Ledger = in_flight(store)
-    end = ended_by(remembering_what_is_paid("n43", ledger), FAILED)
+    end = ended_by(recording_end("n43", ledger), FAILED)
     assert end is FAILED
     assert isinstance(opened(store, 2).next_step(REQUEST), GoBack)

@@ -93,7 +93,7 @@ def test_a_clear_goes_back_and_after_a_miss_the_next_clear_submits(store: Store)
     cleared = opened(store, 2, 4)
     assert cleared.is_cleared
     assert isinstance(cleared.next_step(REQUEST), GoBack)
-    cleared.miss()
+    cleared.record_failed_resume()
     assert isinstance(opened(store, 3, 4).next_step(REQUEST), GoBack)
     assert isinstance(opened(store, 4, 6).next_step(REQUEST), Submit)
 
@@ -112,9 +112,9 @@ def test_a_task_stays_cleared_when_its_images_are_counted(store: Store) -> None:
 
 
 def test_equal_requests_of_mapped_tasks_are_told_apart(store: Store) -> None:
-    in_flight(store, place=1)
-    assert isinstance(opened(store, 2, 4, place=1).next_step(REQUEST), GoBack)
-    assert isinstance(opened(store, 2, 4, place=2).next_step(REQUEST), Submit)
+    in_flight(store, variant=1)
+    assert isinstance(opened(store, 2, 4, variant=1).next_step(REQUEST), GoBack)
+    assert isinstance(opened(store, 2, 4, variant=2).next_step(REQUEST), Submit)
 
 
 def test_a_withdrawn_intent_leaves_nothing(store: Store) -> None:
@@ -187,7 +187,7 @@ def test_an_image_is_counted_once_over_all_tries(store: Store) -> None:
 def test_what_was_never_submitted_is_counted_but_not_written_down(store: Store) -> None:
     assert opened(store).count()
     opened(store).finish()
-    opened(store).miss()
+    opened(store).record_failed_resume()
     assert store.read() is None
 
 
@@ -251,7 +251,7 @@ def test_a_paid_id_that_cannot_be_written_down_is_an_error_and_never_forgets_the
 def test_what_could_not_be_written_down_is_not_believed(faulty: Faulty) -> None:
     ledger = opened(faulty)
     ledger.intend(REQUEST)
-    for change in (ledger.miss, ledger.report, lambda: ledger.fail(failed(5))):
+    for change in (ledger.record_failed_resume, ledger.report, lambda: ledger.fail(failed(5))):
         faulty.failures = 1
         with pytest.raises(OSError, match="The disk is full"):
             change()

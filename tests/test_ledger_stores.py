@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
-from airflow_provider_qwenimage.rules.made_by import place_of
+from airflow_provider_qwenimage.rules.made_by import variant_of
 from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.ledger import open_ledger
@@ -112,13 +112,13 @@ def test_airflows_own_store_goes_first_then_the_folder_then_none(
     assert ledger.remembers == (expected is not NoStore)
 
 
-@pytest.mark.parametrize(("map_index", "place"), [(-1, 0), (0, 0), (1, 1), (41, 41), (None, 0)])
-def test_the_place_of_a_task_is_its_map_index(map_index: int | None, place: int) -> None:
-    assert place_of(ti(map_index=map_index)) == place
+@pytest.mark.parametrize(("map_index", "variant"), [(-1, 0), (0, 0), (1, 1), (41, 41), (None, 0)])
+def test_the_variant_of_a_task_is_its_map_index(map_index: int | None, variant: int) -> None:
+    assert variant_of(ti(map_index=map_index)) == variant
     ledger = open_ledger(context_of(map_index=map_index), None, durable=False)
     ledger.intend(REQUEST)
     assert ledger._record is not None
-    assert ledger._record.fingerprint == REQUEST.fingerprint(place)
+    assert ledger._record.fingerprint == REQUEST.fingerprint(variant)
 
 
 class Anywhere(NoStore):
@@ -235,7 +235,7 @@ def test_airflow_keeps_what_may_be_paid_for_good_and_the_rest_as_long_as_it_like
     assert retention_after(lambda: ledger.intend(REQUEST)) is NEVER_EXPIRE
     assert retention_after(ledger.report) is NEVER_EXPIRE
     assert retention_after(lambda: ledger.accept("n43")) is NEVER_EXPIRE
-    assert retention_after(ledger.miss) is NEVER_EXPIRE
+    assert retention_after(ledger.record_failed_resume) is NEVER_EXPIRE
     assert retention_after(ledger.count) is NEVER_EXPIRE
     assert retention_after(ledger.finish) is None
     assert [json.loads(text)["finished"] for text in states.written.values()] == [True]

@@ -24,7 +24,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
     QwenImageTimeoutError,
 )
-from airflow_provider_qwenimage.tasks.failures import failing_for_good
+from airflow_provider_qwenimage.tasks.failures import reporting_failures
 from airflow_provider_qwenimage.tasks.metrics import count_end, count_failure, count_submission, kind_of
 from tests.recorder import Recorder, airflows, failure, report_to
 
@@ -115,22 +115,22 @@ def test_an_end_counts_its_images_and_what_it_cost(
     ],
 )
 def test_a_failure_counts_once_under_its_kind(counted: Counter[str], error: BaseException, kind: str) -> None:
-    with pytest.raises((type(error), AirflowFailException)), failing_for_good():
+    with pytest.raises((type(error), AirflowFailException)), reporting_failures():
         raise error
     assert counted == failure(kind)
 
 
 def test_a_failure_that_is_told_in_airflows_words_counts_as_what_it_was(counted: Counter[str]) -> None:
-    with pytest.raises(AirflowFailException), failing_for_good():
+    with pytest.raises(AirflowFailException), reporting_failures():
         raise AirflowFailException("late") from QwenImageTimeoutError("late")
     assert counted == failure("timeout")
 
 
 def test_what_is_no_failure_counts_nothing(counted: Counter[str]) -> None:
     for signal in (KeyboardInterrupt, SystemExit, GeneratorExit):
-        with pytest.raises(signal), failing_for_good():
+        with pytest.raises(signal), reporting_failures():
             raise signal
-    with failing_for_good():
+    with reporting_failures():
         pass
     assert counted == {}
 

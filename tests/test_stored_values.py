@@ -24,7 +24,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, Qwen
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.polling import GiveUp
 from airflow_provider_qwenimage.rules.submissions import Submission
-from airflow_provider_qwenimage.tasks.failures import failing_for_good
+from airflow_provider_qwenimage.tasks.failures import reporting_failures
 from airflow_provider_qwenimage.text.storable import MAX_TEXT_CHARACTERS, storable
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger, event_of, snapshot_of
 from tests.airflows import AIRFLOW
@@ -315,7 +315,7 @@ def test_the_xcom_of_every_error_can_be_stored(text: str, database: Database) ->
         def xcom_push(self, key: str, value: Any) -> None:
             pushed[key] = database.store(xcom=value)
 
-    with pytest.raises(QwenImageError), failing_for_good(TaskInstanceThatPushes()):
+    with pytest.raises(QwenImageError), reporting_failures(TaskInstanceThatPushes()):
         raise QwenImageContractError(text * 50)
     assert pushed["error"]["error"] == "QwenImageContractError"
     assert len(pushed["error"]["message"]) <= 2001

@@ -21,7 +21,7 @@ from airflow_provider_qwenimage.rules.origins import displayed_url
 from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
 from airflow_provider_qwenimage.rules.verification import verify_image
 from airflow_provider_qwenimage.storage.images import StoredImages, find_images, store_image
-from airflow_provider_qwenimage.tasks.failures import still_raising, write_down
+from airflow_provider_qwenimage.tasks.failures import logging_errors, record_end
 from airflow_provider_qwenimage.tasks.ledger import Ledger, open_batch_ledger
 from airflow_provider_qwenimage.tasks.metrics import count_end, count_submission
 
@@ -139,7 +139,7 @@ class Drawer:
         try:
             image_task_id = await self._hook.submit(item.request)
         except QwenImageError as error:
-            with still_raising("what became of the submission"):
+            with logging_errors("what became of the submission"):
                 await asyncio.to_thread(ledger.close, error)
             raise
         count_submission()
@@ -183,7 +183,7 @@ class Drawer:
         except Exception as error:
             if isinstance(error, QwenImageTaskFailedError) and error.snapshot is not None:
                 count_end(0, error.snapshot.consumed_credits)
-            await asyncio.to_thread(write_down, error, ledger)
+            await asyncio.to_thread(record_end, error, ledger)
             raise
 
     async def _save(self, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot) -> StoredImages:

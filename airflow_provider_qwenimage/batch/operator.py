@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.sdk import BaseOperator, BaseOperatorLink
 
 from airflow_provider_qwenimage import contract
 from airflow_provider_qwenimage.client.connection import DEFAULT_CONN_ID, read_connection
-from airflow_provider_qwenimage.links import GENERATED_IMAGES, show_gallery
+from airflow_provider_qwenimage.links import GENERATED_IMAGES, PendingLinks
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.arguments import ALLOWED_REQUESTS, BATCH_ARGUMENTS, is_rendered_later, path_text
-from airflow_provider_qwenimage.rules.made_by import writer_of
+from airflow_provider_qwenimage.rules.made_by import map_index_of, writer_of
 from airflow_provider_qwenimage.rules.task_arguments import TaskArguments, reads_arguments
 from airflow_provider_qwenimage.storage.paths import open_output_path
 
@@ -82,7 +82,7 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
     template_fields: Sequence[str] = ("requests", "output_path", "qwenimage_conn_id")
     native_fields = ("requests",)
     argument_readers = BATCH_ARGUMENTS
-    operator_extra_links = (GENERATED_IMAGES,)
+    operator_extra_links: Collection[BaseOperatorLink] = (GENERATED_IMAGES,)
     ui_color = "#cdbff9"
 
     @reads_arguments
@@ -129,15 +129,15 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         from airflow_provider_qwenimage.hooks import QwenImageHook
         from airflow_provider_qwenimage.rules.batch_totals import Limits
         from airflow_provider_qwenimage.rules.made_by import description_of
-        from airflow_provider_qwenimage.tasks.failures import failing_for_good
+        from airflow_provider_qwenimage.tasks.failures import reporting_failures
 
         ti = context["ti"]
-        with failing_for_good(ti), ExitStack() as stack:
+        with reporting_failures(ti), ExitStack() as stack:
             self.check_rendered()
             scratch = stack.enter_context(_scratch_folder(writer_of(description_of(ti))))
             connection = QwenImageHook.get_connection(self.qwenimage_conn_id)
             read_connection(connection)
-            requests = stack.enter_context(closing(self._read_requests(_map_index_of(ti))))
+            requests = stack.enter_context(closing(self._read_requests(map_index_of(ti))))
             # Before a submission: storage that cannot be reached must not cost an image.
             folder = open_output_path(self.output_path)
             limits = Limits(self.max_credits, self.max_failures)
@@ -151,7 +151,7 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
                 self.max_in_flight,
                 folder,
             )
-            show_gallery(self, ti)
+            PendingLinks(self).store_gallery(ti)
             manifest = BatchManifest(folder, requests, batch, options.made_by, scratch)
             manifest.check()
             self._run(ti, batch, manifest)
@@ -178,12 +178,12 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         self._report(ti, batch, last)
 
     def _report(self, ti: Any, batch: Batch, last: Mapping[str, Any], rows: str | None = None) -> dict[str, Any]:
-        from airflow_provider_qwenimage.tasks.failures import still_raising
+        from airflow_provider_qwenimage.tasks.failures import logging_errors
 
         progress = batch.progress() | ({} if rows is None else {"rows": rows})
         if progress == last:
             return progress
-        with still_raising("the progress"):
+        with logging_errors("the progress"):
             ti.xcom_push(key="progress", value=progress)
         seconds_left = progress["seconds_left"]
         self.log.info(
@@ -260,10 +260,6 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
                 _check_literal(number, row)
         elif not (value.strip().startswith("[") or file_reader(value)):
             raise ValueError(f"requests is {shown_source(value)}; allowed is {ALLOWED_REQUESTS}.")
-
-
-def _map_index_of(ti: Any) -> int:
-    return -1 if ti.map_index is None else int(ti.map_index)
 
 
 def _check_literal(number: int, value: object) -> None:

@@ -10,13 +10,12 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowPlugin, conf
 
+from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.rules.gallery_urls import DAG_ROUTE, NAV_ROUTE, PREFIX, RUN_ROUTE, TASK_ROUTE
 
 _NAME = "Generated images"
 # Short: with a longer one, the tabs of a mapped task take two lines.
 _TAB_NAME = "Images"
-# Plugins have pages of their own in Airflow's UI since 3.1.
-_HAS_PAGES = hasattr(AirflowPlugin, "external_views")
 
 
 class GalleryApp:
@@ -48,7 +47,7 @@ class QwenImagePlugin(AirflowPlugin):
     """Tells Airflow where the gallery is: a page, and a tab on each DAG, DAG run and task instance."""
 
     name = "qwenimage"
-    fastapi_apps = [{"app": GalleryApp(), "url_prefix": PREFIX, "name": _NAME}] if _HAS_PAGES else []
+    fastapi_apps = [{"app": GalleryApp(), "url_prefix": PREFIX, "name": _NAME}] if HAS_PLUGIN_PAGES else []
     external_views = (
         [
             _view("nav", NAV_ROUTE, "/") | {"category": "browse"},
@@ -56,6 +55,6 @@ class QwenImagePlugin(AirflowPlugin):
             _view("dag_run", RUN_ROUTE, "/dags/{DAG_ID}/runs/{RUN_ID}"),
             _view("task_instance", TASK_ROUTE, "/dags/{DAG_ID}/runs/{RUN_ID}/tasks/{TASK_ID}?map_index={MAP_INDEX}"),
         ]
-        if _HAS_PAGES
+        if HAS_PLUGIN_PAGES
         else []
     )

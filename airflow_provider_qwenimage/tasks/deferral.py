@@ -1,4 +1,4 @@
-"""The wait that the sensor and the operator share: one check in the worker, then the triggerer takes over."""
+"""The deferred wait that the sensor and the operator share: one check in the worker, then the triggerer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from airflow import __version__ as airflow_version
-
+from airflow_provider_qwenimage.airflow_versions import RESUMES_RETRIES
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.task_ids import printable_id
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
@@ -18,14 +17,12 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.hooks import QwenImageHook
 
-# The trigger fires its own event at the deadline; Airflow's timeout would skip the resume method. This
-# is how much later Airflow's comes: enough for a last read that hangs.
+# The trigger fires its own event at the deadline, since Airflow's timeout would skip the resume method. Airflow's
+# timeout comes this much later: enough for a last read that hangs.
 _FRAMEWORK_GRACE_SECONDS = 120.0
 # What is left of an `execution_timeout` for the resumed task: at most this long, and at most this share.
 _RESUME_SECONDS = 30.0
 _RESUME_SHARE = 0.1
-# Only Airflow 3.0 forgets to forget, before a retry, where the try before it was to go on.
-_RESUMES_RETRIES = airflow_version.startswith("3.0.")
 
 
 def end_time_of(task: BaseOperator, timeout: float) -> float:
@@ -33,7 +30,7 @@ def end_time_of(task: BaseOperator, timeout: float) -> float:
 
     Args:
         task: The task that waits. Airflow does not enforce its `execution_timeout` while it is deferred, but
-            Airflow 2 ends a task that is resumed after it before the task can say anything.
+            Airflow 2 ends a task that is resumed after it before the task can report anything.
         timeout: The wait's own timeout in seconds.
     """
     if task.execution_timeout is not None:
@@ -43,13 +40,8 @@ def end_time_of(task: BaseOperator, timeout: float) -> float:
 
 
 def is_of_an_earlier_try(event: object, try_number: int) -> bool:
-    """Whether a retry is resumed with what an earlier try has waited for, as Airflow 3.0 does it.
-
-    Args:
-        event: What the task was resumed with.
-        try_number: Its try.
-    """
-    if not _RESUMES_RETRIES or not isinstance(event, dict):
+    """Whether a retry is resumed with the event of an earlier try, as Airflow 3.0 does."""
+    if not RESUMES_RETRIES or not isinstance(event, dict):
         return False
     return event.get("try_number") not in (None, try_number)
 
@@ -57,24 +49,24 @@ def is_of_an_earlier_try(event: object, try_number: int) -> bool:
 def wait_deferred(
     task: BaseOperator, hook: QwenImageHook, image_task_id: str, policy: polling.PollPolicy, *, try_number: int
 ) -> TaskSnapshot:
-    """Check once, and defer to the triggerer where the image task has not ended yet.
+    """Check once, and defer to the triggerer if the image task has not ended yet.
 
     A trigger that fires within a second or two of the deferral can fail its own task, so a task that has
     already ended must not get as far as a trigger.
 
     Args:
-        task: The task that waits; its ``execute_complete(context, event)`` is resumed.
+        task: The task that waits. Airflow resumes it with ``execute_complete(context, event)``.
         hook: The client for the check.
         image_task_id: The API's id of the image task.
         policy: The wait's pace and bounds.
         try_number: The task's try.
 
     Returns:
-        The snapshot with status ``SUCCESS``, where the first check already finds it.
+        The snapshot with status ``SUCCESS``, if the image task has ended so.
 
     Raises:
-        TaskDeferred: Where it has not ended.
-        QwenImageError: Where it ended otherwise, or cannot be waited for.
+        TaskDeferred: If the image task has not ended.
+        QwenImageError: If it FAILED, or cannot be waited for.
     """
     outcome = hook.check(image_task_id, seconds=policy.seconds_for_a_read(time.time()))
     now = time.time()

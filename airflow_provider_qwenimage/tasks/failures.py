@@ -1,4 +1,4 @@
-"""Decides how an error ends an Airflow task: at once for good, or with a retry where one may help."""
+"""Decides how an error ends an Airflow task: without a retry, or with one if that may help."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# After these the image may never be had: a cleared task that meets one may pay for another when it is cleared again.
-_MISSED = (
+# After these the image may be lost: if a cleared task meets one, the next Clear may pay for another image.
+_MAY_BE_LOST = (
     QwenImageNotFoundError,
     QwenImageImageError,
     QwenImageTimeoutError,
@@ -40,8 +40,8 @@ _MISSED = (
 
 
 @contextmanager
-def failing_for_good(ti: Any = None) -> Iterator[None]:
-    """End the task without a retry on an error that a retry would only meet again; count and show every failure.
+def reporting_failures(ti: Any = None) -> Iterator[None]:
+    """Count and show what the block raises, and end the task without a retry if a retry would only fail again.
 
     Args:
         ti: The task instance whose XCom `error` shows the failure in the gallery, or None.
@@ -54,20 +54,21 @@ def failing_for_good(ti: Any = None) -> Iterator[None]:
         yield
     # Airflow's `execution_timeout` is no Exception, so that tasks don't swallow it by accident.
     except (Exception, AirflowTaskTimeout) as error:
-        told_again = isinstance(error, AirflowException) and error.__cause__ is not None
-        cause = error.__cause__ if told_again and error.__cause__ else error
+        # An exception of Airflow's that has a cause only passes it on.
+        passed_on = error.__cause__ if isinstance(error, AirflowException) else None
+        cause = error if passed_on is None else passed_on
         count_failure(cause)
         if ti is not None:
-            with still_raising("the XCom error"):
+            with logging_errors("the XCom error"):
                 ti.xcom_push(key="error", value=_shown(cause, str(error)))
         if is_permanent(error):
-            raise _for_good(error) from error
+            raise _without_retry(error) from error
         raise
 
 
 @contextmanager
-def submitting() -> Iterator[None]:
-    """End the task without a retry where Airflow's `execution_timeout` cuts a submission off.
+def raising_unknown_submission() -> Iterator[None]:
+    """Raise a submission that Airflow's `execution_timeout` cuts off as one whose outcome is unknown.
 
     Raises:
         QwenImageSubmissionUnknownError: Because the submission may have been accepted.
@@ -79,103 +80,97 @@ def submitting() -> Iterator[None]:
 
 
 @contextmanager
-def remembering_what_is_paid(image_task_id: str, ledger: Ledger) -> Iterator[None]:
-    """Tell what becomes of a submitted image task when its Airflow task fails, and write it down.
+def recording_end(image_task_id: str, ledger: Ledger) -> Iterator[None]:
+    """Record what the block raises about a submitted image task, and say what becomes of the image.
 
     Args:
         image_task_id: The API's id of the image task.
-        ledger: Where the next try will find it.
+        ledger: Where the next try finds the record.
 
     Raises:
         AirflowFailException: For an error that a retry would only meet again. Others pass as they are,
-            because a retry goes back to the image task.
+            because a retry resumes the image task.
     """
     try:
         yield
     except QwenImageTaskFailedError as error:
-        write_down(error, ledger)
+        record_end(error, ledger)
         raise
     except (Exception, AirflowTaskTimeout) as error:
-        story = f"Image task {printable_id(image_task_id)} is submitted and may be paid."
-        if write_down(error, ledger):
+        state = f"Image task {printable_id(image_task_id)} is submitted and may be paid."
+        if record_end(error, ledger):
             advice = (
-                "This task was cleared and went back to it in vain. Clear it once more to submit, and pay for, another "
-                "one; or wait for this one with a QwenImageStatusSensor for that id."
+                "The cleared task tried to resume it and failed. Clear the task again to submit (and pay for) a new "
+                "image; or wait for this one with a QwenImageStatusSensor for that id."
             )
         elif is_permanent(error):
-            advice = "Clear this task to go back to it; that costs nothing."
+            advice = "Clear this task to resume it; that costs nothing."
         else:
-            advice = "The next try of this task, automatic or after a Clear, goes back to it; that costs nothing."
+            advice = "The next try of this task, automatic or after a Clear, resumes it; that costs nothing."
         if is_permanent(error):
-            raise _for_good(error, f" {story} {advice}") from error
-        log.warning("%s %s", story, advice)
+            raise _without_retry(error, f" {state} {advice}") from error
+        log.warning("%s %s", state, advice)
         raise
 
 
-def write_down(error: BaseException, ledger: Ledger) -> bool:
-    """Write down what a submitted image task ended with, as far as the next try has to know it.
-
-    Args:
-        error: What it, or the wait for it, ended with.
-        ledger: Where the next try will find it.
+def record_end(error: BaseException, ledger: Ledger) -> bool:
+    """Record how a submitted image task, or the wait for it, ended, as far as the next try has to know.
 
     Returns:
-        Whether a cleared task has gone back to its image task in vain, so that the next Clear submits.
+        Whether a cleared task failed to resume its image task, so that the next Clear submits a new one.
     """
     if isinstance(error, QwenImageTaskFailedError):
-        with still_raising("the failure"):
+        with logging_errors("the failure"):
             ledger.fail(error)
         return False
-    in_vain = ledger.is_cleared and isinstance(error, _MISSED)
-    if in_vain:
-        with still_raising("that it went back in vain"):
-            ledger.miss()
-    return in_vain
+    resume_failed = ledger.is_cleared and isinstance(error, _MAY_BE_LOST)
+    if resume_failed:
+        with logging_errors("that the image task could not be resumed"):
+            ledger.record_failed_resume()
+    return resume_failed
 
 
 @contextmanager
-def still_raising(what: str) -> Iterator[None]:
-    """Keep a further error, while something is written down, from hiding the one that is about to be raised.
+def logging_errors(what: str) -> Iterator[None]:
+    """Log an error of the block instead of raising it, so that it does not hide the one that ends the task.
 
     Args:
-        what: What is written down, for the log.
+        what: What the block records, for the log.
     """
     try:
         yield
     except Exception:  # Airflow's and every storage's; the task fails in any case
-        log.warning("Could not write down %s.", what, exc_info=True)
+        log.warning("Could not record %s.", what, exc_info=True)
 
 
 @contextmanager
-def keeping_what_is_paid(image_task_id: str) -> Iterator[None]:
-    """End the task without a retry on any error after a submission, because a retry would submit again.
-
-    This is for a task that nothing is remembered of.
+def without_retry(image_task_id: str) -> Iterator[None]:
+    """End the task without a retry on any error after a submission that is not recorded: a retry would submit again.
 
     Args:
         image_task_id: The API's id of the image task that was submitted.
 
     Raises:
-        AirflowFailException: For every error but a FAILED image task, whose retry is a new try for an image.
+        AirflowFailException: For every error but a FAILED image task, whose retry asks for another image.
     """
     try:
         yield
     except QwenImageTaskFailedError:
         raise
     except (Exception, AirflowTaskTimeout) as error:
-        raise _for_good(
+        raise _without_retry(
             error,
-            f" Image task {printable_id(image_task_id)} is submitted and may be paid, so this task is not retried by "
-            "itself: a retry would submit, and pay, again. Get the image with a QwenImageStatusSensor for that id, or "
-            "clear this task to pay for a new one.",
+            f" Image task {printable_id(image_task_id)} is submitted and may be paid, so this task is not retried "
+            "automatically: a retry would submit, and pay, again. Get the image with a QwenImageStatusSensor for that "
+            "id, or clear this task to pay for a new one.",
         ) from error
 
 
-def _shown(error: BaseException, told: str) -> dict[str, str]:
+def _shown(error: BaseException, message: str) -> dict[str, str]:
     name = type(error).__name__
-    return {"error": name, "message": storable_text(told.removeprefix(f"{name}: "), MAX_MESSAGE_CHARACTERS)}
+    return {"error": name, "message": storable_text(message.removeprefix(f"{name}: "), MAX_MESSAGE_CHARACTERS)}
 
 
-def _for_good(error: BaseException, more: str = "") -> AirflowFailException:
+def _without_retry(error: BaseException, more: str = "") -> AirflowFailException:
     name = "" if is_bad_argument(error) and not more else f"{type(error).__name__}: "
     return AirflowFailException(f"{name}{storable_text(str(error))}{more}")

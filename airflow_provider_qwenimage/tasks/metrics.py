@@ -22,11 +22,11 @@ def count_submission() -> None:
 
 
 def count_end(images: int, consumed_credits: float | None) -> None:
-    """Count the images and the credits of an image task that has ended, as SUCCESS or as FAILED.
+    """Count the images and the credits of an image task that ended, as SUCCESS or as FAILED.
 
     Args:
-        images: How many images it has made.
-        consumed_credits: What it cost, or None where the API did not say: then no credits count.
+        images: How many images it returned.
+        consumed_credits: What it cost. None, if the API did not report it, counts as nothing.
     """
     if images:
         _count(_IMAGES, images)
@@ -35,11 +35,7 @@ def count_end(images: int, consumed_credits: float | None) -> None:
 
 
 def count_failure(error: BaseException) -> None:
-    """Count a try of a task that failed, under its kind, as a name of its own and as a tag.
-
-    Args:
-        error: What it failed with.
-    """
+    """Count a failed try of a task by the kind of its error: as a metric of its own, and as a tag."""
     kind = kind_of(error)
     _count(_FAILURES, tags={"kind": kind})
     # Plain StatsD has no tags.
@@ -60,7 +56,7 @@ def kind_of(error: BaseException) -> str:
 
 
 def _count(name: str, number: float = 1, tags: dict[str, Any] | None = None) -> None:
-    # Whatever is wrong with the metrics is no reason to lose a paid image.
+    # An error of the metrics must not lose a paid image.
     with suppress(Exception):
-        # Airflow declares integers; its backends count in floats as well, and credits are a number.
+        # Airflow declares integers, but its backends take floats, and credits are floats.
         Stats.incr(name, cast("int", number), tags=tags)

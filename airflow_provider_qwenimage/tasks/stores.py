@@ -10,24 +10,24 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 _STATE_KEY = "qwenimage_submission"
-# Stands in a file that could not be removed; an earlier version of this package stops at it.
+# The content of a file that could not be removed; an earlier version of this package stops at it.
 _FORGOTTEN = {"forgotten": True}
 
 
 class Store(Protocol):
-    """Where one submission is remembered."""
+    """Where one submission is recorded."""
 
     def read(self) -> object:
         """Return what was last written, or None."""
 
     def write(self, value: dict[str, Any]) -> None:
-        """Remember a JSON object."""
+        """Store a JSON object."""
 
     def settle(self, value: dict[str, Any]) -> None:
-        """Remember, or forget, a submission that is finished."""
+        """Store or remove a submission that is finished."""
 
     def erase(self) -> None:
-        """Forget it."""
+        """Remove what was written."""
 
 
 class TaskStateStore:
@@ -45,29 +45,28 @@ class TaskStateStore:
         return self._accessor.get(_STATE_KEY)
 
     def write(self, value: dict[str, Any]) -> None:
-        """Remember a JSON object for as long as the DAG run is kept: what may be paid must not be forgotten."""
+        """Store a JSON object for as long as the DAG run is kept: what may be paid must not expire."""
         from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined,unused-ignore]  # Airflow 3.3 and later
 
         self._accessor.set(_STATE_KEY, value, retention=NEVER_EXPIRE)
 
     def settle(self, value: dict[str, Any]) -> None:
-        """Remember a submission that is finished for as long as Airflow keeps task states."""
+        """Store a finished submission for as long as Airflow keeps task states."""
         self._accessor.set(_STATE_KEY, value)
 
     def erase(self) -> None:
-        """Forget it."""
+        """Remove what was written."""
         self._accessor.delete(_STATE_KEY)
 
 
 class FileStore:
     """A hidden file in the output folder, named after the Airflow task instance: for Airflow below 3.3.
 
-    It is removed when the sidecar of the stored image has taken its place. Without the right to delete, it is
-    overwritten with what a later try makes the same of.
+    It is removed when the image and its sidecar are stored. Without the right to delete, it is overwritten with
+    something that means the same to a later try.
 
     Args:
-        file: Its path.
-        writer: Who writes; see `storage.writer_of`.
+        writer: See `made_by.writer_of`.
     """
 
     def __init__(self, file: ObjectStoragePath, writer: str = "") -> None:
@@ -78,7 +77,7 @@ class FileStore:
         """Return what was last written, or None.
 
         Raises:
-            OSError: If it cannot be read. It may tell of a paid submission, so nothing may be submitted then.
+            OSError: If it cannot be read. It may record a paid submission, so nothing may be submitted then.
         """
         try:
             written = read_json(self._file)
@@ -91,18 +90,18 @@ class FileStore:
         return None if written == _FORGOTTEN else written
 
     def write(self, value: dict[str, Any]) -> None:
-        """Remember a JSON object."""
+        """Store a JSON object."""
         put_json(value, self._file, writer=self._writer)
 
     def settle(self, value: dict[str, Any]) -> None:
-        """Forget a submission that is finished: the sidecar has it all."""
+        """Remove a finished submission: the sidecar records it."""
         try:
             remove_file(self._file)
         except PermissionError:
             self.write(value)
 
     def erase(self) -> None:
-        """Forget it."""
+        """Remove what was written."""
         try:
             remove_file(self._file)
         except PermissionError:
@@ -110,7 +109,7 @@ class FileStore:
 
 
 class NoStore:
-    """Remembers nothing beyond the process."""
+    """Records nothing."""
 
     def read(self) -> object:
         """Return None."""

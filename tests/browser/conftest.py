@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import airflow_provider_qwenimage
+from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.contract import TaskStatus
-from airflow_provider_qwenimage.links import HAS_GALLERY
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.events import finish_image
 from tests.integration.standalone import StandaloneAirflow
@@ -28,7 +28,7 @@ MILLISECONDS = 120_000
 API_KEY = "sk-browser-7c1d09"
 
 # The environments of older Airflows have no browser to drive.
-collect_ignore_glob = [] if HAS_GALLERY and find_spec("playwright") else ["test_*.py"]
+collect_ignore_glob = [] if HAS_PLUGIN_PAGES and find_spec("playwright") else ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowSensorTimeout, AirflowTaskTimeout
 
-from airflow_provider_qwenimage import QwenImageStatusSensor, hooks, sensors
+from airflow_provider_qwenimage import QwenImageStatusSensor, hooks
 from airflow_provider_qwenimage.client import diagnosis, requests_session
 from airflow_provider_qwenimage.client.exchanges import Exchange
 from airflow_provider_qwenimage.exceptions import (
@@ -28,6 +28,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageTimeoutError,
 )
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
+from airflow_provider_qwenimage.links import PendingLinks
 from airflow_provider_qwenimage.rules import polling
 from tests.airflows import AIRFLOW_3
 from tests.call_clock import CallClock
@@ -262,7 +263,7 @@ def test_a_look_of_a_sensor_ends_with_its_timeout(wait: dict[str, str], monkeypa
     ti = SimpleNamespace(
         xcom_push=lambda **_: None, get_first_reschedule_date=lambda _: None, try_number=1, task_id="wait"
     )
-    monkeypatch.setattr(sensors, "show_gallery", lambda *_: None)
+    monkeypatch.setattr(PendingLinks, "store_gallery", lambda *_: None)
     sensor = QwenImageStatusSensor(task_id="wait", image_task_id=TASK, timeout=0.3, deferrable=not wait, **wait)
     with dripping_server(OK, b"X: y\r\n") as server:
         connect(monkeypatch, server.url, timeout_seconds=3600)

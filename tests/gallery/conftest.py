@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage.links import HAS_GALLERY
+from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.integration.dag_runs import DagRun, TestDag
 
 _HERE = Path(__file__).parent
 # Below Airflow 3.1 there is no gallery, and no package to serve it with.
-collect_ignore_glob = [] if HAS_GALLERY else ["test_*.py", "auth_manager.py", "airflow_server.py"]
+collect_ignore_glob = [] if HAS_PLUGIN_PAGES else ["test_*.py", "auth_manager.py", "airflow_server.py"]
 
-if HAS_GALLERY:
+if HAS_PLUGIN_PAGES:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Airflow's own parts warn while they load.

@@ -79,7 +79,7 @@ def test_the_second_clear_submits_where_the_image_task_is_gone(
     assert (missed.state, missed.tries) == ("failed", 2)
     assert isinstance(missed.error, AirflowFailException)
     assert submission.task_id in str(missed.error)
-    assert "Clear it once more to submit, and pay for, another one" in str(missed.error)
+    assert "Clear the task again to submit (and pay for) a new image" in str(missed.error)
     task_log()
 
     (end,) = _ends(dag.clear("draw"))

@@ -44,7 +44,7 @@ def _assert_failed_after_going_back(draw: TaskEnd, api: Sandbox, error: type[Bas
     assert draw.xcoms["task_id"] == submission.task_id
 
 
-_FREE_CLEAR = "Clear this task to go back to it; that costs nothing."
+_FREE_CLEAR = "Clear this task to resume it; that costs nothing."
 _COSTLY_CLEAR = "Get the image with a QwenImageStatusSensor for that id, or clear this task to pay for a new one."
 
 

@@ -53,7 +53,7 @@ def test_failed_images_that_cost_something_use_up_the_limit_until_the_task_is_cl
     assert [submission.charged for submission in connected_api.submissions] == [4, 4]
     *_, refused = draw.errors
     assert str(refused).startswith("max_credits is 9; an image costs 5 credits (as documented)")
-    assert "this task has spent 8 before" in str(refused)
+    assert "this task spent 8 before" in str(refused)
 
     draw = dag.clear("draw")["draw"]
     assert draw.state == "success"
@@ -70,7 +70,7 @@ def test_a_failed_image_that_a_retry_goes_back_to_uses_up_the_limit(
     draw = dag_that_draws(**aim, max_credits=8).run()["draw"]
 
     assert (draw.state, draw.tries) == ("failed", 2)
-    assert "this task has spent 4 before" in str(draw.errors[-1])
+    assert "this task spent 4 before" in str(draw.errors[-1])
     assert len(connected_api.submissions) == 1
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import triggers
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.tasks import drawing
 from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.events import once
 from tests.integration.dag_runs import (
@@ -208,7 +208,7 @@ def test_a_crash_while_waiting_has_the_retry_go_back(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In the worker before it asks the API, or in the resumed task before it reads what the trigger was told.
-    owner, point = (triggers, "snapshot_of") if "deferrable" in aim else (QwenImageHook, "check")
+    owner, point = (drawing, "snapshot_of") if "deferrable" in aim else (QwenImageHook, "check")
     _assert_one_crash_is_paid_once(monkeypatch, (owner, point, False), aim, connected_api, tmp_path)
 
 

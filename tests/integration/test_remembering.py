@@ -25,7 +25,7 @@ from tests.integration.dag_runs import (
 )
 
 with_any_record = with_aims("waited for", "stored, deferred", remembered=True)
-_UNPROTECTED = "Nothing of this submission outlives this worker"
+_UNPROTECTED = "This submission is not recorded"
 
 
 @with_any_record

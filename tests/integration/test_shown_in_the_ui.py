@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import BaseOperatorLink
 
-from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.batch import manifest as batch_manifest
 from airflow_provider_qwenimage.batch import operator as batch_operator
 from airflow_provider_qwenimage.hooks import QwenImageHook
@@ -127,6 +128,41 @@ def test_each_link_is_stored_once_as_soon_as_it_leads_somewhere(
     assert all(value for _, value in stored_links)
 
 
+class ReviewLink(BaseOperatorLink):
+    """What a user adds to an operator of this package."""
+
+    name = "Review"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        return f"https://review.example/{ti_key.task_id}"
+
+
+class ReviewedOperator(QwenImageGenerateOperator):
+    operator_extra_links = (*QwenImageGenerateOperator.operator_extra_links, ReviewLink())
+
+
+class ReviewedSensor(QwenImageStatusSensor):
+    operator_extra_links = (*QwenImageStatusSensor.operator_extra_links, ReviewLink())
+
+
+@with_gallery
+@pytest.mark.parametrize(
+    "arguments", [{}, {"wait_for_completion": True}, {"wait_for_completion": True, "deferrable": True}]
+)
+def test_a_link_that_a_subclass_adds_is_stored_beside_ours(
+    connected_api: Sandbox, stored_links: list[tuple[str, str]], arguments: dict[str, Any]
+) -> None:
+    dag = TestDag()
+    with dag:
+        draw = ReviewedOperator(task_id="draw", prompt="A fox", **arguments)
+        if not arguments:
+            ReviewedSensor(task_id="wait", image_task_id=draw.output, poke_interval=0.01)
+    dag.run()
+    links = dict(stored_links)
+    assert links[ReviewLink().xcom_key] == f"https://review.example/{'draw' if arguments else 'wait'}"
+    assert {GENERATED_IMAGES.xcom_key, IMAGE.xcom_key} < links.keys()
+
+
 @with_gallery
 @pytest.mark.parametrize("wait", WAITS.values(), ids=list(WAITS))
 def test_a_sensor_stores_its_links_as_well(
@@ -179,7 +215,7 @@ def test_storage_for_what_is_shown_that_fails_does_not_hide_the_failure(
     end = dag_that_draws(prompt="Fog [policy]", wait_for_completion=True).run()["draw"]
     assert "Content policy" in str(end.error)
     assert "error" not in end.xcoms
-    assert "Could not write down the XCom error" in task_log()
+    assert "Could not record the XCom error" in task_log()
 
 
 def test_a_sensor_tells_what_it_waits_for_before_it_does(connected_api: Sandbox) -> None:

@@ -35,6 +35,7 @@ def test_outside_the_api_server_next_to_nothing_of_it_loads(run_script: RunScrip
     # The package itself is there already, because Airflow has looked for providers.
     ours = {name for name in loaded if name.startswith("airflow_provider_qwenimage.")}
     assert {name.removeprefix("airflow_provider_qwenimage.") for name in ours} == {
+        "airflow_versions",
         "rules",
         "rules.gallery_urls",
         "plugin",

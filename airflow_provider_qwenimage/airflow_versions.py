@@ -1,0 +1,16 @@
+"""Differences between the supported versions of Airflow, each under the name of its effect."""
+
+from __future__ import annotations
+
+from airflow import __version__
+
+_VERSION = tuple(int(part) for part in __version__.split(".")[:2])
+
+# Tasks and triggers ask a supervisor instead of the metadata database.
+HAS_SUPERVISOR = _VERSION >= (3, 0)
+# Airflow 3.0 resumes a retry of a deferred try with the event of that try, instead of starting it afresh.
+RESUMES_RETRIES = _VERSION == (3, 0)
+# Plugins can add pages to Airflow's UI.
+HAS_PLUGIN_PAGES = _VERSION >= (3, 1)
+# A trigger is told that a user ended its task. Before, it is only cancelled, as when the triggerer stops.
+CALLS_TRIGGER_ON_KILL = _VERSION >= (3, 3)
