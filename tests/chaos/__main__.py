@@ -1,4 +1,4 @@
-"""Runs the crash test, the fault test and the batch test: `make chaos`, or `python -m tests.chaos --help`."""
+"""Run the crash test, the fault test and the batch test: `make chaos`, or `python -m tests.chaos --help`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.chaos.parts import PARTS, Part
 from tests.chaos.scene import Scene
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PATIENCE_SECONDS = 30.0
+_LONG_TIMEOUT_SECONDS = 30.0
 
 
 def main() -> int:
-    """Run what was asked for, and return the exit code."""
+    """Run the chosen tests, and return the exit code."""
     arguments = _read_arguments()
     return run_on_postgres(lambda postgres: _run(arguments, postgres))
 
@@ -35,17 +35,18 @@ def main() -> int:
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos",
-        description="Kills Airflow's processes while they draw images in the sandbox, and lets the sandbox misbehave: "
-        "nothing may be paid twice and nothing lost. Takes some twelve minutes; needs PostgreSQL's server programs.",
+        description="Kill Airflow's processes while they draw images in the sandbox, and inject faults into the "
+        "sandbox. No image may be paid twice and none may be lost. Takes about twelve minutes and needs the server "
+        "programs of PostgreSQL.",
     )
-    parser.add_argument("--only", choices=tuple(PARTS), help="only one of the tests")
+    parser.add_argument("--only", choices=tuple(PARTS), help="run only this test")
     parser.add_argument(
         "--seed",
         type=int,
         default=int(os.environ.get("CHAOS_SEED") or random.randrange(1_000_000)),
-        help="what the random moments are drawn from (default: CHAOS_SEED, or a new one)",
+        help="the seed of the random moments and faults (default: $CHAOS_SEED, or a random one)",
     )
-    parser.add_argument("--quick", action="store_true", help="a few tasks and kills, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="only a few tasks and kills, to check the test itself")
     return parser.parse_args()
 
 
@@ -53,27 +54,27 @@ def _run(arguments: argparse.Namespace, postgres: Postgres) -> None:
     began = time.monotonic()
     seed, names = arguments.seed, [arguments.only] if arguments.only else list(PARTS)
     parts = [PARTS[name](seed=seed, quick=arguments.quick) for name in names]
-    _say(f"Seed {seed}.")
+    _print(f"Seed {seed}.")
     with _scene(postgres, parts) as scene:
         try:
             for part in parts:
-                _say(f"\n{part.run(scene)}\n")
+                _print(f"\n{part.run(scene)}\n")
         except AssertionError as error:
-            # What was waited for in vain may be explained by what was found before.
+            # The complaints found so far may explain why a wait timed out.
             scene.complaints.append(str(error))
         if scene.complaints:
             raise CannotGoOnError("FAILED:\n  " + "\n  ".join(scene.complaints))
-    _say(f"Nothing was paid twice, nothing is lost. Seed {seed}; {time.monotonic() - began:.0f} s.")
+    _print(f"No image was paid twice, and none was lost. Seed {seed}; {time.monotonic() - began:.0f} s.")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 @contextmanager
 def _scene(postgres: Postgres, parts: Sequence[Part]) -> Iterator[Scene]:
-    """Start everything, and stop it at the end; the folder with the logs is kept where something is wrong."""
+    """Start everything, and stop it at the end. The folder with the logs is kept if the test fails."""
     dags = [dag for part in parts for dag in part.dags]
     apis = {conn_id: api for part in parts for conn_id, api in part.apis.items()}
     folder = Path(tempfile.mkdtemp(prefix="qwenimage-chaos-"))
@@ -85,16 +86,16 @@ def _scene(postgres: Postgres, parts: Sequence[Part]) -> Iterator[Scene]:
                 stack.enter_context(postgres)
                 for api in apis.values():
                     stack.enter_context(api)
-                home, images, stops = (folder / name for name in ("airflow", "images", "checkpoints"))
-                for path in (home, images, stops):
+                home, images, checkpoints = (folder / name for name in ("airflow", "images", "checkpoints"))
+                for path in (home, images, checkpoints):
                     path.mkdir()
-                cluster = Cluster(home, _ROOT, postgres.url, stops)
+                cluster = Cluster(home, _ROOT, postgres.url, checkpoints)
                 stack.callback(cluster.stop)
                 for dag in dags:
                     (cluster.dags / f"{dag.dag_id}.py").write_text(dag.file(f"file://{images}"))
                 cluster.prepare(json.dumps({conn_id: _connection(api) for conn_id, api in apis.items()}))
                 cluster.start(*(dag.dag_id for dag in dags))
-            yield Scene(cluster, apis, images, stops, progress)
+            yield Scene(cluster, apis, images, checkpoints, progress)
     except (AssertionError, CannotGoOnError) as error:
         keep = True
         raise CannotGoOnError(f"{error}\nAirflow's logs and the images are in {folder}") from error
@@ -108,13 +109,15 @@ def _scene(postgres: Postgres, parts: Sequence[Part]) -> Iterator[Scene]:
 
 
 def _connection(api: Sandbox) -> dict[str, str]:
-    # A request that hangs is to be given up, unless all of them do: then it is how the API answers.
+    # A hanging request should time out, unless every request hangs for a moment.
     hangs_always = api.settings.hang_after_share == 1
     return {
         "conn_type": "qwenimage",
         "host": api.url,
         "password": api.api_key,
-        "extra": json.dumps({"timeout_seconds": _PATIENCE_SECONDS if hangs_always else api.settings.hang_seconds / 2}),
+        "extra": json.dumps(
+            {"timeout_seconds": _LONG_TIMEOUT_SECONDS if hangs_always else api.settings.hang_seconds / 2}
+        ),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a user does after the crashes: clears what stopped as unknown, and clears a finished run to run it again."""
+"""Do what a user does after the crashes: clear the tasks that stopped as unknown, and rerun a finished DAG run."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ from tests.chaos.scene import Scene
 _SECONDS = 240.0
 
 
-def clear_what_stopped(scene: Scene, drawings: Sequence[Drawing]) -> str:
-    """Clear the tasks that stopped as unknown, and say what came of it: each must submit once, and store."""
+def clear_unknown(scene: Scene, drawings: Sequence[Drawing]) -> str:
+    """Clear the tasks that stopped as unknown; each must submit once more and store. Return a sentence to print."""
     before = {evidence.name: evidence for evidence in scene.gather(drawings)}
     stopped = [drawing for drawing in drawings if before[drawing.key].verdict is Verdict.UNKNOWN]
     if not stopped:
-        scene.complaints.append("Clear: no task stopped as unknown, so there was nothing to clear")
-        return "Cleared: nothing, because no task stopped as unknown."
+        scene.complaints.append("clear: no task stopped as unknown, so clearing could not be tested")
+        return "Cleared no task, because none stopped as unknown."
     scene.clear(stopped, only_failed=True)
-    scene.follow("The tasks that stopped as unknown, cleared", stopped, seconds=_SECONDS)
+    scene.wait_for_end("Clearing the tasks that stopped as unknown", stopped, seconds=_SECONDS)
     wrong = [after for after in scene.gather(stopped) if not _submitted_once_more(before[after.name], after)]
-    scene.complaints.extend([f"Clear: must have submitted once more and stored: {evidence}" for evidence in wrong])
+    scene.complaints.extend([f"clear: should have submitted once more and stored: {evidence}" for evidence in wrong])
     return (
-        f"Cleared {len(stopped)} tasks that had stopped as unknown: {len(stopped) - len(wrong)} made exactly one new "
-        "submission and ended with their image."
+        f"Cleared {len(stopped)} tasks that had stopped as unknown: {len(stopped) - len(wrong)} submitted exactly once "
+        "more and stored their image."
     )
 
 
 def run_again(scene: Scene, drawings: Sequence[Drawing]) -> str:
-    """Clear finished tasks that stored their images, and say what it cost: nothing."""
+    """Clear finished tasks that stored their images, which must cost nothing. Return a sentence to print."""
     chosen = [drawing for drawing in drawings if drawing.stores]
     before = _credits(scene)
-    tries = {drawing.place: scene.cluster.look()[drawing.place].try_number for drawing in chosen}
+    rows_before = scene.cluster.task_rows()
     scene.clear(chosen, only_failed=False)
-    scene.follow("A finished DAG run, cleared", chosen, seconds=_SECONDS)
+    scene.wait_for_end("Rerunning a finished DAG run", chosen, seconds=_SECONDS)
     spent = _credits(scene) - before
-    rows = scene.cluster.look()
+    rows = scene.cluster.task_rows()
     again = [evidence for evidence in scene.gather(chosen) if evidence.verdict is Verdict.STORED]
-    ran = sum(rows[place].try_number > number for place, number in tries.items())
+    keys = [drawing.instance_key for drawing in chosen]
+    ran = sum(rows[key].try_number > rows_before[key].try_number for key in keys)
     if spent or len(again) < len(chosen) or ran < len(chosen):
         scene.complaints.append(
-            f"Run again: {ran} of {len(chosen)} tasks ran, {len(again)} succeeded, for {spent:g} credits instead of 0"
+            f"rerun: {ran} of {len(chosen)} tasks ran, {len(again)} succeeded, for {spent:g} credits instead of 0"
         )
-    return (
-        f"Ran a finished DAG run with {len(chosen)} stored images again: {len(again)} succeeded, for {spent:g} credits."
-    )
+    return f"Reran a finished DAG run with {len(chosen)} stored images: {len(again)} succeeded, for {spent:g} credits."
 
 
 def _credits(scene: Scene) -> float:

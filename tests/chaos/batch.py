@@ -1,4 +1,4 @@
-"""The batch part of the crash test: one task of many images, killed again and again while it draws."""
+"""The batch part of the crash test: one task of many images, killed repeatedly while it draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.chaos.batch_dag import BatchDag
 from tests.chaos.batch_evidence import accepted_ids, gather_batch, manifest_version, read_manifest
 from tests.chaos.batch_judge import Key, unknown
-from tests.chaos.cluster import Place, TaskRow
+from tests.chaos.cluster import InstanceKey, TaskRow
 from tests.chaos.killing import kill_process
 from tests.chaos.scene import Scene
 from tests.chaos.watching import FolderWatch
@@ -25,32 +25,34 @@ _LONGEST_LIFE_SECONDS = 3.0
 _ANSWER_SECONDS = 0.3
 _FIRST_SECONDS_PER_IMAGE = 8.0
 _QUICK_SECONDS_PER_IMAGE = 1.0
-# How much of the batch the kills are spread over, and for how many tries an image takes where it is ahead of them.
+# The kills are spread over this share of the images. If the batch gets ahead of them, an image takes as long as this
+# many tries.
 _SHARE_UNDER_KILLS = 0.8
 _SLOW_TRIES = 4.0
-# Whose lines a try's log has once the task has begun, and what it says of images that only a Clear submits again.
-_BEGUN = "QwenImageBatchOperator"
+# The log of a try contains this once the operator runs.
+_STARTED = "QwenImageBatchOperator"
+# The log of a try contains this if there are images that only a Clear submits again.
 _MAYBE_PAID = "may be paid"
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What came of a batch.
+    """The counts of a batch that was killed.
 
     Attributes:
-        requests: How many rows it has.
-        images: How many images they ask for.
-        kills: How often its process was killed while it drew.
-        tries: How many tries Airflow made, with those of the Clears.
-        clears: How often the task was cleared because images may have been paid.
-        cleared: How many images that was about, each time it was.
-        accepted: How many submissions the API accepted.
-        accepted_under_kills: How many of them before the last kill of the first round.
-        paid_twice: How many of them without a row or a Clear.
-        lost: How many images are not there.
-        seen: How many files the watch looked at.
-        partial: How many of them were not whole.
-        again: How many submissions the finished task made when it was cleared.
+        requests: Rows of the batch.
+        images: Images that the rows ask for.
+        kills: Kills of its process while it drew.
+        tries: Airflow's tries, including those after Clears.
+        clears: Clears of the task because images may have been paid.
+        cleared: Images that may have been paid, added up over these Clears.
+        accepted: Submissions that the API accepted.
+        accepted_under_kills: Submissions accepted before the last kill of the first round.
+        paid_twice: Accepted submissions without a row or a Clear.
+        lost: Images that were not stored.
+        seen: Files that the watch checked.
+        partial: Files that were not complete when the watch checked them.
+        again: Submissions that the finished task made when it was cleared.
     """
 
     requests: int
@@ -71,18 +73,18 @@ class BatchResult:
     def rows(self) -> list[tuple[str, int]]:
         return [
             ("rows", self.requests),
-            ("images that they ask for", self.images),
+            ("images", self.images),
             ("kills", self.kills),
             ("tries", self.tries),
             ("submissions accepted", self.accepted),
-            ("  while the kills went on", self.accepted_under_kills),
-            ("stopped as unknown and cleared", self.cleared),
-            ("clears for that", self.clears),
+            ("  before the last kill", self.accepted_under_kills),
+            ("images stopped as unknown, then cleared", self.cleared),
+            ("clears of the task", self.clears),
             ("paid twice without consent", self.paid_twice),
             ("lost", self.lost),
-            ("files looked at as they came", self.seen),
-            ("partial files among them", self.partial),
-            ("submissions when the finished task is cleared", self.again),
+            ("files checked on arrival", self.seen),
+            ("  incomplete", self.partial),
+            ("submissions after the finished task was cleared", self.again),
         ]
 
 
@@ -92,7 +94,7 @@ def killed_dag(*, quick: bool) -> BatchDag:
 
 
 def slow_api() -> Sandbox:
-    """Return an API that takes its time to answer a submission that it has accepted: kills are to hit there too."""
+    """Return an API that accepts submissions at once and answers them late, so that kills hit in between too."""
     return Sandbox(
         seconds_per_image=_FIRST_SECONDS_PER_IMAGE,
         hang_after_share=1.0,
@@ -102,13 +104,7 @@ def slow_api() -> Sandbox:
 
 
 class BatchKiller:
-    """Kills the process of a batch at a random moment of each try.
-
-    Args:
-        scene: Where it runs.
-        dag: Its DAG.
-        seed: What the moments are drawn from.
-    """
+    """Kills the process of a batch at a random moment of each try; the moments depend on the seed."""
 
     def __init__(self, scene: Scene, dag: BatchDag, *, seed: int) -> None:
         self._scene = scene
@@ -120,63 +116,61 @@ class BatchKiller:
         self._left = 0
 
     def plan(self, kills: int) -> None:
-        """Kill so often from now on, as long as no further manifest is there: with that, the batch is over."""
+        """Allow so many kills from now on, until the batch writes a new manifest, which ends it."""
         self._left = kills
         self._manifest = manifest_version(self._folder)
 
-    def look(self, rows: Mapping[Place, TaskRow]) -> bool:
-        """Kill the process if its moment has come, and return whether that has hit the batch."""
-        row = rows.get(self._dag.task.place)
+    def kill_if_due(self, rows: Mapping[InstanceKey, TaskRow]) -> bool:
+        """Kill the process if its moment has come, and return whether this interrupted the batch."""
+        row = rows.get(self._dag.task.instance_key)
         if not self._left or row is None or row.state != "running" or row.pid is None:
             return False
         number = row.try_number
         if number not in self._moments:
-            if _BEGUN not in self._scene.cluster.log_of_try(self._dag.task, number):
+            if _STARTED not in self._scene.cluster.log_of_try(self._dag.task, number):
                 return False
             self._moments[number] = time.monotonic() + self._random.uniform(0.0, _LONGEST_LIFE_SECONDS)
         if time.monotonic() < self._moments[number]:
             return False
-        # Airflow says "running" for a moment more: once is enough.
+        # The row stays "running" for a moment after the kill, so each try is killed only once.
         self._moments[number] = math.inf
         hit = kill_process(row.pid) and manifest_version(self._folder) == self._manifest
-        self._scene.kills[row.place] += hit
+        self._scene.kills[row.key] += hit
         self._left -= hit
         return hit
 
 
 def kill_batch(scene: Scene, dag: BatchDag, *, kills: int, late_kills: int, seed: int) -> BatchResult:
-    """Kill a batch while it draws, clear what stops as unknown until nothing does, and judge.
+    """Kill a batch while it draws, clear it until no image stops as unknown, and check the result.
 
     Args:
-        scene: Where it runs.
-        dag: Its DAG.
         kills: How often it must be killed before it is cleared.
-        late_kills: How often it may be killed while it submits again what was cleared.
-        seed: What the moments are drawn from.
+        late_kills: How often it may be killed after the first Clear.
+        seed: The seed of the moments.
     """
     api, task, folder = scene.apis[dag.dag_id], dag.task, dag.folder(scene.images)
     killer = BatchKiller(scene, dag, seed=seed)
     folder.mkdir()
     with FolderWatch(folder) as watch:
         accepted_under_kills = _draw(scene, dag, killer, kills)
-        made = scene.kills[task.place]
-        consented = _clear_what_is_unknown(scene, dag, killer, late_kills)
+        made = scene.kills[task.instance_key]
+        consented = _clear_unknown(scene, dag, killer, late_kills)
     evidence = gather_batch(dag, api, scene.images, consented)
     found = evidence.complaints()
     accepted = len(api.submissions)
     if made < kills:
-        found.append(f"only {made} of {kills} kills were made while it drew")
+        found.append(f"only {made} of {kills} kills hit it while it drew")
     if scene.states([task]) != {"success"}:
-        found.append(f"it must have ended as success: {scene.states([task])}")
+        found.append(f"the task should have ended as success, not as {scene.states([task])}")
     if api.credits_charged != CREDITS_PER_IMAGE * accepted:
         found.append(f"{api.credits_charged:g} credits were charged for {accepted} submissions")
-    found += [f"{name} stood there while it was not whole" for name in watch.partial]
+    found += [f"{name} was incomplete under its final name" for name in watch.partial]
     scene.complaints.extend(f"batch: {complaint}" for complaint in found)
-    clears, tries = scene.clears[task.place], len(scene.cluster.tries(task))
+    clears, tries = scene.clears[task.instance_key], len(scene.cluster.tries(task))
     return BatchResult(
         requests=len(dag.requests),
         images=dag.images,
-        kills=scene.kills[task.place],
+        kills=scene.kills[task.instance_key],
         tries=tries,
         clears=clears,
         cleared=consented.total(),
@@ -191,37 +185,34 @@ def kill_batch(scene: Scene, dag: BatchDag, *, kills: int, late_kills: int, seed
 
 
 def _draw(scene: Scene, dag: BatchDag, killer: BatchKiller, kills: int) -> int:
-    """Run it until it is over, and return how many submissions were accepted before its last kill.
+    """Run the batch to its end, and return how many submissions were accepted before its last kill.
 
-    The API draws slowly or quickly, so that the kills are spread over the batch.
+    The API's speed is adjusted so that the kills are spread over the batch.
     """
     api, began, accepted = scene.apis[dag.dag_id], time.monotonic(), [0]
 
-    def look(rows: Mapping[Place, TaskRow]) -> None:
-        if not killer.look(rows):
+    def kill_and_adjust(rows: Mapping[InstanceKey, TaskRow]) -> None:
+        if not killer.kill_if_due(rows):
             return
         made = len(accepted)
         accepted.append(len(api.submissions))
         is_ahead = made < kills and accepted[-1] > _SHARE_UNDER_KILLS * dag.images * made / kills
-        # However long this machine takes for a try: then less is drawn between two kills than should be.
+        # Measured in tries, because a try takes longer on a slower machine.
         slow = _SLOW_TRIES * (time.monotonic() - began) / made
         api.configure(seconds_per_image=slow if is_ahead else _QUICK_SECONDS_PER_IMAGE)
 
     killer.plan(kills)
     scene.cluster.run(dag)
-    scene.follow(f"Kills of a batch of {dag.images} images", [dag.task], look, seconds=_SECONDS)
+    scene.wait_for_end(f"Kills of a batch of {dag.images} images", [dag.task], kill_and_adjust, seconds=_SECONDS)
     api.configure(seconds_per_image=_QUICK_SECONDS_PER_IMAGE)
     return accepted[-1]
 
 
-def _clear_what_is_unknown(scene: Scene, dag: BatchDag, killer: BatchKiller, kills: int) -> Counter[Key]:
-    """Clear the batch until no image may be paid, and return for how many images that was done, each time it was.
+def _clear_unknown(scene: Scene, dag: BatchDag, killer: BatchKiller, kills: int) -> Counter[Key]:
+    """Clear the batch until no image may be paid, and return how often each image was cleared.
 
     Args:
-        scene: Where it runs.
-        dag: Its DAG.
-        killer: What kills it in the first round.
-        kills: How often.
+        kills: How often to kill the task after the first Clear.
     """
     api, task, folder = scene.apis[dag.dag_id], dag.task, dag.folder(scene.images)
     consented: Counter[Key] = Counter()
@@ -230,38 +221,44 @@ def _clear_what_is_unknown(scene: Scene, dag: BatchDag, killer: BatchKiller, kil
         if not stopped:
             break
         if scene.states([task]) != {"failed"} or _MAYBE_PAID not in scene.cluster.tries(task)[-1]:
-            scene.complaints.append(f"batch: it must have failed and said that {stopped.total()} images may be paid")
+            scene.complaints.append(
+                f"batch: the task should have failed and reported that {stopped.total()} images may be paid"
+            )
         before = accepted_ids(api)
         consented += stopped
         scene.clear([task], only_failed=True)
         killer.plan(kills)
         kills = 0
-        scene.follow(f"{stopped.total()} images that may be paid, cleared", [task], killer.look, seconds=_SECONDS)
+        scene.wait_for_end(
+            f"Clearing {stopped.total()} images that may be paid", [task], killer.kill_if_due, seconds=_SECONDS
+        )
         new = Counter({key: len(ids) - len(before.get(key, ())) for key, ids in accepted_ids(api).items()})
         cut_off = unknown(read_manifest(folder))
-        # One that was cut off once more may or may not have been accepted; every other one was, once.
+        # An image that was cut off again may or may not have been accepted; every other one was accepted once.
         if not stopped - cut_off <= +new <= stopped:
-            scene.complaints.append(f"batch: cleared, it must have submitted {dict(stopped)}, and did {dict(+new)}")
+            scene.complaints.append(
+                f"batch: after the clear it should have submitted {dict(stopped)}, not {dict(+new)}"
+            )
         if not cut_off:
             _check_result(scene, dag, reused=dag.images - stopped.total())
     return consented
 
 
 def _run_again(scene: Scene, dag: BatchDag) -> int:
-    """Clear the finished batch, and return how many submissions it makes: none, because all its images are there."""
+    """Clear the finished batch, and return how many submissions it makes; it should be none."""
     api, task = scene.apis[dag.dag_id], dag.task
     before = len(api.submissions)
     scene.clear([task], only_failed=False)
-    scene.follow("The finished batch, cleared", [task], seconds=_SECONDS)
+    scene.wait_for_end("Clearing the finished batch", [task], seconds=_SECONDS)
     new = len(api.submissions) - before
     if new:
-        scene.complaints.append(f"batch: finished and cleared, it made {new} submissions")
+        scene.complaints.append(f"batch: it made {new} submissions when it was cleared after its end")
     _check_result(scene, dag, reused=dag.images)
     return new
 
 
 def _check_result(scene: Scene, dag: BatchDag, *, reused: int) -> None:
-    """Complain if a batch that has ended well says something else of what it has drawn since it was cleared."""
+    """Complain if the result of a cleared batch does not match the images that it drew since the Clear."""
     result = scene.cluster.result(dag.task)
     expected = {
         "requests": len(dag.requests),
@@ -271,4 +268,4 @@ def _check_result(scene: Scene, dag: BatchDag, *, reused: int) -> None:
         "consumed_credits": CREDITS_PER_IMAGE * (dag.images - reused),
     }
     if not result.items() >= expected.items():
-        scene.complaints.append(f"batch: cleared, it must have returned {expected}, and did {dict(result)}")
+        scene.complaints.append(f"batch: after the clear it should have returned {expected}, not {dict(result)}")

@@ -1,4 +1,4 @@
-"""The batches of the crash test: their requests, and the DAG files that hold their tasks."""
+"""The batches of the crash test: their requests and their DAG files."""
 
 from __future__ import annotations
 
@@ -48,10 +48,8 @@ class BatchDag:
     """A DAG with one task that draws a batch.
 
     Attributes:
-        dag_id: Its id, which is the name of its connection, its sandbox and its folder too.
-        images: How many images it asks for. One of them is asked for by two rows.
-        max_in_flight: How many are under way at once.
-        retries: How often Airflow tries the task again.
+        dag_id: Also the name of its connection, its sandbox and its folder.
+        images: How many different images it asks for; two rows ask for the same one.
     """
 
     dag_id: str
@@ -65,27 +63,23 @@ class BatchDag:
 
     @cached_property
     def requests(self) -> list[dict[str, Any]]:
-        """The rows: prompts of their own, equal prompts with random seeds, and one prompt with several seeds."""
+        """The rows: different prompts, equal prompts with random seeds, and one prompt with several seeds."""
         equal = [{"prompt": f"A pier {number}"} for number in range(_EQUAL_PROMPTS) for _ in range(_EQUAL_IMAGES)]
         seeded: list[dict[str, Any]] = [{"prompt": "A windmill", "seed": seed} for seed in range(_SEEDS)]
         alone = [{"prompt": f"A lighthouse {number}"} for number in range(self.images - len(equal) - len(seeded))]
         rows = [*equal, *seeded, dict(seeded[0]), *alone]
-        # Equal rows are drawn in different tries.
+        # Shuffled, so that equal rows are drawn in different tries.
         random.Random(self.dag_id).shuffle(rows)
         return [row | {"size": _SIZE} for row in rows]
 
     @cached_property
     def wanted(self) -> Mapping[Key, int]:
-        """How many images are asked for by equal rows."""
+        """How many images the rows ask for, by prompt and seed."""
         keys = Counter((row["prompt"], row.get("seed", RANDOM_SEED)) for row in self.requests)
         return {(prompt, seed): 1 if seed != RANDOM_SEED else rows for (prompt, seed), rows in keys.items()}
 
     def folder(self, images: Path) -> Path:
-        """Return its folder.
-
-        Args:
-            images: The folder for all images of the crash test.
-        """
+        """Return its folder inside the folder for all images of the crash test."""
         return images / self.dag_id
 
     def file(self, output_path: str) -> str:

@@ -1,4 +1,4 @@
-"""The batch part of the crash test: a batch that is marked as failed in the middle ends by itself, and in order."""
+"""The batch part of the crash test: a batch that is marked as failed while it draws must shut down cleanly."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.chaos.scene import Scene
 from tests.integration.standalone import wait_for
 
 _SECONDS = 120.0
-# Airflow sends a SIGTERM when the task's next heartbeat is refused, and a SIGKILL five seconds later: then there is no
-# manifest. How soon that heartbeat comes depends on the machine.
+# Airflow sends a SIGTERM when the task's next heartbeat is refused, and a SIGKILL five seconds later, after which there
+# is no manifest. How soon that heartbeat comes depends on the machine.
 _LONGEST_END_SECONDS = 60.0
 _ANSWER_SECONDS = 1.5
 _ENDED = "the task is ended from outside"
@@ -26,42 +26,42 @@ def ended_dag() -> BatchDag:
 
 
 def slower_api() -> Sandbox:
-    """Return an API that always has submissions to answer: the end is to come in the middle of some."""
+    """Return an API that answers submissions late, so that the end always interrupts some."""
     return Sandbox(seconds_per_image=2.0, hang_after_share=1.0, hang_seconds=_ANSWER_SECONDS, fault_paths=("generate",))
 
 
 def end_batch(scene: Scene, dag: BatchDag) -> str:
-    """Mark a batch as failed while it draws, clear it, and say what came of it: nothing that is paid is forgotten."""
+    """Mark a batch as failed while it draws, then clear it. No paid image may be lost. Return a sentence to print."""
     api, task, folder = scene.apis[dag.dag_id], dag.task, dag.folder(scene.images)
     with scene.progress.step("A batch that is marked as failed"):
         scene.cluster.run(dag)
         wait_for("a batch in the middle", lambda: len(stored_ids(folder)) >= dag.images / 4, _SECONDS)
-        wait_for("a submission under way", lambda: bool(_unanswered(api)), _SECONDS)
+        wait_for("a submission without an answer", lambda: bool(_unanswered(api)), _SECONDS)
         seconds = _mark_failed(scene, dag)
         accepted = {submission.task_id for submission in api.submissions}
         stored, recorded = stored_ids(folder), recorded_ids(folder)
     forgotten = accepted - stored - recorded
     found = []
     if seconds > _LONGEST_END_SECONDS:
-        found.append(f"its process ran for {seconds:.1f} s more")
+        found.append(f"its process ran for another {seconds:.1f} s")
     if manifest_version(folder) is None or _ENDED not in scene.cluster.tries(task)[-1]:
-        found.append("its process did not end by itself, with a manifest and an error")
-    found += [f"{image_task_id} was accepted, and is neither stored nor on record" for image_task_id in forgotten]
+        found.append("its process did not end with a manifest and an error")
+    found += [f"{image_task_id} was accepted, but is neither stored nor recorded" for image_task_id in forgotten]
     scene.clear([task], only_failed=True)
-    scene.follow("The batch that was marked as failed, cleared", [task], seconds=_SECONDS)
+    scene.wait_for_end("Clearing the batch that was marked as failed", [task], seconds=_SECONDS)
     found += gather_batch(dag, api, scene.images, {}).complaints()
     if len(api.submissions) != dag.images:
         found.append(f"{len(api.submissions)} submissions were accepted for {dag.images} images")
     scene.complaints.extend(f"batch marked as failed: {complaint}" for complaint in found)
     return (
-        f"Marked as failed in the middle, a batch of {dag.images} images ended within {seconds:.1f} s. Of its "
-        f"{len(accepted)} submissions, {len(accepted & stored)} were stored, {len(accepted & recorded - stored)} on "
-        f"record and {len(forgotten)} forgotten; cleared, it ended with {len(api.submissions)} submissions in all."
+        f"A batch of {dag.images} images that was marked as failed ended after {seconds:.1f} s. Of its {len(accepted)} "
+        f"submissions, {len(accepted & stored)} were stored, {len(accepted & recorded - stored)} recorded for a "
+        f"resume and {len(forgotten)} lost. After a clear it finished with {len(api.submissions)} submissions in total."
     )
 
 
 def _unanswered(api: Sandbox) -> list[str]:
-    """Return the ids of the image tasks that are accepted while their submissions wait for the answer."""
+    """Return the ids of the image tasks whose submissions are accepted but not answered."""
     return [
         request.task_id
         for request in api.requests
@@ -70,9 +70,9 @@ def _unanswered(api: Sandbox) -> list[str]:
 
 
 def _mark_failed(scene: Scene, dag: BatchDag) -> float:
-    """Mark the batch as failed, and return how many seconds its process goes on."""
-    pid = scene.cluster.look()[dag.task.place].pid
-    assert pid is not None, "the batch runs without a process"
+    """Mark the batch as failed, and return how many seconds its process keeps running."""
+    pid = scene.cluster.task_rows()[dag.task.instance_key].pid
+    assert pid is not None, "the running batch has no process"
     process = psutil.Process(pid)
     scene.cluster.mark_task_failed(dag.task)
     since = time.monotonic()

@@ -1,4 +1,4 @@
-"""Gathers what the judge of a batch decides on: the API's books, the manifest and the files in the folder."""
+"""Gather the evidence on a batch: the API's books, the manifest and the files in the folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MANIFEST = "manifest.jsonl"
 
 
 def accepted_ids(api: Sandbox) -> dict[Key, list[str]]:
-    """Return the ids of the accepted image tasks by what they were asked for."""
+    """Return the ids of the accepted image tasks by prompt and seed."""
     found: dict[Key, list[str]] = defaultdict(list)
     for submission in api.submissions:
         found[submission.request["prompt"], submission.request["seed"]].append(submission.task_id)
@@ -26,13 +26,11 @@ def accepted_ids(api: Sandbox) -> dict[Key, list[str]]:
 
 
 def gather_batch(dag: BatchDag, api: Sandbox, images: Path, consented: Mapping[Key, int]) -> BatchEvidence:
-    """Return what is known of a batch.
+    """Return the evidence on a batch.
 
     Args:
-        dag: Its DAG.
-        api: The API that it talked to.
         images: The folder for all images of the crash test.
-        consented: For how many images a Clear followed the report that they may be paid.
+        consented: How many images were cleared after a report that they may be paid.
     """
     folder = dag.folder(images)
     known = {_MANIFEST}
@@ -49,7 +47,7 @@ def gather_batch(dag: BatchDag, api: Sandbox, images: Path, consented: Mapping[K
 
 
 def read_manifest(folder: Path) -> list[Row]:
-    """Return the rows of a batch's manifest; none where there is no manifest."""
+    """Return the rows of a batch's manifest, or no rows if it has no manifest."""
     return [
         Row(
             number=line["row"],
@@ -64,7 +62,7 @@ def read_manifest(folder: Path) -> list[Row]:
 
 
 def manifest_version(folder: Path) -> tuple[int, int] | None:
-    """Return what changes whenever a try puts its manifest there, which it does at its end; None without one."""
+    """Return a value that changes whenever a try writes its manifest, which it does at its end; None without one."""
     try:
         status = (folder / _MANIFEST).stat()
     except FileNotFoundError:
@@ -73,7 +71,7 @@ def manifest_version(folder: Path) -> tuple[int, int] | None:
 
 
 def stored_ids(folder: Path) -> set[str]:
-    """Return the ids of the image tasks whose images are there with their sidecars."""
+    """Return the ids of the image tasks whose images are stored with their sidecars."""
     sidecars = folder.glob("[!.]*.json")
     return {
         json.loads(file.read_text())["task_id"]
@@ -83,7 +81,7 @@ def stored_ids(folder: Path) -> set[str]:
 
 
 def recorded_ids(folder: Path) -> set[str]:
-    """Return the ids of the image tasks that are written down to be gone back to."""
+    """Return the ids of the image tasks that are recorded for a resume."""
     records = (json.loads(file.read_text()) for file in folder.glob(".submission-*.json"))
     return {record["image_task_id"] for record in records if record["image_task_id"] is not None}
 

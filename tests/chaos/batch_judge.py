@@ -1,4 +1,4 @@
-"""Decides whether a batch that was killed again and again has paid anything twice or lost anything. No I/O."""
+"""Decide whether a batch that was killed repeatedly paid for an image twice or lost one. No I/O."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-# What the API sees of a row: its prompt and its seed. Equal rows can't be told apart there.
+# A row's prompt and seed. The API cannot tell equal rows apart.
 Key = tuple[str, int]
 
 SUCCESS = "SUCCESS"
@@ -15,15 +15,13 @@ UNKNOWN = "UNKNOWN"
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a manifest, with what stands in the folder.
+    """A row of a manifest and the state of its images.
 
     Attributes:
-        number: Its number, counted from 1.
-        key: What the API sees of it.
-        status: Its status.
-        image_task_id: The API's id of its image task, if it has one.
-        shares: Whether it shares the image of a row before it.
-        is_whole: Whether its images are there, decode and are what their sidecars describe.
+        number: Counted from 1.
+        image_task_id: The API's task id, if there is one.
+        shares: Whether it shares the image of an earlier row.
+        is_whole: Whether its images are stored, can be decoded and match their sidecars.
     """
 
     number: int
@@ -35,18 +33,18 @@ class Row:
 
 
 def unknown(rows: Sequence[Row]) -> Counter[Key]:
-    """Return of how many images a manifest says that they may be paid."""
+    """Return how many images may be paid according to a manifest."""
     return Counter(row.key for row in rows if row.status == UNKNOWN and not row.shares)
 
 
 @dataclass(frozen=True)
 class BatchEvidence:
-    """What is known of a batch at its end.
+    """The evidence on a batch at its end.
 
     Attributes:
-        wanted: How many images were asked for.
-        accepted: The ids of the submissions that the API accepted, and charged.
-        consented: For how many images a Clear followed the report that they may be paid.
+        wanted: How many images were requested.
+        accepted: The ids of the submissions that the API accepted and charged.
+        consented: How many images were cleared after a report that they may be paid.
         rows: The manifest.
         leftovers: Files that belong to no row.
     """
@@ -59,28 +57,29 @@ class BatchEvidence:
 
     @property
     def paid_twice(self) -> int:
-        """How many submissions were accepted for which there was neither a row nor a Clear."""
+        """How many submissions were accepted without a row or a Clear."""
         return sum(max(0, len(ids) - self._allowed(key)) for key, ids in self.accepted.items())
 
     @property
     def lost(self) -> int:
-        """How many images were asked for and are not there."""
+        """How many requested images are not stored."""
         found = Counter(row.key for row in self.rows if not row.shares and self._wrong_with(row) is None)
         return sum(max(0, images - found[key]) for key, images in self.wanted.items())
 
     def complaints(self) -> list[str]:
-        """Return what is not as promised, one line each."""
-        return [*self._of_payments(), *self._of_rows(), *(f"{name} is left over" for name in self.leftovers)]
+        """Return everything that is wrong, one line each."""
+        leftovers = (f"{name} is left over" for name in self.leftovers)
+        return [*self._payment_complaints(), *self._row_complaints(), *leftovers]
 
-    def _of_payments(self) -> Iterator[str]:
+    def _payment_complaints(self) -> Iterator[str]:
         for key, ids in self.accepted.items():
             if len(ids) > self._allowed(key):
                 yield (
-                    f"paid twice: {key} was accepted {len(ids)} times, for {self.wanted.get(key, 0)} images of which "
-                    f"{self.consented.get(key, 0)} were cleared after they were said to be maybe paid"
+                    f"paid twice: {key} was accepted {len(ids)} times, for {self.wanted.get(key, 0)} images, of which "
+                    f"{self.consented.get(key, 0)} were cleared after a report that they may be paid"
                 )
 
-    def _of_rows(self) -> Iterator[str]:
+    def _row_complaints(self) -> Iterator[str]:
         owners: dict[str, Row] = {}
         for row in self.rows:
             problem = self._wrong_with(row)
@@ -91,7 +90,7 @@ class BatchEvidence:
                 yield f"row {row.number} {row.key} {problem}"
         images = Counter(row.key for row in self.rows if not row.shares)
         if images != Counter(self.wanted):
-            yield f"the manifest lists {images.total()} images of {sum(self.wanted.values())}, or other ones"
+            yield f"the manifest lists {images.total()} images of {sum(self.wanted.values())}, or different ones"
 
     def _wrong_with(self, row: Row) -> str | None:
         if row.status != SUCCESS:

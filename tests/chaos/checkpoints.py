@@ -1,7 +1,7 @@
-"""Stops a task process at a chosen place of the generate operator, so that it can be killed exactly there.
+"""Stop a task process at a checkpoint in the generate operator, so that it can be killed exactly there.
 
-The generated DAG files call `install` in Airflow's own task processes. A plan is an empty file for each kill; a
-process that gets to the place claims one by renaming it, which tells its pid, and sleeps until it is killed.
+The generated DAG files call `install` in Airflow's task processes. Each planned kill is an empty file. A process that
+reaches the checkpoint claims one by renaming it, which adds its pid, and sleeps until it is killed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ FINISHED = "finished"
 
 _LONGEST_STOP_SECONDS = 180.0
 
-# Which task this process runs: a task process runs only one.
+# The task that this process runs; a task process runs only one.
 _running: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
-class Stop:
-    """A process that stands at a checkpoint: where, in which task, with which pid."""
+class StoppedProcess:
+    """A process that has stopped at a checkpoint."""
 
-    place: str
+    checkpoint: str
     key: str
     pid: int
     claim: Path
@@ -45,28 +45,30 @@ def key_of(dag_id: str, task_id: str, map_index: int) -> str:
     return f"{dag_id}.{task_id}.{map_index}"
 
 
-def plan(folder: Path, place: str, key: str, kills: int) -> None:
-    """Let the next processes of a task stop at a place, each once."""
+def plan(folder: Path, checkpoint: str, key: str, kills: int) -> None:
+    """Make the next processes of a task stop at a checkpoint, each once."""
     for number in range(kills):
-        file = folder / place / "planned" / f"{key}@{number}"
+        file = folder / checkpoint / "planned" / f"{key}@{number}"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
 
 
-def stops(folder: Path) -> Iterator[Stop]:
-    """Return the processes that have come to a checkpoint and are not dealt with; see `deal_with`."""
+def reached(folder: Path) -> Iterator[StoppedProcess]:
+    """Return the processes that have reached a checkpoint and were not passed to `remove`."""
     for claim in sorted(folder.glob("*/reached/*")):
         name, _, pid = claim.name.rpartition("@")
-        yield Stop(place=claim.parent.parent.name, key=name.rpartition("@")[0], pid=int(pid), claim=claim)
+        yield StoppedProcess(
+            checkpoint=claim.parent.parent.name, key=name.rpartition("@")[0], pid=int(pid), claim=claim
+        )
 
 
-def deal_with(stop: Stop) -> None:
-    """Don't return a stop again."""
+def remove(stop: StoppedProcess) -> None:
+    """Remove a process from those that `reached` returns."""
     stop.claim.unlink()
 
 
 def install() -> None:
-    """Put the checkpoints into the functions that the operator calls."""
+    """Wrap the functions that the operator calls with checkpoints."""
     from airflow_provider_qwenimage import operators
     from airflow_provider_qwenimage.hooks import QwenImageHook
     from airflow_provider_qwenimage.tasks import deferral
@@ -80,7 +82,7 @@ def install() -> None:
     _around(Ledger, "intend", before=_stop(INTENT))
     _around(QwenImageHook, "submit", before=_stop(REQUEST))
     _around(Ledger, "accept", before=_stop(ID))
-    _around(QwenImageHook, "wait_for_completion", before=_watch_the_first_check)
+    _around(QwenImageHook, "wait_for_completion", before=_stop_after_first_check)
     _around(deferral, "wait_deferred", after=_stop(DEFER))
     _around(Ledger, "finish", before=_stop(STORED), after=_stop(FINISHED))
 
@@ -99,7 +101,7 @@ def _around(owner: Any, name: str, *, before: _Action | None = None, after: _Act
         try:
             return original(*args, **kwargs)
         finally:
-            # Also on an exception: that is how a task defers.
+            # Also after an exception, because a task defers by raising one.
             if after is not None:
                 after(*args, **kwargs)
 
@@ -119,8 +121,8 @@ def _remember_and_stop(*args: Any, **kwargs: Any) -> None:
     _stop_at(RESUME)
 
 
-def _watch_the_first_check(hook: Any, *_args: Any, **_kwargs: Any) -> None:
-    """Stop after the wait's first look at the API, in the middle of the wait."""
+def _stop_after_first_check(hook: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Stop after the first check of the wait, in the middle of the wait."""
     check = hook.check
 
     def check_and_stop(*args: Any, **kwargs: Any) -> Any:
@@ -131,20 +133,20 @@ def _watch_the_first_check(hook: Any, *_args: Any, **_kwargs: Any) -> None:
     hook.check = check_and_stop
 
 
-def _stop(place: str) -> _Action:
+def _stop(checkpoint: str) -> _Action:
     def stop(*_args: Any, **_kwargs: Any) -> None:
-        _stop_at(place)
+        _stop_at(checkpoint)
 
     return stop
 
 
-def _stop_at(place: str) -> None:
+def _stop_at(checkpoint: str) -> None:
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is None or "key" not in _running:
         return
-    for file in sorted(Path(folder, place, "planned").glob(f"{_running['key']}@*")):
+    for file in sorted(Path(folder, checkpoint, "planned").glob(f"{_running['key']}@*")):
         claim = file.parent.parent / "reached" / f"{file.name}@{os.getpid()}"
         claim.parent.mkdir(exist_ok=True)
         file.rename(claim)
         time.sleep(_LONGEST_STOP_SECONDS)
-        raise RuntimeError(f"Nobody killed process {os.getpid()} at the checkpoint {place!r}.")
+        raise RuntimeError(f"Nobody killed process {os.getpid()} at the checkpoint {checkpoint!r}.")

@@ -1,4 +1,4 @@
-"""A running Airflow on PostgreSQL, with what the crash test needs to know of its tasks and to do to them."""
+"""A running Airflow on PostgreSQL: the crash test reads its tasks, clears them and reads their logs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tests.chaos import checkpoints
 from tests.chaos.tasks import Dag, Task
 from tests.integration.standalone import StandaloneAirflow
 
-Place = tuple[str, str, int]
+InstanceKey = tuple[str, str, int]
 
 OVER = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 UNKNOWN = "QwenImageSubmissionUnknownError"
-# What the log of a try says once there is an image task.
+# The log of a try contains one of these once the image is submitted.
 SUBMITTED = ("Submitted image task", "Going back to image task")
 
 _ATTEMPT = re.compile(r"attempt=(\d+)\.log$")
 _TASKS = sqlalchemy.text("SELECT dag_id, task_id, map_index, state, pid, try_number FROM task_instance")
 _OPEN_RUNS = sqlalchemy.text("SELECT dag_id FROM dag_run WHERE state IN ('queued', 'running')")
-# What every task process would import anew: imported before Airflow forks them, each takes a third of a second less.
+# Imported before Airflow forks the task processes, which saves each of them a third of a second.
 _PRELOAD = """
 import aiohttp
 import PIL.Image
@@ -39,25 +39,25 @@ import airflow.sdk.execution_time.task_runner
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A task instance as it stands in the database."""
+    """A task instance in Airflow's database."""
 
-    place: Place
+    key: InstanceKey
     state: str | None
     pid: int | None
     try_number: int
 
 
 class Cluster(StandaloneAirflow):
-    """An Airflow whose scheduler is quick.
+    """An Airflow with short scheduler intervals.
 
     Args:
         home: The AIRFLOW_HOME.
-        root: The folder that has the package and the tests.
-        database: The URL of its PostgreSQL.
-        stops: The folder of the checkpoints.
+        root: The folder that contains the package and the tests.
+        database: The URL of its PostgreSQL database.
+        checkpoints_folder: See `checkpoints`.
     """
 
-    def __init__(self, home: Path, root: Path, database: str, stops: Path) -> None:
+    def __init__(self, home: Path, root: Path, database: str, checkpoints_folder: Path) -> None:
         scratch = home / "scratch"
         scratch.mkdir()
         super().__init__(
@@ -66,16 +66,16 @@ class Cluster(StandaloneAirflow):
             {
                 "AIRFLOW__API__WORKERS": "1",
                 "AIRFLOW__CORE__PARALLELISM": "8",
-                # Everything is written before the start, and parsing takes time from the tasks.
+                # The DAG files never change, and parsing them again would slow down the tasks.
                 "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
                 "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
                 "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
                 "AIRFLOW__SCHEDULER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "4",
                 "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "4",
-                # A task's supervisor notices only after so many seconds that its process has ended.
+                # A task's supervisor needs up to this many seconds to notice that its process has ended.
                 "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-                checkpoints.FOLDER_VARIABLE: str(stops),
-                # Where a process that is killed leaves its temporary files.
+                checkpoints.FOLDER_VARIABLE: str(checkpoints_folder),
+                # A killed process leaves its temporary files here.
                 "TMPDIR": str(scratch),
             },
         )
@@ -86,10 +86,10 @@ class Cluster(StandaloneAirflow):
         (config / "airflow_local_settings.py").write_text(_PRELOAD)
 
     def run(self, dag: Dag) -> None:
-        """Start the one run of a DAG."""
+        """Start a DAG's only run."""
         self._runs[dag.dag_id] = self.trigger(dag.dag_id, {})
 
-    def look(self) -> dict[Place, TaskRow]:
+    def task_rows(self) -> dict[InstanceKey, TaskRow]:
         """Return every task instance."""
         with self._engine.connect() as connection:
             rows = connection.execute(_TASKS).all()
@@ -101,12 +101,12 @@ class Cluster(StandaloneAirflow):
         }
 
     def has_open_runs(self) -> bool:
-        """Whether any DAG run is not marked as finished yet."""
+        """Whether any DAG run is not finished."""
         with self._engine.connect() as connection:
             return connection.execute(_OPEN_RUNS).first() is not None
 
     def clear_tasks(self, tasks: Iterable[Task], *, only_failed: bool) -> None:
-        """Clear tasks, as a user does on Airflow's page."""
+        """Clear tasks, as a user does in the Airflow UI."""
         by_dag: dict[str, list[Task]] = defaultdict(list)
         for task in tasks:
             by_dag[task.dag_id].append(task)
@@ -125,11 +125,11 @@ class Cluster(StandaloneAirflow):
             )
 
     def mark_task_failed(self, task: Task) -> None:
-        """Mark a task that is not mapped as failed, as a user does on Airflow's page."""
+        """Mark an unmapped task as failed, as a user does in the Airflow UI."""
         self.mark_failed(task.dag_id, self._runs[task.dag_id], task.task_id)
 
     def result(self, task: Task) -> Mapping[str, object]:
-        """Return what a finished task returned, or nothing."""
+        """Return the result of a finished task, or an empty mapping."""
         try:
             value = self.returned(task.dag_id, self._runs[task.dag_id], task.task_id, task.map_index)
         except requests.HTTPError:
@@ -142,7 +142,7 @@ class Cluster(StandaloneAirflow):
         return [logs[number].read_text(errors="replace") for number in sorted(logs)]
 
     def log_of_try(self, task: Task, number: int) -> str:
-        """Return the log of one try of a task, as far as it is written."""
+        """Return the log of one try of a task, as written so far."""
         return "".join(file.read_text(errors="replace") for file in self._logs(task, str(number)))
 
     def _logs(self, task: Task, number: str = "*") -> Iterable[Path]:
@@ -154,7 +154,7 @@ class Cluster(StandaloneAirflow):
 
     def _is_ready(self, dag_ids: tuple[str, ...]) -> bool:
         if not super()._is_ready(dag_ids):
-            # A DAG file that cannot be imported would be waited for in vain.
+            # A DAG file that cannot be imported never becomes ready.
             with contextlib.suppress(requests.RequestException):
                 errors = self._call("GET", "importErrors")["import_errors"]
                 assert not errors, f"Airflow cannot import a DAG file:\n{errors[0]['stack_trace']}"
@@ -162,6 +162,6 @@ class Cluster(StandaloneAirflow):
         return True
 
     def stop(self) -> None:
-        """Stop every process, and let the database go."""
+        """Stop every process, and close the connections to the database."""
         self._engine.dispose()
         super().stop()

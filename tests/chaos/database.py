@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own: a free port of this machine, a temporary folder, nothing left at the end."""
+"""A temporary PostgreSQL server: on a free port, in a temporary folder that is removed at the end."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _MISSING = 2
 
 
 class PostgresMissingError(CannotGoOnError):
-    """The PostgreSQL server programs are not installed; the message says what to install."""
+    """The PostgreSQL server programs are not installed; the message names the package to install."""
 
 
 class Postgres:
     """A server with an empty database, from `__enter__` to `__exit__`.
 
-    PostgreSQL refuses to run as root: then it runs as the user ``postgres`` or ``nobody``.
+    PostgreSQL refuses to run as root, so for root it runs as the user ``postgres`` or ``nobody``.
 
     Raises:
-        PostgresMissingError: If its server programs are not found.
+        PostgresMissingError: If the server programs are not found.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Postgres:
             "port": str(self._port),
             "unix_socket_directories": "",
             "max_connections": "200",
-            # What a power cut would destroy is thrown away anyway.
+            # The data is removed at the end, so it need not survive a power cut.
             "fsync": "off",
             "synchronous_commit": "off",
             "full_page_writes": "off",
@@ -91,7 +91,7 @@ class Postgres:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is for us; we stop it in order.
+                # Ctrl-C must not reach the server; `_stop` stops it.
                 start_new_session=True,
                 **self._identity,
             )
@@ -105,7 +105,7 @@ class Postgres:
 
     def _stop(self) -> None:
         if self._server is not None and self._server.poll() is None:
-            # It ends without waiting for its clients.
+            # SIGINT: a fast shutdown, which does not wait for clients.
             self._server.send_signal(signal.SIGINT)
             try:
                 self._server.wait(_STOP_SECONDS)
@@ -116,13 +116,13 @@ class Postgres:
 
 
 def run_on_postgres(run: Callable[[Postgres], None]) -> int:
-    """Run a program that needs a server, until it ends, cannot go on or is interrupted.
+    """Run a program that needs a server until it ends, fails or is interrupted.
 
     Args:
-        run: The program. It starts the server.
+        run: The program, which starts the server.
 
     Returns:
-        The exit code: 2 where the server programs are missing.
+        The exit code; 2 if the server programs are missing.
     """
     try:
         postgres = Postgres()
@@ -133,14 +133,14 @@ def run_on_postgres(run: Callable[[Postgres], None]) -> int:
 
 
 def initialize(programs: Path, data: Path, user: str, password: str, identity: Mapping[str, Any]) -> None:
-    """Make the data folder of a server.
+    """Create the data folder of a server.
 
     Args:
-        programs: The folder of its programs.
-        data: The folder to fill; its parent takes a file with the password.
+        programs: The folder of the server programs.
+        data: The folder to fill; a file with the password is written next to it.
         user: The server's superuser.
         password: That user's password.
-        identity: As whom the server runs, for `subprocess.Popen`; empty for this user.
+        identity: The system user that runs the server, as arguments of `subprocess.Popen`; empty for this user.
     """
     data.mkdir(exist_ok=True)
     file = data.with_suffix(".password")
@@ -162,7 +162,7 @@ def initialize(programs: Path, data: Path, user: str, password: str, identity: M
 
 
 def find_programs() -> Path:
-    """Return the folder that has the server programs; Debian and others keep it off the PATH."""
+    """Return the folder of the server programs, which is not on the PATH on Debian and other systems."""
     folders = [Path(found).resolve().parent for found in (shutil.which("initdb"),) if found]
     for pattern in ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql*/bin"):
         folders += sorted(Path("/").glob(pattern), reverse=True)
@@ -170,8 +170,8 @@ def find_programs() -> Path:
         if (folder / "initdb").exists() and (folder / "postgres").exists():
             return folder
     raise PostgresMissingError(
-        "Airflow runs here on a PostgreSQL server of its own, and its programs (initdb, postgres) are not "
-        "found. Install them (Debian and Ubuntu: apt-get install postgresql), then run this again."
+        "This needs a temporary PostgreSQL server for Airflow, and the server programs (initdb, postgres) are not "
+        "installed. Install them (Debian and Ubuntu: apt-get install postgresql), then run this again."
     )
 
 

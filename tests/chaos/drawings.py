@@ -1,4 +1,4 @@
-"""The generate tasks of the crash test: which there are, and the DAG files that hold them."""
+"""The generate tasks of the crash test, and their DAG files."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ with DAG(
 
 @dataclass(frozen=True)
 class Drawing(Task):
-    """A task that draws one image, with a prompt that no other task has.
+    """A task that draws one image, with a unique prompt.
 
     Attributes:
-        stores: Whether it has an `output_path`; otherwise it only waits for the image.
+        stores: Whether the task has an `output_path`; otherwise it only waits for the image.
     """
 
     stores: bool
@@ -56,7 +56,7 @@ class Drawing(Task):
 
 @dataclass(frozen=True)
 class Group:
-    """Tasks of one shape: a mapped task of that many images, or (mapped=0) one that is not mapped."""
+    """A mapped task with that many images, or (mapped=0) a task that is not mapped."""
 
     task_id: str
     deferrable: bool
@@ -69,11 +69,9 @@ class DrawingDag:
     """A DAG of generate tasks.
 
     Attributes:
-        dag_id: Its id.
-        conn_id: The connection of its API, which is the name of its sandbox too.
-        groups: Its tasks.
-        retries: How often Airflow tries each of them again.
-        poll_interval: Seconds between two looks at the API.
+        conn_id: Its connection, which is also the name of its sandbox.
+        retries: Airflow's retries for each task.
+        poll_interval: In seconds.
     """
 
     dag_id: str
@@ -109,12 +107,12 @@ class DrawingDag:
 
 
 def mixed_groups(mapped: int, *, all_store: bool = False, deferrable: bool | None = None) -> list[Group]:
-    """Return every kind of task: mapped and not, waiting in the worker and in the triggerer.
+    """Return every kind of task: mapped and unmapped, waiting in the worker and in the triggerer.
 
     Args:
-        mapped: The images of each mapped task.
+        mapped: The number of images of each mapped task.
         all_store: Whether every task has an `output_path`.
-        deferrable: True or False for tasks that wait in that way only.
+        deferrable: True for deferrable tasks only, False for the others only, None for both.
     """
     groups = []
     for waits, name in ((False, "worker"), (True, "deferred")):

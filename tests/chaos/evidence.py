@@ -1,4 +1,4 @@
-"""Gathers what the judge decides on: the API's books, Airflow's states and logs, and the stored files."""
+"""Gather the evidence on tasks: the API's books, Airflow's states and logs, and the stored files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.chaos.cluster import UNKNOWN, Cluster, Place
+from tests.chaos.cluster import UNKNOWN, Cluster, InstanceKey
 from tests.chaos.drawings import Drawing
 from tests.chaos.judge import Evidence
 
@@ -25,7 +25,7 @@ def accepted_ids(apis: Iterable[Sandbox]) -> dict[str, list[str]]:
 
 
 def is_whole(image: Path) -> bool:
-    """Whether a file is an image that decodes to its end."""
+    """Whether a file is an image that can be decoded completely."""
     try:
         with Image.open(image) as opened:
             opened.load()
@@ -40,25 +40,23 @@ def gather(
     apis: Iterable[Sandbox],
     images: Path,
     *,
-    kills: Mapping[Place, int],
-    clears: Mapping[Place, int],
+    kills: Mapping[InstanceKey, int],
+    clears: Mapping[InstanceKey, int],
 ) -> list[Evidence]:
-    """Return what is known of tasks.
+    """Return the evidence on tasks.
 
     Args:
-        drawings: The tasks.
-        cluster: Where they ran.
-        apis: The APIs that they talked to.
-        images: The folder that they store to.
-        kills: How often each was killed.
-        clears: How often each was cleared.
+        apis: The sandboxes that the tasks used.
+        images: The folder in which the tasks store images.
+        kills: How often each task was killed.
+        clears: How often each task was cleared.
     """
     ids = accepted_ids(apis)
     stored = whole_images(images)
-    rows = cluster.look()
+    rows = cluster.task_rows()
     found = []
     for drawing in drawings:
-        row = rows.get(drawing.place)
+        row = rows.get(drawing.instance_key)
         state = row.state if row else None
         if drawing.stores:
             image_task_id = stored.get(drawing.prompt)
@@ -72,15 +70,15 @@ def gather(
                 accepted=len(ids[drawing.prompt]),
                 result_is_whole=image_task_id in ids[drawing.prompt],
                 last_try_unknown=bool(tries) and UNKNOWN in tries[-1],
-                kills=kills.get(drawing.place, 0),
-                clears=clears.get(drawing.place, 0),
+                kills=kills.get(drawing.instance_key, 0),
+                clears=clears.get(drawing.instance_key, 0),
             )
         )
     return found
 
 
 def whole_images(folder: Path) -> dict[str, str]:
-    """Return the image task of each prompt whose image is there and whole, beside its sidecar."""
+    """Return, by prompt, the ids of the image tasks whose images are stored completely, with a sidecar."""
     found = {}
     for file in folder.glob("[!.]*.json"):
         sidecar = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""The fault test: hundreds of images while the API answers one request in five wrongly."""
+"""The fault test: draw hundreds of images while one request in five gets a fault."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _IMAGE_FAULTS = (
 
 
 def faulty_api(seed: int) -> Sandbox:
-    """Return an API that gives one answer in five wrongly, or not in time."""
+    """Return an API that answers one request in five wrongly or too late."""
     api = Sandbox(
         seconds_per_image=2.0,
         retry_after=1.0,
         hang_seconds=2.0 * TIMEOUT_SECONDS,
         fault_seed=seed,
-        # Only an image can be truncated, so that images have faults of their own.
+        # Images have their own faults, because only an image can be truncated.
         fault_paths=("generate", "status"),
         **_SHARES,
     )
@@ -66,7 +66,7 @@ def faulty_api(seed: int) -> Sandbox:
 
 
 def fault_dags(*, quick: bool) -> list[DrawingDag]:
-    """Return the DAGs, one of each shape."""
+    """Return the DAGs: mapped and unmapped tasks that wait in the worker and in the triggerer."""
     worker, deferred, single = (6, 4, 1) if quick else (170, 100, 15)
     shapes = {
         "faults_worker_mapped": [Group("draw", deferrable=False, mapped=worker)],
@@ -79,18 +79,18 @@ def fault_dags(*, quick: bool) -> list[DrawingDag]:
 
 @dataclass(frozen=True)
 class FaultResult:
-    """What came of the images.
+    """The counts of the fault test.
 
     Attributes:
-        images: How many were asked for.
-        requests: How many requests the API got.
-        faults: The faults that it made, by kind.
-        cleared: How many tasks stopped as unknown and were cleared.
-        paid_twice: How many were paid again without that.
-        lost: How many did not come, or are not whole.
-        wait_failures: How many tries failed once their image was submitted.
-        seen: How many files the watch looked at.
-        partial: How many of them were not whole.
+        images: Images requested.
+        requests: Requests that the API received.
+        faults: Faults that the API injected, by kind.
+        cleared: Tasks that stopped as unknown and were cleared.
+        paid_twice: Tasks that paid again without a Clear.
+        lost: Images that are missing or incomplete.
+        wait_failures: Tries that failed after their image was submitted.
+        seen: Files that the watch checked.
+        partial: Files that were incomplete when the watch checked them.
     """
 
     images: int
@@ -110,49 +110,49 @@ class FaultResult:
             ("requests", self.requests),
             ("faults", self.faults.total()),
             *((f"  {kind.replace('_', ' ')}", number) for kind, number in self.faults.most_common()),
-            ("stopped as unknown and cleared", self.cleared),
+            ("stopped as unknown, then cleared", self.cleared),
             ("paid twice", self.paid_twice),
             ("lost", self.lost),
             ("failures while waiting or downloading", self.wait_failures),
-            ("files looked at as they came", self.seen),
-            ("partial files among them", self.partial),
+            ("files checked on arrival", self.seen),
+            ("  incomplete", self.partial),
         ]
 
 
 def draw_through_faults(scene: Scene, dags: Sequence[DrawingDag]) -> FaultResult:
-    """Draw the images of all DAGs, clear what stops as unknown until nothing does, and judge."""
+    """Draw the images of all DAGs, clear the tasks that stop as unknown until none does, and check the result."""
     drawings = [drawing for dag in dags for drawing in dag.drawings]
     with FolderWatch(scene.images) as watch:
         for dag in dags:
             scene.cluster.run(dag)
-        scene.follow(f"{len(drawings)} images, one answer in five is a fault", drawings, seconds=_SECONDS)
+        scene.wait_for_end(f"{len(drawings)} images with one fault in five requests", drawings, seconds=_SECONDS)
         for _ in range(_MOST_ROUNDS):
             verdicts = {evidence.name: evidence.verdict for evidence in scene.gather(drawings)}
             stopped = [drawing for drawing in drawings if verdicts[drawing.key] is Verdict.UNKNOWN]
             if not stopped:
                 break
             scene.clear(stopped, only_failed=True)
-            scene.follow("Those that stopped as unknown, cleared", stopped, seconds=_SECONDS)
+            scene.wait_for_end("Clearing the tasks that stopped as unknown", stopped, seconds=_SECONDS)
     found = scene.gather(drawings)
     broken = [evidence for evidence in found if evidence.verdict is not Verdict.STORED]
     twice = [evidence for evidence in found if evidence.paid_twice]
     failures = [
-        f"{drawing.key}: try {number} failed while its image was submitted"
+        f"faults: {drawing.key}: try {number} failed after its image was submitted"
         for drawing in drawings
         for number, log in enumerate(scene.cluster.tries(drawing), start=1)
         if _FAILED in log and UNKNOWN not in log and any(words in log for words in SUBMITTED)
     ]
-    scene.complaints.extend([f"faults: must have stored its image: {evidence}" for evidence in broken])
+    scene.complaints.extend([f"faults: should have stored its image: {evidence}" for evidence in broken])
     scene.complaints.extend([f"faults: paid twice: {evidence}" for evidence in twice])
     scene.complaints.extend(failures)
-    scene.complaints.extend([f"faults: {name} stood there while it was not whole" for name in watch.partial])
+    scene.complaints.extend([f"faults: {name} was incomplete under its final name" for name in watch.partial])
     requests = scene.apis[CONN_ID].requests
     kinds = Counter(request.behaviour for request in requests if request.behaviour != "ok")
     return FaultResult(
         images=len(drawings),
         requests=len(requests),
         faults=kinds,
-        cleared=sum(scene.clears[drawing.place] for drawing in drawings),
+        cleared=sum(scene.clears[drawing.instance_key] for drawing in drawings),
         paid_twice=len(twice),
         lost=len(broken),
         wait_failures=len(failures),

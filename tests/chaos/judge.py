@@ -1,4 +1,4 @@
-"""Decides how a task came through its crashes, and whether anything was paid twice or lost. No I/O."""
+"""Decide how a killed task ended, and whether it paid twice or lost its image. No I/O."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a task at the end.
+    """The evidence on a task at its end.
 
     Attributes:
-        name: The task, for messages.
-        state: Its state in Airflow.
-        accepted: How many submissions the API accepted, and charged, for it.
-        result_is_whole: Whether its result is there: an image that decodes with its sidecar, or, where nothing is
-            stored, the id of an accepted image task.
+        name: The task's name in messages.
+        state: The task's state in Airflow.
+        accepted: How many of its submissions the API accepted and charged.
+        result_is_whole: Whether it has its result: a complete image with a sidecar, or, if it stores nothing, the id of
+            an accepted image task.
         last_try_unknown: Whether its last try ended with `QwenImageSubmissionUnknownError`.
-        clears: How often it was cleared, each time by a decision to pay again.
+        clears: How often it was cleared; each Clear is a decision to pay again.
         kills: How often one of its processes was killed.
     """
 
@@ -48,20 +48,20 @@ class Evidence:
 
     @property
     def paid_twice(self) -> bool:
-        """Whether it was paid again without anybody's decision."""
+        """Whether it paid again without a Clear."""
         return self.accepted > 1 + self.clears
 
     def __str__(self) -> str:
         return (
             f"{self.name}: {self.verdict} (state {self.state}, accepted {self.accepted} times, result "
-            f"{'whole' if self.result_is_whole else 'missing or broken'}, killed {self.kills} times, cleared "
+            f"{'complete' if self.result_is_whole else 'missing or broken'}, killed {self.kills} times, cleared "
             f"{self.clears} times)"
         )
 
 
 @dataclass(frozen=True)
 class Tally:
-    """A row of the table. A kill counts where it led to: the task went on, stopped as unknown or was lost."""
+    """A row of the table. Each kill is counted by its consequence: the task resumed, stopped as unknown or was lost."""
 
     stage: str
     kills: int = 0
@@ -90,7 +90,7 @@ def tally(stage: str, tasks: Iterable[Evidence]) -> Tally:
     row = Tally(stage)
     for task in tasks:
         verdict = task.verdict
-        # Only the last kill can have ended it: the task went on after each of the others.
+        # Only the last kill can have ended the task; it resumed after the others.
         ended = verdict is not Verdict.STORED
         row += Tally(
             stage,
@@ -110,11 +110,11 @@ def total(rows: Iterable[Tally]) -> Tally:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a stage promises for each of its tasks.
+    """How each task of a stage must end.
 
     Attributes:
-        verdict: How each must end, or None where both going on and stopping as unknown are honest.
-        accepted: How often each may have been accepted.
+        verdict: The required end, or None if both stored and stopped as unknown are correct.
+        accepted: How many accepted submissions each task may have.
     """
 
     verdict: Verdict | None
@@ -122,13 +122,10 @@ class Expectation:
 
 
 def complaints(stage: str, expected: Expectation, tasks: Iterable[Evidence], *, kills: int = 0) -> list[str]:
-    """Return what is not as promised, one line each.
+    """Return everything that is wrong with the tasks of a stage, one line each.
 
     Args:
-        stage: The row.
-        expected: What it promises.
-        tasks: Its tasks.
-        kills: How many kills it must have made.
+        kills: How many kills are required.
     """
     tasks = list(tasks)
     found = []
@@ -136,7 +133,7 @@ def complaints(stage: str, expected: Expectation, tasks: Iterable[Evidence], *, 
         if task.paid_twice:
             found.append(f"{stage}: paid twice: {task}")
         elif task.verdict is Verdict.LOST or (expected.verdict is not None and task.verdict is not expected.verdict):
-            found.append(f"{stage}: must have ended as {expected.verdict or 'stored or unknown'}: {task}")
+            found.append(f"{stage}: should have ended as {expected.verdict or 'stored or unknown'}: {task}")
         elif task.accepted not in expected.accepted:
             found.append(f"{stage}: accepted {task.accepted} times: {task}")
     made = sum(task.kills for task in tasks)

@@ -1,4 +1,4 @@
-"""Sends task processes a SIGKILL: at a checkpoint, while the API lets them hang, or at a random moment."""
+"""Send task processes a SIGKILL: at a checkpoint, while their request hangs, or at a random moment."""
 
 from __future__ import annotations
 
@@ -12,18 +12,13 @@ from collections.abc import Mapping, Sequence
 import psutil
 
 from tests.chaos import checkpoints
-from tests.chaos.cluster import Place, TaskRow
+from tests.chaos.cluster import InstanceKey, TaskRow
 from tests.chaos.drawings import Drawing
 from tests.chaos.scene import Scene
 
 
 class StageKiller:
-    """Kills the processes that stand where they were meant to be killed.
-
-    Args:
-        scene: Where they run.
-        drawings: Their tasks.
-    """
+    """Kills task processes at checkpoints and while their requests hang."""
 
     def __init__(self, scene: Scene, drawings: Sequence[Drawing]) -> None:
         self._scene = scene
@@ -31,56 +26,56 @@ class StageKiller:
         self._by_prompt = {drawing.prompt: drawing for drawing in drawings}
         self._hung: set[int] = set()
 
-    def kill_at_checkpoints(self, rows: Mapping[Place, TaskRow]) -> None:
-        """Kill each process that stands at a checkpoint, which must be the one that Airflow knows for its task."""
-        for stop in checkpoints.stops(self._scene.stops):
-            place = self._by_key[stop.key].place
-            if rows[place].pid != stop.pid:
+    def kill_at_checkpoints(self, rows: Mapping[InstanceKey, TaskRow]) -> None:
+        """Kill each process at a checkpoint. It must be the process that Airflow has recorded for the task."""
+        for stop in checkpoints.reached(self._scene.checkpoints):
+            key = self._by_key[stop.key].instance_key
+            if rows[key].pid != stop.pid:
                 # The rows may be older than the process.
-                rows = self._scene.cluster.look()
-            if rows[place].pid != stop.pid:
+                rows = self._scene.cluster.task_rows()
+            if rows[key].pid != stop.pid:
                 self._scene.complaints.append(
-                    f"{stop.key}: the checkpoint holds process {stop.pid}, Airflow's is {rows[place].pid}"
+                    f"{stop.key}: process {stop.pid} is at the checkpoint, but Airflow has recorded {rows[key].pid}"
                 )
-            self._kill(place, stop.pid)
-            checkpoints.deal_with(stop)
+            self._kill(key, stop.pid)
+            checkpoints.remove(stop)
 
     def kill_in_requests(self, conn_id: str, behaviour: str) -> None:
-        """Kill each process that waits for an answer which an API withholds.
+        """Kill each process that waits for a hanging request.
 
         Args:
             conn_id: The connection to the API.
-            behaviour: How the API's script lets requests hang.
+            behaviour: The scripted behaviour of the hanging requests.
         """
         api = self._scene.apis[conn_id]
         prompts = {submission.task_id: submission.request["prompt"] for submission in api.submissions}
         for request in api.requests:
-            # A submission has an image task from the moment in which it is accepted; an image's URL names it.
+            # The record of a submission has a task id as soon as it is accepted; the path of an image contains it.
             image_task_id = request.task_id or request.path.rpartition("/")[2].partition(".")[0]
             if request.behaviour != behaviour or id(request) in self._hung or image_task_id not in prompts:
                 continue
-            place = self._by_prompt[prompts[image_task_id]].place
-            pid = self._scene.cluster.look()[place].pid
+            key = self._by_prompt[prompts[image_task_id]].instance_key
+            pid = self._scene.cluster.task_rows()[key].pid
             if pid is not None:
-                # The books keep the record, so no other object gets its id.
+                # The books keep the record, so no other object can have the same id().
                 self._hung.add(id(request))
-                self._kill(place, pid)
+                self._kill(key, pid)
 
-    def _kill(self, place: Place, pid: int) -> None:
+    def _kill(self, key: InstanceKey, pid: int) -> None:
         if kill_process(pid):
-            self._scene.kills[place] += 1
+            self._scene.kills[key] += 1
         else:
-            self._scene.complaints.append(f"{place}: process {pid} was gone before it could be killed")
+            self._scene.complaints.append(f"{key}: process {pid} ended before it could be killed")
 
 
 class RandomKiller:
-    """Kills running task processes at random moments of their lives.
+    """Kills running task processes at random moments.
 
     Args:
-        scene: Where they run.
-        seed: What the moments are drawn from.
-        lives: How many seconds a process may live after it was first seen running. One of them is drawn for each.
-        most_per_task: A task is not killed more often.
+        seed: The seed of the moments.
+        lives: Limits, in seconds, for the time from when a process is first seen running to its kill; one is drawn for
+            each process.
+        most_per_task: The maximum number of kills per task.
     """
 
     def __init__(self, scene: Scene, *, seed: int, lives: Sequence[float], most_per_task: int) -> None:
@@ -88,26 +83,26 @@ class RandomKiller:
         self._random = random.Random(seed)
         self._lives = lives
         self._most = most_per_task
-        self._moments: dict[tuple[Place, int], float] = {}
+        self._moments: dict[tuple[InstanceKey, int], float] = {}
 
-    def look(self, drawings: Sequence[Drawing], rows: Mapping[Place, TaskRow]) -> None:
+    def kill_due(self, drawings: Sequence[Drawing], rows: Mapping[InstanceKey, TaskRow]) -> None:
         """Kill the processes of these tasks whose moment has come."""
         for drawing in drawings:
-            row = rows.get(drawing.place)
+            row = rows.get(drawing.instance_key)
             if row is None or row.state != "running" or row.pid is None:
                 continue
-            process = (row.place, row.pid)
+            process = (row.key, row.pid)
             if process not in self._moments:
                 moment = self._random.uniform(0.0, self._random.choice(self._lives))
                 self._moments[process] = time.monotonic() + moment
-            if time.monotonic() >= self._moments[process] and self._scene.kills[row.place] < self._most:
-                # Airflow says "running" for a moment more, and a process takes a moment to die: once is enough.
+            if time.monotonic() >= self._moments[process] and self._scene.kills[row.key] < self._most:
+                # The row stays "running" for a moment after the kill, so each process is killed only once.
                 self._moments[process] = math.inf
-                self._scene.kills[row.place] += kill_process(row.pid)
+                self._scene.kills[row.key] += kill_process(row.pid)
 
 
 def kill_process(pid: int) -> bool:
-    """Send a SIGKILL, and return whether there was a process to end."""
+    """Send a SIGKILL, and return whether the process was still running."""
     try:
         if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return False

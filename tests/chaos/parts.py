@@ -1,4 +1,4 @@
-"""The parts of `make chaos`, each with its DAGs, its APIs and what it has to tell at its end."""
+"""The parts of `make chaos`, each with its DAGs, its sandboxes and its report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.chaos import batch, batch_ending, crash, faults, stages
-from tests.chaos.aftermath import clear_what_stopped, run_again
+from tests.chaos.aftermath import clear_unknown, run_again
 from tests.chaos.judge import total
 from tests.chaos.scene import Scene
 from tests.chaos.tables import table
@@ -17,26 +17,25 @@ _HEADER = ("killed", "kills", "resumed", "stopped as unknown", "paid twice", "lo
 
 
 class Part(Protocol):
-    """A part that runs in an Airflow which has its DAGs, and connections to its APIs.
+    """A part of the test, which runs in an Airflow with its DAGs and connections to its sandboxes.
 
     Attributes:
-        dags: Its DAGs.
-        apis: Its stand-ins of the API by the connections that lead to them.
+        apis: Its sandboxes by connection id.
     """
 
     dags: Sequence[Dag]
     apis: Mapping[str, Sandbox]
 
     def run(self, scene: Scene) -> str:
-        """Run it, add what is not as promised to the scene's complaints, and return what to print."""
+        """Run the part, add everything that is wrong to the scene's complaints, and return the report to print."""
 
 
 class Crash:
-    """Kills of tasks at every stage, of the triggerer, and at random moments.
+    """Kills of tasks at every stage and at random moments, and of the triggerer.
 
     Args:
-        seed: What the random moments are drawn from.
-        quick: Fewer tasks and kills, for a look while developing.
+        seed: The seed of the random moments.
+        quick: Fewer tasks and kills.
     """
 
     def __init__(self, *, seed: int, quick: bool) -> None:
@@ -49,7 +48,7 @@ class Crash:
         self.apis: Mapping[str, Sandbox] = stages.apis(self._stages)
 
     def run(self, scene: Scene) -> str:
-        """Kill, clear what stopped as unknown, and run a finished DAG again."""
+        """Kill tasks and the triggerer, clear the tasks that stopped as unknown, and rerun a finished DAG run."""
         seed, quick = self._seed, self._quick
         rows = crash.kill_at_stages(scene, self._stages)
         rows.append(crash.kill_triggerer(scene, self._waiting, 2 if quick else 10, seed=seed))
@@ -59,18 +58,18 @@ class Crash:
         rows.append(row)
         drawings = [drawing for stage in self._stages for drawing in stage.dag.drawings]
         sentences = [
-            crash.where_they_hit(scene, random_drawings),
-            clear_what_stopped(scene, [*drawings, *self._waiting.drawings, *random_drawings]),
+            crash.count_before_and_after_submission(scene, random_drawings),
+            clear_unknown(scene, [*drawings, *self._waiting.drawings, *random_drawings]),
             run_again(scene, stages.finished_dag(self._stages).drawings),
         ]
         return "\n".join([table(_HEADER, [row.cells for row in rows], total=total(rows).cells), "", *sentences])
 
 
 class Faults:
-    """Hundreds of images while the API answers one request in five wrongly.
+    """Hundreds of images while one request in five gets a fault.
 
     Args:
-        seed: What the faults are drawn from.
+        seed: The seed of the faults.
         quick: Fewer images.
     """
 
@@ -82,14 +81,14 @@ class Faults:
     def run(self, scene: Scene) -> str:
         """Draw the images."""
         result = faults.draw_through_faults(scene, self._dags)
-        return table(("while one answer in five is a fault", "number"), result.rows)
+        return table(("with one fault in five requests", "number"), result.rows)
 
 
 class Batch:
-    """A task of many images that is killed again and again, and one that is marked as failed.
+    """A task of many images that is killed repeatedly, and one that is marked as failed.
 
     Args:
-        seed: What the random moments are drawn from.
+        seed: The seed of the random moments.
         quick: Fewer images and kills.
     """
 
@@ -105,11 +104,11 @@ class Batch:
         }
 
     def run(self, scene: Scene) -> str:
-        """Kill the one, and end the other."""
+        """Kill the one batch repeatedly, and mark the other as failed."""
         kills, late_kills = (5, 1) if self._quick else (20, 2)
         result = batch.kill_batch(scene, self._killed, kills=kills, late_kills=late_kills, seed=self._seed)
         sentence = batch_ending.end_batch(scene, self._ended)
-        return f"{table(('a batch that is killed while it draws', 'number'), result.rows)}\n\n{sentence}"
+        return f"{table(('batch that is killed while it draws', 'number'), result.rows)}\n\n{sentence}"
 
 
 class _MakePart(Protocol):

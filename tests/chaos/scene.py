@@ -1,4 +1,4 @@
-"""What every phase of the crash test works with, and how it waits for the end of tasks."""
+"""The running Airflow of the crash test, its sandboxes and its counters, shared by all parts."""
 
 from __future__ import annotations
 
@@ -11,94 +11,92 @@ from pathlib import Path
 
 from airflow_provider_qwenimage.sandbox import Sandbox
 from scripts.progress import Progress
-from tests.chaos.cluster import OVER, Cluster, Place, TaskRow
+from tests.chaos.cluster import OVER, Cluster, InstanceKey, TaskRow
 from tests.chaos.drawings import Drawing
 from tests.chaos.evidence import gather
 from tests.chaos.judge import Evidence
 from tests.chaos.tasks import Task
 from tests.integration.standalone import wait_for
 
-Look = Callable[[Mapping[Place, TaskRow]], None]
+OnRows = Callable[[Mapping[InstanceKey, TaskRow]], None]
 
-_LOOK_SECONDS = 0.1
+_PAUSE_SECONDS = 0.1
 _RUNS_SECONDS = 60.0
-# A terminal's line is drawn over; a log gets a line each time.
-_NEWS_SECONDS = 1.0 if sys.stdout.isatty() else 9.0
+# A terminal's line is overwritten; a log gets a new line each time.
+_UPDATE_SECONDS = 1.0 if sys.stdout.isatty() else 9.0
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A running Airflow and what belongs to it.
+    """A running Airflow and everything around it.
 
     Attributes:
-        cluster: The Airflow.
-        apis: The stand-ins of the API by the connections that lead to them.
-        images: The folder that the tasks store to.
-        stops: The folder of the checkpoints.
-        progress: Where to say how far it is.
+        cluster: The running Airflow.
+        apis: The sandboxes by connection id.
+        images: The folder in which the tasks store images.
+        checkpoints: The folder of the checkpoints.
         kills: How often each task was killed.
         clears: How often each task was cleared.
-        complaints: What is not as promised, so far.
+        complaints: Everything that is wrong so far.
     """
 
     cluster: Cluster
     apis: Mapping[str, Sandbox]
     images: Path
-    stops: Path
+    checkpoints: Path
     progress: Progress
-    kills: Counter[Place] = field(default_factory=Counter)
-    clears: Counter[Place] = field(default_factory=Counter)
+    kills: Counter[InstanceKey] = field(default_factory=Counter)
+    clears: Counter[InstanceKey] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
 
-    def follow(self, title: str, tasks: Sequence[Task], look: Look | None = None, *, seconds: float) -> None:
-        """Wait until tasks are over.
+    def wait_for_end(self, title: str, tasks: Sequence[Task], on_rows: OnRows | None = None, *, seconds: float) -> None:
+        """Wait until tasks are finished.
 
         Args:
-            title: What to show.
-            tasks: The tasks.
-            look: Called about ten times a second with the tasks as they stand.
-            seconds: How long it may take.
+            title: The text of the progress line.
+            on_rows: Called about ten times a second with the current rows of all tasks.
+            seconds: The time limit.
 
         Raises:
-            AssertionError: If they are not over in time.
+            AssertionError: If the tasks are not finished in time.
         """
         deadline = time.monotonic() + seconds
-        news = 0.0
+        next_update = 0.0
         with self.progress.step(title):
             while True:
-                rows = self.cluster.look()
-                if look is not None:
-                    look(rows)
+                rows = self.cluster.task_rows()
+                if on_rows is not None:
+                    on_rows(rows)
                 states = Counter(_state(rows, task) for task in tasks)
                 done = sum(number for state, number in states.items() if state in OVER)
-                if time.monotonic() >= news or done == len(tasks):
-                    kills = sum(self.kills[task.place] for task in tasks)
+                if time.monotonic() >= next_update or done == len(tasks):
+                    kills = sum(self.kills[task.instance_key] for task in tasks)
                     self.progress.update(
                         f"{title}: {f'{kills} kills, ' if kills else ''}{done} of {len(tasks)} tasks done"
                     )
-                    news = time.monotonic() + _NEWS_SECONDS
+                    next_update = time.monotonic() + _UPDATE_SECONDS
                 if done == len(tasks):
                     return
-                assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for: {title}; {dict(states)}"
-                time.sleep(_LOOK_SECONDS)
+                assert time.monotonic() < deadline, f"not finished after {seconds:.0f} s: {title}; {dict(states)}"
+                time.sleep(_PAUSE_SECONDS)
 
     def states(self, tasks: Sequence[Task]) -> set[str | None]:
-        """Return the states that tasks are in."""
-        rows = self.cluster.look()
+        """Return the set of the states of tasks."""
+        rows = self.cluster.task_rows()
         return {_state(rows, task) for task in tasks}
 
     def gather(self, drawings: Sequence[Drawing]) -> list[Evidence]:
-        """Return what is known of tasks."""
+        """Return the evidence on tasks."""
         return gather(drawings, self.cluster, self.apis.values(), self.images, kills=self.kills, clears=self.clears)
 
     def clear(self, tasks: Sequence[Task], *, only_failed: bool) -> None:
-        """Clear tasks of finished DAG runs, as a user does on Airflow's page."""
-        # Airflow marks a run as finished a moment after its last task, and one that is cleared in between stays so.
+        """Clear tasks of finished DAG runs, as a user does in the Airflow UI."""
+        # Airflow marks a run as finished a moment after its last task; a run cleared before that would stay finished.
         wait_for("the end of the DAG runs", lambda: not self.cluster.has_open_runs(), _RUNS_SECONDS)
         self.cluster.clear_tasks(tasks, only_failed=only_failed)
-        self.clears.update(task.place for task in tasks)
+        self.clears.update(task.instance_key for task in tasks)
 
 
-def _state(rows: Mapping[Place, TaskRow], task: Task) -> str | None:
-    row = rows.get(task.place)
+def _state(rows: Mapping[InstanceKey, TaskRow], task: Task) -> str | None:
+    row = rows.get(task.instance_key)
     return row.state if row is not None else None

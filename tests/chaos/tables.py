@@ -1,4 +1,4 @@
-"""Draws tables for a terminal."""
+"""Tables for a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Cells = Sequence[str | int]
 
 
 def table(header: Sequence[str], rows: Sequence[Cells], *, total: Cells | None = None) -> str:
-    """Return a table; its first column is text, the others are numbers."""
+    """Return a table whose first column is text and whose other columns are numbers."""
     lines = [[str(cell) for cell in row] for row in (header, *rows, *([total] if total else []))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     drawn = [

@@ -1,4 +1,4 @@
-"""What all tasks and DAGs of the crash test have in common, whatever they draw."""
+"""The common part of all tasks and DAGs of the crash test."""
 
 from __future__ import annotations
 
@@ -10,25 +10,19 @@ from tests.chaos.checkpoints import key_of
 
 @dataclass(frozen=True)
 class Task:
-    """A task instance of a DAG that has one run.
-
-    Attributes:
-        dag_id: Its DAG.
-        task_id: Its task.
-        map_index: Its place in a mapped task, or -1.
-    """
+    """A task instance of a DAG that has one run; `map_index` is -1 if it is not mapped."""
 
     dag_id: str
     task_id: str
     map_index: int
 
     @property
-    def place(self) -> tuple[str, str, int]:
+    def instance_key(self) -> tuple[str, str, int]:
         return self.dag_id, self.task_id, self.map_index
 
     @property
     def key(self) -> str:
-        return key_of(*self.place)
+        return key_of(*self.instance_key)
 
 
 class Dag(Protocol):

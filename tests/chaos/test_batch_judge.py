@@ -1,4 +1,4 @@
-"""The judge of a batch in the crash test: what counts as paid twice, as lost and as left over."""
+"""The judge of a batch in the crash test: which images count as paid twice or lost, and which files as left over."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def test_a_batch_with_all_its_images_gives_no_complaint() -> None:
     assert (GOOD.complaints(), GOOD.paid_twice, GOOD.lost) == ([], 0, 0)
 
 
-def test_a_submission_too_many_is_paid_twice_unless_its_row_was_cleared_as_maybe_paid() -> None:
+def test_an_extra_submission_is_paid_twice_unless_its_row_was_cleared() -> None:
     twice = replace(GOOD, accepted={PIER: ["a", "c", "d"], MILL: ["b"]})
     assert twice.paid_twice == 1
     assert "paid twice: ('A pier', -1) was accepted 3 times" in twice.complaints()[0]
@@ -42,7 +42,7 @@ def test_a_submission_too_many_is_paid_twice_unless_its_row_was_cleared_as_maybe
         ({"image_task_id": "b"}, "not accepted for it"),
     ],
 )
-def test_an_image_that_is_not_there_is_lost(changes: dict[str, object], words: str) -> None:
+def test_an_image_that_is_missing_or_wrong_is_lost(changes: dict[str, object], words: str) -> None:
     evidence = with_row(3, **changes)
     assert evidence.lost == 1
     (complaint,) = evidence.complaints()
@@ -53,17 +53,17 @@ def test_two_rows_with_one_image_give_a_complaint() -> None:
     assert with_row(3, image_task_id="a").complaints() == ["row 3 ('A pier', -1) has the image of row 1"]
 
 
-def test_a_row_that_is_not_listed_is_lost() -> None:
+def test_a_row_that_the_manifest_does_not_list_is_lost() -> None:
     evidence = replace(GOOD, rows=ROWS[:2])
     assert evidence.lost == 1
-    assert evidence.complaints() == ["the manifest lists 2 images of 3, or other ones"]
+    assert evidence.complaints() == ["the manifest lists 2 images of 3, or different ones"]
 
 
 def test_a_file_that_is_left_over_gives_a_complaint() -> None:
     assert replace(GOOD, leftovers=[".x.part"]).complaints() == [".x.part is left over"]
 
 
-def test_what_may_be_paid_is_counted_by_images() -> None:
+def test_images_that_may_be_paid_are_counted_once_if_rows_share_them() -> None:
     rows = [replace(row, status="UNKNOWN") for row in ROWS]
     assert unknown([*rows, Row(5, PIER, "NOT_SUBMITTED")]) == {PIER: 2, MILL: 1}
 

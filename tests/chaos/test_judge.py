@@ -1,4 +1,4 @@
-"""The judge of the crash test: what counts as stored, stopped as unknown, lost and paid twice."""
+"""The judge of the crash test: which tasks count as stored, stopped as unknown, lost and paid twice."""
 
 from dataclasses import replace
 
@@ -36,13 +36,13 @@ def test_a_second_submission_is_paid_twice_unless_the_task_was_cleared(accepted:
     assert replace(STORED, accepted=accepted, clears=clears).paid_twice is twice
 
 
-def test_each_kill_counts_where_it_led_to() -> None:
+def test_each_kill_is_counted_by_its_consequence() -> None:
     row = tally("stage", [STORED, UNKNOWN, LOST, replace(LOST, kills=0), replace(STORED, accepted=2)])
     assert row == Tally("stage", kills=8, resumed=6, unknown=1, paid_twice=1, lost=2)
     assert total([row, row]) == Tally("total", kills=16, resumed=12, unknown=2, paid_twice=2, lost=4)
 
 
-def test_a_stage_that_keeps_its_promise_gives_no_complaint() -> None:
+def test_a_stage_whose_tasks_end_as_expected_gives_no_complaint() -> None:
     assert complaints("stage", Expectation(Verdict.STORED), [STORED], kills=2) == []
     assert complaints("stage", Expectation(Verdict.UNKNOWN), [UNKNOWN]) == []
     assert complaints("stage", Expectation(None, accepted=frozenset({0, 1})), [STORED, UNKNOWN]) == []
@@ -51,15 +51,15 @@ def test_a_stage_that_keeps_its_promise_gives_no_complaint() -> None:
 @pytest.mark.parametrize(
     ("expected", "evidence", "words"),
     [
-        (Expectation(Verdict.STORED), LOST, "must have ended as stored"),
-        (Expectation(Verdict.STORED), UNKNOWN, "must have ended as stored"),
-        (Expectation(Verdict.UNKNOWN), STORED, "must have ended as stopped as unknown"),
-        (Expectation(None), LOST, "must have ended as stored or unknown"),
+        (Expectation(Verdict.STORED), LOST, "should have ended as stored"),
+        (Expectation(Verdict.STORED), UNKNOWN, "should have ended as stored"),
+        (Expectation(Verdict.UNKNOWN), STORED, "should have ended as stopped as unknown"),
+        (Expectation(None), LOST, "should have ended as stored or unknown"),
         (Expectation(None), replace(STORED, accepted=2), "paid twice"),
         (Expectation(Verdict.UNKNOWN, accepted=frozenset({0})), UNKNOWN, "accepted 1 times"),
     ],
 )
-def test_a_stage_that_breaks_its_promise_gives_a_complaint(
+def test_a_stage_whose_task_ends_differently_gives_a_complaint(
     expected: Expectation, evidence: Evidence, words: str
 ) -> None:
     (complaint,) = complaints("stage", expected, [evidence])
@@ -70,7 +70,7 @@ def test_missing_kills_give_a_complaint() -> None:
     assert complaints("stage", Expectation(None), [STORED], kills=3) == ["stage: only 2 of 3 kills were made"]
 
 
-def test_a_table_has_text_left_and_numbers_right() -> None:
+def test_a_table_aligns_text_left_and_numbers_right() -> None:
     assert table(("stage", "kills"), [("waiting", 12), ("storing", 7)], total=("total", 19)).splitlines() == [
         "stage    kills",
         "-------  -----",

@@ -1,4 +1,4 @@
-"""Watches the output folder while images arrive: whatever stands there under its final name must be whole."""
+"""Watch the output folder while images arrive: a file under its final name must be complete."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ _PAUSE_SECONDS = 0.02
 
 
 class FolderWatch:
-    """Looks at each new or replaced image as soon as it is there, in a thread of its own.
-
-    Args:
-        folder: The folder that images are stored to.
-    """
+    """Checks each new or replaced image as soon as it appears, in its own thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -30,7 +26,7 @@ class FolderWatch:
         self.partial: list[str] = []
 
     def __enter__(self) -> Self:
-        # What another test has left here is not looked at.
+        # Files of earlier tests are not checked.
         self._known = {version for _, version in self._versions()}
         self._thread.start()
         return self
@@ -52,7 +48,7 @@ class FolderWatch:
                     self.partial.append(file.name)
 
     def _versions(self) -> Iterator[tuple[Path, tuple[str, int, int]]]:
-        """Return the images under their final names, each with what changes when it is written again."""
+        """Return the images under their final names, each with a value that changes when it is written again."""
         for file in self._folder.iterdir():
             if not file.name.startswith(".") and file.suffix in _SUFFIXES:
                 status = file.stat()

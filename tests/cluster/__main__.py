@@ -1,4 +1,4 @@
-"""Runs the distributed test: `make cluster-test`, or `python -m tests.cluster --help`."""
+"""Run the distributed test: `make cluster-test`, or `python -m tests.cluster --help`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.cluster.polls import ConnectionWatch
 from tests.cluster.scene import Scene
 from tests.cluster.workload import Workload
 
-_FULL = Workload(images=300, waits=90, in_vain=10)
-_QUICK = Workload(images=40, waits=15, in_vain=3)
+_FULL = Workload(images=300, waits=90, too_slow=10)
+_QUICK = Workload(images=40, waits=15, too_slow=3)
 _DAGS = "/opt/airflow/dags"
 _SECONDS_PER_IMAGE = 45
-# So short that a test sees the end of each; the defaults are minutes.
+# The defaults are minutes; the test must see these timeouts pass.
 _LIMITS = {
     "AIRFLOW__CORE__PARALLELISM": "16",
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
@@ -43,7 +43,7 @@ _LIMITS = {
 
 
 def main() -> int:
-    """Run it, and return the exit code."""
+    """Run the test, and return the exit code."""
     arguments = _read_arguments()
     return run_to_the_end(lambda: _run(arguments.seed, quick=arguments.quick))
 
@@ -51,24 +51,24 @@ def main() -> int:
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.cluster",
-        description="Starts the services of docker-compose.yaml as native processes and kills and restarts them while "
-        "they draw 300 images and wait for 100 others. Takes some ten minutes; needs the server programs of PostgreSQL "
-        "and Redis, and starts its own on free ports.",
+        description="Start the services of docker-compose.yaml as native processes, then kill and restart them while "
+        "they draw 300 images and wait for 100 others. Takes about ten minutes and needs the server programs of "
+        "PostgreSQL and Redis, which it starts on free ports.",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=int(os.environ.get("CLUSTER_SEED") or random.randrange(1_000_000)),
-        help="what the moments of the kills are drawn from (default: CLUSTER_SEED, or a new one)",
+        help="the seed of the moments of the kills (default: $CLUSTER_SEED, or a random one)",
     )
-    parser.add_argument("--quick", action="store_true", help="a few tasks and kills, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="only a few tasks and kills, to check the test itself")
     return parser.parse_args()
 
 
 def _run(seed: int, *, quick: bool) -> None:
     began = time.monotonic()
     workload, kills = (_QUICK, 1) if quick else (_FULL, 5)
-    _say(f"Seed {seed}.")
+    _print(f"Seed {seed}.")
     dags = Path(tempfile.mkdtemp(prefix="qwenimage-cluster-dags-"))
     progress = Progress()
     kept: Path | None = None
@@ -78,7 +78,7 @@ def _run(seed: int, *, quick: bool) -> None:
                 {"SANDBOX_SECONDS_PER_IMAGE": str(_SECONDS_PER_IMAGE)},
                 overrides=_LIMITS,
                 replaced={_DAGS: dags},
-                say=progress.update,
+                on_progress=progress.update,
             )
             stack.enter_context(composition)
             try:
@@ -90,7 +90,7 @@ def _run(seed: int, *, quick: bool) -> None:
                 raise CannotGoOnError(f"{error}\nThe logs and the images are in {kept}") from error
     finally:
         shutil.rmtree(dags, ignore_errors=True)
-    _say(f"Seed {seed}; {time.monotonic() - began:.0f} s.")
+    _print(f"Seed {seed}; {time.monotonic() - began:.0f} s.")
 
 
 def _run_in(
@@ -123,18 +123,18 @@ def _run_in(
     )
     scene = Scene(composition, metadata, books, watch, disturbances, workload, progress)
     stack.callback(disturbances.stop)
-    scene.begin()
+    scene.start()
     disturbances.start()
-    scene.follow_to_the_end()
+    scene.run_to_end()
     disturbances.stop()
-    scene.clear_what_stopped()
+    scene.clear_unknown()
     report, complaints = scene.report(kills)
-    _say(f"\n{report}\n")
+    _print(f"\n{report}\n")
     if complaints:
         raise CannotGoOnError("FAILED:\n  " + "\n  ".join(complaints))
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""What a user does over Airflow's REST API: log in, trigger, look, clear."""
+"""A client for Airflow's REST API: log in, trigger, read states, clear."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ _UNAUTHORIZED = 401
 
 
 class AirflowApi:
-    """The API server of a composition, for the user that the Compose file makes.
-
-    Args:
-        url: Where it listens.
-        username: The user.
-        password: The user's password.
-    """
+    """The API server of a composition, used as the user that the Compose file creates."""
 
     def __init__(self, url: str, username: str, password: str) -> None:
         self.url = url
@@ -27,7 +21,7 @@ class AirflowApi:
         """Call the API and return its decoded answer.
 
         Raises:
-            requests.RequestException: If it refuses or does not answer.
+            requests.RequestException: If the API server refuses or does not answer.
         """
         answer = self._send(method, path, body)
         if answer.status_code == _UNAUTHORIZED:
@@ -39,11 +33,11 @@ class AirflowApi:
         return answer.json() if answer.content else None
 
     def dag_ids(self) -> set[str]:
-        """Return the DAGs that Airflow knows."""
+        """Return the ids of the DAGs that Airflow has loaded."""
         return {dag["dag_id"] for dag in self.call("GET", "dags?limit=100")["dags"]}
 
     def import_errors(self) -> list[str]:
-        """Return why DAG files could not be imported."""
+        """Return the stack traces of DAG files that could not be imported."""
         return [error["stack_trace"] for error in self.call("GET", "importErrors")["import_errors"]]
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
@@ -55,7 +49,7 @@ class AirflowApi:
         return str(self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"])
 
     def clear(self, dag_id: str, run_id: str, task_id: str, map_indexes: list[int]) -> None:
-        """Clear task instances of a mapped task, as a user does on Airflow's page."""
+        """Clear failed instances of a mapped task, as a user does in the Airflow UI."""
         body = {
             "dry_run": False,
             "dag_run_id": run_id,

@@ -1,4 +1,4 @@
-"""Reads docker-compose.yaml with the parser of podman-compose, as plain values for who starts what it describes."""
+"""Read docker-compose.yaml with the parser of podman-compose into plain values."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import yaml
 
 FILE = Path(__file__).resolve().parents[2] / "docker-compose.yaml"
 
-# The parser asks for Podman's version before it reads; it never gets as far as using it.
+# The parser asks for Podman's version before it reads the file; it never uses Podman.
 _PODMAN = "#!/bin/sh\necho 'podman version 5.0.0'\n"
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A volume or a folder of the checkout, and where a service sees it."""
+    """A volume or a folder of the checkout, and its path in a service's containers."""
 
     source: str
     target: str
@@ -34,20 +34,18 @@ class Mount:
 
 @dataclass(frozen=True)
 class Service:
-    """A service as Compose understands it, with every variable filled in.
+    """A service as Compose reads it, with every variable filled in.
 
     Attributes:
-        name: Its name, which is its host name in Compose's network too.
-        image: The image's name and tag.
-        command: What its containers run, the entrypoint of the file included.
-        environment: Its environment variables.
-        ports: The ports that it listens on.
-        mounts: What it sees of the outside.
-        conditions: The condition that each service must meet before this one starts.
-        health: The command of its health check, as an argument list; empty where there is none.
+        name: Also its host name in Compose's network.
+        image: Name and tag.
+        command: The entrypoint of the file and the command.
+        ports: The ports on which it listens, published or not.
+        conditions: For each other service, the condition that it must meet before this one starts.
+        health: The command of its health check, as an argument list; empty if there is none.
         replicas: The number of its containers.
-        memory: The bytes that a container may use.
-        raw: All that the file says of it.
+        memory: The memory limit of a container, in bytes.
+        raw: The service as parsed.
     """
 
     name: str
@@ -64,14 +62,13 @@ class Service:
 
 
 def parse(file: Path = FILE, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the whole of a Compose file after Compose's own substitutions and merges.
+    """Return a Compose file after Compose's substitutions and merges.
 
     Args:
-        file: The Compose file.
-        variables: What an .env file would set. The .env of the checkout, and this process's variables, are not read.
+        variables: The contents of an .env file. The .env of the checkout and this process's variables are not read.
 
     Raises:
-        ValueError: If the parser refuses the file; the message is its own.
+        ValueError: If the parser refuses the file; the message is the parser's.
     """
     with tempfile.TemporaryDirectory() as folder:
         podman, settings = Path(folder, "podman"), Path(folder, "env")
@@ -92,7 +89,7 @@ def parse(file: Path = FILE, variables: Mapping[str, str] | None = None) -> dict
 
 
 def read_services(file: Path = FILE, variables: Mapping[str, str] | None = None) -> dict[str, Service]:
-    """Return the services of a Compose file by their names; see `parse`."""
+    """Return the services of a Compose file by name; see `parse`."""
     return {name: _service(name, raw) for name, raw in parse(file, variables)["services"].items()}
 
 

@@ -1,7 +1,7 @@
-"""Starts what docker-compose.yaml describes as native processes: its commands, variables, health checks and order.
+"""Start the services of docker-compose.yaml as native processes: with its commands, variables, health checks and order.
 
-What only an engine can do is left out: images are not built, and memory is measured, not limited. In their place stand
-this environment's Airflow, PostgreSQL's and Redis' programs, and a folder for each volume.
+Two things need a container engine and are left out: images are not built, and memory is measured, not limited. The
+services run this environment's Airflow and the installed programs of PostgreSQL and Redis, with a folder per volume.
 """
 
 from __future__ import annotations
@@ -36,17 +36,16 @@ _LOG_PORTS = ("AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__TRI
 
 
 class Composition:
-    """The containers of a Compose file, from `__enter__` to `__exit__`, in a temporary folder of their own.
+    """The containers of a Compose file, from `__enter__` to `__exit__`, in a temporary folder.
 
     Args:
-        variables: What an .env file would set.
-        overrides: More environment variables for every container of Airflow's image.
-        replaced: Folders of this machine for what the file mounts from the checkout, by its path in the container.
-        file: The Compose file.
-        say: Told of each container that is started.
+        variables: The contents of an .env file.
+        overrides: Additional environment variables for every container of Airflow's image.
+        replaced: Folders to mount instead of those of the checkout, by their path in the container.
+        on_progress: Called with a text for each service that is started or waited for.
 
     Raises:
-        CannotGoOnError: If a program that a service needs is missing; the message says what to install.
+        CannotGoOnError: If a program that a service needs is missing; the message names the package to install.
     """
 
     def __init__(
@@ -56,12 +55,12 @@ class Composition:
         overrides: Mapping[str, str] | None = None,
         replaced: Mapping[str, Path] | None = None,
         file: Path = FILE,
-        say: Callable[[str], None] = lambda _: None,
+        on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.services = read_services(file, variables)
         self._overrides = dict(overrides or {})
         self._replaced = dict(replaced or {})
-        self._say = say
+        self._on_progress = on_progress
         self._postgres = find_programs()
         self._search = os.pathsep.join([str(Path(sys.executable).parent), str(self._postgres), os.environ["PATH"]])
         self._check_programs()
@@ -71,7 +70,7 @@ class Composition:
 
     def __enter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="qwenimage-compose-"))
-        # PostgreSQL runs as another user.
+        # PostgreSQL runs as another user and must reach its data folder.
         self.folder.chmod(0o711)
         ports = [(service.name, port) for service in self.services.values() for port in service.ports]
         self._addresses = dict(zip(ports, free_ports(len(ports)), strict=True))
@@ -85,14 +84,14 @@ class Composition:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Nothing of it is kept, so nothing has to be ended in order.
+        # Killed, not stopped, because nothing of them is kept.
         for containers in reversed(self.containers.values()):
             for container in containers:
                 container.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
-        """Start everything in the order of the file, each when what it depends on is as it must be.
+        """Start every service in the order of the file, once its dependencies meet their conditions.
 
         Raises:
             AssertionError: If a container ends with an error, or does not become healthy.
@@ -104,17 +103,17 @@ class Composition:
             for service in ready:
                 for other, condition in service.conditions.items():
                     self._wait(other, condition)
-                self._say(f"Starting {service.name}")
+                self._on_progress(f"Starting {service.name}")
                 for container in self.containers[service.name]:
                     container.start()
                 started.add(service.name)
         self.wait_until_healthy()
 
     def wait_until_healthy(self, *names: str) -> None:
-        """Wait until services are healthy: those that are named, or all that have a health check.
+        """Wait until the named services are healthy, or without names all that have a health check.
 
         Raises:
-            AssertionError: If one ends, or does not become healthy in time.
+            AssertionError: If a container ends, or does not become healthy in time.
         """
         waiting = [
             container
@@ -122,12 +121,12 @@ class Composition:
             if self.services[name].health and (not names or name in names)
             for container in containers
         ]
-        self._say(f"Waiting for {', '.join(container.name for container in waiting)}")
+        self._on_progress(f"Waiting for {', '.join(container.name for container in waiting)}")
 
         def are_healthy() -> bool:
-            # Most checks start an Airflow of their own: together they use all cores.
+            # In parallel, because most checks start an Airflow process.
             with ThreadPoolExecutor() as pool:
-                checked = list(zip(waiting, pool.map(_is_up, waiting), strict=True))
+                checked = list(zip(waiting, pool.map(_is_healthy, waiting), strict=True))
             waiting[:] = [container for container, is_healthy in checked if not is_healthy]
             return not waiting
 
@@ -137,7 +136,7 @@ class Composition:
             raise AssertionError(f"{error}: {', '.join(container.name for container in waiting)}") from error
 
     def url(self, service: str, port: int) -> str:
-        """Return where a service listens on this machine."""
+        """Return the URL at which a service listens on this machine."""
         return f"http://{LOCALHOST}:{self._addresses[service, port]}"
 
     def volume(self, name: str) -> Path:
@@ -157,15 +156,15 @@ class Composition:
         return self.containers[service][0].environment
 
     def owner_of(self, session: int) -> str | None:
-        """Return which container a session id belongs to, and which of its starts, or None."""
+        """Return the container, and which of its starts, that a session id belongs to, or None."""
         for containers in self.containers.values():
             for container in containers:
                 if session in container.sessions:
                     return f"{container.name}, start {container.sessions.index(session) + 1}"
         return None
 
-    def all_containers(self) -> list[Container]:
-        """Return every container that is to go on running."""
+    def long_running(self) -> list[Container]:
+        """Return every container that must keep running: those with a health check."""
         return [
             container
             for name, containers in self.containers.items()
@@ -178,10 +177,10 @@ class Composition:
             if condition == "service_completed_successfully":
                 wait_for(f"the end of {container.name}", partial(_has_ended, container), _END_SECONDS)
                 code = container.exit_code()
-                assert code == 0, f"{container.name} ended with exit code {code}:\n{container.last_words()}"
+                assert code == 0, f"{container.name} ended with exit code {code}:\n{container.last_output()}"
             elif condition == "service_healthy":
                 assert container.health, f"{name} has no health check, so nothing can wait for its health"
-                wait_for(f"a healthy {container.name}", partial(_is_up, container), _HEALTHY_SECONDS)
+                wait_for(f"a healthy {container.name}", partial(_is_healthy, container), _HEALTHY_SECONDS)
 
     def _container(self, service: Service, number: int) -> Container:
         name = f"{service.name}-{number}"
@@ -200,13 +199,13 @@ class Composition:
         }
         command, identity, prepare = translation.command(), {}, None
         if service.image.startswith(_AIRFLOW_IMAGE):
-            environment |= self._of_an_airflow_container(own) | self._overrides
+            environment |= self._airflow_environment(own) | self._overrides
         elif service.image.startswith("postgres:"):
             identity = unprivileged_user() if os.geteuid() == 0 else {}
             data = folders["/var/lib/postgresql/data"]
-            # Not before its password is there.
+            # Prepared at the first start, because another service creates the password before it.
             prepare = partial(self._initialize, data, environment, identity)
-            # The folder is thrown away: nothing has to survive a power cut.
+            # The data is removed at the end, so it need not survive a power cut.
             command += ["-D", str(data), "-c", "fsync=off", "-c", "full_page_writes=off"]
             command += ["-c", f"listen_addresses={LOCALHOST}", "-c", "unix_socket_directories="]
         elif service.image.startswith("redis:"):
@@ -223,7 +222,7 @@ class Composition:
         return folder
 
     def _initialize(self, data: Path, environment: Mapping[str, str], identity: Mapping[str, Any]) -> None:
-        """Do what PostgreSQL's image does with an empty volume: make the user and the database that are asked for."""
+        """Do what PostgreSQL's image does with an empty volume: create the configured user and database."""
         data.parent.chmod(0o711)
         password = Path(environment["POSTGRES_PASSWORD_FILE"]).read_text()
         initialize(self._postgres, data, environment["POSTGRES_USER"], password, identity)
@@ -239,8 +238,8 @@ class Composition:
             **identity,
         )
 
-    def _of_an_airflow_container(self, own: Path) -> dict[str, str]:
-        """Return what the image, and a network of its own, give each container."""
+    def _airflow_environment(self, own: Path) -> dict[str, str]:
+        """Return the variables that replace Airflow's image and a separate network for each container."""
         return {
             "AIRFLOW_HOME": str(own),
             "AIRFLOW__CORE__HOSTNAME_CALLABLE": "tests.cluster.hostname.of_container",
@@ -254,8 +253,9 @@ class Composition:
         missing = sorted(package for program, package in needed.items() if not shutil.which(program))
         if missing:
             raise CannotGoOnError(
-                "The services of docker-compose.yaml run here as native processes, and some of their programs are not "
-                f"found. Install them (Debian and Ubuntu: apt-get install {' '.join(missing)}), then run this again."
+                "This runs the services of docker-compose.yaml as native processes, and some of their programs are not "
+                f"installed. Install them (Debian and Ubuntu: apt-get install {' '.join(missing)}), then run this "
+                "again."
             )
 
 
@@ -263,7 +263,7 @@ def _has_ended(container: Container) -> bool:
     return container.exit_code() is not None
 
 
-def _is_up(container: Container) -> bool:
+def _is_healthy(container: Container) -> bool:
     code = container.exit_code()
-    assert code is None, f"{container.name} ended with exit code {code}:\n{container.last_words()}"
+    assert code is None, f"{container.name} ended with exit code {code}:\n{container.last_output()}"
     return container.is_healthy()

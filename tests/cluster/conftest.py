@@ -1,4 +1,4 @@
-"""The tests of docker-compose.yaml: it is for one Airflow, so they run in that one's environment alone."""
+"""The tests of docker-compose.yaml, which run only in the environment of the Airflow version that it uses."""
 
 from __future__ import annotations
 

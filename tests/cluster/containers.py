@@ -1,4 +1,4 @@
-"""A service's container as native processes of this machine: started, killed and asked for its health."""
+"""A container as native processes of this machine: start, freeze and kill it, and run its health check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-# Marks every process of a container, however it was started.
+# An environment variable of every process of a container.
 MARK = "QWENIMAGE_CONTAINER"
 
 _STOP_SECONDS = 20.0
@@ -25,18 +25,17 @@ _KILL_SECONDS = 60.0
 
 @dataclass
 class Container:
-    """What runs for one replica of a service.
+    """One replica of a service.
 
     Args:
-        name: Its name, as Compose would give it; also its host name.
-        command: What it runs.
+        name: Its name in Compose; also its host name.
         environment: All of its environment variables.
-        folder: Its working directory, which also takes its output.
-        health: The command of its health check; empty where it has none.
-        identity: As whom it runs, for `subprocess.Popen`; empty for this user.
-        prepare: What its image does before its first start.
-        sessions: The session id of each time that it was started.
-        ends: When it has ended by itself and was started again, on the monotonic clock.
+        folder: Its working directory, which also contains its output.
+        health: The command of its health check; empty if it has none.
+        identity: The system user that runs it, as arguments of `subprocess.Popen`; empty for this user.
+        prepare: Called before its first start.
+        sessions: The session id of each of its starts.
+        ends: The times at which it ended by itself and was restarted, on the monotonic clock.
     """
 
     name: str
@@ -49,18 +48,18 @@ class Container:
     sessions: list[int] = field(default_factory=list, init=False)
     ends: list[float] = field(default_factory=list, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
-    _is_to_run: bool = field(default=False, init=False)
-    # It is ended in one thread, and in another one looked at.
-    _fate: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _should_run: bool = field(default=False, init=False)
+    # One thread ends the container while another one checks whether it ended.
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _started: float = field(default=0.0, init=False)
 
     @property
     def output(self) -> Path:
-        """The file with what it has written."""
+        """The file with its output."""
         return self.folder / "output.log"
 
     def start(self) -> None:
-        """Start it."""
+        """Start the container."""
         if self.prepare is not None and not self.sessions:
             self.prepare()
         with self.output.open("ab") as output:
@@ -71,34 +70,34 @@ class Container:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is for us; we stop it in order.
+                # Ctrl-C must not reach the container; `kill` ends it.
                 start_new_session=True,
                 **self.identity,
             )
         self._started = time.monotonic()
-        self._is_to_run = True
+        self._should_run = True
         self.sessions.append(self._process.pid)
 
     def runs_for(self) -> float:
-        """Return for how many seconds it has been running."""
+        """Return the seconds since its last start."""
         return time.monotonic() - self._started
 
     def exit_code(self) -> int | None:
-        """Return its exit code, or None while it runs."""
+        """Return the exit code of its first process, or None while it runs."""
         assert self._process is not None, f"{self.name} was never started"
         return self._process.poll()
 
-    def start_if_it_ended(self) -> None:
-        """Start it again where it has ended by itself, as an engine does with ``restart: unless-stopped``."""
-        with self._fate:
-            if self._is_to_run and self.exit_code() is not None:
+    def restart_if_ended(self) -> None:
+        """Restart the container if it ended by itself, as an engine does with ``restart: unless-stopped``."""
+        with self._lock:
+            if self._should_run and self.exit_code() is not None:
                 self.ends.append(time.monotonic())
-                # With its first process, a container's others end as well.
+                # A container ends with its first process, so its other processes must end as well.
                 self._end_processes()
                 self.start()
 
     def is_healthy(self) -> bool:
-        """Whether it runs and its health check says that it works."""
+        """Whether it runs and its health check succeeds."""
         if self.exit_code() is not None or not self.health:
             return False
         try:
@@ -114,25 +113,25 @@ class Container:
             return False
         return ended.returncode == 0
 
-    def last_words(self, number: int = 30) -> str:
-        """Return the end of its output."""
+    def last_output(self, number: int = 30) -> str:
+        """Return the last lines of its output."""
         return "\n".join(self.output.read_text(errors="replace").splitlines()[-number:])
 
     def processes(self) -> list[psutil.Process]:
-        """Return every process of it, those that have left its process group as well."""
+        """Return all of its processes, including those that have left its session."""
         if self._process is None:
             return []
         mark = f"{MARK}={self.folder}".encode()
         found = set()
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
-                # One that writes a title for itself overwrites its environment, one that is orphaned its parents.
+                # A process that sets its title loses its environment, and an orphan loses its parent.
                 if os.getsid(process.pid) == self._process.pid or mark in _environment(process):
                     found |= {process, *process.children(recursive=True)}
         return [process for process in found if process.is_running() and _is_alive(process)]
 
     def memory(self) -> int:
-        """Return the bytes that its processes take, what they share counted once among them."""
+        """Return the memory of its processes in bytes; shared memory is counted once."""
         total = 0
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
@@ -141,7 +140,7 @@ class Container:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Hold all of its processes while the block runs, as a machine does that swaps or moves to another host."""
+        """Suspend all of its processes during the block, as a machine does that swaps or is migrated."""
         processes = self.processes()
         try:
             for process in processes:
@@ -154,14 +153,14 @@ class Container:
                     process.resume()
 
     def kill(self) -> None:
-        """End all of its processes at once, as a machine that loses its power does."""
-        with self._fate:
-            self._is_to_run = False
+        """Kill all of its processes at once, as a power cut does."""
+        with self._lock:
+            self._should_run = False
         self._end_processes()
 
     def _end_processes(self) -> None:
         deadline = time.monotonic() + _KILL_SECONDS
-        # One that forks in the very moment leaves a child.
+        # Repeated, because a process may fork just before it is killed.
         while processes := self.processes():
             assert time.monotonic() < deadline, f"{self.name} cannot be killed: {processes}"
             for process in processes:
@@ -172,9 +171,9 @@ class Container:
             self._process.wait(_KILL_SECONDS)
 
     def stop(self) -> None:
-        """End it in order, and by force what does not end."""
-        with self._fate:
-            self._is_to_run = False
+        """Send its first process a SIGTERM, then kill the processes that do not end."""
+        with self._lock:
+            self._should_run = False
         if self._process is None:
             return
         if self._process.poll() is None:

@@ -1,4 +1,4 @@
-"""Kills and restarts what the cluster is made of, at moments drawn from a seed, while there is work to do."""
+"""Kill, restart and freeze containers at random moments drawn from a seed, while the cluster works."""
 
 from __future__ import annotations
 
@@ -19,47 +19,42 @@ WORKER, TRIGGERER, SCHEDULER = "airflow-worker", "airflow-triggerer", "airflow-s
 KILLED = (WORKER, TRIGGERER, SCHEDULER)
 REDIS, SANDBOX = "redis", "sandbox"
 
-_AWAY_SECONDS = (0.5, 3.0)
+_DOWN_SECONDS = (0.5, 3.0)
 _REDIS_SECONDS = 2.0
 _START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Deed:
-    """Something that was done to a container.
+class Disturbance:
+    """One disturbance of a container.
 
     Attributes:
-        service: Its service.
-        container: Its name.
-        held: What it held at that moment: running tasks, waits, or tasks to bring to their end.
-        away: The seconds until it was started again, or went on.
-        over: When that was, on the monotonic clock.
-        was_frozen: Whether it was only held for so long, instead of ended.
+        affected: The number of running tasks (worker), waits (triggerer) or unfinished tasks (scheduler).
+        down_seconds: The seconds until the container was restarted or resumed.
+        over: The time of the restart or resume, on the monotonic clock.
+        was_frozen: Whether the container was frozen, not ended.
     """
 
     service: str
     container: str
-    held: int
-    away: float
+    affected: int
+    down_seconds: float
     was_frozen: bool = False
     over: float = field(default_factory=time.monotonic)
 
 
 @dataclass
 class Disturbances:
-    """Two threads: one kills Airflow's processes in turn, one takes Redis and the sandbox away and freezes triggerers.
+    """Two threads: one kills Airflow's containers in turn, one restarts Redis and the sandbox and freezes triggerers.
 
     Args:
-        composition: What runs.
-        metadata: Its database.
-        seed: What moments are drawn from.
+        seed: The seed of the moments.
         kills: How often each container of `KILLED` is killed.
         pause: Seconds between two kills, on average.
         redis_restarts: How often Redis is restarted.
-        sandbox_seconds: How long the sandbox is away.
-        frozen_seconds: How long each triggerer is held: long enough to be thought dead, and to come back to waits that
-            another one has taken over.
-        before_sandbox: Called just before it goes, while it still answers.
+        sandbox_seconds: How long the sandbox is down.
+        frozen_seconds: How long each triggerer is frozen: long enough for another one to take over its waits.
+        before_sandbox: Called just before the sandbox is killed.
     """
 
     composition: Composition
@@ -71,43 +66,43 @@ class Disturbances:
     sandbox_seconds: float
     frozen_seconds: float
     before_sandbox: Callable[[], None]
-    deeds: list[Deed] = field(default_factory=list)
+    made: list[Disturbance] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
-    # One is not killed while it is frozen.
+    # Held to kill or freeze a triggerer, so that none is killed while it is frozen.
     _triggerers: threading.Lock = field(default_factory=threading.Lock)
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Begin."""
-        for run in (self._kill_airflow, self._take_services_away):
+        """Start both threads."""
+        for run in (self._kill_airflow, self._restart_services_and_freeze):
             thread = threading.Thread(target=self._guard, args=(run,), daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def are_done(self) -> bool:
-        """Whether all of it has been done."""
+        """Whether all disturbances have been made."""
         return not any(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:
-        """Do no more, and wait for what is under way."""
+        """Make no more disturbances, and wait for the current ones."""
         self._stopped.set()
         for thread in self._threads:
             thread.join()
 
-    def of(self, service: str) -> list[Deed]:
-        """Return how the containers of a service were ended."""
-        return [deed for deed in self.deeds if deed.service == service and not deed.was_frozen]
+    def ends_of(self, service: str) -> list[Disturbance]:
+        """Return the disturbances that ended a container of a service."""
+        return [each for each in self.made if each.service == service and not each.was_frozen]
 
-    def freezes(self) -> list[Deed]:
-        """Return how triggerers were held."""
-        return [deed for deed in self.deeds if deed.was_frozen]
+    def freezes(self) -> list[Disturbance]:
+        """Return the disturbances that froze a triggerer."""
+        return [each for each in self.made if each.was_frozen]
 
     def _guard(self, run: Callable[[], None]) -> None:
         try:
             run()
-        except Exception as error:  # noqa: BLE001  it is told in the thread that waits for the end
-            self.complaints.append(f"a disturbance could not be made: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001  reported by the thread that waits for the end
+            self.complaints.append(f"a disturbance failed: {type(error).__name__}: {error}")
 
     def _kill_airflow(self) -> None:
         draw = random.Random(self.seed)
@@ -115,26 +110,26 @@ class Disturbances:
             if self._stopped.wait(self.pause * draw.uniform(0.5, 1.5)):
                 return
             with self._triggerers if service == TRIGGERER else contextlib.nullcontext():
-                # A process that has only just begun would be killed for nothing.
-                wait_for(f"a running {container.name}", partial(self._is_at_work, container), _START_SECONDS)
-                held = self._held(service, container)
+                # Killing a container that has just started would affect nothing.
+                wait_for(f"a running {container.name}", partial(self._is_working, container), _START_SECONDS)
+                affected = self._affected(service, container)
                 container.kill()
-                self._start_again(service, container, held, draw.uniform(*_AWAY_SECONDS))
+                self._restart_after(service, container, affected, draw.uniform(*_DOWN_SECONDS))
 
     def _turns(self, draw: random.Random) -> Iterator[tuple[str, Container]]:
         containers = [(service, each) for service in KILLED for each in self.composition.containers[service]]
         for _ in range(self.kills):
             yield from draw.sample(containers, len(containers))
 
-    def _take_services_away(self) -> None:
+    def _restart_services_and_freeze(self) -> None:
         draw = random.Random(-self.seed)
         length = self.kills * self.pause * sum(len(self.composition.containers[service]) for service in KILLED)
-        away = self.sandbox_seconds
+        down_seconds = self.sandbox_seconds
         plan = [REDIS] * self.redis_restarts + [TRIGGERER] * len(self.composition.containers[TRIGGERER])
         draw.shuffle(plan)
         plan.insert(len(plan) // 2, SANDBOX)
         triggerers = iter(self.composition.containers[TRIGGERER])
-        pause = max(1.0, (length - away) / (len(plan) + 1) - self.frozen_seconds / 2)
+        pause = max(1.0, (length - down_seconds) / (len(plan) + 1) - self.frozen_seconds / 2)
         for service in plan:
             if self._stopped.wait(pause * draw.uniform(0.6, 1.0)):
                 return
@@ -145,28 +140,28 @@ class Disturbances:
             if service == SANDBOX:
                 self.before_sandbox()
                 container.kill()
-                self._start_again(service, container, 0, away)
+                self._restart_after(service, container, 0, down_seconds)
             else:
                 container.stop()
-                self._start_again(service, container, 0, _REDIS_SECONDS)
+                self._restart_after(service, container, 0, _REDIS_SECONDS)
 
     def _freeze(self, container: Container) -> None:
         with self._triggerers:
-            wait_for(f"a running {container.name}", partial(self._is_at_work, container), _START_SECONDS)
-            held = self._held(TRIGGERER, container)
+            wait_for(f"a running {container.name}", partial(self._is_working, container), _START_SECONDS)
+            affected = self._affected(TRIGGERER, container)
             with container.frozen():
                 time.sleep(self.frozen_seconds)
-        self.deeds.append(Deed(TRIGGERER, container.name, held, self.frozen_seconds, was_frozen=True))
+        self.made.append(Disturbance(TRIGGERER, container.name, affected, self.frozen_seconds, was_frozen=True))
 
-    def _start_again(self, service: str, container: Container, held: int, away: float) -> None:
-        time.sleep(away)
+    def _restart_after(self, service: str, container: Container, affected: int, down_seconds: float) -> None:
+        time.sleep(down_seconds)
         container.start()
-        self.deeds.append(Deed(service, container.name, held, away))
+        self.made.append(Disturbance(service, container.name, affected, down_seconds))
 
-    def _is_at_work(self, container: Container) -> bool:
-        return container.exit_code() is None and container.runs_for() > _settling(container.name)
+    def _is_working(self, container: Container) -> bool:
+        return container.exit_code() is None and container.runs_for() > _startup_seconds(container.name)
 
-    def _held(self, service: str, container: Container) -> int:
+    def _affected(self, service: str, container: Container) -> int:
         if service == WORKER:
             return self.metadata.running_on(container.name)
         if service == TRIGGERER:
@@ -174,6 +169,6 @@ class Disturbances:
         return self.metadata.unfinished()
 
 
-def _settling(name: str) -> float:
-    """Return how many seconds a container needs until it does its work."""
+def _startup_seconds(name: str) -> float:
+    """Return how many seconds a container needs after its start until it works."""
     return 15.0 if name.startswith((WORKER, TRIGGERER)) else 10.0

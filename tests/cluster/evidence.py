@@ -1,4 +1,4 @@
-"""Gathers what the judge decides on: the sandbox's books over its restart, stored images, logs."""
+"""Gather the evidence: the sandbox's books, combined across its restarts, and the logs of tasks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ from urllib.parse import urlsplit
 import requests
 
 from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADERS
-from tests.cluster.metadata import Place
+from tests.cluster.metadata import InstanceKey
 
 _ATTEMPT = re.compile(r"attempt=(\d+)\.log$")
-_REMEMBERED_REQUESTS = 1_000_000
+_RECORDED_REQUESTS = 1_000_000
 
 
 class Books:
-    """The sandbox's books, read over HTTP and put together over its restarts.
-
-    Args:
-        url: The sandbox's URL.
-    """
+    """The sandbox's books, read over HTTP and combined across its restarts."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -38,15 +34,15 @@ class Books:
         assert port is not None
         return port
 
-    def remember_everything(self) -> None:
-        """Let the sandbox remember more requests than it does by default."""
-        settings = {"request_log_size": _REMEMBERED_REQUESTS}
+    def record_every_request(self) -> None:
+        """Make the sandbox keep more requests than it does by default."""
+        settings = {"request_log_size": _RECORDED_REQUESTS}
         answer = requests.patch(f"{self.url}/sandbox/settings", json=settings, headers=CONTROL_HEADERS, timeout=30)
         answer.raise_for_status()
 
     def collect(self) -> None:
-        """Read what the books say now."""
-        answer = requests.get(f"{self.url}/sandbox/books?last={_REMEMBERED_REQUESTS}", timeout=60)
+        """Read the current books."""
+        answer = requests.get(f"{self.url}/sandbox/books?last={_RECORDED_REQUESTS}", timeout=60)
         answer.raise_for_status()
         books = answer.json()
         with self._lock:
@@ -55,7 +51,7 @@ class Books:
                 self._requests[record["time"], record["client_port"]] = record
 
     def status_reads(self) -> list[dict[str, Any]]:
-        """Return the collected reads of a status, oldest first."""
+        """Return the collected status requests, oldest first."""
         with self._lock:
             reads = [record for record in self._requests.values() if record["route"] == "status"]
         return sorted(reads, key=lambda record: float(record["time"]))
@@ -68,9 +64,9 @@ class Books:
         return found
 
 
-def last_try(logs: Path, run_id: str, place: Place) -> str:
-    """Return the log of a task's last try, or nothing."""
-    dag_id, task_id, map_index = place
+def last_try(logs: Path, run_id: str, key: InstanceKey) -> str:
+    """Return the log of a task's last try, or an empty text."""
+    dag_id, task_id, map_index = key
     folder = logs / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}" / f"map_index={map_index}"
     numbered = {int(match[1]): file for file in _files(folder) if (match := _ATTEMPT.search(file.name))}
     return numbered[max(numbered)].read_text(errors="replace") if numbered else ""

@@ -1,4 +1,4 @@
-"""Tells Airflow the name of its container, as the host name does where containers are real."""
+"""Give Airflow the name of its container as its host name, as in a real container."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def of_container() -> str:
-    """Return the host name that the container was given."""
+    """Return the host name of the container."""
     return os.environ["HOSTNAME"]

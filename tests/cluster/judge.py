@@ -1,4 +1,4 @@
-"""Decides whether the cluster kept what is promised, from what was seen. No I/O."""
+"""Decide from the evidence whether the cluster behaved correctly. No I/O."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from dataclasses import dataclass
 
 from tests.chaos.judge import Evidence, Verdict
 
-# A triggerer that is thought dead can poll on for as long as its heartbeat may be missing, and until it notices.
+# A triggerer without heartbeats keeps polling until they are missed and until it notices this itself.
 DOUBLE_POLL_SECONDS = 30.0
-# A last read may take a minute, while the API is away; a dead worker is noticed, and its task queued again, in another.
+# The last poll may take a minute while the API is down. It takes another minute to notice a dead worker and to queue
+# its task again.
 LATE_SECONDS = 120.0
-# A worker that starts without its broker ends; it is seen some seconds later.
+# A worker that starts without its broker ends, which is noticed some seconds later.
 _AFTER_THE_BROKER_SECONDS = 60.0
-# One kill may meet nothing; that all of so many do shows that nothing was tested.
+# A single kill may affect nothing. If none of so many kills does, nothing was tested.
 _MANY = 3
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a wait in vain ended.
+class EndedWait:
+    """The end of a wait that had to time out.
 
     Attributes:
-        name: The task, for messages.
-        state: Its state in Airflow.
-        seconds: From its start to its end.
-        says_timeout: Whether its last try tells that the time is over.
+        name: The task's name in messages.
+        state: The task's state in Airflow.
+        seconds: From the task's start to its end.
+        reports_timeout: Whether the log of its last try reports the timeout.
     """
 
     name: str
     state: str | None
     seconds: float
-    says_timeout: bool
+    reports_timeout: bool
 
 
 def complaints_of_images(images: Iterable[Evidence]) -> list[str]:
-    """Return what is not right with images: each must be stored, and paid once for each consent."""
+    """Return what is wrong with images: each must be stored, and paid once plus once for each Clear."""
     found = []
     for image in images:
         if image.paid_twice:
@@ -46,64 +47,69 @@ def complaints_of_images(images: Iterable[Evidence]) -> list[str]:
 
 
 def complaints_of_waits(states: Mapping[str | None, int], number: int) -> list[str]:
-    """Return what is not right with waits that had to succeed."""
-    return [] if states == {"success": number} else [f"{number} waits had to succeed, and are {dict(states)}"]
+    """Return what is wrong with the waits that had to succeed."""
+    return [] if states == {"success": number} else [f"{number} waits should have succeeded, but are {dict(states)}"]
 
 
-def complaints_of_deadlines(ended: Iterable[Ended], timeout: float) -> list[str]:
-    """Return what is not right with waits that had to end at their deadline."""
+def complaints_of_deadlines(ended: Iterable[EndedWait], timeout: float) -> list[str]:
+    """Return what is wrong with the waits that had to time out."""
     found = []
     for wait in ended:
-        if wait.state != "failed" or not wait.says_timeout:
-            found.append(f"{wait.name} had to end as timed out, and is {wait.state} without saying so")
+        if wait.state != "failed" or not wait.reports_timeout:
+            found.append(f"{wait.name} should have failed with a timeout, but is {wait.state}")
         elif not timeout - 5 <= wait.seconds <= timeout + LATE_SECONDS:
-            found.append(f"{wait.name} had {timeout:.0f} s, and ended after {wait.seconds:.0f} s")
+            found.append(f"{wait.name} has a timeout of {timeout:.0f} s, but ended after {wait.seconds:.0f} s")
     return found
 
 
 def complaints_of_polls(overlaps: Mapping[str, float]) -> list[str]:
-    """Return which image tasks were polled by two triggerers for long."""
+    """Return which image tasks two triggerers polled at the same time for too long."""
     return [
-        f"{image_task_id} was polled by two triggerers for {seconds:.0f} s (allowed: {DOUBLE_POLL_SECONDS:.0f} s)"
+        f"{image_task_id} was polled by two triggerers for {seconds:.0f} s (limit: {DOUBLE_POLL_SECONDS:.0f} s)"
         for image_task_id, seconds in overlaps.items()
         if seconds > DOUBLE_POLL_SECONDS
     ]
 
 
 def complaints_of_memory(peaks: Mapping[str, int], limits: Mapping[str, int]) -> list[str]:
-    """Return which services took more memory than their containers may."""
+    """Return which services exceeded the memory limit of their containers."""
     return [
-        f"a container of {service} took {peak / 2**20:.0f} MiB, and may take {limits[service] / 2**20:.0f}"
+        f"a container of {service} used {peak / 2**20:.0f} MiB (limit: {limits[service] / 2**20:.0f} MiB)"
         for service, peak in peaks.items()
         if peak > limits[service]
     ]
 
 
 def complaints_of_kills(kills: Mapping[str, Sequence[int]], least: int) -> list[str]:
-    """Return which containers were not disturbed as often as they had to be, by what each kill met."""
+    """Return which containers were killed too rarely, or only while they had nothing to do.
+
+    Args:
+        kills: For each container, how many tasks or waits each of its kills affected.
+        least: The required number of kills.
+    """
     found = [
-        f"{name} was killed {len(held)} times, not {least}: there was too little to do"
-        for name, held in kills.items()
-        if len(held) < least
+        f"{name} was killed {len(affected)} times, not {least}: there was too little to do"
+        for name, affected in kills.items()
+        if len(affected) < least
     ]
-    idle = [name for name, held in kills.items() if len(held) >= _MANY and not any(held)]
-    return found + [f"{name} held nothing whenever it was killed" for name in idle]
+    idle = [name for name, affected in kills.items() if len(affected) >= _MANY and not any(affected)]
+    return found + [f"{name} had nothing to do whenever it was killed" for name in idle]
 
 
 def complaints_of_ends(
     ends: Mapping[str, Sequence[float]], workers: str, without_broker: Sequence[tuple[float, float]]
 ) -> list[str]:
-    """Return which containers ended by themselves where they should not.
+    """Return which containers ended by themselves although they should not.
 
-    A worker may: Celery's ends where there is no broker at its start, and the engine starts it again.
+    A worker may: Celery ends if its broker is down at the start, and the engine restarts it.
 
     Args:
-        ends: When, on the clock of `without_broker`, by the container's name.
-        workers: What the names of workers begin with.
-        without_broker: From when to when the broker was away.
+        ends: The times at which each container ended, on the same clock as `without_broker`.
+        workers: The prefix of the names of workers.
+        without_broker: The periods in which the broker was down.
     """
     return [
-        f"{name} has ended by itself"
+        f"{name} ended by itself"
         for name, moments in ends.items()
         for moment in moments
         if not name.startswith(workers)

@@ -1,4 +1,4 @@
-"""What Airflow's metadata database knows of tasks and of the processes that hold them."""
+"""Read tasks, and the workers and triggerers that run them, from Airflow's metadata database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime
 
 import sqlalchemy
 
-Place = tuple[str, str, int]
+InstanceKey = tuple[str, str, int]
 
 _TASKS = sqlalchemy.text(
     "SELECT dag_id, task_id, map_index, run_id, state, try_number, start_date, end_date FROM task_instance"
@@ -26,9 +26,9 @@ _UNFINISHED = sqlalchemy.text(
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A task instance as it stands in the database."""
+    """A task instance in Airflow's database."""
 
-    place: Place
+    key: InstanceKey
     run_id: str
     state: str | None
     try_number: int
@@ -37,16 +37,12 @@ class TaskRow:
 
 
 class Metadata:
-    """The metadata database of a composition.
-
-    Args:
-        url: Its URL for SQLAlchemy.
-    """
+    """The metadata database of a composition; `url` is for SQLAlchemy."""
 
     def __init__(self, url: str) -> None:
         self._engine = sqlalchemy.create_engine(url)
 
-    def tasks(self) -> dict[Place, TaskRow]:
+    def tasks(self) -> dict[InstanceKey, TaskRow]:
         """Return every task instance."""
         with self._engine.connect() as connection:
             rows = connection.execute(_TASKS).all()
@@ -63,19 +59,19 @@ class Metadata:
         }
 
     def running_on(self, hostname: str) -> int:
-        """Return how many tasks run in a worker."""
+        """Return how many tasks are running on a worker."""
         return self._count(_RUNNING_ON, hostname=hostname)
 
     def held_by(self, hostname: str) -> int:
-        """Return how many waits are a triggerer's."""
+        """Return how many triggers are assigned to a triggerer."""
         return self._count(_HELD_BY, hostname=hostname)
 
     def unfinished(self) -> int:
-        """Return how many task instances the scheduler has to bring to their end."""
+        """Return how many task instances are not finished."""
         return self._count(_UNFINISHED)
 
     def close(self) -> None:
-        """Let the database go."""
+        """Close the connections to the database."""
         self._engine.dispose()
 
     def _count(self, query: sqlalchemy.TextClause, **values: str) -> int:
@@ -83,6 +79,6 @@ class Metadata:
             return int(connection.execute(query, values).scalar_one())
 
 
-def states(rows: Mapping[Place, TaskRow], dag_id: str, task_id: str) -> Counter[str | None]:
+def states(rows: Mapping[InstanceKey, TaskRow], dag_id: str, task_id: str) -> Counter[str | None]:
     """Return how many instances of a mapped task are in each state."""
-    return Counter(row.state for place, row in rows.items() if place[:2] == (dag_id, task_id) and place[2] >= 0)
+    return Counter(row.state for key, row in rows.items() if key[:2] == (dag_id, task_id) and key[2] >= 0)

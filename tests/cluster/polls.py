@@ -1,4 +1,4 @@
-"""Tells which triggerer polled which image task and when, and how long two of them polled for one wait."""
+"""Find out which triggerer polled which image task and when, and how long two triggerers polled the same one."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Self
 
 import psutil
 
-_LOOK_SECONDS = 0.25
-# A connection that was seen at one look may have been used a little before it.
+_PAUSE_SECONDS = 0.25
+# A connection may be used shortly before or after the moment at which it was seen.
 _SLACK_SECONDS = 3.0
-# Ten seconds between polls, a fifth of jitter, and the read itself.
+# Ten seconds between polls, plus 20 % jitter, plus the request.
 _LONGEST_INTERVAL = 15.0
 
 Poll = tuple[str, float]
 
 
 class ConnectionWatch:
-    """Notes which process has which connection to the sandbox, in a thread of its own.
+    """Records in its own thread which process has which connection to the sandbox.
 
     Args:
         port: The sandbox's port.
-        owner_of: Returns who a session id belongs to, or None.
+        owner_of: Returns the owner of a session id, or None.
     """
 
     def __init__(self, port: int, owner_of: Callable[[int], str | None]) -> None:
@@ -48,13 +48,13 @@ class ConnectionWatch:
         self._thread.join()
 
     def owner(self, client_port: int, moment: float) -> str | None:
-        """Return who had a connection from that port at a moment in epoch seconds, or None."""
+        """Return the owner of the connection from a port at a time in epoch seconds, or None."""
         near = [(abs(time_seen - moment), owner) for time_seen, owner in self._seen.get(client_port, ())]
         distance, owner = min(near, default=(_SLACK_SECONDS + 1, ""))
         return owner if distance <= _SLACK_SECONDS else None
 
     def _watch(self) -> None:
-        while not self._stopped.wait(_LOOK_SECONDS):
+        while not self._stopped.wait(_PAUSE_SECONDS):
             now = time.time()
             for connection in psutil.net_connections(kind="tcp"):
                 if not connection.raddr or connection.raddr.port != self._port or connection.pid is None:
@@ -68,10 +68,10 @@ class ConnectionWatch:
 
 
 def overlaps(polls: Mapping[str, Sequence[Poll]]) -> dict[str, float]:
-    """Return for how many seconds at most each image task was polled by two at once, where it was.
+    """Return the longest time, in seconds, that two owners polled the same image task at once, if they did.
 
     Args:
-        polls: For each image task who polled it, and when.
+        polls: The polls of each image task, each as its owner and its time.
     """
     found = {}
     for image_task_id, made in polls.items():
@@ -91,7 +91,7 @@ def overlaps(polls: Mapping[str, Sequence[Poll]]) -> dict[str, float]:
 
 
 def _periods(moments: Sequence[float]) -> Iterator[tuple[float, float]]:
-    """Return from when to when it was polled without a pause: a wait can leave a triggerer and come back to it."""
+    """Return the periods of polling without a pause; a wait can leave a triggerer and return to it."""
     begin = last = moments[0]
     for moment in moments:
         if moment - last > _LONGEST_INTERVAL:

@@ -1,4 +1,4 @@
-"""docker-compose.yaml: valid by Compose's own schema, pinned, bounded, without root, and settled by .env alone."""
+"""docker-compose.yaml is valid, has pinned versions and limits, runs nothing as root, and is configured by .env."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_it_is_a_valid_compose_file() -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-def test_the_schema_notices_a_mistake(tmp_path: Path) -> None:
+def test_the_schema_detects_a_mistake(tmp_path: Path) -> None:
     wrong = tmp_path / "docker-compose.yaml"
     wrong.write_text(TEXT.replace("healthcheck:", "health_check:", 1))
     assert check(wrong).returncode != 0
 
 
-def test_what_runs_is_what_was_asked_for() -> None:
+def test_it_runs_these_services_with_these_replicas() -> None:
     assert {service.name: service.replicas for service in SERVICES.values()} == {
         "secrets-init": 1,
         "postgres": 1,
@@ -59,12 +59,12 @@ def test_what_runs_is_what_was_asked_for() -> None:
 
 
 @each_service
-def test_its_image_is_pinned_to_one_version(service: Service) -> None:
+def test_the_image_of_a_service_is_pinned_to_one_version(service: Service) -> None:
     name, _, tag = service.image.partition(":")
     assert re.fullmatch(r"(airflow-)?\d+\.\d+\.\d+(-\w+)?|\d+\.\d+-\w+", tag), f"{name}:{tag}"
 
 
-def test_its_airflow_is_the_one_that_is_tested() -> None:
+def test_its_airflow_version_is_the_tested_one() -> None:
     tested = re.search(r"^apache-airflow==(.+)$", (ROOT / "constraints/airflow-3.3.txt").read_text(), re.MULTILINE)
     assert tested is not None
     named = re.findall(r"airflow(?:==|:|-provider-qwenimage:airflow-)(\d+\.\d+\.\d+)", TEXT)
@@ -73,7 +73,7 @@ def test_its_airflow_is_the_one_that_is_tested() -> None:
 
 
 @each_service
-def test_nothing_runs_as_root_or_without_bounds(service: Service) -> None:
+def test_a_service_has_no_privileges_and_limited_memory_and_logs(service: Service) -> None:
     assert service.raw["user"].split(":")[0] not in ("", "0", "root")
     assert service.raw["cap_drop"] == ["ALL"]
     assert service.raw["security_opt"] == ["no-new-privileges:true"]
@@ -83,20 +83,20 @@ def test_nothing_runs_as_root_or_without_bounds(service: Service) -> None:
 
 
 @each_service
-def test_what_goes_on_running_has_a_health_check_and_is_restarted(service: Service) -> None:
-    goes_on = not service.name.endswith("-init")
-    assert bool(service.health) == goes_on
-    assert service.raw["restart"] == ("unless-stopped" if goes_on else "no")
+def test_a_long_running_service_has_a_health_check_and_is_restarted(service: Service) -> None:
+    is_long_running = not service.name.endswith("-init")
+    assert bool(service.health) == is_long_running
+    assert service.raw["restart"] == ("unless-stopped" if is_long_running else "no")
 
 
 @each_service
-def test_what_it_waits_for_is_known_and_must_be_healthy_or_done(service: Service) -> None:
+def test_a_service_waits_for_healthy_services_and_finished_inits(service: Service) -> None:
     for other, condition in service.conditions.items():
         assert condition == ("service_completed_successfully" if other.endswith("-init") else "service_healthy")
         assert other in SERVICES
 
 
-def test_every_part_of_airflow_starts_after_what_it_needs() -> None:
+def test_every_airflow_service_starts_after_its_dependencies() -> None:
     def needed(name: str) -> set[str]:
         found = set(SERVICES[name].conditions)
         return found.union(*(needed(other) for other in found))
@@ -111,7 +111,7 @@ def test_every_part_of_airflow_starts_after_what_it_needs() -> None:
             assert "redis" in needed(service.name)
 
 
-def test_it_listens_on_this_machine_alone() -> None:
+def test_only_the_api_server_is_published_and_only_on_localhost() -> None:
     published = [port for service in SERVICES.values() for port in service.raw.get("ports", [])]
     assert published == ["127.0.0.1:8080:8080"]
 
@@ -142,7 +142,7 @@ def test_a_setting_has_the_same_default_everywhere() -> None:
     assert all(len(defaults) == 1 for defaults in found.values()), found
 
 
-def test_no_secret_has_a_default_and_only_what_makes_them_is_given_one() -> None:
+def test_no_secret_has_a_default_and_only_secrets_init_gets_secrets() -> None:
     assert {SETTINGS[name] for name in SECRETS} == {""}
     values = {name: f"mine{number}" for number, name in enumerate(SECRETS)}
     given = {
@@ -152,7 +152,7 @@ def test_no_secret_has_a_default_and_only_what_makes_them_is_given_one() -> None
         if name != "QWENIMAGE_API_KEY" and value in str(service.raw)
     }
     assert given == dict.fromkeys(set(SECRETS) - {"QWENIMAGE_API_KEY"}, "secrets-init")
-    # Whatever is called a password, a key or a secret: no value of it is in the file.
+    # The file contains no value of a variable whose name contains KEY, SECRET or PASSWORD.
     written = re.findall(r"^ *(\S*(?:KEY|SECRET|PASSWORD)(?:_CMD)?): (.*)$", TEXT, re.MULTILINE)
     assert written
     for name, value in written:
@@ -186,7 +186,7 @@ def test_the_parser_refuses_what_compose_refuses(tmp_path: Path) -> None:
         parse(wrong)
 
 
-def test_every_variable_of_airflows_is_an_option_that_it_knows() -> None:
+def test_every_airflow_variable_is_an_option_of_airflow() -> None:
     ProvidersManager().initialize_providers_configuration()
     known = {
         f"AIRFLOW__{section}__{option}".upper()
@@ -196,11 +196,11 @@ def test_every_variable_of_airflows_is_an_option_that_it_knows() -> None:
     used = {name for service in AIRFLOW for name in service.environment if name.startswith("AIRFLOW__")}
     commands = {name.removesuffix("_CMD") for name in used if name.endswith("_CMD")}
     assert used - {f"{name}_CMD" for name in commands} | commands <= known
-    # A command for any other option is not run.
+    # Airflow runs a command for sensitive options only.
     assert commands <= {f"AIRFLOW__{section}__{option}".upper() for section, option in conf.sensitive_config_values}
 
 
-def test_all_of_airflow_has_the_same_settings() -> None:
+def test_all_airflow_services_have_the_same_settings() -> None:
     first, *others = (
         {k: v for k, v in service.environment.items() if k.startswith("AIRFLOW__")} for service in AIRFLOW
     )
@@ -216,17 +216,17 @@ def test_the_image_can_be_built_from_what_is_copied_into_it(tmp_path: Path) -> N
         *sources, target = [word for word in line.split()[1:] if not word.startswith("--")]
         for source in sources:
             assert source in allowed
-            place = tmp_path / target.removeprefix("/opt/provider").strip("/")
+            copy = tmp_path / target.removeprefix("/opt/provider").strip("/")
             if (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(ROOT / source, copy, ignore=shutil.ignore_patterns("__pycache__"))
             else:
-                place.mkdir(exist_ok=True)
-                shutil.copy(ROOT / source, place)
+                copy.mkdir(exist_ok=True)
+                shutil.copy(ROOT / source, copy)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
     assert len(list((tmp_path / "dist").glob("*.whl"))) == 1
     made: Any = re.search(r"mkdir -p ([^&]+)", instructions[4])
-    # A new volume takes its owner from the folder of the image.
+    # A new volume gets the owner of the image's folder.
     targets = {mount.target for service in SERVICES.values() for mount in service.mounts if mount.is_volume}
     ours = {target for target in targets if target.startswith("/opt/airflow/") and not target.endswith("/logs")}
     assert set(made[1].split()) == ours

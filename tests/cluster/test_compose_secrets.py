@@ -1,4 +1,4 @@
-"""No secret of a deployment is known beforehand: they are made once, kept, and read by those alone who need them."""
+"""The secrets of a deployment are random, created once, kept, and readable only by the services that need them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _service(env_file: frozenset[tuple[str, str]]) -> Service:
 
 
 class Deployment:
-    """The volumes of a deployment, and the container that fills them, run as the Compose file says."""
+    """The volumes of a deployment, and the container that fills them, run as in the Compose file."""
 
     def __init__(self, folder: Path) -> None:
         self.secrets, self.auth = folder / "secrets", folder / "auth"
@@ -50,7 +50,7 @@ class Deployment:
         }
         translation = Translation(service, {}, folders)
         _, *command = translation.command()
-        # Under a umask that would show everything to everybody.
+        # With a umask that would let everybody read the files.
         return subprocess.run(
             [sys.executable, *command],
             env={"PATH": os.defpath, **translation.environment()},
@@ -87,14 +87,14 @@ def test_two_deployments_have_no_secret_in_common(deployment: Deployment, tmp_pa
     Fernet(first["fernet_key"])
 
 
-def test_a_further_start_keeps_them(deployment: Deployment) -> None:
+def test_a_second_start_keeps_the_secrets(deployment: Deployment) -> None:
     deployment.start()
     before = deployment.values()
     deployment.start()
     assert deployment.values() == before
 
 
-def test_only_airflow_and_those_who_need_a_password_can_read_them(deployment: Deployment) -> None:
+def test_only_airflow_and_services_that_need_a_password_can_read_the_secrets(deployment: Deployment) -> None:
     deployment.start()
     deployment.start()
     modes = {
@@ -118,13 +118,13 @@ def test_only_airflow_and_those_who_need_a_password_can_read_them(deployment: De
 
 def test_no_secret_is_shown(deployment: Deployment) -> None:
     started = deployment.start({"POSTGRES_PASSWORD": "mine4711", "AIRFLOW_ADMIN_PASSWORD": "mine4712"})
-    said = started.stdout + started.stderr
+    output = started.stdout + started.stderr
     values = [*(deployment.values()[secret.file] for secret in SECRETS), deployment.admin_password()]
-    assert "passwords.json" in said
-    assert not [value for value in values if value in said]
+    assert "passwords.json" in output
+    assert not [value for value in values if value in output]
 
 
-def test_what_the_env_file_sets_takes_precedence_and_outlives_it(deployment: Deployment) -> None:
+def test_secrets_of_the_env_file_take_precedence_and_are_kept_without_it(deployment: Deployment) -> None:
     deployment.start()
     mine = {name: f"mine{number}" for number, name in enumerate(VARIABLES)} | {"AIRFLOW_FERNET_KEY": KEY}
     mine["AIRFLOW_JWT_SECRET"] *= 20
@@ -141,7 +141,7 @@ def test_what_the_env_file_sets_takes_precedence_and_outlives_it(deployment: Dep
         deployment.start()
 
 
-def test_what_earlier_versions_published_counts_as_not_set(deployment: Deployment) -> None:
+def test_secrets_that_earlier_versions_published_are_replaced(deployment: Deployment) -> None:
     (deployment.auth / "passwords.json").write_text('{"admin": "admin", "ann": "hers"}')
     started = deployment.start(PUBLISHED)
     assert started.returncode == 0, started.stderr
@@ -151,14 +151,16 @@ def test_what_earlier_versions_published_counts_as_not_set(deployment: Deploymen
     assert json.loads(deployment.values()["passwords.json"])["ann"] == "hers"
 
 
-def test_an_admin_password_of_the_env_file_that_is_guessed_first_is_a_warning(deployment: Deployment) -> None:
+def test_a_guessable_admin_password_in_the_env_file_gives_a_warning(deployment: Deployment) -> None:
     started = deployment.start({"AIRFLOW_ADMIN_PASSWORD": "admin"})
     assert deployment.admin_password() == "admin"
     assert "Set another one in .env" in started.stdout
 
 
 @pytest.mark.parametrize("password", ["a/b@c:d%e?f#g h", "pässwörter", "quote\"back\\slash'", "$HOME ${x}"])
-def test_any_printable_password_reaches_who_needs_it(deployment: Deployment, password: str, tmp_path: Path) -> None:
+def test_any_printable_password_can_be_read_from_the_urls(
+    deployment: Deployment, password: str, tmp_path: Path
+) -> None:
     variables = {"POSTGRES_PASSWORD": password, "REDIS_PASSWORD": password}
     make_secrets(deployment.secrets, variables, postgres="postgres:5432", redis="redis:6379")
     for name in ("sql_alchemy_conn", "result_backend", "broker_url"):
@@ -179,7 +181,7 @@ def test_a_secret_that_cannot_be_used_is_refused_without_being_shown(
     assert "4711" not in str(refused.value)
 
 
-def test_a_folder_that_another_user_owns_is_one_clear_line(deployment: Deployment) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line(deployment: Deployment) -> None:
     deployment.secrets.rmdir()
     started = deployment.start()
     assert started.returncode == 1
@@ -188,7 +190,7 @@ def test_a_folder_that_another_user_owns_is_one_clear_line(deployment: Deploymen
 
 
 class TestDatabase:
-    """PostgreSQL keeps the password of its volume, so a new one has to be told to it."""
+    """PostgreSQL keeps the password of its volume, so a new password must be set in the database."""
 
     @pytest.fixture(scope="class")
     def administrator(self) -> Iterator[Connection]:
@@ -203,7 +205,7 @@ class TestDatabase:
     def test_a_database_of_an_earlier_version_gets_the_new_password(
         self, administrator: Connection, deployment: Deployment, earlier: str
     ) -> None:
-        address = self._begin(administrator, earlier)
+        address = self._set_password(administrator, earlier)
         if not earlier.startswith("local"):
             deployment.start({"POSTGRES_PASSWORD": earlier})
         deployment.start({"POSTGRES_PASSWORD": "changed once"})
@@ -215,10 +217,10 @@ class TestDatabase:
                 self._connect(address, earlier)
         assert "postgres_password.previous" not in deployment.values()
 
-    def test_one_whose_password_nobody_knows_says_what_to_do(
+    def test_a_database_with_an_unknown_password_is_reported_with_the_next_step(
         self, administrator: Connection, deployment: Deployment
     ) -> None:
-        address = self._begin(administrator, "forgotten4711")
+        address = self._set_password(administrator, "forgotten4711")
         deployment.start()
         with pytest.raises(
             ValueError, match=r"Set POSTGRES_PASSWORD in \.env to the one that its volume was created with"
@@ -228,7 +230,7 @@ class TestDatabase:
     def test_a_change_that_the_database_refuses_does_not_show_the_password(
         self, administrator: Connection, deployment: Deployment
     ) -> None:
-        address = self._begin(administrator, "local-use-only")
+        address = self._set_password(administrator, "local-use-only")
         deployment.start({"POSTGRES_PASSWORD": "s3cr3t of its own"})
         administrator.execute(text("ALTER ROLE airflow SET default_transaction_read_only = on"))
         try:
@@ -238,8 +240,8 @@ class TestDatabase:
             administrator.execute(text("ALTER ROLE airflow RESET default_transaction_read_only"))
         assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
 
-    def _begin(self, administrator: Connection, password: str) -> str:
-        """Give the server the password that its volume was made with, and return its address."""
+    def _set_password(self, administrator: Connection, password: str) -> str:
+        """Set the password with which the server's volume was created, and return the server's address."""
         administrator.execute(text("ALTER ROLE airflow PASSWORD :password"), {"password": password})
         url = administrator.engine.url
         return f"{url.host}:{url.port}"

@@ -1,4 +1,4 @@
-"""What a Compose file says of containers, said of this machine: only names, ports and paths that are meant."""
+"""Names, ports and paths of containers are translated to those of this machine, and nothing else is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def translation(name: str) -> Translation:
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("text", "translated"),
     [
         ("redis://:pw@redis:6379/0", "redis://:pw@127.0.0.1:41001/0"),
         ("http://airflow-apiserver:8080/execution/", "http://127.0.0.1:41002/execution/"),
@@ -27,7 +27,7 @@ def translation(name: str) -> Translation:
         ("file:///opt/airflow/images", "file:///here/volumes/images"),
         ("/opt/airflow/images/a.jpg", "/here/volumes/images/a.jpg"),
         ("/opt/airflow/logs", "/here/own/logs"),
-        # A port that is not its own, and what only looks like a name or a path.
+        # A port of another service, and texts that only look like a name or a path.
         ("--port 8080", "--port 8080"),
         ("my-redis:6379", "my-redis:6379"),
         ("redis:63790", "redis:63790"),
@@ -35,12 +35,12 @@ def translation(name: str) -> Translation:
         ("/my/data", "/my/data"),
     ],
 )
-def test_a_worker_finds_what_it_names(said: str, meant: str) -> None:
-    assert translation("airflow-worker").of(said) == meant
+def test_names_and_paths_in_the_text_of_a_worker_are_translated(text: str, translated: str) -> None:
+    assert translation("airflow-worker").translate(text) == translated
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("text", "translated"),
     [
         ("http://localhost:8512/sandbox", "http://127.0.0.1:41003/sandbox"),
         ("--host=0.0.0.0", "--host=127.0.0.1"),
@@ -49,5 +49,5 @@ def test_a_worker_finds_what_it_names(said: str, meant: str) -> None:
         ("1.8512", "1.8512"),
     ],
 )
-def test_a_service_listens_where_the_others_look_for_it(said: str, meant: str) -> None:
-    assert translation("sandbox").of(said) == meant
+def test_a_service_listens_on_its_translated_port(text: str, translated: str) -> None:
+    assert translation("sandbox").translate(text) == translated

@@ -1,4 +1,4 @@
-"""Says in terms of this machine what a Compose file says in terms of its containers: names, ports, paths. No I/O."""
+"""Translate names, ports and paths of the containers in a Compose file to those of this machine. No I/O."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ _OWN_NAMES = re.compile(r"\b(?:localhost|0\.0\.0\.0)\b")
 
 @dataclass(frozen=True)
 class Translation:
-    """How a container's text reads on this machine.
+    """Translates the texts of a container of a service.
 
     Args:
-        service: The service of the container.
-        addresses: The port of this machine for each port of a service.
-        folders: The folder of this machine for each path in the container; the longest path that fits counts.
+        addresses: The port on this machine for each service and its port.
+        folders: The folder on this machine for each path in the container; the longest matching path is used.
     """
 
     service: Service
     addresses: Mapping[tuple[str, int], int]
     folders: Mapping[str, Path]
 
-    def of(self, text: str) -> str:
-        """Return a command's word, or a variable's value, for this machine."""
+    def translate(self, text: str) -> str:
+        """Translate a word of a command, or the value of a variable."""
         for (name, port), local in self.addresses.items():
             text = re.sub(rf"(?<![\w.-]){re.escape(name)}:{port}\b", f"{LOCALHOST}:{local}", text)
         for (name, port), local in self.addresses.items():
@@ -39,13 +38,13 @@ class Translation:
         return _OWN_NAMES.sub(LOCALHOST, text)
 
     def command(self) -> list[str]:
-        """Return what the container runs."""
-        return [self.of(word) for word in self.service.command]
+        """Return the translated command of the container."""
+        return [self.translate(word) for word in self.service.command]
 
     def health(self) -> list[str]:
-        """Return the command of the health check."""
-        return [self.of(word) for word in self.service.health]
+        """Return the translated command of the health check."""
+        return [self.translate(word) for word in self.service.health]
 
     def environment(self) -> dict[str, str]:
-        """Return the container's variables."""
-        return {name: self.of(value) for name, value in self.service.environment.items()}
+        """Return the translated environment variables of the container."""
+        return {name: self.translate(value) for name, value in self.service.environment.items()}

@@ -1,4 +1,4 @@
-"""What the cluster has to do while it is disturbed: images to draw, and waits for images that others submitted."""
+"""The workload of the cluster: images to draw, and waits for images that another program submitted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ with DAG({dag_id!r}, schedule=None, max_active_tasks=64):
     QwenImageStatusSensor.partial(task_id="wait", timeout=1200, **wait).expand(
         image_task_id=ids.override(task_id="all_ids")("waits")
     )
-    QwenImageStatusSensor.partial(task_id="wait_in_vain", timeout={timeout}, **wait).expand(
+    QwenImageStatusSensor.partial(task_id="wait_too_long", timeout={timeout}, **wait).expand(
         image_task_id=ids.override(task_id="slow_ids")("slow")
     )
 '''
@@ -55,25 +55,25 @@ with DAG({dag_id!r}, schedule=None, max_active_tasks=64):
 
 @dataclass(frozen=True)
 class Workload:
-    """How much there is to do.
+    """The size of the workload.
 
     Attributes:
-        images: Images that are drawn by mapped tasks.
-        waits: Sensors that wait for an image task that ends.
-        in_vain: Sensors whose image task takes longer than they may wait.
+        images: Images that mapped tasks draw.
+        waits: Sensors whose image task ends in time.
+        too_slow: Sensors whose image task takes longer than their timeout.
     """
 
     images: int
     waits: int
-    in_vain: int
+    too_slow: int
 
     @property
     def tasks(self) -> int:
-        """The number of task instances, those that hand the ids on not counted."""
-        return self.images + self.waits + self.in_vain
+        """The number of task instances, without those that return the ids."""
+        return self.images + self.waits + self.too_slow
 
     def write_dags(self, folder: Path, output_path: str) -> None:
-        """Write the DAG files."""
+        """Write the DAG files into a folder."""
         texts = {
             DRAW: _DRAW_FILE.format(dag_id=DRAW, number=self.images, folder=output_path),
             SENSE: _SENSE_FILE.format(dag_id=SENSE, timeout=TIMEOUT_SECONDS),
@@ -83,7 +83,7 @@ class Workload:
 
 
 def prompt_of(number: int) -> str:
-    """Return what the mapped task of that index draws."""
+    """Return the prompt of the mapped task with that index."""
     return f"Lantern {number} of a street festival"
 
 
