@@ -1,4 +1,4 @@
-"""The links on Airflow's page of a task: to its place in the gallery, and to its image."""
+"""The links on Airflow's page of a task instance: to its gallery, and to its image."""
 
 from __future__ import annotations
 
@@ -17,31 +17,26 @@ log = logging.getLogger(__name__)
 
 
 class GeneratedImagesLink(BaseOperatorLink):
-    """The gallery, at this task instance; from the submission on, and whatever becomes of it."""
+    """Links to the gallery of the task instance, from the submission on, even if the task fails."""
 
     name = "Generated images"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002  Airflow's signature
-        """Return the URL of the gallery's tab, or nothing where Airflow (below 3.1) has none.
-
-        Args:
-            operator: The task.
-            ti_key: Its instance.
-        """
+        """Return the URL of the gallery's tab, or "" on Airflow below 3.1, which has no such tabs."""
         return _absolute(task_tab(*instance_of(ti_key))) if HAS_PLUGIN_PAGES else ""
 
 
 class ImageLink(BaseOperatorLink):
-    """The first image of a task instance that has succeeded: where it is stored, or else where the API has it."""
+    """Links to the first image of a task instance that succeeded: as stored, or else at the API."""
 
     name = "Image"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Return the URL of the image, or nothing where there is none (yet).
+        """Return the URL of the image, or "" if there is none (yet).
 
         Args:
-            operator: The task; what it ended with is its `outcome`, or is looked up where Airflow 2 draws the link.
-            ti_key: Its instance.
+            operator: The operator, with its `outcome`. Airflow 2 passes a stored one, whose outcome is an XCom.
+            ti_key: The key of the task instance.
         """
         outcome = operator.outcome if hasattr(operator, "outcome") else _returned(ti_key)
         if not isinstance(outcome, Mapping):
@@ -50,7 +45,7 @@ class ImageLink(BaseOperatorLink):
             return _absolute(image_path(*instance_of(ti_key), 1))
         urls = outcome.get("image_urls")
         url = urls[0] if isinstance(urls, list | tuple) and urls else ""
-        # Airflow 2 looks up an XCom, which others may have written: a javascript: URL would run in the viewer's name.
+        # Others may have written the XCom on Airflow 2: a javascript: URL would run in the viewer's name.
         return without_user(url) if is_http_url(url) else ""
 
 

@@ -1,4 +1,4 @@
-"""The operators: the one that submits an image and, if asked, waits for it and stores it; and the one of batches."""
+"""The operator for one image, which submits it and, if asked, waits for it and stores it; and the one for batches."""
 
 from __future__ import annotations
 
@@ -30,28 +30,27 @@ __all__ = ["QwenImageBatchOperator", "QwenImageGenerateOperator"]
 class QwenImageGenerateOperator(TaskArguments, BaseOperator):
     """Submits one image to the Qwen-Image API. Costs credits (5 for each image, as documented).
 
-    It pushes the XCom `request` (what is submitted) before the submission, and `task_id`, the API's id of the image
-    task, before anything else can fail after it. Where it fails, the XCom `error` says why.
+    It pushes the XCom `request` before the submission, and `task_id`, the API's id of the image task, directly after
+    it. If the task fails, the XCom `error` gives the reason.
 
-    - By default it only submits, and returns that id: hand it to a `QwenImageStatusSensor`.
-    - With `wait_for_completion` it waits, in the triggerer where `deferrable` is set, and returns a dict:
+    - By default it only submits, and returns that id. Pass it to a `QwenImageStatusSensor`.
+    - With `wait_for_completion` it waits (in the triggerer, if `deferrable` is set) and returns a dict:
       ``task_id``, ``status``, ``image_urls``, ``paths``, ``consumed_credits``, ``seed``, ``size``,
       ``output_format``, ``reused``. It also pushes the XCom `consumed_credits`.
-    - With `output_path`, which implies waiting, each image is downloaded, verified and stored first. A request
-      whose image stands there already is not submitted: ``reused`` is true then, and the credits are 0.
+    - With `output_path`, which implies waiting, each image is also downloaded, verified and stored. A request
+      whose image is already stored is not submitted: ``reused`` is true, and the credits are 0.
 
-    It submits once, whatever crashes: it writes down each submission before and after it is sent, in Airflow's
-    store for task states (3.3 and later) or else in a hidden file in `output_path`, and a retry goes back to
-    what was submitted. Where a try ended in the middle of a submission, it fails with
-    `QwenImageSubmissionUnknownError` instead; clearing the task then submits again. On Airflow below 3.3 without
-    an `output_path` nothing can be written down: the task fails without a retry on any error after a submission,
-    but when its worker is killed, Airflow's retry submits, and pays, again.
+    It submits once, whatever crashes: it records each submission before and after it is sent, in Airflow's task state
+    (3.3 and later) or else in a hidden file in `output_path`, and a retry resumes what was submitted. If a try ended
+    in the middle of a submission, the retry fails with `QwenImageSubmissionUnknownError` instead; clear the task to
+    submit again. On Airflow below 3.3 without an `output_path` nothing can be recorded: any error after a submission
+    fails the task without a retry, but if its worker is killed, Airflow's retry submits, and pays, again.
 
     Args:
         prompt: What to draw, 1 to 2000 characters. Templated.
         size: Width times height in pixels, one of `contract.SIZES`. Templated.
-        seed: An integer from 0 upwards, or -1 for a random one; its text, or a float without a fraction, is fine too.
-            Templated. Like `size`, `output_format` and `callback_url`, it may be None or empty for its default.
+        seed: An integer from 0 upwards, or -1 for a random one. A text or a whole float of it is accepted. Templated.
+            Like `size`, `output_format` and `callback_url`, it may be None or empty for its default.
         output_format: ``jpeg``, ``png`` or ``webp``. Templated.
         callback_url: An http(s) URL that the API calls when the task completes. Templated.
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL. Templated.
@@ -64,16 +63,16 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         output_path: The folder to store images in: a path or any URL of Airflow's object storage, such as
             ``s3://aws_default@bucket/images``, as a text, Path or ObjectStoragePath. Templated. File names come from
             the request; with a random seed also from the map index.
-        max_image_bytes: A longer download is refused. Default 50 MiB.
-        overwrite: Whether to draw a new image where the request's image stands already.
-        durable: Whether to write submissions down. With False each retry submits, and pays, again.
+        max_image_bytes: The limit for a download in bytes. Default 50 MiB.
+        overwrite: Whether to draw a new image if the image of the request is already stored.
+        durable: Whether to record submissions. With False, each retry submits, and pays, again.
         max_credits: The most credits that this task may spend until it is cleared, or None for no limit. It
-            fails before a submission that would pass it, at 5 credits for an image (the documented price).
+            fails before a submission that would exceed it, at 5 credits for an image (the documented price).
         **kwargs: What every operator takes.
 
     Raises:
-        ValueError: If an argument that is not a template is not what is allowed. What is known only when the task runs
-            is checked then, before anything is paid; the task fails without a retry.
+        ValueError: If an argument is not allowed. Templates are checked when the task runs, before anything is paid;
+            the task then fails without a retry.
     """
 
     template_fields: Sequence[str] = (*REQUEST_FIELDS, "qwenimage_conn_id", "output_path")
@@ -103,7 +102,7 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # As `reads_arguments` has converted them.
+        # As `reads_arguments` converted them.
         self.prompt = prompt
         self.size = size
         self.seed = seed
@@ -120,7 +119,7 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         self.overwrite = overwrite
         self.durable = durable
         self.max_credits: Any = max_credits
-        # What this process is at work on.
+        # The image that this process works on.
         self._drawing: Drawing | None = None
         # For the link "Image": what this task returns.
         self.outcome: dict[str, Any] | None = None

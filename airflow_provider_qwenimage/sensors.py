@@ -32,28 +32,28 @@ _TRIGGER_FAILED = "__fail__"
 class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
     """Waits until an image task is ``SUCCESS`` or ``FAILED``.
 
-    On ``SUCCESS`` it returns the list of image URLs. On ``FAILED`` it fails at once, without a retry, with the
-    API's message. In both cases it pushes the XCom `consumed_credits`; before, the XCom `task_id`, the id that it
-    waits for; and where it fails, the XCom `error`. It never spends a credit.
+    On ``SUCCESS`` it returns the list of image URLs. On ``FAILED`` it fails without a retry, with the API's message.
+    It pushes the XComs `task_id` (the id that it waits for), `consumed_credits` when the image task ended, and `error`
+    if it fails. It never spends a credit.
 
     Args:
         image_task_id: The API's id of the image task, for example the output of a submit-only
             `QwenImageGenerateOperator`. Templated.
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL. Templated.
         deferrable: Whether to wait in the triggerer, without a worker slot. With False, `mode` ("poke" or
-            "reschedule") counts, as for any sensor.
+            "reschedule") decides, as for any sensor.
         poke_interval: Seconds between the first polls; it grows up to 10 s (the API's documented range).
-        timeout: Seconds to wait at most, as a number or a timedelta. Then the sensor fails without a retry, as
+        timeout: Seconds to wait at most, as a number or a timedelta. After it the sensor fails without a retry, as
             sensors do.
         max_consecutive_failures: How many failed reads in a row end the wait (in "reschedule" mode, where
             every poke is a new process, only `timeout` bounds them).
-        **kwargs: What every sensor takes: `mode`, `retries`, … In every mode alike, `soft_fail` skips the task if the
-            image task failed or the time is over, `never_fail` skips it after any error, and with `silent_fail` a
-            wait goes on until the timeout, however many reads fail.
+        **kwargs: What every sensor takes: `mode`, `retries`, … In every mode, `soft_fail` skips the task if the image
+            task failed or the timeout passed, `never_fail` skips it after any error, and `silent_fail` waits until the
+            timeout, however many reads fail.
 
     Raises:
-        ValueError: If an argument that is not a template is not what is allowed. What is known only when the task runs
-            is checked then; the task fails without a retry.
+        ValueError: If an argument is not allowed. Templates are checked when the task runs; the task then fails without
+            a retry.
     """
 
     template_fields: Sequence[str] = ("image_task_id", "qwenimage_conn_id")
@@ -73,7 +73,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         max_consecutive_failures: SupportsIndex = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         **kwargs: Any,
     ) -> None:
-        # As `reads_arguments` has converted them.
+        # As `reads_arguments` converted them.
         waits: Any = {"poke_interval": poke_interval, "timeout": timeout}
         super().__init__(**waits, **kwargs)
         self.image_task_id: Any = image_task_id

@@ -42,18 +42,18 @@ _SETTLING_STEP_SECONDS = 1.0
 class QwenImageStatusTrigger(BaseTrigger):
     """Fires once, when an image task ended or the wait for it is over.
 
-    Its event is what `event_of` makes of the end, for `snapshot_of` to read in the resumed task. In a triggerer it
-    is not fired in the first 8 seconds (Airflow's ``[workers] min_heartbeat_interval`` and 3, which become up to 30 on
-    a machine with more work than cores), while Airflow may still be told that the deferred process has ended.
+    `event_of` makes its event, and `snapshot_of` reads it in the resumed task. In a triggerer it does not fire in the
+    first 8 seconds (Airflow's ``[workers] min_heartbeat_interval`` and 3; up to 30 on a machine with more work than
+    cores), because Airflow may not know yet that the deferred process ended.
 
     Args:
         image_task_id: The API's id of the image task.
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL.
         poll_interval: Seconds between the first polls; it grows up to 10 s (see `polling.PollPolicy`).
-            The first poll is made about one interval after the start, spread so that many waits are no spike.
+            The first poll comes about one interval after the start, spread so that many waits cause no spike.
         end_time: The deadline in epoch seconds, or None for none. A restarted triggerer keeps it.
         max_consecutive_failures: How many failed reads in a row end the wait.
-        try_number: The try of the Airflow task that waits; its event has it as well.
+        try_number: The try of the Airflow task that waits. The event repeats it.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class QwenImageStatusTrigger(BaseTrigger):
         self._hook: QwenImageAsyncHook | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and arguments that Airflow stores: ids and numbers, never the key."""
+        """Return the class path and the arguments that Airflow stores: ids and numbers, never the key."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -99,18 +99,18 @@ class QwenImageStatusTrigger(BaseTrigger):
                 await _settle(time.monotonic() - started)
         except asyncio.CancelledError:
             if not CALLS_TRIGGER_ON_KILL:
-                self._say_what_stays_paid()
+                self._log_what_stays_paid()
             raise
         yield TriggerEvent(event | {"try_number": self.try_number})
 
     async def on_kill(self) -> None:
-        """Say what stays paid when the task is marked or cleared while it waits (Airflow 3.3 and later).
+        """Log what stays paid when the task is marked or cleared while it waits (Airflow 3.3 and later).
 
         It does nothing else: Airflow also calls this when a trigger only moves to another triggerer.
         """
-        self._say_what_stays_paid()
+        self._log_what_stays_paid()
 
-    def _say_what_stays_paid(self) -> None:
+    def _log_what_stays_paid(self) -> None:
         consumed_credits = self._hook.last_credits if self._hook else None
         self.log.warning("%s", what_stays_paid(self.image_task_id, consumed_credits))
 
@@ -126,51 +126,47 @@ class QwenImageStatusTrigger(BaseTrigger):
             return event_of(polling.GiveUp(self._failure(error)), self.image_task_id)
 
     def _failure(self, error: Exception) -> QwenImageError:
-        """Return the error of a wait that something else than the API has ended."""
+        """Return the error of a wait that something other than the API ended."""
         if is_bad_argument(error):
             unusable = QwenImageError(str(error))
             unusable.permanent = True
             return unusable
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         return QwenImageError(
             f"The wait for image task {printable_id(self.image_task_id)} failed in the triggerer: "
-            f"{type(error).__name__} ({printable(shorten(str(error)))}) at {place.filename}:{place.lineno}. "
+            f"{type(error).__name__} ({printable(shorten(str(error)))}) at {frame.filename}:{frame.lineno}. "
             "Try again; if it persists, report it to the maintainers of this package."
         )
 
 
 async def _settle(waited: float) -> None:
-    """Wait until Airflow has surely been told that the deferred process has ended; see `polling.settling_seconds`.
+    """Wait until Airflow surely knows that the deferred process ended; see `polling.settling_seconds`.
 
     Args:
-        waited: For how many seconds the trigger has run already.
+        waited: Seconds that the trigger already ran.
     """
     heartbeat = conf.getint("workers", "min_heartbeat_interval", fallback=_DEFAULT_HEARTBEAT_SECONDS)
     seconds = 0.0
     while waited < (seconds := max(seconds, polling.settling_seconds(heartbeat, _load()))):
-        # Counted by what was asked for, not by the clock: while this process is held up, others may be as well.
+        # Counted in requested seconds, not by the clock: if this process is held up, others may be as well.
         step = min(_SETTLING_STEP_SECONDS, seconds - waited)
         await asyncio.sleep(step)
         waited += step
 
 
 def _load() -> float:
-    # Some sandboxed machines do not tell it.
+    # Some sandboxed machines do not report it.
     with suppress(OSError):
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     return 0.0
 
 
 def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str, Any]:
-    """Return the end of a wait as plain JSON: only what the resumed task reads, and what every Airflow can store.
-
-    Args:
-        end: How the wait ended.
-        image_task_id: The API's id of the image task.
+    """Return the end of a wait as plain JSON: only what the resumed task reads, and every version of Airflow can store.
 
     Returns:
-        ``status`` ("success" or "error"), ``message``, ``image_task_id``; on success and after a FAILED
-        ``snapshot``; on an error also ``error``, the name of its class.
+        ``status`` ("success" or "error"), ``message`` and ``image_task_id``; on success and after a FAILED also
+        ``snapshot``; on an error also ``error``, the name of its class, and ``permanent``.
     """
     image_task_id = printable_id(image_task_id)
     if isinstance(end, polling.Done):
@@ -196,7 +192,7 @@ def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str
 
 
 def _needed(snapshot: TaskSnapshot) -> dict[str, Any]:
-    """Return what the resumed task reads of a snapshot, for `TaskSnapshot.from_data`."""
+    """Return the part of a snapshot that the resumed task reads, for `TaskSnapshot.from_data`."""
     needed = replace(
         snapshot,
         error_message=shorten(snapshot.reason, MAX_MESSAGE_CHARACTERS) or None,
@@ -207,14 +203,14 @@ def _needed(snapshot: TaskSnapshot) -> dict[str, Any]:
 
 
 def snapshot_of(event: object) -> TaskSnapshot:
-    """Return the successful end that an event stands for.
+    """Return the successful snapshot of an event.
 
     Args:
-        event: What the trigger fired, as the resumed task received it.
+        event: What the resumed task received.
 
     Raises:
-        QwenImageError: The error that the wait ended with; a `QwenImageContractError` if the event is
-            not one of `event_of`'s. Nothing but a whole success counts as one.
+        QwenImageError: The error that the wait ended with; a `QwenImageContractError` if `event_of` did not make the
+            event. Nothing but a complete success counts as one.
     """
     if isinstance(event, dict) and event.get("status") == _SUCCESS:
         snapshot = TaskSnapshot.from_data(event.get("snapshot"))
@@ -223,9 +219,9 @@ def snapshot_of(event: object) -> TaskSnapshot:
     if isinstance(event, dict) and event.get("status") == _ERROR and isinstance(event.get("message"), str):
         raise _error_of(event)
     raise QwenImageContractError(
-        f"The task was resumed with an event that this package did not make: {shorten(safe_repr(event))}. Was the "
-        "triggerer running another version of it? Install the same version on workers and triggerers, then clear the "
-        "task."
+        f"The task was resumed with an event that this package did not make: {shorten(safe_repr(event))}. The "
+        "triggerer may run another version of the package. Install the same version on workers and triggerers, then "
+        "clear the task."
     )
 
 
