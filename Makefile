@@ -117,12 +117,12 @@ constraints: .tox/bootstrap/bin/tox ## Choose the versions of all dependencies a
 
 # Not .demo: its images may have cost credits.
 clean: ## Remove everything that make made, except the images
-	rm -rf .venv .tox .airflow build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv* .tox .airflow build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Makes or updates an environment; the dependencies of pyproject.toml and the constraints may have changed.
 env-%: .tox/bootstrap/bin/tox
 	@[ -e $(call folder_of,$*) ] || echo "Installing Airflow and what the project needs into $(call folder_of,$*) (about a minute) ..."
-	@$(TOX) run -q --notest -e $* || { echo "The environment $(call folder_of,$*) could not be made; the reason is above. \
+	@$(TOX) run -qq --notest -e $* || { echo "The environment $(call folder_of,$*) could not be made; the reason is above. \
 	Check that this machine reaches its package index, then run make again." >&2; exit 1; }
 
 folder_of = $(patsubst .tox/dev,$(VENV),.tox/$(1))
@@ -135,7 +135,7 @@ folder_of = $(patsubst .tox/dev,$(VENV),.tox/$(1))
 		echo "Installing tox with $$("$$python" --version) ..."; \
 		rm -rf .tox/bootstrap; \
 		"$$python" -m venv .tox/bootstrap || exit; \
-		.tox/bootstrap/bin/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -c $< tox tox-uv && touch $@ && exit; \
+		.tox/bootstrap/bin/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -c $< tox tox-uv && exit; \
 		echo "tox could not be installed; the reason is above. Check that this machine reaches its package index, then run make again." >&2; \
 		exit 1; \
 	done; \

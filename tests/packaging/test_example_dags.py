@@ -1,4 +1,4 @@
-"""The example DAGs parse as they are, on a machine without network and without a connection."""
+"""The example DAGs parse on a machine without network and without an Airflow connection."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ import json, sys
 
 def cut(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
-        raise RuntimeError(f"the network was asked for: {event} {arguments[1:]}")
+        raise RuntimeError(f"the network was used: {event} {arguments[1:]}")
 
 sys.addaudithook(cut)
 
@@ -44,12 +44,12 @@ def parsed(run_script: RunScript) -> dict[str, Any]:
     return result
 
 
-def test_every_example_parses_with_the_network_cut_off(parsed: dict[str, Any]) -> None:
+def test_every_example_parses_without_network(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
     assert sorted(dag["file"] for dag in parsed["dags"].values()) == [str(file) for file in EXAMPLES]
 
 
-def test_the_cut_is_real(run_script: RunScript) -> None:
+def test_using_the_network_is_noticed(run_script: RunScript) -> None:
     script = PARSE_WITHOUT_NETWORK.split("try:", maxsplit=1)[0] + (
         "import socket\n"
         "try:\n"
@@ -57,7 +57,7 @@ def test_the_cut_is_real(run_script: RunScript) -> None:
         "except RuntimeError as error:\n"
         "    print(json.dumps(str(error)))\n"
     )
-    assert "the network was asked for" in run_script(script)
+    assert "the network was used" in run_script(script)
 
 
 def test_the_tasks_of_every_example_are_retried(parsed: dict[str, Any]) -> None:
@@ -72,10 +72,10 @@ def test_the_examples_use_every_operator_and_sensor(parsed: dict[str, Any]) -> N
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda file: file.stem)
 def test_every_example_is_documented(parsed: dict[str, Any], example: Any) -> None:
     (dag,) = [dag for dag in parsed["dags"].values() if dag["file"] == str(example)]
-    assert "credits" in dag["doc"], "a reader must learn what a run costs"
+    assert "credits" in dag["doc"], "the documentation does not say what a run costs"
     assert "qwenimage_default" in dag["doc"]
 
 
-def test_no_example_holds_a_key() -> None:
+def test_no_example_contains_a_key() -> None:
     text = json.dumps([file.read_text() for file in EXAMPLES])
     assert "sk-" not in text

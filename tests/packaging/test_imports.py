@@ -8,7 +8,7 @@ import pytest
 import airflow_provider_qwenimage
 from tests.packaging.conftest import RunScript
 
-# The sandbox's server and its painter, which nothing imports before a sandbox starts.
+# The server and the drawing of the sandbox, which are imported when a sandbox starts.
 NEED_AIOHTTP_OR_PILLOW = {
     "airflow_provider_qwenimage.sandbox.caption",
     "airflow_provider_qwenimage.sandbox.control",
@@ -16,9 +16,9 @@ NEED_AIOHTTP_OR_PILLOW = {
     "airflow_provider_qwenimage.sandbox.server",
     "airflow_provider_qwenimage.sandbox.wire",
 }
-# The sessions of the two clients, which load when the first request is sent.
+# The sessions of the two clients, which are imported when the first request is sent.
 SESSIONS = {"airflow_provider_qwenimage.client.aiohttp_session", "airflow_provider_qwenimage.client.requests_session"}
-# The gallery's pages, which load in the API server of Airflow 3.1 and later, where most of this is loaded anyway.
+# The gallery's pages, which only the API server of Airflow 3.1 and later imports.
 PAGES = {"airflow_provider_qwenimage.plugin.app", "airflow_provider_qwenimage.plugin.runs"}
 MODULES = sorted(
     {
@@ -32,7 +32,7 @@ MODULES = sorted(
     - SESSIONS
 )
 
-# Airflow is loaded once; each module is then imported in a fork of its own, where nothing of ours is loaded yet.
+# Airflow is imported once; each module is then imported in a separate fork, without other modules of the package.
 WATCH = """
 import importlib, json, os, sys
 import airflow.providers.common.compat.sdk as sdk
@@ -48,12 +48,12 @@ def watch(event, arguments):
     if event.startswith(IO):
         done.append(event)
     if event == "open":
-        # The import system opens the modules themselves; whatever else our code opens is I/O.
+        # The import system opens the modules; any other file that our code opens is I/O.
         frame = sys._getframe(1)
         if "airflow_provider_qwenimage" in frame.f_code.co_filename:
             done.append(f"open {arguments[0]}")
 
-# In a fresh clone the import system would write its cache.
+# In a new clone, the import system would write its cache.
 sys.dont_write_bytecode = True
 sys.addaudithook(watch)
 
@@ -61,7 +61,7 @@ def look(module):
     reader, writer = os.pipe()
     if not os.fork():
         done.clear()
-        # Its own lists of folders are the import system's business.
+        # The import system itself lists folders.
         importlib.import_module(module)
         heavy = [name for name in ("aiohttp", "PIL", "requests") if name in sys.modules and name not in before]
         found = [event for event in done if event != "os.listdir"]
@@ -97,7 +97,7 @@ def test_importing_a_module_loads_no_http_client_and_no_pillow(looks: dict[str, 
     assert looks["modules"][module].get("heavy") == []
 
 
-def test_the_public_names_are_there() -> None:
+def test_the_public_names_exist() -> None:
     for name in airflow_provider_qwenimage.__all__:
         assert getattr(airflow_provider_qwenimage, name) is not None
 

@@ -1,4 +1,4 @@
-"""Every process of Airflow loads the plugin: it is small there, and silent where Airflow has no place for it."""
+"""Every process of Airflow loads the plugin, so it imports little; without support for its pages it shows none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from airflow_provider_qwenimage import plugin
 from airflow_provider_qwenimage.rules import gallery_urls
 from tests.packaging.conftest import RunScript
 
-# What of it is loaded with Airflow itself does not count.
+# Modules that Airflow itself loads do not count.
 LOADED = """
 import json, sys
 import airflow.plugins_manager
@@ -30,9 +30,9 @@ def test_airflow_finds_it() -> None:
     assert found.load() is plugin.QwenImagePlugin
 
 
-def test_outside_the_api_server_next_to_nothing_of_it_loads(run_script: RunScript) -> None:
+def test_outside_the_api_server_it_loads_almost_nothing(run_script: RunScript) -> None:
     loaded = run_script(LOADED)
-    # The package itself is there already, because Airflow has looked for providers.
+    # The package itself is already loaded, because Airflow has looked for providers.
     ours = {name for name in loaded if name.startswith("airflow_provider_qwenimage.")}
     assert {name.removeprefix("airflow_provider_qwenimage.") for name in ours} == {
         "airflow_versions",
@@ -54,7 +54,7 @@ def test_it_has_a_page_and_three_tabs_of_different_routes() -> None:
 
 
 @pytest.mark.airflow_feature("gallery", "yes")
-def test_its_pages_are_where_airflow_is(run_script: RunScript) -> None:
+def test_its_pages_are_below_the_base_url_of_airflow(run_script: RunScript) -> None:
     hrefs = run_script(
         "import json, os\n"
         "os.environ['AIRFLOW__API__BASE_URL'] = 'https://example.com/airflow/'\n"
@@ -80,7 +80,7 @@ def test_airflow_starts_and_parses_dags_without_it(run_script: RunScript) -> Non
 
 
 @pytest.mark.airflow_feature("gallery", "no")
-def test_where_airflow_has_no_place_for_it_it_has_nothing_to_show() -> None:
+def test_it_shows_nothing_if_airflow_does_not_support_its_pages() -> None:
     shown = plugin.QwenImagePlugin()
     assert list(shown.fastapi_apps) == []
     assert list(shown.external_views) == []

@@ -17,8 +17,8 @@ from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
 from tests.packaging.conftest import RunScript
 
 NAME = "airflow-provider-qwenimage"
-# Prints the form's own fields, and how it changes those of all connections: from Airflow 3's API, or from Airflow 2's
-# providers manager.
+# Prints the form's own fields and its changes to the standard fields, from the API of Airflow 3 or from the providers
+# manager of Airflow 2.
 FORM = """
 import json
 from importlib.util import find_spec
@@ -108,7 +108,7 @@ def test_a_plain_form_still_has_the_connection_type(run_script: RunScript) -> No
 
 
 @pytest.fixture
-def airflow_says(fresh_environment: dict[str, str]) -> Any:
+def airflow_command(fresh_environment: dict[str, str]) -> Any:
     def say(*arguments: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "airflow", *arguments],
@@ -123,12 +123,12 @@ def airflow_says(fresh_environment: dict[str, str]) -> Any:
     return say
 
 
-def test_airflow_shows_the_provider(airflow_says: Any) -> None:
-    assert NAME in airflow_says("providers", "get", NAME)
+def test_airflow_shows_the_provider(airflow_command: Any) -> None:
+    assert NAME in airflow_command("providers", "get", NAME)
 
 
-def test_airflow_lists_the_connection_type_without_a_warning(airflow_says: Any) -> None:
-    lines = [line for line in airflow_says("providers", "hooks").splitlines() if "qwen" in line.lower()]
+def test_airflow_lists_the_connection_type_without_a_warning(airflow_command: Any) -> None:
+    lines = [line for line in airflow_command("providers", "hooks").splitlines() if "qwen" in line.lower()]
     (line,) = lines
     for expected in (
         CONN_TYPE,
