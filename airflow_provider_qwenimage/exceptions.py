@@ -118,7 +118,16 @@ class QwenImageSubmissionUnknownError(QwenImageError):
 
 
 class QwenImageContractError(QwenImageError):
-    """An answer that is not of the documented shape."""
+    """A response that does not have the documented shape.
+
+    Args:
+        message: What the API answered and what to do about it.
+        redirect: Where the response redirects to, without user and query, if it is a redirect.
+    """
+
+    def __init__(self, message: str, *, redirect: str | None = None) -> None:
+        super().__init__(message)
+        self.redirect = redirect
 
 
 class QwenImageTaskFailedError(QwenImageError):

@@ -1,7 +1,7 @@
 """The two clients of the API: `QwenImageHook` over requests and `QwenImageAsyncHook` over aiohttp.
 
-They only send and receive. What a request is, what an answer means, whether it is sent again and how a
-wait goes on is decided in `contract`, `answers`, `retries` and `polling`, for both alike.
+They only send and receive. `contract`, `answers`, `retries` and `polling` decide for both what a request is, what an
+answer means, whether a request is sent again and how a wait goes on.
 """
 
 from __future__ import annotations
@@ -11,28 +11,19 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseHook
-
-from airflow_provider_qwenimage import contract, provider_info
-from airflow_provider_qwenimage.client.connection import (
-    CONN_TYPE,
-    DEFAULT_CONN_ID,
-    DEFAULT_TIMEOUT_SECONDS,
-    TEST_TASK_ID,
-    AirflowConnection,
-    ConnectionSettings,
-    read_connection,
-)
-from airflow_provider_qwenimage.client.connection_lookup import look_up_connection, look_up_connection_async
-from airflow_provider_qwenimage.client.diagnosis import TEST_SECONDS, describe, judge_connection, one_of_few_tests
+from airflow_provider_qwenimage import contract
+from airflow_provider_qwenimage.client import connection_form
+from airflow_provider_qwenimage.client.base_hook import BaseQwenImageHook
+from airflow_provider_qwenimage.client.connection import TEST_TASK_ID, AirflowConnection, ConnectionSettings
+from airflow_provider_qwenimage.client.connection_lookup import look_up_connection_async
+from airflow_provider_qwenimage.client.diagnosis import TEST_SECONDS, judge_connection, one_of_few_tests
 from airflow_provider_qwenimage.client.shared_clients import SharedClient
-from airflow_provider_qwenimage.client.transport import AiohttpTransport, RequestsTransport
+from airflow_provider_qwenimage.client.transport import RequestsTransport
 from airflow_provider_qwenimage.exceptions import QwenImageError
-from airflow_provider_qwenimage.rules import answers, polling, retries
-from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, Number, Seconds, read_argument, read_request
+from airflow_provider_qwenimage.rules import answers, polling
+from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, Number, Seconds, read_request
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     import aiohttp
@@ -42,115 +33,39 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.rules.answers import ApiCall, Result
 
 
-class _Hook(BaseHook):
-    """What both clients share: their names for Airflow, their arguments and the rules they ask."""
-
-    conn_name_attr = "qwenimage_conn_id"
-    default_conn_name = DEFAULT_CONN_ID
-    conn_type = CONN_TYPE
-    hook_name = provider_info.HOOK_NAME
-
-    # Whether each new status of an image task is worth a log line: not where there are thousands.
-    log_statuses = True
-    # What an image task cost when `check` was last told: for the one who has to say what a wait that is cut off leaves
-    # behind. No more is kept, since an answer has up to a mebibyte, and a triggerer thousands of waits.
-    last_credits: float | None = None
-
-    def __init__(
-        self,
-        qwenimage_conn_id: str = DEFAULT_CONN_ID,
-        *,
-        timeout_seconds: Seconds = DEFAULT_TIMEOUT_SECONDS,
-        retry_limit: int = 3,
-        retry_delay: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.qwenimage_conn_id = read_argument("qwenimage_conn_id", qwenimage_conn_id)
-        self.timeout_seconds = read_argument("timeout_seconds", timeout_seconds)
-        self.retries = retries.RequestRetries(limit=retry_limit, delay_seconds=retry_delay)
-
-    @classmethod
-    def get_connection(cls, conn_id: str) -> Any:
-        """Return an Airflow connection.
-
-        Args:
-            conn_id: Its id.
-
-        Raises:
-            ValueError: If it is not defined.
-            QwenImageConnectionError: If Airflow cannot look it up for the moment.
-        """
-        return look_up_connection(conn_id)
-
-    def _pause_before_resend(self, error: QwenImageError, call: ApiCall[Any], sent_again: int) -> float | None:
-        pause = self.retries.pause(error, sent_again)
-        if pause is not None:
-            self.log.warning(
-                "%s %s failed; sending it again in %.1f s (%d of at most %d): %s",
-                call.method,
-                call.path,
-                pause,
-                sent_again + 1,
-                self.retries.limit,
-                error,
-            )
-        return pause
-
-    def _why_not_tested(self, error: Exception) -> str:
-        story = str(error) if isinstance(error, ValueError) else f"The test could not run: {describe(error)}"
-        # The Test button tests a copy under an id that nobody has seen.
-        return story.replace(f"Connection {self.qwenimage_conn_id!r}", "The connection", 1)
-
-    def _log_notice(self, decision: polling.Decision) -> None:
-        if not isinstance(decision, polling.Wait) or not decision.notice:
-            return
-        if decision.state.failures:
-            self.log.warning("%s", decision.notice)
-        elif self.log_statuses:
-            self.log.info("%s", decision.notice)
-
-
-class QwenImageHook(_Hook):
+class QwenImageHook(BaseQwenImageHook):
     """Talks to the Qwen-Image API from a worker, over requests.
 
     Args:
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL.
         timeout_seconds: Seconds to wait for the connection, and for each part of an answer; a whole call takes at
-            most twice as long. A `timeout_seconds` in the connection's extra takes precedence over the default.
+            most twice as long. By default the `timeout_seconds` in the connection's extra, otherwise 30.
         retry_limit: How often a request is sent again after a fault that may pass. A submission is only
-            sent again where the API surely did not accept it.
-        retry_delay: Seconds; the longest first pause before that. It doubles each time, with full jitter.
+            sent again if the API surely did not accept it.
+        retry_delay: The longest first pause before that, in seconds. It doubles each time, with full jitter.
+        connection: The Airflow connection, if it was looked up already.
+        log_statuses: Whether a wait logs each new status of its image task.
     """
 
-    # Airflow 3.1 and older ask the class that is named in the provider info, and not what it inherits.
+    # Airflow 3.1 and older look for these in the class that the provider info names, but not in its bases.
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return how the connection form of Airflow 3.1 and older looks."""
-        return {
-            "hidden_fields": list(provider_info.HIDDEN_FIELDS),
-            "relabeling": dict(provider_info.RELABELING),
-            "placeholders": dict(provider_info.PLACEHOLDERS),
-        }
+        return connection_form.ui_field_behaviour()
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """Return the connection form's own fields for Airflow 3.1 and older."""
-        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
-        from wtforms import StringField
+        return connection_form.widgets()
 
-        return {
-            name: StringField(field["label"], description=field["description"], widget=BS3TextFieldWidget())
-            for name, field in provider_info.CONN_FIELDS.items()
-        }
-
-    @cached_property
+    @property
     def settings(self) -> ConnectionSettings:
-        """What the connection says.
+        """The checked fields of the connection.
 
         Raises:
             ValueError: If a field of the connection is not usable.
         """
-        return read_connection(self.get_connection(self.qwenimage_conn_id), timeout_seconds=self.timeout_seconds)
+        return self._settings or self._read_connection(self._find_connection())
 
     @cached_property
     def _transport(self) -> RequestsTransport:
@@ -173,9 +88,7 @@ class QwenImageHook(_Hook):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def generate(
@@ -281,9 +194,13 @@ class QwenImageHook(_Hook):
         """Return whether the connection works, and what is wrong otherwise, after 10 s at most. Costs no credit."""
         try:
             with one_of_few_tests():
-                return judge_connection(self.check(TEST_TASK_ID, seconds=TEST_SECONDS), self.settings)
-        except Exception as error:  # noqa: BLE001  whatever is wrong, the user asked to be told, not to be interrupted
+                settings = self._settings or self._read_connection(self._find_connection(), is_tested=True)
+                return judge_connection(self.check(TEST_TASK_ID, seconds=TEST_SECONDS), settings)
+        except Exception as error:  # noqa: BLE001  the user wants a report, whatever is wrong
             return False, self._why_not_tested(error)
+
+    def _find_connection(self) -> AirflowConnection:
+        return self._connection or self.get_connection(self.qwenimage_conn_id)
 
     def _call(self, call: ApiCall[Result]) -> Result:
         sent_again = 0
@@ -298,7 +215,7 @@ class QwenImageHook(_Hook):
             sent_again += 1
 
 
-class QwenImageAsyncHook(_Hook):
+class QwenImageAsyncHook(BaseQwenImageHook):
     """Talks to the Qwen-Image API from an event loop, over aiohttp: same verbs, results and errors.
 
     Use it as an ``async with`` block, or call `close` at the end. One hook belongs to one event loop, where all
@@ -309,30 +226,16 @@ class QwenImageAsyncHook(_Hook):
         timeout_seconds: As for `QwenImageHook`.
         retry_limit: As for `QwenImageHook`.
         retry_delay: As for `QwenImageHook`.
+        connection: As for `QwenImageHook`.
+        log_statuses: As for `QwenImageHook`.
     """
 
-    _connection: AirflowConnection | None = None
-    _settings: ConnectionSettings | None = None
-    _transport: AiohttpTransport | None = None
-
     @cached_property
-    def _opening(self) -> asyncio.Lock:
-        return asyncio.Lock()
-
-    @cached_property
-    def _share(self) -> SharedClient:
+    def _client(self) -> SharedClient:
         return SharedClient(self.qwenimage_conn_id, self._find_connection, self._read_connection)
 
-    def use_connection(self, connection: AirflowConnection) -> None:
-        """Use a connection that was looked up already, instead of looking it up in the event loop.
-
-        Args:
-            connection: The Airflow connection.
-        """
-        self._connection = connection
-
     async def get_settings(self) -> ConnectionSettings:
-        """Return what the connection says.
+        """Return the checked fields of the connection.
 
         Raises:
             ValueError: If a field of the connection is not usable.
@@ -345,19 +248,16 @@ class QwenImageAsyncHook(_Hook):
         Raises:
             ValueError: If a field of the connection is not usable.
         """
-        return (await self._get_transport()).session
+        return (await self._client.join()).session
 
     async def close(self) -> None:
         """Leave the session; the last hook to leave closes it. The hook joins again when it is used again."""
-        self._transport = None
-        await self._share.leave()
+        await self._client.leave()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
     async def generate(
@@ -384,7 +284,7 @@ class QwenImageAsyncHook(_Hook):
     async def check(self, image_task_id: str, *, seconds: float | None = None) -> TaskSnapshot | QwenImageError:
         """Ask after an image task once, and return an error instead of raising it; see `QwenImageHook.check`."""
         try:
-            transport = await self._get_transport()
+            transport = self._client.transport or await self._client.join()
             snapshot = await transport.send(answers.status_call(image_task_id), seconds)
         except QwenImageError as error:
             return error
@@ -432,8 +332,9 @@ class QwenImageAsyncHook(_Hook):
     async def _check_in_time(self, image_task_id: str, policy: polling.PollPolicy) -> TaskSnapshot | QwenImageError:
         now = time.time()
         seconds = policy.seconds_for_a_read(now)
-        if self._transport is not None and self._transport.sends_at_once:
-            # There is nothing to wait for before the read, which has a limit of its own.
+        transport = self._client.transport
+        if transport is not None and transport.sends_at_once:
+            # Nothing is waited for before the read, which has a limit of its own.
             return await self.check(image_task_id, seconds=seconds)
         most = policy.seconds_for_a_turn(now)
         try:
@@ -445,28 +346,16 @@ class QwenImageAsyncHook(_Hook):
     async def test_connection(self) -> tuple[bool, str]:
         """Return whether the connection works, and what is wrong otherwise; see `QwenImageHook.test_connection`."""
         try:
-            settings = await self.get_settings()
+            settings = self._settings or self._read_connection(await self._find_connection(), is_tested=True)
             return judge_connection(await self.check(TEST_TASK_ID, seconds=TEST_SECONDS), settings)
         except Exception as error:  # noqa: BLE001  as in the other client
             return False, self._why_not_tested(error)
 
-    async def _get_transport(self) -> AiohttpTransport:
-        if self._transport is not None:
-            return self._transport
-        async with self._opening:
-            if self._transport is None:
-                self._transport = await self._share.join()
-            return self._transport
-
     async def _find_connection(self) -> AirflowConnection:
         return self._connection or await look_up_connection_async(self.qwenimage_conn_id)
 
-    def _read_connection(self, connection: AirflowConnection) -> ConnectionSettings:
-        self._settings = read_connection(connection, timeout_seconds=self.timeout_seconds)
-        return self._settings
-
     async def _call(self, call: ApiCall[Result]) -> Result:
-        transport = await self._get_transport()
+        transport = await self._client.join()
         sent_again = 0
         while True:
             try:

@@ -91,7 +91,7 @@ def test_the_host_is_a_full_url_or_host_schema_and_port(fields: dict[str, Any], 
     ],
 )
 def test_a_host_that_makes_no_url_is_named(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"'my_qwen' has host .*which make no URL; allowed is") as caught:
+    with pytest.raises(ValueError, match=r"'my_qwen' has host .*which do not form a URL; the host must be") as caught:
         settings(**fields)
     assert len(str(caught.value)) < 1200
 
@@ -149,7 +149,7 @@ def test_a_key_among_the_names_of_the_extra_is_not_shown() -> None:
 
 
 def test_a_query_of_the_host_is_not_shown() -> None:
-    with pytest.raises(ValueError, match="make no URL") as caught:
+    with pytest.raises(ValueError, match="do not form a URL") as caught:
         settings(host=f"https://proxy.example/?key={KEY}")
     assert KEY not in str(caught.value)
 
@@ -201,7 +201,7 @@ def test_empty_form_fields_mean_the_defaults() -> None:
 
 @pytest.mark.parametrize("extra", ["{", "[]", '"text"', "5", "[" * 100_000])
 def test_an_extra_that_is_no_json_object_is_refused(extra: str) -> None:
-    with pytest.raises(ValueError, match=r"'my_qwen' has an extra that is not a JSON object; allowed is"):
+    with pytest.raises(ValueError, match=r"'my_qwen' has an extra that is not a JSON object; it must be"):
         read_connection(_RawConnection(extra))
 
 
@@ -232,7 +232,7 @@ class _RawConnection:
     ],
 )
 def test_a_bad_extra_value_is_named(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"'my_qwen' has {name} = .*allowed are"):
+    with pytest.raises(ValueError, match=rf"'my_qwen' has {name} = .*it must be"):
         settings(extra={name: value})
 
 
@@ -272,7 +272,7 @@ def test_an_unknown_key_of_the_extra_is_warned_of_once_in_a_process(caplog: pyte
     settings(conn_id="another", extra={"credits_per_day": 10})
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 2
-    assert all("'credits_per_day'. Known are timeout_seconds" in warning for warning in warnings)
+    assert all("'credits_per_day'. Known keys are timeout_seconds" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize("extra", [{"extra__qwenimage__verify": ""}, {"timeout_seconds": 3}, {}, None])
@@ -313,12 +313,23 @@ def test_the_connection_test_tells_of_unknown_keys() -> None:
     assert "did you mean 'max_requests_per_second'?" in story
 
 
-def test_an_explicit_timeout_goes_before_the_connections_and_the_default_after_it() -> None:
+def test_an_argument_takes_precedence_over_the_connections_timeout_and_the_default_does_not() -> None:
     connection = Connection(conn_id="c", conn_type="qwenimage", password=KEY, extra='{"timeout_seconds": 7}')
     assert read_connection(connection).timeout_seconds == 7.0
     assert read_connection(connection, timeout_seconds=3.0).timeout_seconds == 3.0
+    assert read_connection(connection, timeout_seconds=30.0).timeout_seconds == 30.0
     with pytest.raises(ValueError, match="timeout_seconds is -1"):
         read_connection(connection, timeout_seconds=-1)
+
+
+@pytest.mark.parametrize(("arguments", "seconds"), [({}, 7.0), ({"timeout_seconds": 30.0}, 30.0)])
+def test_both_hooks_use_a_timeout_that_is_passed_even_if_it_is_the_default(
+    arguments: dict[str, float], seconds: float
+) -> None:
+    connection = Connection(conn_id="c", conn_type="qwenimage", password=KEY, extra='{"timeout_seconds": 7}')
+    assert QwenImageHook(connection=connection, **arguments).settings.timeout_seconds == seconds
+    settings = asyncio.run(QwenImageAsyncHook(connection=connection, **arguments).get_settings())
+    assert settings.timeout_seconds == seconds
 
 
 def test_the_key_does_not_show() -> None:

@@ -59,7 +59,7 @@ def run(main: Callable[[], Awaitable[Any]]) -> Any:
 
     async def checked() -> Any:
         result = await main()
-        assert not shared_clients._LANES.get(asyncio.get_running_loop()), "somebody has not left"
+        assert not shared_clients._CONNECTIONS.get(asyncio.get_running_loop()), "somebody has not left"
         return result
 
     return asyncio.run(checked())
@@ -202,8 +202,8 @@ def test_a_thousand_waits_look_their_connection_up_once() -> None:
         return object()
 
     async def look_up_together() -> None:
-        lane = shared_clients._Lane()
-        found: set[Any] = set(await asyncio.gather(*(lane.connection(look_up) for _ in range(1000))))
+        connection = shared_clients._SharedConnection()
+        found: set[Any] = set(await asyncio.gather(*(connection.look_up(look_up) for _ in range(1000))))
         assert len(found) == 1
 
     asyncio.run(look_up_together())
@@ -221,10 +221,10 @@ def test_a_look_up_that_failed_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> 
         return answer
 
     async def look_up_again() -> None:
-        lane = shared_clients._Lane()
+        connection = shared_clients._SharedConnection()
         with pytest.raises(QwenImageError, match="away"):
-            await lane.connection(look_up)
-        found: list[Any] = [await lane.connection(look_up) for _ in range(2)]
+            await connection.look_up(look_up)
+        found: list[Any] = [await connection.look_up(look_up) for _ in range(2)]
         assert found == ["connection"] * 2
 
     asyncio.run(look_up_again())
@@ -232,14 +232,14 @@ def test_a_look_up_that_failed_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_cancelled_look_up_goes_on_for_the_others() -> None:
     async def cancel_the_first() -> None:
-        lane, begun, may_end = shared_clients._Lane(), asyncio.Event(), asyncio.Event()
+        connection, begun, may_end = shared_clients._SharedConnection(), asyncio.Event(), asyncio.Event()
 
         async def look_up() -> Any:
             begun.set()
             await may_end.wait()
             return "connection"
 
-        first, second = (asyncio.create_task(lane.connection(look_up)) for _ in range(2))
+        first, second = (asyncio.create_task(connection.look_up(look_up)) for _ in range(2))
         await begun.wait()
         first.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -85,9 +85,7 @@ class Batch:
         self._options = options
         self._max_in_flight = max_in_flight
         self._threads = min(max_in_flight, _MOST_THREADS)
-        self._hook = QwenImageAsyncHook(connection.conn_id)
-        self._hook.use_connection(connection)
-        self._hook.log_statuses = False
+        self._hook = QwenImageAsyncHook(connection.conn_id, connection=connection, log_statuses=False)
         self.totals = BatchTotals(requests.number_to_draw, limits)
         self.outcomes = Spool(options.scratch)
         self.interruption: str | None = None

@@ -16,9 +16,13 @@ from airflow_provider_qwenimage.client.exchanges import Exchange
 from airflow_provider_qwenimage.rules.http_answers import MAX_HEADER_BYTES, UnreadableAnswerError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from typing import TypeAlias
+
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
+    _Response: TypeAlias = AbstractAsyncContextManager[aiohttp.ClientResponse]
 
 # As long as the other client lets a line of it be.
 _BOUNDS_OF_A_PROXY = {"max_line_size": MAX_HEADER_BYTES, "max_field_size": MAX_HEADER_BYTES}
@@ -136,15 +140,33 @@ def _encoded(address: str) -> str:
     return str(URL(address))
 
 
-def url_of(address: str, params: Mapping[str, str]) -> URL:
-    """Return the URL of a request, encoded already: aiohttp would look at each character of each poll's.
+class AiohttpSession:
+    """A client session whose requests follow no redirects, and go to URLs that aiohttp need not encode.
 
-    Args:
-        address: The URL without a query.
-        params: The query.
+    Attributes:
+        client: The session itself.
     """
-    encoded = _encoded(address)
-    return URL(f"{encoded}?{urlencode(params)}" if params else encoded, encoded=True)
+
+    def __init__(self, client: aiohttp.ClientSession) -> None:
+        self.client = client
+
+    def request(self, method: str, url: str, params: Mapping[str, str], **options: Any) -> _Response:
+        """Send a request.
+
+        Args:
+            method: ``GET`` or ``POST``.
+            url: The URL without a query.
+            params: The query.
+            **options: As for `aiohttp.ClientSession.request`.
+        """
+        # aiohttp would look at each character of the URL, for each poll.
+        encoded = _encoded(url)
+        target = URL(f"{encoded}?{urlencode(params)}" if params else encoded, encoded=True)
+        return self.client.request(method, target, allow_redirects=False, **options)
+
+    def get_as_written(self, url: str, **options: Any) -> _Response:
+        """Send a GET request to a URL whose spelling is kept: a signature may cover it."""
+        return self.client.get(URL(url, encoded=True), allow_redirects=False, **options)
 
 
 def open_session(
@@ -155,8 +177,8 @@ def open_session(
     timeout_seconds: float,
     proxy: str | None,
     middleware: aiohttp.ClientMiddlewareType | None = None,
-) -> aiohttp.ClientSession:
-    """Return a session of the event loop that runs; call it inside of it.
+) -> AiohttpSession:
+    """Return a session of the running event loop.
 
     Args:
         context: How the certificates of TLS servers are checked, or None for aiohttp's own way.
@@ -169,11 +191,13 @@ def open_session(
     connector = _NotingConnector(limit=connections, ssl=True if context is None else context)
     # aiohttp has no other place for it; a test fails should this one go.
     connector._factory = functools.partial(_BoundedProtocol, loop=connector._loop)  # type: ignore[assignment]  # noqa: SLF001
-    return aiohttp.ClientSession(
-        connector=connector,
-        headers=headers,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds),
-        proxy=proxy,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        middlewares=() if middleware is None else (middleware,),
+    return AiohttpSession(
+        aiohttp.ClientSession(
+            connector=connector,
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds),
+            proxy=proxy,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            middlewares=() if middleware is None else (middleware,),
+        )
     )

@@ -34,9 +34,7 @@ _NO_PORT_OF_ITS_OWN = (None, 0, 443)
 _HIGHEST_PORT = 65_535
 # Messages quote it.
 _LONGEST_URL = 2000
-# What both clients send as it is: names in ASCII, and addresses.
-_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
-# A slash or a colon too few or too many does not make a user a path.
+# With a slash or a colon too few or too many, it is still a user.
 _MISSPELT_USER = re.compile(r"(?:https?)?[:/\\]+[^/\\]*@", re.IGNORECASE)
 _KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify")
 # Old versions of Airflow's form store a field under its name with this prefix.
@@ -93,82 +91,83 @@ class ConnectionSettings:
 
 
 def read_connection(
-    connection: AirflowConnection, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    connection: AirflowConnection, *, timeout_seconds: float | None = None, name: str | None = None
 ) -> ConnectionSettings:
     """Check an Airflow connection and return its settings.
 
     Args:
         connection: The connection: API key in the password, base URL in the host (a full URL, or host
             with schema and port; default: the public service), the rest as a JSON object in extra.
-        timeout_seconds: The caller's timeout. Where it is the default, the connection's own goes first.
+        timeout_seconds: The caller's timeout, which takes precedence over the connection's own; None to use that.
+        name: What error messages call the connection; by default they quote its id.
 
     Raises:
-        ValueError: If a field is not usable; the message names the connection, the field and what is allowed.
+        ValueError: If a field is not usable; the message names the connection, the field and what it must be.
     """
-    where = f"Connection {connection.conn_id!r}"
-    api_key = _read_key(where, connection.password)
-    mask = Mask(api_key)
+    if timeout_seconds is not None:
+        timeout_seconds = read_argument("timeout_seconds", timeout_seconds)
+    by_id = f"Connection {connection.conn_id!r}"
+    key = _read_key(name or by_id, connection.password)
+    mask = Mask(key)
     try:
-        settings = _read_settings(where, connection, api_key, mask, timeout_seconds)
+        settings = _read_settings(connection, key, mask, timeout_seconds)
     except ValueError as error:
         problem = mask(str(error))
     else:
         if settings.ignored:
-            _warn_once(f"{where}: {settings.ignored}")
+            _warn_once(f"{by_id}: {settings.ignored}")
         return settings
-    # Outside of the handler: what was caught may quote the key, which somebody has put into another field as well.
-    raise ValueError(problem)
+    # Outside of the handler: the caught error may quote the key, if somebody has put it into another field as well.
+    raise ValueError(f"{name or by_id} {problem}")
 
 
 def _read_settings(
-    where: str, connection: AirflowConnection, api_key: str, mask: Mask, timeout_seconds: float
+    connection: AirflowConnection, key: str, mask: Mask, timeout_seconds: float | None
 ) -> ConnectionSettings:
-    extra = _read_extra(where, connection.extra)
-    if timeout_seconds == DEFAULT_TIMEOUT_SECONDS:
-        timeout_seconds = _positive(where, extra, "timeout_seconds", DEFAULT_TIMEOUT_SECONDS)
-    else:
-        timeout_seconds = read_argument("timeout_seconds", timeout_seconds)
+    extra = _read_extra(connection.extra)
+    if timeout_seconds is None:
+        timeout_seconds = _positive(extra, "timeout_seconds", DEFAULT_TIMEOUT_SECONDS)
     return ConnectionSettings(
-        base_url=_read_base_url(where, connection),
-        api_key=api_key,
+        base_url=_read_base_url(connection),
+        api_key=key,
         timeout_seconds=timeout_seconds,
-        max_requests_per_second=_positive(where, extra, "max_requests_per_second", None),
-        verify=_read_verify(where, extra.get("verify", True)),
-        # Masked before it is cut: half a key is no longer found.
-        ignored=_tell_ignored({mask(name): value for name, value in extra.items()}),
+        max_requests_per_second=_positive(extra, "max_requests_per_second", None),
+        verify=_read_verify(extra.get("verify", True)),
+        # Masked before it is shortened: half a key is no longer found.
+        ignored=_describe_ignored({mask(name): value for name, value in extra.items()}),
     )
 
 
-def _read_key(where: str, password: str | None) -> str:
+def _read_key(name: str, password: str | None) -> str:
     # Keys are pasted, and a line break comes along easily.
     key = (password or "").strip()
     if not key:
         raise ValueError(
-            f"{where} has no API key: put it (sk-…) into its API key field (password), which is written "
+            f"{name} has no API key: put it (sk-…) into its API key field (password), which is written "
             "qwenimage://:YOUR-KEY@ in the URI form."
         )
     if not key.isascii() or any(character.isspace() or not character.isprintable() for character in key):
         raise ValueError(
-            f"{where} has a password that cannot be an API key: copy the key again; allowed are printable ASCII "
+            f"{name} has a password that cannot be an API key: copy the key again; it must be printable ASCII "
             "characters without white space."
         )
     return key
 
 
-def _read_base_url(where: str, connection: AirflowConnection) -> str:
+def _read_base_url(connection: AirflowConnection) -> str:
     host = (connection.host or "").strip()
     if not host and connection.port in _NO_PORT_OF_ITS_OWN:
         return DEFAULT_BASE_URL
     if "://" not in host:
         schema = (connection.schema or "https").strip().lower()
         host = f"{schema}://{_bracketed(host)}"
-    # Before anything else is said about it, since what follows would quote the host.
+    # Checked first, since the messages below quote the host.
     if "@" in host.partition("://")[2].partition("/")[0] or _MISSPELT_USER.match(host.partition("://")[2]):
-        raise ValueError(f"{where} has a user or a key inside its host; put the key in the password instead.")
+        raise ValueError("has a user or a key inside its host; put the key in the password instead.")
     problem = ValueError(
-        f"{where} has host {shorten(repr(displayed_url(connection.host or '')))}, schema "
-        f"{shorten(repr(connection.schema))} and port {connection.port!r}, which make no URL; allowed is a full "
-        f"http(s) URL such as {DEFAULT_BASE_URL} in the host, or a host name with schema (http or https) and port."
+        f"has host {shorten(repr(displayed_url(connection.host or '')))}, schema "
+        f"{shorten(repr(connection.schema))} and port {connection.port!r}, which do not form a URL; the host must be a "
+        f"full http(s) URL such as {DEFAULT_BASE_URL}, or a host name with schema (http or https) and port."
     )
     try:
         parts = urlsplit(host)
@@ -177,12 +176,13 @@ def _read_base_url(where: str, connection: AirflowConnection) -> str:
     except ValueError:
         raise problem from None
     odd = len(host) > _LONGEST_URL or any(not character.isprintable() or character.isspace() for character in host)
-    is_host = bool(_HOST.fullmatch(hostname)) and 0 <= (port or 0) <= _HIGHEST_PORT
+    # An IPv6 address with a zone, such as fe80::1%eth0, is of one machine only.
+    is_host = bool(hostname) and "%" not in hostname and 0 <= (port or 0) <= _HIGHEST_PORT
     if parts.scheme not in DEFAULT_PORTS or not is_host or odd or parts.query or parts.fragment:
         raise problem
-    name = f"[{hostname}]" if ":" in hostname else hostname
-    shown_port = f":{port}" if port and port != DEFAULT_PORTS[parts.scheme] else ""
-    return f"{parts.scheme}://{name}{shown_port}{parts.path.rstrip('/')}"
+    url_host = f"[{hostname}]" if ":" in hostname else hostname
+    url_port = f":{port}" if port and port != DEFAULT_PORTS[parts.scheme] else ""
+    return f"{parts.scheme}://{url_host}{url_port}{parts.path.rstrip('/')}"
 
 
 def _bracketed(host: str) -> str:
@@ -194,7 +194,7 @@ def _bracketed(host: str) -> str:
         return host
 
 
-def _read_extra(where: str, extra: str | None) -> Mapping[str, Any]:
+def _read_extra(extra: str | None) -> Mapping[str, Any]:
     if not extra or not extra.strip():
         return {}
     try:
@@ -203,23 +203,23 @@ def _read_extra(where: str, extra: str | None) -> Mapping[str, Any]:
         values = None
     if not isinstance(values, dict):
         raise ValueError(
-            f"{where} has an extra that is not a JSON object; allowed is an object with any of "
-            f'{", ".join(_KNOWN_EXTRA)}, such as {{"timeout_seconds": 30}}.'
+            f"has an extra that is not a JSON object; it must be an object with any of {', '.join(_KNOWN_EXTRA)}, "
+            'such as {"timeout_seconds": 30}.'
         )
     return values
 
 
-def _tell_ignored(extra: Mapping[str, Any]) -> str:
-    """Return what of an extra is not known, without its values: a limit that is misspelt is no limit."""
+def _describe_ignored(extra: Mapping[str, Any]) -> str:
+    """Return a sentence about the unknown keys of an extra: a limit that is misspelt is no limit."""
     unknown = [name for name in extra if name not in _KNOWN_EXTRA and not _is_left_by_a_form(name, extra[name])]
     if not unknown:
         return ""
-    told = [_tell_unknown(name) for name in unknown[:_MOST_UNKNOWN_KEYS]]
+    shown = [_describe_unknown(name) for name in unknown[:_MOST_UNKNOWN_KEYS]]
     if len(unknown) > _MOST_UNKNOWN_KEYS:
-        told.append(f"{len(unknown) - _MOST_UNKNOWN_KEYS} more")
+        shown.append(f"{len(unknown) - _MOST_UNKNOWN_KEYS} more")
     return (
-        f"These keys of the extra are unknown and have no effect: {', '.join(told)}. "
-        f"Known are {', '.join(_KNOWN_EXTRA)}."
+        f"These keys of the extra are unknown and have no effect: {', '.join(shown)}. "
+        f"Known keys are {', '.join(_KNOWN_EXTRA)}."
     )
 
 
@@ -227,7 +227,7 @@ def _is_left_by_a_form(name: str, value: object) -> bool:
     return name.startswith(_FORM_PREFIX) and value in (None, "")
 
 
-def _tell_unknown(name: str) -> str:
+def _describe_unknown(name: str) -> str:
     plain = name.rpartition("__")[2] if name.startswith(_FORM_PREFIX) else name
     plain = re.sub(r"[^a-z]+", "_", plain[:_LONGEST_KEY].lower()).strip("_")
     near = difflib.get_close_matches(plain, _KNOWN_EXTRA, n=1)
@@ -242,7 +242,7 @@ def _warn_once(warning: str) -> None:
     log.warning("%s", warning)
 
 
-def _positive(where: str, extra: Mapping[str, Any], name: str, default: Any) -> Any:
+def _positive(extra: Mapping[str, Any], name: str, default: Any) -> Any:
     value = extra.get(name)
     # The connection form sends null or "" for a field that was left empty.
     if value is None or value == "":
@@ -251,17 +251,15 @@ def _positive(where: str, extra: Mapping[str, Any], name: str, default: Any) -> 
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    # No clock reaches more seconds, nor does a request that has to wait as long for the one before it.
+    # No clock can wait longer, neither for an answer nor for the turn of the next request.
     most = MAX_SECONDS if name == "timeout_seconds" else math.inf
     if not 1 / MAX_SECONDS <= number <= most or math.isinf(number):
-        up_to = f", up to {most}" if most < math.inf else ""
-        raise ValueError(
-            f"{where} has {name} = {shorten(safe_repr(value))} in its extra; allowed are numbers above 0{up_to}."
-        )
+        up_to = f", at most {most}" if most < math.inf else ""
+        raise ValueError(f"has {name} = {shorten(safe_repr(value))} in its extra; it must be a number above 0{up_to}.")
     return number
 
 
-def _read_verify(where: str, value: object) -> bool | str:
+def _read_verify(value: object) -> bool | str:
     if value is None or value == "":
         return True
     if isinstance(value, bool):
@@ -270,6 +268,6 @@ def _read_verify(where: str, value: object) -> bool | str:
         # The URI form makes strings of everything.
         return {"true": True, "false": False}.get(value.strip().lower(), value)
     raise ValueError(
-        f"{where} has verify = {shorten(safe_repr(value))} in its extra; allowed are true, false or the path "
-        "of a file of certificate authorities."
+        f"has verify = {shorten(safe_repr(value))} in its extra; it must be true, false or the path of a file of "
+        "certificate authorities."
     )

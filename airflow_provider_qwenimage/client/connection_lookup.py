@@ -27,7 +27,20 @@ _API = "ExecutionAPISecretsBackend"
 
 
 class ConnectionNotDefinedError(AirflowNotFoundException, ValueError):
-    """No secrets backend has the connection, or what it has cannot be read: a retry would find the same."""
+    """No secrets backend has the connection, or its value cannot be read: a retry would find the same.
+
+    Attributes:
+        problem: The message without the connection's name.
+    """
+
+    problem = ""
+
+    @classmethod
+    def of(cls, conn_id: str, problem: str) -> ConnectionNotDefinedError:
+        """Return the error for a connection, with a problem that continues the sentence "Connection … "."""
+        error = cls(f"Connection {_shown(conn_id)} {problem}")
+        error.problem = problem
+        return error
 
 
 def look_up_connection(conn_id: str) -> AirflowConnection:
@@ -71,18 +84,19 @@ async def look_up_connection_async(conn_id: str) -> AirflowConnection:
 
 
 def _not_found(conn_id: str, problems: Iterable[str]) -> Exception:
-    told = list(dict.fromkeys(problems))
-    if told == [_ENVIRONMENT]:
-        return ConnectionNotDefinedError(
-            f"Connection {_shown(conn_id)} is set in the environment, but Airflow cannot read it. Write it as JSON, or "
-            "percent-encode the key in the URI form (/ as %2F, # as %23, @ as %40)."
+    problems = list(dict.fromkeys(problems))
+    if problems == [_ENVIRONMENT]:
+        return ConnectionNotDefinedError.of(
+            conn_id,
+            "is set in the environment, but Airflow cannot read it. Write it as JSON, or percent-encode the key in the "
+            "URI form (/ as %2F, # as %23, @ as %40).",
         )
-    others = [problem for problem in told if problem != _ENVIRONMENT]
+    others = [problem for problem in problems if problem != _ENVIRONMENT]
     if others:
         return _look_up_failed(conn_id, f"{', '.join(others)}.")
-    return ConnectionNotDefinedError(
-        f"Connection {_shown(conn_id)} isn't defined. Create it (type qwenimage, the API key in the password), or "
-        "correct qwenimage_conn_id."
+    return ConnectionNotDefinedError.of(
+        conn_id,
+        "isn't defined. Create it (type qwenimage, the API key in the password), or correct qwenimage_conn_id.",
     )
 
 

@@ -172,8 +172,8 @@ def _not_the_api(where: str, what: str) -> str:
 
 
 def _say_what_came(error: QwenImageError) -> str:
-    redirect = re.search(r"redirect \(HTTP \d+\) to (\S+),", str(error))
-    return f"it redirects to {redirect[1]}" if redirect else "its answer is not the API's JSON"
+    redirect = getattr(error, "redirect", None)
+    return f"it redirects to {redirect}" if redirect else "its answer is not the API's JSON"
 
 
 def _explain_cause(cause: BaseException, settings: ConnectionSettings, seconds: float) -> str | None:

@@ -10,25 +10,24 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_qwenimage._version import __version__
 from airflow_provider_qwenimage.client.download_tries import DownloadPace, DownloadTries
 from airflow_provider_qwenimage.client.exchanges import Exchange
 from airflow_provider_qwenimage.client.network_environment import http_proxy_for, proxy_for, tls_context
+from airflow_provider_qwenimage.client.sessions import open_aiohttp_session, open_requests_session
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.retries import RequestRetries
 from airflow_provider_qwenimage.rules.verification import ImageFacts, verify_image
 
 if TYPE_CHECKING:
-    import ssl
     from types import TracebackType
     from typing import Self
 
-    import aiohttp
-    import requests
+    from airflow_provider_qwenimage.client.aiohttp_session import AiohttpSession
+    from airflow_provider_qwenimage.client.requests_session import BoundedSession
 
 Result = TypeVar("Result")
 
@@ -55,21 +54,19 @@ class ImageClient:
 
     def __init__(self, verify: bool | str = True) -> None:  # noqa: FBT001, FBT002  the connection's field
         self._verify = verify
-        self._sessions: dict[bool, requests.Session] = {}
+        self._sessions: dict[bool, BoundedSession] = {}
         _hide_queries_in_logs()
 
-    def session(self, url: str) -> requests.Session:
+    def session(self, url: str) -> BoundedSession:
         """Return the session for a URL. Certificates are read for https alone.
 
         Raises:
             ValueError: If `verify` is not a file of authorities.
             QwenImageConnectionError: If a variable of the environment does not name one.
         """
-        from airflow_provider_qwenimage.client.requests_session import open_session
-
         is_secure = url.startswith("https:")
         if is_secure not in self._sessions:
-            session = open_session(tls_context(self._verify) if is_secure else None, _HEADERS)
+            session = open_requests_session(tls_context(self._verify) if is_secure else None, _HEADERS)
             # Otherwise requests would look for credentials in a netrc file.
             session.auth = lambda request: request
             self._sessions[is_secure] = session
@@ -97,23 +94,24 @@ class AsyncImageClient:
         self._connections = connections
         self._verify = verify
         self._opening = asyncio.Lock()
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._sessions: dict[bool, AiohttpSession] = {}
 
-    async def session(self, url: str) -> aiohttp.ClientSession:
+    async def session(self, url: str) -> AiohttpSession:
         """Return the session for a URL; see `ImageClient.session`."""
         is_secure = url.startswith("https:")
         async with self._opening:
             if is_secure not in self._sessions:
-                # Certificates are read from files, and the first import takes a while.
+                # It reads certificates from files, which would block the event loop.
                 context = await asyncio.to_thread(tls_context, self._verify) if is_secure else None
-                await asyncio.to_thread(import_module, "airflow_provider_qwenimage.client.aiohttp_session")
-                self._sessions[is_secure] = _open_aiohttp_session(context, self._connections)
+                self._sessions[is_secure] = await open_aiohttp_session(
+                    context, _HEADERS, connections=self._connections, timeout_seconds=_PACE.first_seconds
+                )
             return self._sessions[is_secure]
 
     async def close(self) -> None:
         """Close the connections."""
         for session in self._sessions.values():
-            await session.close()
+            await session.client.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -122,18 +120,6 @@ class AsyncImageClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _open_aiohttp_session(context: ssl.SSLContext | None, connections: int) -> aiohttp.ClientSession:
-    from airflow_provider_qwenimage.client.aiohttp_session import open_session
-
-    return open_session(
-        context,
-        _HEADERS,
-        connections=connections,
-        timeout_seconds=_PACE.first_seconds,
-        proxy=None,
-    )
 
 
 def fetch(client: ImageClient, url: str, request: GenerateRequest, max_image_bytes: int) -> tuple[bytes, ImageFacts]:
@@ -207,17 +193,13 @@ def _download(client: ImageClient, download: DownloadTries) -> bytes:
 
 
 def _receive(client: ImageClient, download: DownloadTries, exchange: Exchange) -> None:
-    import requests
-
     request = download.request
     session, proxy = client.session(request.url), proxy_for(request.url)
-    prepared = session.prepare_request(requests.Request("GET", request.url, headers=dict(request.headers)))
-    # As it is written: a signature may be of the very characters, of which requests spells some anew.
-    prepared.url = request.url
     with (
         exchange.under_way(),
-        session.send(
-            prepared,
+        session.get_as_written(
+            request.url,
+            request.headers,
             stream=True,
             timeout=_PACE.first_seconds,
             verify=True,
@@ -245,17 +227,13 @@ async def _download_async(client: AsyncImageClient, download: DownloadTries) -> 
 
 
 async def _receive_async(client: AsyncImageClient, download: DownloadTries, exchange: Exchange) -> None:
-    from yarl import URL
-
     request = download.request
     session = await client.session(request.url)
     proxy = await asyncio.to_thread(http_proxy_for, request.url)
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(exchange.seconds_left()) as limit:
         with exchange.under_way():
-            # As it is written, as above; of yarl's two spellings of one thing.
-            url = URL(request.url, encoded=True)
-            async with session.get(url, headers=request.headers, proxy=proxy, allow_redirects=False) as response:
+            async with session.get_as_written(request.url, headers=request.headers, proxy=proxy) as response:
                 if download.take_head(exchange.head):
                     async for chunk in response.content.iter_any():
                         exchange.allow(download.add(chunk))

@@ -42,6 +42,19 @@ class BoundedSession(requests.Session):
         # Nobody logs in by a cookie here, and the other client keeps none either.
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
+    def get_as_written(self, url: str, headers: Mapping[str, str], **options: Any) -> requests.Response:
+        """Send a GET request to a URL whose spelling is kept: a signature may cover it.
+
+        Args:
+            url: The URL, encoded already.
+            headers: Sent with this request.
+            **options: As for `requests.Session.send`.
+        """
+        request = self.prepare_request(requests.Request("GET", url, headers=dict(headers)))
+        # requests spells some characters in another way.
+        request.url = url
+        return self.send(request, **options)
+
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Return nothing within an exchange: requests reads even a redirect's target that it is not to follow."""
         return super().get_redirect_target(resp) if Exchange.current() is None else None

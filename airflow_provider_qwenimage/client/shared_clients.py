@@ -15,20 +15,23 @@ if TYPE_CHECKING:
 
     LookUp: TypeAlias = Callable[[], Awaitable[AirflowConnection]]
 
-# A thousand waits that begin together look their connection up once; a changed one is seen after that long at most.
+# A thousand waits that begin together look their connection up once; a change is seen after that long at most.
 _LOOK_UP_SECONDS = 5.0
 
 
 class SharedClient:
-    """A user's share in the client of a connection, from `join` to `leave`.
-
-    Args:
-        conn_id: The Airflow connection.
-        look_up: Finds that connection.
-        read: Makes settings of it.
+    """One user's share of the client of a connection, from `join` to `leave`.
 
     Users whose settings differ, because the connection was changed meanwhile, have different sessions, but
     still one pace: that of the settings which were read last.
+
+    Args:
+        conn_id: The id of the Airflow connection.
+        look_up: Finds that connection.
+        read: Makes settings of it.
+
+    Attributes:
+        transport: The client, between `join` and `leave`.
     """
 
     def __init__(
@@ -40,57 +43,65 @@ class SharedClient:
         self._conn_id = conn_id
         self._look_up = look_up
         self._read = read
-        self._lane: _Lane | None = None
-        self._session: _Session | None = None
+        self._joining = asyncio.Lock()
+        self._connection: _SharedConnection | None = None
+        self._session: _SharedSession | None = None
+        self.transport: AiohttpTransport | None = None
 
     async def join(self) -> AiohttpTransport:
-        """Return the client; the first to ask opens it.
+        """Return the client; the first user opens it.
 
         Raises:
             ValueError: If the settings are not usable.
         """
-        lanes = _LANES.setdefault(asyncio.get_running_loop(), {})
-        lane = lanes.setdefault(self._conn_id, _Lane())
-        lane.users += 1
-        self._lane = lane
-        try:
-            settings = self._read(await lane.connection(self._look_up))
-            session = self._session = lane.sessions.setdefault(settings, _Session())
-            session.users += 1
-            return await session.opened(settings, lane.pace)
-        except BaseException:
-            await self.leave()
-            raise
+        async with self._joining:
+            if self.transport is None:
+                self.transport = await self._join()
+            return self.transport
 
     async def leave(self) -> None:
-        """Give the share back; the last of a session closes it. Does nothing without a share."""
-        lane, self._lane = self._lane, None
+        """Give the share back; the last user of a session closes it. Does nothing without a share."""
+        self.transport = None
+        connection, self._connection = self._connection, None
         session, self._session = self._session, None
-        if lane is None:
+        if connection is None:
             return
-        lane.users -= 1
-        lanes = _LANES.get(asyncio.get_running_loop(), {})
-        if not lane.users and lanes.get(self._conn_id) is lane:
-            del lanes[self._conn_id]
+        connection.users -= 1
+        connections = _CONNECTIONS.get(asyncio.get_running_loop(), {})
+        if not connection.users and connections.get(self._conn_id) is connection:
+            del connections[self._conn_id]
         if session is None:
             return
         session.users -= 1
         if not session.users:
-            lane.sessions = {settings: other for settings, other in lane.sessions.items() if other is not session}
-            # To the end, also where the one who leaves is being cancelled.
+            connection.forget(session)
+            # It closes even if the user that leaves is being cancelled.
             await asyncio.shield(session.close())
 
+    async def _join(self) -> AiohttpTransport:
+        connections = _CONNECTIONS.setdefault(asyncio.get_running_loop(), {})
+        connection = self._connection = connections.setdefault(self._conn_id, _SharedConnection())
+        connection.users += 1
+        try:
+            settings = self._read(await connection.look_up(self._look_up))
+            session = self._session = connection.sessions.setdefault(settings, _SharedSession())
+            session.users += 1
+            return await session.open(settings, connection.pace)
+        except BaseException:
+            await self.leave()
+            raise
 
-class _Session:
-    """A session with its users."""
+
+class _SharedSession:
+    """A session and the number of its users."""
 
     def __init__(self) -> None:
         self.users = 0
         self._transport: AiohttpTransport | None = None
-        # Not a shared task: should the first be cancelled while it opens the session, the next one does it.
+        # Not a shared task: if the first user is cancelled while it opens the session, the next one opens it.
         self._opening = asyncio.Lock()
 
-    async def opened(self, settings: ConnectionSettings, pace: Pace) -> AiohttpTransport:
+    async def open(self, settings: ConnectionSettings, pace: Pace) -> AiohttpTransport:
         pace.limit.allow(settings.max_requests_per_second)
         async with self._opening:
             if self._transport is None or self._transport.session.closed:
@@ -102,28 +113,32 @@ class _Session:
             await self._transport.close()
 
 
-class _Lane:
+class _SharedConnection:
     """What the users of one connection in one event loop share."""
 
     def __init__(self) -> None:
         self.users = 0
         self.pace = Pace()
-        self.sessions: dict[ConnectionSettings, _Session] = {}
+        self.sessions: dict[ConnectionSettings, _SharedSession] = {}
         self._looking_up: asyncio.Future[AirflowConnection] | None = None
         self._looked_up_at = 0.0
 
-    async def connection(self, look_up: LookUp) -> AirflowConnection:
+    async def look_up(self, look_up: LookUp) -> AirflowConnection:
         """Look the connection up, or share a look-up that is under way or has just been made."""
         running = self._looking_up
         if running is None or (running.done() and self._is_stale(running)):
             self._looked_up_at = time.monotonic()
             running = self._looking_up = asyncio.ensure_future(look_up())
-        # Whoever is cancelled leaves the look-up to the others.
+        # A user that is cancelled leaves the look-up to the others.
         return await asyncio.shield(running)
+
+    def forget(self, session: _SharedSession) -> None:
+        """Have the next user open another session."""
+        self.sessions = {settings: other for settings, other in self.sessions.items() if other is not session}
 
     def _is_stale(self, look_up: asyncio.Future[AirflowConnection]) -> bool:
         failed = look_up.cancelled() or look_up.exception() is not None
         return failed or time.monotonic() - self._looked_up_at > _LOOK_UP_SECONDS
 
 
-_LANES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Lane]] = WeakKeyDictionary()
+_CONNECTIONS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _SharedConnection]] = WeakKeyDictionary()

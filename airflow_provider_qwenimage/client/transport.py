@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage._version import __version__
 from airflow_provider_qwenimage.client.diagnosis import describe, explain
 from airflow_provider_qwenimage.client.exchanges import Exchange
 from airflow_provider_qwenimage.client.network_environment import http_proxy_for, proxy_for, tls_context
+from airflow_provider_qwenimage.client.sessions import open_aiohttp_session, open_requests_session
 from airflow_provider_qwenimage.exceptions import QwenImageError
 from airflow_provider_qwenimage.rules import polling, retries
 from airflow_provider_qwenimage.rules.answers import MAX_ANSWER_BYTES, ApiCall, HttpAnswer, Result
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import aiohttp
     import requests
 
+    from airflow_provider_qwenimage.client.aiohttp_session import AiohttpSession
     from airflow_provider_qwenimage.client.connection import ConnectionSettings
 
 _HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-qwenimage/{__version__}"}
@@ -50,13 +51,11 @@ class RequestsTransport:
     """
 
     def __init__(self, settings: ConnectionSettings) -> None:
-        from airflow_provider_qwenimage.client.requests_session import open_session
-
         self._settings = settings
         self._rate_limit = RateLimit(settings.max_requests_per_second)
         proxy = proxy_for(settings.base_url)
         self._proxies = {scheme: proxy for scheme in ("http", "https") if proxy}
-        self.session: requests.Session = open_session(_tls_context(settings), _HEADERS)
+        self.session: requests.Session = open_requests_session(_tls_context(settings), _HEADERS)
         origin, authorization = Origin.of(settings.base_url), _authorization(settings)
 
         def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -148,20 +147,22 @@ class AiohttpTransport:
         settings: What the connection says.
         session: Carries the key, to the API's own origin only.
         pace: When to send.
+
+    Attributes:
+        session: The client of the session.
     """
 
-    def __init__(self, settings: ConnectionSettings, session: aiohttp.ClientSession, pace: Pace) -> None:
+    def __init__(self, settings: ConnectionSettings, session: AiohttpSession, pace: Pace) -> None:
         self._settings = settings
         self._pace = pace
         self._authorization = _authorization(settings)
-        self.session = session
+        self._session = session
+        self.session = session.client
 
     @classmethod
     async def open(cls, settings: ConnectionSettings, pace: Pace) -> Self:
         """Return a transport with a session of its own."""
-        # The first import takes longer than a triggerer's event loop may stand still.
-        await asyncio.to_thread(import_module, "airflow_provider_qwenimage.client.aiohttp_session")
-        return cls(settings, await _open_aiohttp_session(settings), pace)
+        return cls(settings, await _open_api_session(settings), pace)
 
     async def close(self) -> None:
         """Close the session's connections."""
@@ -197,14 +198,12 @@ class AiohttpTransport:
         raise failure
 
     async def _receive(self, call: ApiCall[Any]) -> bytearray:
-        from airflow_provider_qwenimage.client.aiohttp_session import url_of
-
-        async with self.session.request(
+        async with self._session.request(
             call.method,
-            url_of(self._settings.base_url + call.path, call.params),
+            self._settings.base_url + call.path,
+            call.params,
             data=call.body,
             headers=_content_headers(call) | self._authorization,
-            allow_redirects=False,
             # The session's own looks where each request goes; this one goes to the API.
             middlewares=(),
         ) as response:
@@ -244,13 +243,11 @@ def _least(seconds: float | None, most: float) -> float:
     return most if seconds is None else min(seconds, most)
 
 
-async def _open_aiohttp_session(settings: ConnectionSettings) -> aiohttp.ClientSession:
-    from airflow_provider_qwenimage.client import aiohttp_session
-
+async def _open_api_session(settings: ConnectionSettings) -> AiohttpSession:
     def read_environment() -> tuple[str | None, ssl.SSLContext | None]:
         return http_proxy_for(settings.base_url), _tls_context(settings)
 
-    # Certificates are read from files, and requests is imported.
+    # It reads certificates from files and imports requests, which would block the event loop.
     proxy, context = await asyncio.to_thread(read_environment)
     origin, authorization = Origin.of(settings.base_url), _authorization(settings)
 
@@ -259,7 +256,7 @@ async def _open_aiohttp_session(settings: ConnectionSettings) -> aiohttp.ClientS
             request.headers.update(authorization)
         return await handler(request)
 
-    return aiohttp_session.open_session(
+    return await open_aiohttp_session(
         context,
         _HEADERS,
         connections=MAX_CONNECTIONS,

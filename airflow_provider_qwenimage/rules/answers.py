@@ -165,7 +165,8 @@ def _parse_envelope(answer: HttpAnswer) -> object:
         target = shorten(displayed_url(answer.mask(answer.headers.get("location", "nowhere"))))
         raise QwenImageContractError(
             f"The API answered with a redirect (HTTP {answer.status}) to {target}, which is not followed "
-            "because it could carry the key elsewhere. Set the connection's host to the final base URL."
+            "because it could carry the key elsewhere. Set the connection's host to the final base URL.",
+            redirect=target,
         )
     raise QwenImageContractError(
         f"The API answered HTTP {answer.status} with {_excerpt(answer)} instead of its documented JSON "

@@ -71,7 +71,7 @@ def test_every_client_sends_it(agents: tuple[str, list[str]], monkeypatch: pytes
         async with QwenImageAsyncHook() as hook:
             await ask(await hook.get_conn())
         async with downloads.AsyncImageClient(1) as client:
-            await ask(await client.session(url))
+            await ask((await client.session(url)).client)
 
     with QwenImageHook() as hook:
         hook.get_conn().get(url)

@@ -1,0 +1,100 @@
+"""What both hooks share: their names in Airflow, their arguments, and what they log and report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_qwenimage import provider_info
+from airflow_provider_qwenimage.client.connection import (
+    CONN_TYPE,
+    DEFAULT_CONN_ID,
+    AirflowConnection,
+    ConnectionSettings,
+    read_connection,
+)
+from airflow_provider_qwenimage.client.connection_lookup import ConnectionNotDefinedError, look_up_connection
+from airflow_provider_qwenimage.client.diagnosis import describe
+from airflow_provider_qwenimage.exceptions import QwenImageError
+from airflow_provider_qwenimage.rules import polling, retries
+from airflow_provider_qwenimage.rules.answers import ApiCall
+from airflow_provider_qwenimage.rules.arguments import Seconds, read_argument
+
+# The Test button tests a copy of the connection under an id that nobody has seen.
+_TESTED_CONNECTION = "The connection"
+
+
+class BaseQwenImageHook(BaseHook):
+    """The base of both hooks; `QwenImageHook` documents the arguments."""
+
+    conn_name_attr = "qwenimage_conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = CONN_TYPE
+    hook_name = provider_info.HOOK_NAME
+
+    # The cost that the last `check` reported, for the message of a wait that is ended from outside. The rest is not
+    # kept: an answer can have a mebibyte, and a triggerer has thousands of waits.
+    last_credits: float | None = None
+    _settings: ConnectionSettings | None = None
+
+    def __init__(
+        self,
+        qwenimage_conn_id: str = DEFAULT_CONN_ID,
+        *,
+        timeout_seconds: Seconds | None = None,
+        retry_limit: int = 3,
+        retry_delay: float = 1.0,
+        connection: AirflowConnection | None = None,
+        log_statuses: bool = True,
+    ) -> None:
+        super().__init__()
+        self.qwenimage_conn_id = read_argument("qwenimage_conn_id", qwenimage_conn_id)
+        self.timeout_seconds: float | None = None
+        if timeout_seconds is not None:
+            self.timeout_seconds = read_argument("timeout_seconds", timeout_seconds)
+        self.retries = retries.RequestRetries(limit=retry_limit, delay_seconds=retry_delay)
+        self._connection = connection
+        self._log_statuses = log_statuses
+
+    @classmethod
+    def get_connection(cls, conn_id: str) -> Any:
+        """Return an Airflow connection.
+
+        Raises:
+            ValueError: If it is not defined.
+            QwenImageConnectionError: If Airflow cannot look it up for the moment.
+        """
+        return look_up_connection(conn_id)
+
+    def _read_connection(self, connection: AirflowConnection, *, is_tested: bool = False) -> ConnectionSettings:
+        name = _TESTED_CONNECTION if is_tested else None
+        self._settings = read_connection(connection, timeout_seconds=self.timeout_seconds, name=name)
+        return self._settings
+
+    def _why_not_tested(self, error: Exception) -> str:
+        if isinstance(error, ConnectionNotDefinedError):
+            return f"{_TESTED_CONNECTION} {error.problem}"
+        return str(error) if isinstance(error, ValueError) else f"The test could not run: {describe(error)}"
+
+    def _pause_before_resend(self, error: QwenImageError, call: ApiCall[Any], sent_again: int) -> float | None:
+        pause = self.retries.pause(error, sent_again)
+        if pause is not None:
+            self.log.warning(
+                "%s %s failed; sending it again in %.1f s (%d of at most %d): %s",
+                call.method,
+                call.path,
+                pause,
+                sent_again + 1,
+                self.retries.limit,
+                error,
+            )
+        return pause
+
+    def _log_notice(self, decision: polling.Decision) -> None:
+        if not isinstance(decision, polling.Wait) or not decision.notice:
+            return
+        if decision.state.failures:
+            self.log.warning("%s", decision.notice)
+        elif self._log_statuses:
+            self.log.info("%s", decision.notice)
