@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from airflow_provider_qwenimage.airflow_versions import RESUMES_RETRIES
 from airflow_provider_qwenimage.rules import polling
@@ -12,8 +12,6 @@ from airflow_provider_qwenimage.rules.task_ids import printable_id
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator
-
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.hooks import QwenImageHook
 
@@ -25,7 +23,20 @@ _RESUME_SECONDS = 30.0
 _RESUME_SHARE = 0.1
 
 
-def end_time_of(task: BaseOperator, timeout: float) -> float:
+class DeferrableTask(Protocol):
+    """The part of an operator that a deferral needs."""
+
+    execution_timeout: Any
+
+    @property
+    def log(self) -> Any:
+        """The task's logger."""
+
+    def defer(self, *, trigger: Any, method_name: str, timeout: Any = None) -> NoReturn:
+        """Raise `TaskDeferred`."""
+
+
+def end_time_of(task: DeferrableTask, timeout: float) -> float:
     """Return a wait's deadline in epoch seconds: its own timeout, or shortly before `execution_timeout`.
 
     Args:
@@ -47,7 +58,7 @@ def is_of_an_earlier_try(event: object, try_number: int) -> bool:
 
 
 def wait_deferred(
-    task: BaseOperator, hook: QwenImageHook, image_task_id: str, policy: polling.PollPolicy, *, try_number: int
+    task: DeferrableTask, hook: QwenImageHook, image_task_id: str, policy: polling.PollPolicy, *, try_number: int
 ) -> TaskSnapshot:
     """Check once, and defer to the triggerer if the image task has not ended yet.
 

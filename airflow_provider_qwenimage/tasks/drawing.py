@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
 
@@ -39,9 +39,28 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
     from airflow_provider_qwenimage.contract import TaskSnapshot
-    from airflow_provider_qwenimage.operators import QwenImageGenerateOperator
     from airflow_provider_qwenimage.storage.images import StoredImages
     from airflow_provider_qwenimage.tasks.ledger import Ledger
+
+
+class DrawingOperator(deferral.DeferrableTask, Protocol):
+    """The part of `QwenImageGenerateOperator` that a drawing needs: its arguments, converted and rendered."""
+
+    qwenimage_conn_id: Any
+    wait_for_completion: bool
+    deferrable: bool
+    poll_interval: Any
+    timeout: Any
+    max_consecutive_failures: Any
+    output_path: Any
+    max_image_bytes: Any
+    overwrite: bool
+    durable: bool
+    max_credits: Any
+    outcome: dict[str, Any] | None
+
+    def check_rendered(self, *names: str) -> None:
+        """Check the rendered arguments."""
 
 
 class Drawing:
@@ -54,7 +73,7 @@ class Drawing:
         context: The task's context.
     """
 
-    def __init__(self, operator: QwenImageGenerateOperator, context: Context) -> None:
+    def __init__(self, operator: DrawingOperator, context: Context) -> None:
         self._operator = operator
         self._context = context
         self._ti: Any = context["ti"]

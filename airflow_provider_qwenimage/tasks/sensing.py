@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
@@ -32,10 +32,26 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.exceptions import QwenImageError
-    from airflow_provider_qwenimage.sensors import QwenImageStatusSensor
 
 # With `silent_fail`, only the timeout ends a wait whose reads fail.
 _UNLIMITED_FAILURES = 1_000_000_000
+
+
+class WaitingSensor(deferral.DeferrableTask, Protocol):
+    """The part of `QwenImageStatusSensor` that its wait needs: its arguments, converted and rendered."""
+
+    image_task_id: Any
+    qwenimage_conn_id: Any
+    poke_interval: Any
+    timeout: Any
+    max_consecutive_failures: Any
+    soft_fail: bool
+    never_fail: bool
+    silent_fail: bool
+    outcome: dict[str, Any] | None
+
+    def check_rendered(self, *names: str) -> None:
+        """Check the rendered arguments."""
 
 
 class Sensing:
@@ -46,7 +62,7 @@ class Sensing:
         context: The task's context.
     """
 
-    def __init__(self, sensor: QwenImageStatusSensor, context: Context) -> None:
+    def __init__(self, sensor: WaitingSensor, context: Context) -> None:
         self._sensor = sensor
         self._ti: Any = context["ti"]
         self._log = sensor.log
