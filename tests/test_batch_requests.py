@@ -72,7 +72,7 @@ def test_lists_come_in_many_forms(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["A red fox", "[not a list", {"prompt": "a"}, None, 5, b"a"])
 def test_what_is_no_list_is_refused(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"^requests is .*allowed is a list of prompts"):
+    with pytest.raises(ValueError, match=r"^requests is .*it must be a list of prompts"):
         batch(value)
 
 
@@ -80,13 +80,13 @@ def test_what_is_no_list_is_refused(value: Any) -> None:
     "value", ["['a fox' 'a hare']", "['a fox'\n 'a hare']", '["it\'s a fox" "a hare"]', "['a' 'b', 'c']"]
 )
 def test_texts_that_python_would_join_to_one_prompt_are_refused(value: str) -> None:
-    with pytest.raises(ValueError, match=r"^requests is .*two texts side by side.*make a list of it"):
+    with pytest.raises(ValueError, match=r"^requests is .*two strings side by side.*convert it to a list"):
         batch(value)
 
 
 def test_comments_are_no_texts_and_quotes_without_an_end_are_looked_for_once() -> None:
     assert [item.request.prompt for item in batch("[ # it's\n'a fox', # 'a' 'b'\n'a hare']")] == ["a fox", "a hare"]
-    with pytest.raises(ValueError, match=r"^requests is .*allowed is a list of prompts"):
+    with pytest.raises(ValueError, match=r"^requests is .*it must be a list of prompts"):
         batch("['" + r"\'" * 100_000)
     assert batch("[ # " + r"\'" * 100_000 + "\n]") == []
 
@@ -168,9 +168,9 @@ def test_every_bad_row_is_named_in_one_error() -> None:
         batch(values)
     for place, story in [
         (2, "prompt is ''"),
-        (3, "5 is no request"),
+        (3, "the row is 5; it must be a prompt or an object"),
         (4, "prompt is missing"),
-        (5, "'sise' is no field of a request; allowed are prompt, size"),
+        (5, "'sise' is not a field of a request; the fields are prompt, size"),
         (6, "size is '9*9'; allowed are 1024*1024"),
         (7, "prompt has 2001 characters"),
     ]:

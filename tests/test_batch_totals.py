@@ -181,7 +181,7 @@ def test_a_batch_with_all_of_its_images_ends_well() -> None:
     batch.store(5)
     batch.store(None, reused=True)
     assert batch.problem("m") is None
-    assert batch.problem("m", "the task is ended from outside") is None
+    assert batch.problem("m", "the task was ended from outside") is None
 
 
 def test_a_batch_with_as_many_failures_as_allowed_ends_well() -> None:
@@ -227,11 +227,11 @@ def test_a_batch_that_is_ended_from_outside_can_go_on() -> None:
     batch.leave(RowStatus.UNFINISHED)
     batch.leave(RowStatus.UNKNOWN)
     assert (batch.progress(1.0)["failed"], batch.not_submitted) == (0, 1)
-    problem = told(batch, "the task is ended from outside")
+    problem = told(batch, "the task was ended from outside")
     assert not problem.permanent
     assert "1 may be paid" in str(problem)
     assert "1 are paid, and can still be had" in str(problem)
-    assert "1 were not submitted, because the task is ended from outside" in str(problem)
+    assert "1 were not submitted, because the task was ended from outside" in str(problem)
 
 
 def test_the_error_quotes_the_first_failure_and_counts_the_others() -> None:

@@ -1,4 +1,4 @@
-"""Draws one image of a batch: goes back to what is paid, or submits; waits, downloads, verifies, stores."""
+"""Draws one image of a batch: resumes or submits it, waits, downloads, verifies and stores it."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Beginning: TypeAlias = StoredImages | GoBack | Submit | Stop
+NextStep: TypeAlias = StoredImages | GoBack | Submit | Stop
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingOptions:
+class ImageOptions:
     """How the images of a batch are drawn and stored.
 
     Attributes:
         ti: Airflow's task instance.
-        made_by: What a sidecar tells of it.
-        folder: Where the images go.
+        made_by: Its description for sidecars; see `made_by.description_of`.
+        folder: The folder for the images.
         scratch: A local folder for temporary files.
         poll_interval: Seconds between the first polls.
-        timeout: Seconds to wait for one image at most.
+        timeout: The longest wait for one image, in seconds.
         max_consecutive_failures: How many failed reads in a row end the wait for one image.
         max_image_bytes: A longer download is refused.
-        overwrite: Whether to draw a new image where the request's image stands already.
+        overwrite: Whether to draw a new image if one is stored for the request already.
     """
 
     ti: Any
@@ -64,41 +64,39 @@ class DrawingOptions:
     overwrite: bool = False
 
 
-class Drawer:
-    """Draws images, with one client for all and blocking work in threads. To be made in the event loop that uses it.
+class ImagePipeline:
+    """Takes images from request to storage, with one client for all images and threads for blocking work.
+
+    Create it in the event loop that uses it.
 
     Args:
         hook: The client.
-        options: How they are drawn.
-        at_once: How many images are downloaded, verified and stored at once, and held in memory for it.
+        options: How the images are drawn and stored.
+        at_once: How many images are downloaded, verified and stored at once, each of them in memory.
     """
 
-    def __init__(self, hook: QwenImageAsyncHook, options: DrawingOptions, at_once: int) -> None:
+    def __init__(self, hook: QwenImageAsyncHook, options: ImageOptions, at_once: int) -> None:
         self._hook = hook
         self._options = options
         self._at_once = at_once
         self._client: AsyncImageClient | None = None
-        # From the download to the storage: images that wait in memory for a thread are bounded as well.
-        self._places = asyncio.Semaphore(at_once)
-        # Apart from the event loop's own threads: storage that takes its time must not keep an id from being written.
+        # Held from the download until the image is stored, so that few images wait in memory for a thread.
+        self._slots = asyncio.Semaphore(at_once)
+        # Apart from the event loop's own threads: slow storage must not delay writing down an id.
         self._storing = ThreadPoolExecutor(at_once, thread_name_prefix="qwenimage-storing")
 
     async def close(self, *, wait: bool) -> None:
-        """End the downloads, and the threads that store images.
+        """End the downloads and the threads that store images.
 
         Args:
-            wait: Whether to wait for what the threads are doing.
+            wait: Whether to wait until the threads have finished.
         """
         self._storing.shutdown(wait=wait, cancel_futures=True)
         if self._client is not None:
             await self._client.close()
 
-    def begin(self, item: BatchRequest) -> tuple[Beginning, Ledger]:
-        """Return how an image begins: with what is stored or submitted already, or with a submission. Blocks.
-
-        Args:
-            item: The request.
-        """
+    def next_step(self, item: BatchRequest) -> tuple[NextStep, Ledger]:
+        """Return what is stored or submitted already for a request, or that it is to be submitted. Blocks."""
         options = self._options
         ledger = open_batch_ledger(options.ti, options.folder, item.request, item.variant)
         step = ledger.next_step(item.request)
@@ -111,27 +109,22 @@ class Drawer:
             if ledger.finish():
                 count_end(len(stored.paths), stored.consumed_credits)
             return stored, ledger
-        if stored is not None and (self.is_own(stored) or not options.overwrite):
+        if stored is not None and (self.was_stored_by_this_task(stored) or not options.overwrite):
             return stored, ledger
         return step, ledger
 
-    def is_own(self, stored: StoredImages) -> bool:
-        """Whether this task has stored it, in this try or in an earlier one."""
+    def was_stored_by_this_task(self, stored: StoredImages) -> bool:
+        """Whether this task has stored an image, in this try or in an earlier one."""
         return stored.made_by == self._options.made_by
 
     async def submit(self, item: BatchRequest, ledger: Ledger, step: Submit) -> str:
-        """Submit a request, with an intent before it and the id written down after it.
-
-        Args:
-            item: The request.
-            ledger: Its ledger.
-            step: Why it is submitted.
+        """Submit a request; write down the intent before, and the id after it.
 
         Returns:
             The API's id of the image task.
 
         Raises:
-            QwenImageError: What the submission ended with; see `QwenImageHook.generate`.
+            QwenImageError: If the submission failed or its outcome is unknown; see `QwenImageHook.generate`.
         """
         if step.notice:
             log.warning("%s", step.notice)
@@ -145,30 +138,29 @@ class Drawer:
         count_submission()
         try:
             await asyncio.to_thread(ledger.accept, image_task_id)
-        except Exception as error:  # noqa: BLE001  any storage's; the image is paid and can still be had
+        except Exception as error:  # noqa: BLE001  any storage's; the image is paid and can still be stored
             log.warning(
-                "Image task %s is submitted, but its id could not be written down (%s: %s). If this task ends before "
-                "the image is stored, get it with a QwenImageStatusSensor for that id.",
+                "Image task %s was submitted, but its id could not be written down (%s: %s). If this task ends before "
+                "the image is stored, use a QwenImageStatusSensor with that id to get the image.",
                 image_task_id,
                 type(error).__name__,
                 error,
             )
         return image_task_id
 
-    async def finish(self, item: BatchRequest, ledger: Ledger, image_task_id: str, *, at_once: bool) -> StoredImages:
+    async def wait_and_store(
+        self, item: BatchRequest, ledger: Ledger, image_task_id: str, *, check_at_once: bool
+    ) -> StoredImages:
         """Wait for a submitted image and store it.
 
         Args:
             item: The request.
             ledger: Its ledger.
             image_task_id: The API's id of the image task.
-            at_once: Whether it may have ended already.
-
-        Returns:
-            The image as it stands in storage.
+            check_at_once: Whether to poll without delay, because the image task may have ended already.
 
         Raises:
-            QwenImageError: If it cannot be had; the ledger knows.
+            QwenImageError: If the image could not be drawn, downloaded or stored; the ledger has a record of it.
         """
         options = self._options
         now = time.time()
@@ -176,7 +168,7 @@ class Drawer:
             options.timeout, options.poll_interval, options.max_consecutive_failures, now=now
         )
         try:
-            delay = 0.0 if at_once else policy.first_delay(now)
+            delay = 0.0 if check_at_once else policy.first_delay(now)
             end = await self._hook.follow(image_task_id, policy, first_delay=delay)
             snapshot = _successful(end)
             return await self._save(item, ledger, snapshot)
@@ -191,14 +183,14 @@ class Drawer:
         try:
             paths = [await self._save_image(item, ledger, snapshot, number) for number in numbers]
         except Exception:
-            # The credits are spent whether or not the image can be had.
+            # The credits are spent even if the image cannot be stored.
             if await asyncio.to_thread(ledger.count):
                 count_end(len(snapshot.image_urls), snapshot.consumed_credits)
             raise
         return StoredImages(
             image_task_id=snapshot.task_id,
             paths=tuple(paths),
-            # As in the sidecar: the query of a URL may grant access, and the manifest stands beside the images.
+            # As in the sidecar: the query of a URL may grant access, and the manifest is stored next to the images.
             image_urls=tuple(displayed_url(url) for url in snapshot.image_urls),
             consumed_credits=snapshot.consumed_credits,
             made_by=self._options.made_by,
@@ -220,7 +212,7 @@ class Drawer:
             )
 
         url = snapshot.image_urls[number - 1]
-        async with self._places:
+        async with self._slots:
             stored = await fetch_async(await self._image_client(), url, self._options.max_image_bytes, verify_and_store)
         if isinstance(stored, QwenImageImageError):
             raise stored
@@ -229,7 +221,7 @@ class Drawer:
     def _verify_and_store(
         self, content: bytes, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot, number: int
     ) -> str | QwenImageImageError:
-        """Return the path of an image, or why it could not be stored, which another download would not help."""
+        """Return the path of an image, or the error of storing it, which another download would not correct."""
         facts = verify_image(content, item.request)
         options = self._options
         try:
@@ -246,7 +238,7 @@ class Drawer:
         except QwenImageImageError as error:
             return error
         if number == len(snapshot.image_urls):
-            # The image stands, and its sidecar with it: a record too many costs nothing.
+            # The image and its sidecar are stored: a record that stays costs nothing.
             with suppress(OSError):
                 if ledger.finish():
                     count_end(number, snapshot.consumed_credits)

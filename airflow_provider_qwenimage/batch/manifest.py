@@ -1,4 +1,4 @@
-"""Lists what became of each request of a batch: at its end for people, and while it runs for the gallery."""
+"""Lists the outcome of each request of a batch: at its end for users, and while it runs for the gallery."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    from airflow_provider_qwenimage.batch.requests import BatchRequests
     from airflow_provider_qwenimage.batch.run import Batch
 
 # How often the rows are written while the batch runs, and the share of the time that it may take.
 _SECONDS = 10.0
 _SHARE = 0.02
-# More than a row has.
+# More than the longest row.
 _FIRST_ROW_BYTES = 256 * 1024
 
 
@@ -38,23 +37,14 @@ class BatchManifest:
     """Writes the rows of a batch into the folder of its images.
 
     Args:
-        folder: That folder.
-        requests: What is asked for.
-        batch: What becomes of it.
-        made_by: What tells of the Airflow task; see `storage.writer_of`.
+        folder: The folder.
+        batch: The batch.
+        made_by: The description of the Airflow task; see `made_by.description_of`.
         scratch: A local folder for temporary files.
     """
 
-    def __init__(
-        self,
-        folder: ObjectStoragePath,
-        requests: BatchRequests,
-        batch: Batch,
-        made_by: Mapping[str, Any],
-        scratch: Path,
-    ) -> None:
+    def __init__(self, folder: ObjectStoragePath, batch: Batch, made_by: Mapping[str, Any], scratch: Path) -> None:
         self._folder = folder
-        self._requests = requests
         self._batch = batch
         self._writer = writer_of(made_by)
         self._name = manifest_name(made_by["map_index"])
@@ -64,10 +54,10 @@ class BatchManifest:
         self._is_listed = False
 
     def check(self) -> None:
-        """Check, before anything is paid, that the manifest can be stored, and replaces none but a batch's.
+        """Check, before anything is paid, that the manifest can be stored and replaces nothing but a manifest.
 
         Raises:
-            ValueError: If a file of that name is something else, or the bucket does not exist.
+            ValueError: If a file of that name is not a manifest, or the bucket does not exist.
             OSError: If nothing can be stored there.
         """
         target = self._folder / self._name
@@ -76,15 +66,15 @@ class BatchManifest:
         if beginning and not _is_a_row(beginning):
             raise ValueError(
                 f"output_path is {str(self._folder)!r}, and its file {self._name} is not the manifest of a batch, so "
-                "none takes its place. Move that file away, or store the images in another folder."
+                "it is not replaced. Move that file away, or store the images in another folder."
             )
         check_storing(self._folder, self._writer)
 
     def list_rows(self) -> str | None:
-        """Write the rows as they are into a hidden file, unless that was done a short time ago.
+        """Write the rows so far into a hidden file for the gallery, unless that was done a short time ago.
 
         Returns:
-            Its path, or None where it could not be written yet: it is only for show.
+            Its path, or None if it could not be written yet, which stops nothing.
         """
         began = time.monotonic()
         if began >= self._next_time:
@@ -96,17 +86,17 @@ class BatchManifest:
         return str(self._rows_file) if self._is_listed else None
 
     def put(self, *, is_first_try: bool) -> str:
-        """Write the manifest, and remove what this task has left in the folder for the time before it.
+        """Write the manifest, and remove the list of rows and files that killed tries have left half-written.
 
         Args:
-            is_first_try: Whether nothing can be left of earlier tries.
+            is_first_try: Whether no earlier try can have left anything.
 
         Returns:
             Its path.
         """
         target = self._folder / self._name
         self._put(target)
-        # Hidden files, which are in nobody's way.
+        # Hidden files, which do no harm if they stay.
         with suppress(Exception):
             if self._is_listed or not is_first_try:
                 remove_file(self._rows_file)
@@ -117,18 +107,23 @@ class BatchManifest:
     def _put(self, target: ObjectStoragePath) -> None:
         local = self._scratch / "rows.jsonl"
         with local.open("w", encoding="utf-8") as stream:
-            for number in range(len(self._requests)):
-                item = self._requests[number]
-                outcome = self._batch.outcome(number if item.same_as is None else item.same_as)
-                if outcome is not None and item.same_as is not None:
-                    outcome |= {"same_as": item.same_as + 1, "consumed_credits": 0}
-                row = manifest_row(number + 1, item.request.description(), outcome, self._writer)
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for number in range(len(self._batch.requests)):
+                stream.write(json.dumps(self._row(number), ensure_ascii=False) + "\n")
         put_file(local, target, writer=self._writer)
+
+    def _row(self, number: int) -> dict[str, Any]:
+        item = self._batch.requests[number]
+        if item.same_as is None:
+            outcome = self._batch.outcome(number)
+        else:
+            outcome = self._batch.outcome(item.same_as)
+            if outcome is not None:
+                outcome = {**outcome, "same_as": item.same_as + 1, "consumed_credits": 0}
+        return manifest_row(number + 1, item.request.description(), outcome, self._writer)
 
 
 def _is_a_row(beginning: bytes) -> bool:
-    """Whether a file begins with a row of a manifest, of this version or an earlier one."""
+    """Whether a file begins with a row of a manifest, of this version of the package or an earlier one."""
     try:
         row = json.loads(beginning.partition(b"\n")[0])
     except (ValueError, RecursionError):

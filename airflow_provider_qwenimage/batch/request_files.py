@@ -27,17 +27,17 @@ def open_requests(source: str) -> BinaryIO:
         source: Its path or URL.
 
     Returns:
-        Its bytes; to be closed.
+        Its bytes; the caller closes the stream.
 
     Raises:
-        FileNotFoundError: If there is no such file; it may come.
+        FileNotFoundError: If the file does not exist; another task may still write it.
         ValueError: If it is a folder, a device or a pipe, which may have no end, or a URL with a password.
     """
     if source != without_credentials(source):
-        # Airflow takes it for the id of a connection, which it logs.
+        # Airflow takes them for the id of a connection, which it logs.
         raise ValueError(
-            f"requests is {shown_source(source)}, with credentials before the @; allowed there is the id of an Airflow "
-            "connection. Keep credentials in a connection."
+            f"requests is {shown_source(source)}, with credentials before the @; only the id of an Airflow connection "
+            "may precede it. Keep credentials in a connection."
         )
     try:
         path = path_of(source)
@@ -54,13 +54,13 @@ def open_requests(source: str) -> BinaryIO:
             raise
         raise _not_a_file(source) from None
     raise FileNotFoundError(
-        f"requests is {shown_source(source)}, and there is no such file (yet). Check the path, and that the task which "
-        "writes it has run."
+        f"requests is {shown_source(source)}, and that file does not exist (yet). Check the path, and that the task "
+        "that writes it has run."
     )
 
 
 def _open_local(path: str) -> BinaryIO:
-    # Opening a pipe would wait for who writes into it.
+    # Without O_NONBLOCK, opening a pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
@@ -69,12 +69,12 @@ def _open_local(path: str) -> BinaryIO:
 
 
 def _open_remote(path: ObjectStoragePath) -> BinaryIO:
-    # Its length is known from a listing otherwise, which another process may have made stale.
+    # Otherwise its length comes from a cached listing, which another process may have made stale.
     path.fs.invalidate_cache(path.path)
     with explaining(READ, path):
         is_folder = path.fs.info(path.path).get("type") == "directory"
         stream = None if is_folder else path.open("rb")
-    # Spark writes a folder of that name, which an object store opens as if it were an empty file.
+    # Spark writes a folder of that name, which an object store opens like an empty file.
     if stream is None:
         raise IsADirectoryError(errno.EISDIR, "It is a folder", str(path))
     return cast("BinaryIO", stream)

@@ -19,10 +19,11 @@ from airflow_provider_qwenimage.contract import (
     GenerateRequest,
 )
 from airflow_provider_qwenimage.rules import arguments
-from airflow_provider_qwenimage.rules.arguments import ALLOWED_REQUESTS, REQUEST_FIELDS
+from airflow_provider_qwenimage.rules.arguments import ALLOWED_REQUESTS, REQUEST_FIELDS, is_rendered_later
 from airflow_provider_qwenimage.rules.request_rows import (
     NotJsonError,
     Row,
+    file_reader,
     kind_of,
     near_field,
     read_json,
@@ -30,18 +31,19 @@ from airflow_provider_qwenimage.rules.request_rows import (
 )
 from airflow_provider_qwenimage.text.messages import shorten, shown
 
-_ALLOWED = {
-    "prompt": f"a text of 1 to {MAX_PROMPT_CHARACTERS} characters that is not blank",
-    "size": ", ".join(SIZES),
-    "seed": f"-1 (random) and the integers from 0 to {MAX_SEED}",
-    "output_format": ", ".join(OUTPUT_FORMATS),
+_REQUIREMENTS = {
+    "prompt": f"a non-blank string of 1 to {MAX_PROMPT_CHARACTERS} characters",
+    "size": f"one of {', '.join(SIZES)}",
+    "seed": f"-1 (random) or an integer from 0 to {MAX_SEED}",
+    "output_format": f"one of {', '.join(OUTPUT_FORMATS)}",
     "callback_url": "an absolute http:// or https:// URL",
 }
-# So many bad rows are described, and so many more are numbered; of the others the count must do.
+_A_REQUEST = "a prompt or an object with a prompt"
+# An error describes so many bad rows, gives the numbers of so many more, and counts the others.
 _DESCRIBED_ROWS = 20
 _NUMBERED_ROWS = 100
 _LONGEST_PROBLEM = 400
-# A comment, or a text as Python prints it and the quote of another one right after it.
+# A comment, or a string literal of Python and the quote of another one right after it.
 _PYTHON_TEXTS = re.compile(r"""\#.*|(?:'(?:\\[\s\S]|[^'\\])*+'|"(?:\\[\s\S]|[^"\\])*+")\s*(?P<next>['"]?)""")
 MAX_ROWS = 1_000_000
 
@@ -51,10 +53,10 @@ class BatchRequest:
     """One request of a batch.
 
     Attributes:
-        number: Its row, counted from 0.
+        number: The number of its row, counted from 0.
         request: The request.
         variant: The number that distinguishes equal requests with a random seed; see `GenerateRequest.fingerprint`.
-        same_as: The row whose image it shares, because it asks for the same with the same seed; or None.
+        same_as: The row whose image it shares, because it is the same request with the same seed; or None.
     """
 
     number: int
@@ -67,11 +69,14 @@ class BatchRequests:
     """The checked requests of a batch, in their order.
 
     Args:
-        rows: The requests as they came.
-        map_index: The map index of the Airflow task, or -1.
+        rows: The requests as they were read.
+        map_index: The map index of the Airflow task, or -1 if it is not mapped.
+
+    Attributes:
+        number_to_draw: How many images they are; rows that share one count once.
 
     Raises:
-        ValueError: If a row is not what the API allows; the message names every such row.
+        ValueError: If a row is not a request that the API allows; the message lists the bad rows.
     """
 
     def __init__(self, rows: Iterable[Row], *, map_index: int = -1) -> None:
@@ -92,13 +97,13 @@ class BatchRequests:
                 raise ValueError(f"requests has more than {MAX_ROWS} rows. Split it into several batches.")
             request = problems.read(row)
             if request is None or problems.bad_rows:
-                # Nothing will be submitted, so only what is bad is still of interest.
+                # Nothing will be submitted, so only bad rows still matter.
                 continue
             # Without the variant, equal requests have equal fingerprints, also with a random seed.
             key = bytes.fromhex(request.fingerprint())[:16]
             entry: dict[str, Any] = {"request": request.payload()}
             if request.seed == RANDOM_SEED:
-                # Counted among its like, so that a row before it can come or go without a new image for it.
+                # Counted among equal requests only, so that other rows can be added or removed without a new image.
                 seen[key] = seen.get(key, -1) + 1
                 entry["variant"] = first_variant + seen[key]
             elif key in seen:
@@ -121,12 +126,12 @@ class BatchRequests:
         return BatchRequest(number, request, variant=entry.get("variant", 0), same_as=entry.get("same_as"))
 
     def close(self) -> None:
-        """Remove what is on disk of them."""
+        """Remove their temporary file."""
         self._spool.close()
 
 
 class _Problems:
-    """Reads rows, and keeps of the bad ones no more than an error of bounded length tells."""
+    """Reads rows, and collects the bad ones for an error of bounded length."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -135,7 +140,7 @@ class _Problems:
         self._numbered: list[str] = []
 
     def read(self, row: Row) -> GenerateRequest | None:
-        """Return the request of a row, or None where it is bad."""
+        """Return the request of a row, or None if it is bad."""
         self.rows += 1
         problem = row.problem
         try:
@@ -161,24 +166,24 @@ class _Problems:
 
 
 def _describe_by_kind(value: object) -> str:
-    """Return what is wrong with a bad row by the names of known fields and by kinds, and nothing that it says."""
+    """Describe a bad row by the names of known fields and by kinds, without quoting any value."""
     if isinstance(value, str):
         return _describe_field("prompt", value)
     if not isinstance(value, Mapping):
-        return f"{kind_of(value)} is no request; allowed are a prompt or an object with a prompt"
+        return f"the row is {kind_of(value)}; it must be {_A_REQUEST}"
     unknown = [name for name in value if name not in REQUEST_FIELDS]
     if unknown:
         hints = {near_field(name) for name in unknown if isinstance(name, str)} - {""}
-        what = f"{len(unknown)} key(s) are no field of a request{''.join(sorted(hints))}"
-        return f"{what}; allowed are {', '.join(REQUEST_FIELDS)}"
+        what = f"{len(unknown)} key(s) are not fields of a request{''.join(sorted(hints))}"
+        return f"{what}; the fields are {', '.join(REQUEST_FIELDS)}"
     if value.get("prompt") in (None, ""):
-        return "prompt is missing; allowed is a text that is not empty"
+        return "prompt is missing; it must be a non-empty string"
     bad = [name for name in REQUEST_FIELDS if name in value and not _is_allowed(name, value[name])]
     return "; ".join(_describe_field(name, value[name]) for name in bad) or "not a request that the API allows"
 
 
 def _describe_field(name: str, value: object) -> str:
-    return f"{name} is {kind_of(value)}; allowed: {_ALLOWED[name]}"
+    return f"{name} is {kind_of(value)}; it must be {_REQUIREMENTS[name]}"
 
 
 def _is_allowed(name: str, value: object) -> bool:
@@ -190,39 +195,63 @@ def _is_allowed(name: str, value: object) -> bool:
 
 
 def read_request(value: object) -> GenerateRequest:
-    """Return the request that a row asks for.
+    """Return the request of a row.
 
     Args:
         value: A prompt, or an object with the fields of a request; see `arguments.read_request`.
 
     Raises:
-        ValueError: If it is not what the API allows.
+        ValueError: If it is not a request that the API allows.
     """
     if isinstance(value, str):
         return arguments.read_request({"prompt": value})
     if not isinstance(value, Mapping):
-        raise ValueError(f"{shown(value)} is no request; allowed are a prompt or an object with a prompt.")
+        raise ValueError(f"the row is {shown(value)}; it must be {_A_REQUEST}.")
     unknown = [name for name in value if name not in REQUEST_FIELDS]
     if unknown:
-        raise ValueError(f"{shown(unknown[0])} is no field of a request; allowed are {', '.join(REQUEST_FIELDS)}.")
+        raise ValueError(
+            f"{shown(unknown[0])} is not a field of a request; the fields are {', '.join(REQUEST_FIELDS)}."
+        )
     return arguments.read_request(value)
 
 
+def check_requests(value: Any) -> None:
+    """Check requests when the DAG is parsed: the rows of a list, except templates, or the file name in a path.
+
+    Args:
+        value: The argument `requests`, as `arguments.read_argument` returned it.
+
+    Raises:
+        ValueError: If a row is not a request that the API allows, or a text is neither a list nor the path of a file.
+    """
+    if isinstance(value, str):
+        if not (value.strip().startswith("[") or file_reader(value)):
+            raise ValueError(f"requests is {shown_source(value)}; it must be {ALLOWED_REQUESTS}.")
+        return
+    for number, row in enumerate(value, start=1):
+        if any(map(is_rendered_later, row.values() if isinstance(row, Mapping) else [row])):
+            continue
+        try:
+            read_request(row)
+        except ValueError as error:
+            raise ValueError(f"requests has a bad row {number}: {error}") from None
+
+
 def read_list(value: object) -> Iterator[Row]:
-    """Yield the rows of a list, also where a template has made the text of one.
+    """Yield the rows of a list, or of the text of a list, which a template may have rendered.
 
     Args:
         value: Any iterable of rows, or the text of a list in JSON or as Python prints it.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is anything else.
     """
     if isinstance(value, str):
         value = _list_from_text(value)
     # The order of a set changes from one try to the next.
     if isinstance(value, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(value, Iterable):
-        told = shown_source(value) if isinstance(value, str) else shown(value)
-        raise ValueError(f"requests is {told}; allowed is {ALLOWED_REQUESTS}.")
+        quoted = shown_source(value) if isinstance(value, str) else shown(value)
+        raise ValueError(f"requests is {quoted}; it must be {ALLOWED_REQUESTS}.")
     for number, row in enumerate(value, start=1):
         yield Row(number, row)
 
@@ -234,16 +263,16 @@ def _list_from_text(text: str) -> object:
         return read_json(text)
     except NotJsonError as error:
         if error.line is None:
-            # JSON, and no list that Python prints.
-            raise ValueError(f"requests has {error}; allowed is {ALLOWED_REQUESTS}.") from None
+            # JSON, and not a list as Python prints it.
+            raise ValueError(f"requests has {error}; it must be {ALLOWED_REQUESTS}.") from None
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
-    # Looked for only in what is Python: elsewhere, a quote without an end would be looked for again from each escape.
+    # Only in a text that Python can read: in others, the search for the end of a quote restarts at each escape.
     if any(found["next"] for found in _PYTHON_TEXTS.finditer(text)):
         raise ValueError(
-            f"requests is {shown(text)}, with two texts side by side, which Python would take for one; allowed is "
-            f"{ALLOWED_REQUESTS}. An array of numpy prints so: make a list of it."
+            f"requests is {shown(text)}, with two strings side by side, which Python would join; it must be "
+            f"{ALLOWED_REQUESTS}. A numpy array is printed like this: convert it to a list."
         )
     return value

@@ -1,7 +1,7 @@
-"""Draws a batch: what is paid first, then what is to be submitted, in an event loop of its own beside Airflow's thread.
+"""Draws a batch in an event loop of its own, in a second thread: first the images that are paid, then the others.
 
-The task's own thread only reports and waits, so that it can answer a signal at any moment; then submissions that are
-under way get a few seconds for their answers, and everything that is paid is written down.
+The task's own thread only waits and reports, so that it can react to a signal at any moment. Submissions under way then
+get a few seconds for their responses, and everything that is paid is written down.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_qwenimage.batch.image import Drawer
+from airflow_provider_qwenimage.batch.image import ImagePipeline
 from airflow_provider_qwenimage.batch.spool import Spool
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
@@ -27,7 +27,7 @@ from airflow_provider_qwenimage.storage.paths import is_empty
 from airflow_provider_qwenimage.tasks.metrics import count_failure
 
 if TYPE_CHECKING:
-    from airflow_provider_qwenimage.batch.image import DrawingOptions
+    from airflow_provider_qwenimage.batch.image import ImageOptions
     from airflow_provider_qwenimage.batch.requests import BatchRequest, BatchRequests
     from airflow_provider_qwenimage.client.connection import AirflowConnection
     from airflow_provider_qwenimage.tasks.ledger import Ledger
@@ -39,49 +39,51 @@ _LAST_ANSWERS_SECONDS = 3.0
 _LONGEST_WAIT_SECONDS = 1.0
 _MOST_THREADS = 32
 
-_TO_SUBMIT, _TO_GO_BACK_TO, _SETTLED = range(3)
+# What is left to do for a row.
+_SUBMIT, _RESUME, _NOTHING = range(3)
 
 
 @dataclass
-class _Flight:
+class _ImageInFlight:
     """An image under way: whether its submission has begun, and the API's id of its task."""
 
-    submitting: bool = False
+    is_submitted: bool = False
     image_task_id: str | None = None
 
     @property
-    def left_behind(self) -> RowStatus | None:
-        """What becomes of its row when the batch is ended from outside; None if nothing was begun."""
+    def status_if_stopped(self) -> RowStatus | None:
+        """The status of its row if the batch is stopped now; None if nothing was submitted."""
         if self.image_task_id is not None:
             return RowStatus.UNFINISHED
-        return RowStatus.UNKNOWN if self.submitting else None
+        return RowStatus.UNKNOWN if self.is_submitted else None
 
 
 class Batch:
-    """The images of one Airflow task, drawn from `start` until `wait` says that they are done.
+    """The images of one Airflow task, drawn from `start` until `wait` returns True.
 
     Args:
-        requests: What is asked for.
+        requests: The requests.
         connection: The Airflow connection, looked up.
-        options: How the images are drawn.
-        limits: What they may cost.
-        max_in_flight: How many are under way at once.
+        options: How the images are drawn and stored.
+        limits: The limits for credits and failures.
+        max_in_flight: How many images are submitted, drawn or stored at once.
 
     Attributes:
-        totals: Where it stands.
-        outcomes: What became of each row, by its number counted from 0; complete when it is done.
-        interruption: What has ended it from outside, if anything has.
+        requests: The requests.
+        totals: The counts so far.
+        outcomes: The outcome of each row, by its number counted from 0; complete once the batch is done.
+        interruption: Why it was stopped from outside, or None.
     """
 
     def __init__(
         self,
         requests: BatchRequests,
         connection: AirflowConnection,
-        options: DrawingOptions,
+        options: ImageOptions,
         limits: Limits,
         max_in_flight: int,
     ) -> None:
-        self._requests = requests
+        self.requests = requests
         self._options = options
         self._max_in_flight = max_in_flight
         self._threads = min(max_in_flight, _MOST_THREADS)
@@ -89,8 +91,8 @@ class Batch:
         self.totals = BatchTotals(requests.number_to_draw, limits)
         self.outcomes = Spool(options.scratch)
         self.interruption: str | None = None
-        self._states = bytearray(len(requests))
-        self._flights: dict[int, _Flight] = {}
+        self._left_to_do = bytearray([_SUBMIT]) * len(requests)
+        self._in_flight: dict[int, _ImageInFlight] = {}
         self._submissions: set[asyncio.Task[str]] = set()
         self._done = threading.Event()
         self._error: BaseException | None = None
@@ -103,53 +105,51 @@ class Batch:
         threading.Thread(target=self._run, name="qwenimage-batch", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is done, and return whether it is.
-
-        Args:
-            seconds: How long at most.
+        """Wait until it is done, for so many seconds at most, and return whether it is done.
 
         Raises:
-            Exception: What went wrong with the batch as a whole, rather than with an image.
+            Exception: The error of the batch as a whole, rather than of an image.
         """
         deadline = time.monotonic() + seconds
-        is_done = self._done.is_set()
-        # A signal that came just before a wait is handled only after it, so none is long.
-        while not is_done and (left := deadline - time.monotonic()) > 0:
-            is_done = self._done.wait(min(left, _LONGEST_WAIT_SECONDS))
-        if is_done and self._error is not None:
+        # In short waits: a signal that came just before a wait is only handled after it.
+        while not self._done.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._done.wait(min(left, _LONGEST_WAIT_SECONDS))
+        if not self._done.is_set():
+            return False
+        if self._error is not None:
             raise self._error
-        return is_done
+        return True
 
     def stop(self, reason: str) -> None:
-        """Have it end within seconds: nothing more is submitted, and what is paid is written down.
+        """End it within seconds: nothing more is submitted, and everything that is paid is written down.
 
         Args:
-            reason: What ends it, for messages.
+            reason: Why, for messages.
         """
         self.interruption = self.interruption or reason
-        # A loop that is closed has nothing left to stop.
+        # A closed loop has nothing left to stop.
         with suppress(RuntimeError):
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._cancel)
 
     def close(self) -> None:
-        """Remove what is on disk of it."""
+        """Remove its temporary file."""
         self.outcomes.close()
 
     def outcome(self, number: int) -> dict[str, Any] | None:
-        """Return what became of a row so far, or None if nothing was begun.
+        """Return the outcome of a row so far, or None if nothing was begun.
 
         Args:
             number: The row, counted from 0.
         """
         outcome = self.outcomes.get(number)
-        flight = self._flights.get(number)
-        if outcome is None and flight is not None:
-            return {"status": str(RowStatus.IN_PROGRESS), "task_id": flight.image_task_id}
+        in_flight = self._in_flight.get(number)
+        if outcome is None and in_flight is not None:
+            return {"status": str(RowStatus.IN_PROGRESS), "task_id": in_flight.image_task_id}
         return outcome
 
     def progress(self) -> dict[str, Any]:
-        """Return where it stands, as plain JSON; see `BatchTotals.progress`."""
+        """Return the progress as plain JSON; see `BatchTotals.progress`."""
         return self.totals.progress(0.0 if self._began is None else time.monotonic() - self._began)
 
     def _run(self) -> None:
@@ -167,7 +167,7 @@ class Batch:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(self._threads, thread_name_prefix="qwenimage-ledger"))
-        self._work = asyncio.create_task(self._draw_all())
+        self._work = asyncio.create_task(self._draw())
         if self.interruption:
             self._cancel()
         try:
@@ -176,37 +176,42 @@ class Batch:
             if self.interruption is None:
                 raise
         except BaseExceptionGroup as group:
-            # One tells enough: where the storage is away, every image says the same.
+            # One is enough: if the storage is unavailable, every image fails for the same reason.
             raise group.exceptions[0] from None
 
-    async def _draw_all(self) -> None:
-        drawer = Drawer(self._hook, self._options, self._threads)
-        ended = False
+    async def _draw(self) -> None:
+        pipeline = ImagePipeline(self._hook, self._options, self._threads)
+        is_complete = False
         try:
             async with self._hook:
                 try:
-                    await self._look_around(drawer)
+                    await self._find_earlier_work(pipeline)
                     self._began = time.monotonic()
-                    left = None
-                    # More than once: an image that failed leaves its credits to one passed over because of max_credits.
-                    while self.totals.not_submitted != left and not (left and self.totals.why_not_to_submit()):
-                        left = self.totals.not_submitted
-                        await self._each(self._to_do(), lambda number: self._draw(drawer, number))
-                    ended = True
+                    is_progressing = await self._draw_remaining(pipeline)
+                    # An image that failed leaves its credits to a row that was skipped because of max_credits.
+                    while is_progressing and not self.totals.why_not_to_submit():
+                        is_progressing = await self._draw_remaining(pipeline)
+                    is_complete = True
                 finally:
-                    await asyncio.shield(self._last_answers())
+                    await asyncio.shield(self._await_last_submissions())
         finally:
-            await drawer.close(wait=ended)
+            await pipeline.close(wait=is_complete)
 
-    def _to_do(self) -> Iterator[int]:
-        """Yield the rows without an outcome: what is paid first."""
-        for state in (_TO_GO_BACK_TO, _TO_SUBMIT):
-            for number, its_state in enumerate(self._states):
-                if its_state == state and self.outcomes.get(number) is None:
+    async def _draw_remaining(self, pipeline: ImagePipeline) -> bool:
+        """Draw each row that has no outcome and is allowed by the limits; return whether there was one."""
+        before = self.totals.not_submitted
+        await self._for_each(self._rows_without_outcome(), lambda number: self._draw_row(pipeline, number))
+        return self.totals.not_submitted < before
+
+    def _rows_without_outcome(self) -> Iterator[int]:
+        """Yield the rows that have no outcome, those that are paid first."""
+        for step in (_RESUME, _SUBMIT):
+            for number, left_to_do in enumerate(self._left_to_do):
+                if left_to_do == step and self.outcomes.get(number) is None:
                     yield number
 
-    async def _each(self, numbers: Iterable[int], function: Callable[[int], Awaitable[None]]) -> None:
-        """Call a function for each number, so many at a time."""
+    async def _for_each(self, numbers: Iterable[int], function: Callable[[int], Awaitable[None]]) -> None:
+        """Call a function for each number, at most `max_in_flight` at a time."""
         source = iter(numbers)
 
         async def work() -> None:
@@ -214,35 +219,110 @@ class Batch:
                 await function(number)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._max_in_flight, len(self._requests))):
+            for _ in range(min(self._max_in_flight, len(self.requests))):
                 group.create_task(work())
 
-    async def _look_around(self, drawer: Drawer) -> None:
-        """Find what is stored, paid or refused already, before anything is submitted: it counts for the limits."""
+    async def _find_earlier_work(self, pipeline: ImagePipeline) -> None:
+        """Find the images that are stored, paid or refused already, before anything is submitted: they count."""
         folder_is_empty = await asyncio.to_thread(is_empty, self._options.folder)
 
-        async def look(number: int) -> None:
-            item = self._requests[number]
+        async def find(number: int) -> None:
+            item = self.requests[number]
             if item.same_as is not None:
-                self._states[number] = _SETTLED
+                self._left_to_do[number] = _NOTHING
             elif not folder_is_empty:
-                beginning, ledger = await asyncio.to_thread(drawer.begin, item)
-                self.totals.spent += ledger.spent
-                if isinstance(beginning, GoBack):
-                    self._states[number] = _TO_GO_BACK_TO
-                elif not isinstance(beginning, Submit):
-                    self._settle(drawer, item, beginning)
+                step, ledger = await asyncio.to_thread(pipeline.next_step, item)
+                self.totals.spend(ledger.spent)
+                if isinstance(step, GoBack):
+                    self._left_to_do[number] = _RESUME
+                elif not isinstance(step, Submit):
+                    self._record_end(pipeline, item, step)
 
-        await self._each(range(len(self._requests)), look)
+        await self._for_each(range(len(self.requests)), find)
 
-    def _settle(self, drawer: Drawer, item: BatchRequest, end: StoredImages | Stop, *, now: bool = False) -> None:
-        self._states[item.number] = _SETTLED
-        if isinstance(end, Stop):
-            lost_before = isinstance(end.error, QwenImageSubmissionUnknownError)
-            self._fail(item, end.error, paid=True, earlier=lost_before)
+    async def _draw_row(self, pipeline: ImagePipeline, number: int) -> None:
+        is_paid = self._left_to_do[number] == _RESUME
+        if not is_paid and self.totals.why_not_to_submit():
             return
-        reused = not drawer.is_own(end)
-        self.totals.store(end.consumed_credits, reused=reused, now=now)
+        item = self.requests[number]
+        in_flight = self._in_flight[number] = _ImageInFlight()
+        self.totals.begin()
+        try:
+            end, is_new = await self._draw_image(pipeline, item, in_flight)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with one image, the others go on
+            self._remove_from_flight(number)
+            self._record_failure(item, error, paid=in_flight.image_task_id is not None, task_id=in_flight.image_task_id)
+        else:
+            self._remove_from_flight(number)
+            self._record_end(pipeline, item, end, is_new=is_new)
+
+    async def _draw_image(
+        self, pipeline: ImagePipeline, item: BatchRequest, in_flight: _ImageInFlight
+    ) -> tuple[StoredImages | Stop, bool]:
+        """Return how an image ends, and whether this try has drawn it."""
+        step, ledger = await asyncio.to_thread(pipeline.next_step, item)
+        if isinstance(step, StoredImages | Stop):
+            return step, False
+        if isinstance(step, GoBack):
+            in_flight.image_task_id = step.image_task_id
+            try:
+                return await pipeline.wait_and_store(item, ledger, step.image_task_id, check_at_once=True), True
+            except QwenImageTaskFailedError as error:
+                if error.permanent or self.totals.why_not_to_submit_again(error.cost):
+                    raise
+                count_failure(error)
+                log.warning("%s This try submits it again.", in_brief(error))
+                self.totals.spend(error.cost)
+                in_flight.image_task_id = None
+                step = Submit(ledger.spent)
+        await self._submit(pipeline, item, ledger, step, in_flight)
+        return await pipeline.wait_and_store(item, ledger, str(in_flight.image_task_id), check_at_once=False), True
+
+    async def _submit(
+        self, pipeline: ImagePipeline, item: BatchRequest, ledger: Ledger, step: Submit, in_flight: _ImageInFlight
+    ) -> None:
+        in_flight.is_submitted = True
+        submission = asyncio.create_task(pipeline.submit(item, ledger, step))
+        self._submissions.add(submission)
+
+        def note(done: asyncio.Task[str]) -> None:
+            self._submissions.discard(done)
+            if not done.cancelled() and done.exception() is None:
+                in_flight.image_task_id = done.result()
+
+        submission.add_done_callback(note)
+        # If the batch is stopped, the submission goes on until its response is written down.
+        in_flight.image_task_id = await asyncio.shield(submission)
+
+    async def _await_last_submissions(self) -> None:
+        """Wait some seconds for the submissions under way; then record the images that are left unfinished."""
+        if self._submissions:
+            await asyncio.wait(set(self._submissions), timeout=_LAST_ANSWERS_SECONDS)
+        for submission in set(self._submissions):
+            submission.cancel()
+        await asyncio.gather(*self._submissions, return_exceptions=True)
+        for number, in_flight in list(self._in_flight.items()):
+            self._remove_from_flight(number)
+            if in_flight.status_if_stopped is not None:
+                self._record_unfinished(number, in_flight.status_if_stopped, in_flight.image_task_id)
+        for number in self._rows_without_outcome():
+            if self._left_to_do[number] == _RESUME:
+                self._record_unfinished(number, RowStatus.UNFINISHED, None)
+
+    def _remove_from_flight(self, number: int) -> None:
+        if self._in_flight.pop(number, None) is not None:
+            self.totals.end()
+
+    def _record_end(
+        self, pipeline: ImagePipeline, item: BatchRequest, end: StoredImages | Stop, *, is_new: bool = False
+    ) -> None:
+        self._left_to_do[item.number] = _NOTHING
+        if isinstance(end, Stop):
+            was_lost_earlier = isinstance(end.error, QwenImageSubmissionUnknownError)
+            self._record_failure(item, end.error, paid=True, earlier=was_lost_earlier)
+            return
+        reused = not pipeline.was_stored_by_this_task(end)
+        self.totals.store(end.consumed_credits, reused=reused, now=is_new)
         self.outcomes[item.number] = {
             "status": str(RowStatus.SUCCESS),
             "task_id": end.image_task_id,
@@ -253,86 +333,17 @@ class Batch:
             "stored_at": end.stored_at,
         }
 
-    async def _draw(self, drawer: Drawer, number: int) -> None:
-        is_paid = self._states[number] == _TO_GO_BACK_TO
-        if not is_paid and self.totals.why_not_to_submit():
-            return
-        item = self._requests[number]
-        flight = self._flights[number] = _Flight()
-        self.totals.begin()
-        try:
-            end, now = await self._draw_one(drawer, item, flight)
-        except Exception as error:  # noqa: BLE001  whatever is wrong with one image, the others go on
-            self._land(number)
-            self._fail(item, error, paid=flight.image_task_id is not None, task_id=flight.image_task_id)
-        else:
-            self._land(number)
-            self._settle(drawer, item, end, now=now)
-
-    async def _draw_one(self, drawer: Drawer, item: BatchRequest, flight: _Flight) -> tuple[StoredImages | Stop, bool]:
-        """Return what an image ends with, and whether this try has drawn it."""
-        beginning, ledger = await asyncio.to_thread(drawer.begin, item)
-        if isinstance(beginning, StoredImages | Stop):
-            return beginning, False
-        if isinstance(beginning, GoBack):
-            flight.image_task_id = beginning.image_task_id
-            try:
-                return await drawer.finish(item, ledger, beginning.image_task_id, at_once=True), True
-            except QwenImageTaskFailedError as error:
-                if error.permanent or self.totals.why_not_to_submit_again(error.cost):
-                    raise
-                count_failure(error)
-                log.warning("%s This try submits it again.", in_brief(error))
-                self.totals.spent += error.cost
-                flight.image_task_id = None
-                beginning = Submit(ledger.spent)
-        await self._submit(drawer, item, ledger, beginning, flight)
-        return await drawer.finish(item, ledger, str(flight.image_task_id), at_once=False), True
-
-    async def _submit(self, drawer: Drawer, item: BatchRequest, ledger: Ledger, step: Submit, flight: _Flight) -> None:
-        flight.submitting = True
-        submission = asyncio.create_task(drawer.submit(item, ledger, step))
-        self._submissions.add(submission)
-
-        def note(done: asyncio.Task[str]) -> None:
-            self._submissions.discard(done)
-            if not done.cancelled() and done.exception() is None:
-                flight.image_task_id = done.result()
-
-        submission.add_done_callback(note)
-        # Where the batch is stopped, the submission goes on until its answer is written down.
-        flight.image_task_id = await asyncio.shield(submission)
-
-    async def _last_answers(self) -> None:
-        """Wait for the submissions that are under way, for a while; then tell what is left behind."""
-        if self._submissions:
-            await asyncio.wait(set(self._submissions), timeout=_LAST_ANSWERS_SECONDS)
-        for submission in set(self._submissions):
-            submission.cancel()
-        await asyncio.gather(*self._submissions, return_exceptions=True)
-        for number, flight in list(self._flights.items()):
-            self._land(number)
-            if flight.left_behind is not None:
-                self._leave(number, flight.left_behind, flight.image_task_id)
-        for number in self._to_do():
-            if self._states[number] == _TO_GO_BACK_TO:
-                self._leave(number, RowStatus.UNFINISHED, None)
-
-    def _leave(self, number: int, status: RowStatus, image_task_id: str | None) -> None:
-        self.totals.leave(status)
-        self.outcomes[number] = {"status": str(status), "task_id": image_task_id}
-
-    def _land(self, number: int) -> None:
-        if self._flights.pop(number, None) is not None:
-            self.totals.in_flight -= 1
-
-    def _fail(
+    def _record_failure(
         self, item: BatchRequest, error: Exception, *, paid: bool, earlier: bool = False, task_id: str | None = None
     ) -> None:
-        where = f"row {item.number + 1}"
-        status = self.totals.fail(where, error, paid=paid, earlier=earlier)
-        # What was told before is in the manifest and in the error at the end.
+        row = item.number + 1
+        status = self.totals.fail(f"row {row}", error, paid=paid, earlier=earlier)
+        # An earlier try has logged an earlier failure; the manifest and the final error repeat it.
         if not earlier:
             count_failure(error)
-            log.warning("The image of %s could not be had: %s", where, in_brief(error))
+            log.warning("Row %d failed: %s", row, in_brief(error))
         self.outcomes[item.number] = {"status": str(status), "task_id": task_id, **row_error(error)}
+
+    def _record_unfinished(self, number: int, status: RowStatus, image_task_id: str | None) -> None:
+        self.totals.leave(status)
+        self.outcomes[number] = {"status": str(status), "task_id": image_task_id}

@@ -117,8 +117,16 @@ class BatchTotals:
         return None
 
     def begin(self) -> None:
-        """Note that an image is under way."""
+        """Count an image that is under way."""
         self.in_flight += 1
+
+    def end(self) -> None:
+        """Count an image that is no longer under way."""
+        self.in_flight -= 1
+
+    def spend(self, amount: float) -> None:
+        """Count credits that this task has spent on images that failed."""
+        self.spent += amount
 
     def store(self, consumed_credits: float | None, *, reused: bool = False, now: bool = True) -> None:
         """Note that an image is stored.

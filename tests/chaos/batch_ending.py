@@ -17,7 +17,7 @@ _SECONDS = 120.0
 # is no manifest. How soon that heartbeat comes depends on the machine.
 _LONGEST_END_SECONDS = 60.0
 _ANSWER_SECONDS = 1.5
-_ENDED = "the task is ended from outside"
+_ENDED = "the task was ended from outside"
 
 
 def ended_dag() -> BatchDag:

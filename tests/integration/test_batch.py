@@ -21,8 +21,9 @@ from PIL import Image
 
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator
 from airflow_provider_qwenimage.batch import image as batch_image
-from airflow_provider_qwenimage.batch import operator as batch_operator
 from airflow_provider_qwenimage.batch import run as batch
+from airflow_provider_qwenimage.batch import task as batch_task
+from airflow_provider_qwenimage.batch.task import BatchTask
 from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.sandbox import Sandbox
@@ -79,11 +80,11 @@ def has_ended() -> bool:
 def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a batch that is stopped wait for what it waits for then as long as a busy machine needs."""
     # After a signal, Airflow gives a process five seconds.
-    assert 2 < batch._LAST_ANSWERS_SECONDS < batch_operator._STOP_SECONDS < 5
+    assert 2 < batch._LAST_ANSWERS_SECONDS < batch_task._STOP_SECONDS < 5
     monkeypatch.setattr(batch, "_LAST_ANSWERS_SECONDS", 60.0)
-    monkeypatch.setattr(batch_operator, "_STOP_SECONDS", 90.0)
+    monkeypatch.setattr(batch_task, "_STOP_SECONDS", 90.0)
     # An alarm is to hit the wait for the batch, not Airflow's work on an XCom.
-    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 3600.0)
+    monkeypatch.setattr(batch_task, "_PROGRESS_SECONDS", 3600.0)
 
 
 @pytest.fixture
@@ -187,19 +188,19 @@ def test_no_more_than_max_in_flight_are_under_way_at_once(api: Sandbox, tmp_path
 def test_progress_is_pushed_and_logged_while_it_runs(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.02)
+    monkeypatch.setattr(batch_task, "_PROGRESS_SECONDS", 0.02)
     api.configure(seconds_per_image=3600)
-    report = QwenImageBatchOperator._report
+    report = BatchTask._report
 
-    def report_and_finish(*args: Any) -> dict[str, Any]:
-        progress = report(*args)
+    def report_and_finish(self: BatchTask, *args: Any) -> None:
+        report(self, *args)
+        progress = self._reported
         # Two are under way, but for the last one.
         if progress["in_flight"] == min(2, 6 - progress["done"]):
             for submission in api.submissions:
                 finish_image(api, submission.task_id)
-        return progress
 
-    monkeypatch.setattr(QwenImageBatchOperator, "_report", report_and_finish)
+    monkeypatch.setattr(BatchTask, "_report", report_and_finish)
     end = draw(tmp_path, requests=[f"Fox {number}" for number in range(6)], max_in_flight=2)
     progress = end.xcoms["progress"]
     assert (progress["requests"], progress["done"], progress["in_flight"], progress["consumed_credits"]) == (
@@ -210,7 +211,7 @@ def test_progress_is_pushed_and_logged_while_it_runs(
     )
     assert progress["images_per_second"] > 0
     log = task_log()
-    assert log.count(" of 6 images are there") >= 3
+    assert log.count(" of 6 images stored") >= 3
     assert "2 in flight" in log
 
 
@@ -267,7 +268,7 @@ def test_mapped_batches_have_manifests_and_images_of_their_own(api: Sandbox, tmp
     ("arguments", "story"),
     [
         ({"requests": "{{ params.rows }}"}, "row 2: size is '9*9'"),
-        ({"requests": "{{ params.text }}"}, "requests is 'A fox'; allowed is a list"),
+        ({"requests": "{{ params.text }}"}, "requests is 'A fox'; it must be a list"),
     ],
 )
 def test_nothing_is_spent_where_a_request_is_bad(
@@ -283,15 +284,15 @@ def test_nothing_is_spent_where_a_request_is_bad(
 def test_a_file_that_is_not_there_yet_is_worth_a_retry(api: Sandbox, tmp_path: Path) -> None:
     end = draw(tmp_path, requests=str(tmp_path / "prompts.csv"))
     assert (end.state, end.tries) == ("failed", 3)
-    assert "there is no such file" in str(end.errors[0])
+    assert "that file does not exist" in str(end.errors[0])
 
 
 @pytest.mark.parametrize(
     ("arguments", "story"),
     [
-        ({"requests": "A red fox"}, "requests is 'A red fox'; allowed is a list of prompts"),
+        ({"requests": "A red fox"}, "requests is 'A red fox'; it must be a list of prompts"),
         ({"requests": ["A fox", ""]}, "requests has a bad row 2: prompt is ''"),
-        ({"requests": [{"prompt": "A fox", "sise": "1024*1024"}]}, "'sise' is no field"),
+        ({"requests": [{"prompt": "A fox", "sise": "1024*1024"}]}, "'sise' is not a field"),
         ({"max_in_flight": 0}, "max_in_flight is 0; allowed are the integers from 1 upwards"),
         ({"max_failures": -1}, "max_failures is -1; allowed are the integers from 0 upwards"),
         ({"max_failures": True}, "max_failures is True"),
@@ -435,7 +436,7 @@ CRASHES = {
     "before the image is stored": (images, "_put_pair", False),
     "after the image is stored": (images, "_put_pair", True),
     "before it is noted as finished": (Ledger, "finish", False),
-    "before the manifest": (QwenImageBatchOperator, "_put_manifest", False),
+    "before the manifest": (BatchTask, "_put_manifest", False),
 }
 UNKNOWN_AFTER = ("after the intent", "after the answer")
 
@@ -536,7 +537,7 @@ def test_an_execution_timeout_waits_for_the_answer_of_a_submission_under_way(
 def test_a_signal_that_does_not_wake_the_waiting_thread_is_heard_within_seconds(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 3600)
+    monkeypatch.setattr(batch_task, "_PROGRESS_SECONDS", 3600)
     api.configure(seconds_per_image=3600)
 
     def alarm_this_thread() -> None:
@@ -554,13 +555,13 @@ def test_a_signal_that_does_not_wake_the_waiting_thread_is_heard_within_seconds(
 def running(monkeypatch: pytest.MonkeyPatch) -> list[QwenImageBatchOperator]:
     """The operators whose batches run or have run."""
     operators: list[QwenImageBatchOperator] = []
-    run: Callable[..., Any] = QwenImageBatchOperator._run
+    open_batch = batch_task.opened_batch
 
-    def note(self: QwenImageBatchOperator, *args: Any) -> Any:
-        operators.append(self)
-        return run(self, *args)
+    def note(operator: QwenImageBatchOperator, ti: Any) -> Any:
+        operators.append(operator)
+        return open_batch(operator, ti)
 
-    monkeypatch.setattr(QwenImageBatchOperator, "_run", note)
+    monkeypatch.setattr(batch_task, "opened_batch", note)
     return operators
 
 
@@ -627,7 +628,7 @@ def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
 ) -> None:
     monkeypatch.setattr(batch, "_MOST_THREADS", 2)
     put_bytes, may_go_on = storage.put_bytes, threading.Event()
-    save_image = batch_image.Drawer._save_image
+    save_image = batch_image.ImagePipeline._save_image
     drawn, fetches, fetched = count(1), count(), list[int]()
 
     def look() -> None:
@@ -648,7 +649,7 @@ def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
         assert may_go_on.wait(60)
         put_bytes(content, target, **arguments)
 
-    monkeypatch.setattr(batch_image.Drawer, "_save_image", save)
+    monkeypatch.setattr(batch_image.ImagePipeline, "_save_image", save)
     monkeypatch.setattr(batch_image, "fetch_async", fetch)
     monkeypatch.setattr(images, "put_bytes", put)
     assert draw(tmp_path, requests=[f"Fox {number}" for number in range(6)], max_in_flight=6).state == "success"
@@ -688,6 +689,6 @@ def test_one_image_that_cannot_be_stored_is_had_by_the_next_try_without_paying(
 def test_a_batch_that_crashes_as_a_whole_ends_with_that_error_and_is_tried_again(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crash_once(monkeypatch, batch.Batch, "_look_around")
+    crash_once(monkeypatch, batch.Batch, "_find_earlier_work")
     end = draw(tmp_path)
     assert (end.state, end.tries) == ("success", 2)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import BaseOperatorLink
 
-from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.batch import manifest as batch_manifest
-from airflow_provider_qwenimage.batch import operator as batch_operator
+from airflow_provider_qwenimage.batch import task as batch_task
+from airflow_provider_qwenimage.batch.task import BatchTask
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
 from airflow_provider_qwenimage.sandbox import Sandbox
@@ -236,22 +237,22 @@ def test_a_batch_lists_its_rows_while_it_runs_and_leaves_no_list_behind(
     connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(seconds_per_image=3600)
-    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.02)
+    monkeypatch.setattr(batch_task, "_PROGRESS_SECONDS", 0.02)
     monkeypatch.setattr(batch_manifest, "_SECONDS", 0.0)
     monkeypatch.setattr(batch_manifest, "_SHARE", 1.0)
     listed: list[list[dict[str, Any]]] = []
-    report = QwenImageBatchOperator._report
+    report = BatchTask._report
 
-    def watch(self: Any, ti: Any, batch: Any, last: Any, rows: str | None = None) -> dict[str, Any]:
+    def watch(self: BatchTask, rows: str | None = None) -> None:
         if rows is not None:
             listed.append(rows_of(rows))
             # Each image is drawn once it was listed as the one that is under way.
             under_way = {row["task_id"] for row in listed[-1] if row["status"] == "IN_PROGRESS"} - {None}
             if len(under_way) == 1:
                 finish_image(connected_api, *under_way)
-        return report(self, ti, batch, last, rows)
+        report(self, rows)
 
-    monkeypatch.setattr(QwenImageBatchOperator, "_report", watch)
+    monkeypatch.setattr(BatchTask, "_report", watch)
     requests = ["A fox", "A hare", {"prompt": "An owl", "seed": 1}, {"prompt": "An owl", "seed": 1}]
     end = dag_with_batch(tmp_path, requests=requests, max_in_flight=1).run()["draw"]
     assert end.state == "success"
@@ -270,8 +271,8 @@ def test_the_list_of_a_batch_that_was_killed_is_removed_by_the_next_try(
     connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(seconds_per_image=3600)
-    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.02)
-    crash_once(monkeypatch, QwenImageBatchOperator, "_put_manifest")
+    monkeypatch.setattr(batch_task, "_PROGRESS_SECONDS", 0.02)
+    crash_once(monkeypatch, BatchTask, "_put_manifest")
     with once(lambda: list(tmp_path.glob(".rows-*")), lambda: finish_images(connected_api)):
         end = dag_with_batch(tmp_path).run()["draw"]
     assert (end.state, end.tries) == ("success", 2)
@@ -282,7 +283,7 @@ def test_a_list_that_cannot_be_written_does_not_stop_a_batch(
     connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(seconds_per_image=3600)
-    monkeypatch.setattr(batch_operator, "_PROGRESS_SECONDS", 0.02)
+    monkeypatch.setattr(batch_task, "_PROGRESS_SECONDS", 0.02)
     put_file = storage.put_file
 
     def fail_for_rows(local: Path, target: Any, **kwargs: Any) -> None:

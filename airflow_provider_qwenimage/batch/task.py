@@ -1,0 +1,191 @@
+"""Runs the task of the batch operator: reads its requests, draws them, reports progress and writes the manifest."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_qwenimage.batch.image import ImageOptions
+from airflow_provider_qwenimage.batch.manifest import BatchManifest
+from airflow_provider_qwenimage.batch.request_files import open_requests
+from airflow_provider_qwenimage.batch.requests import BatchRequests, read_list
+from airflow_provider_qwenimage.batch.run import Batch
+from airflow_provider_qwenimage.client.connection import read_connection
+from airflow_provider_qwenimage.hooks import QwenImageHook
+from airflow_provider_qwenimage.rules.arguments import path_text
+from airflow_provider_qwenimage.rules.batch_totals import Limits
+from airflow_provider_qwenimage.rules.made_by import description_of, map_index_of, writer_of
+from airflow_provider_qwenimage.rules.request_rows import file_reader
+from airflow_provider_qwenimage.storage.paths import open_output_path
+from airflow_provider_qwenimage.tasks.failures import logging_errors, reporting_failures
+
+if TYPE_CHECKING:
+    from airflow_provider_qwenimage.batch.operator import QwenImageBatchOperator
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 5.0
+# Longer than the wait for submissions under way, shorter than Airflow's between a signal and the kill.
+_STOP_SECONDS = 4.5
+
+
+class BatchTask:
+    """A batch and its manifest, for the Airflow task instance that runs.
+
+    Args:
+        ti: Airflow's task instance.
+        batch: The batch, not started yet.
+        manifest: The list of its rows.
+    """
+
+    def __init__(self, ti: Any, batch: Batch, manifest: BatchManifest) -> None:
+        self._ti = ti
+        self._batch = batch
+        self._manifest = manifest
+        self._reported: Mapping[str, Any] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Draw the batch, store its manifest and push the XComs.
+
+        Returns:
+            The dict that `QwenImageBatchOperator` documents.
+
+        Raises:
+            QwenImageBatchError: If images are missing, beyond the failures that are allowed.
+        """
+        self._manifest.check()
+        self._draw()
+        return self._conclude(self._put_manifest())
+
+    def stop(self, reason: str) -> None:
+        """End the batch within seconds; see `Batch.stop`."""
+        self._batch.stop(reason)
+
+    def _draw(self) -> None:
+        self._batch.start()
+        try:
+            while not self._batch.wait(_PROGRESS_SECONDS):
+                self._report(self._manifest.list_rows())
+        except BaseException as error:
+            # A signal, or the task's `execution_timeout`: write down everything that is paid.
+            self._batch.stop(f"{type(error).__name__}: {error}")
+            with suppress(Exception):
+                self._batch.wait(_STOP_SECONDS)
+            self._report()
+            raise
+        self._report()
+
+    def _report(self, rows: str | None = None) -> None:
+        """Push and log the progress, if it has changed; `rows` is the path of the list of rows, if there is one."""
+        progress = self._batch.progress() | ({} if rows is None else {"rows": rows})
+        if progress == self._reported:
+            return
+        self._reported = progress
+        with logging_errors("the progress"):
+            self._ti.xcom_push(key="progress", value=progress)
+        seconds_left = progress["seconds_left"]
+        log.info(
+            "%d of %d images stored (%d reused), %d failed, %d in flight; %g credits, %.1f images per second%s.",
+            progress["done"],
+            progress["requests"],
+            progress["reused"],
+            progress["failed"],
+            progress["in_flight"],
+            progress["consumed_credits"],
+            progress["images_per_second"],
+            f", about {seconds_left:.0f} s left" if seconds_left else "",
+        )
+
+    def _put_manifest(self) -> str:
+        return self._manifest.put(is_first_try=self._ti.try_number == 1)
+
+    def _conclude(self, manifest: str) -> dict[str, Any]:
+        totals = self._batch.totals
+        self._ti.xcom_push(key="manifest", value=manifest)
+        self._ti.xcom_push(key="consumed_credits", value=totals.spent)
+        problem = totals.problem(manifest, self._batch.interruption)
+        if problem is not None:
+            raise problem
+        if totals.failures:
+            log.warning("%d images failed, as max_failures allows; see %s.", totals.failures, manifest)
+        return {
+            "manifest": manifest,
+            "requests": len(self._batch.requests),
+            "images": totals.drawn + totals.reused,
+            "reused": totals.reused,
+            "failed": totals.failures,
+            "consumed_credits": totals.spent,
+        }
+
+
+@contextmanager
+def opened_batch(operator: QwenImageBatchOperator, ti: Any) -> Iterator[BatchTask]:
+    """Check a task's arguments, read its requests and open its folder, so that only a sound batch costs anything.
+
+    Args:
+        operator: The operator, rendered.
+        ti: Airflow's task instance.
+
+    Raises:
+        ValueError: If an argument, a request or the connection is not valid.
+        OSError: If the requests cannot be read or the storage cannot be reached.
+    """
+    with reporting_failures(ti), ExitStack() as stack:
+        operator.check_rendered()
+        made_by = description_of(ti)
+        scratch = stack.enter_context(_scratch_folder(writer_of(made_by)))
+        connection = QwenImageHook.get_connection(operator.qwenimage_conn_id)
+        read_connection(connection)
+        requests = stack.enter_context(closing(_read_requests(operator.requests, map_index_of(ti))))
+        # Before a submission: storage that cannot be reached must not cost an image.
+        folder = open_output_path(operator.output_path)
+        options = ImageOptions(
+            ti=ti,
+            made_by=made_by,
+            folder=folder,
+            scratch=scratch,
+            poll_interval=operator.poll_interval,
+            timeout=operator.timeout,
+            max_consecutive_failures=operator.max_consecutive_failures,
+            max_image_bytes=operator.max_image_bytes,
+            overwrite=operator.overwrite,
+        )
+        limits = Limits(operator.max_credits, operator.max_failures)
+        batch = stack.enter_context(closing(Batch(requests, connection, options, limits, operator.max_in_flight)))
+        log.info(
+            "%d requests, %d images, at most %d at once, into %s.",
+            len(requests),
+            requests.number_to_draw,
+            operator.max_in_flight,
+            folder,
+        )
+        yield BatchTask(ti, batch, BatchManifest(folder, batch, made_by, scratch))
+
+
+def _read_requests(source: object, map_index: int) -> BatchRequests:
+    """Read the requests of a list, of the text of a list, or of the file at a path or URL."""
+    source = path_text(source) or source
+    read_file = file_reader(source) if isinstance(source, str) else None
+    if read_file is None:
+        return BatchRequests(read_list(source), map_index=map_index)
+    with open_requests(str(source)) as stream:
+        return BatchRequests(read_file(stream), map_index=map_index)
+
+
+@contextmanager
+def _scratch_folder(writer: str) -> Iterator[Path]:
+    """Make a local folder for temporary files, and remove those that killed tries of the task have left here."""
+    prefix = f"qwenimage-batch-{writer}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield folder
+    finally:
+        # A download that was cut off may still write there.
+        shutil.rmtree(folder, ignore_errors=True)
