@@ -20,7 +20,8 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageSubmissionUnknownError,
     QwenImageTimeoutError,
 )
-from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits, RowStatus, manifest_row
+from airflow_provider_qwenimage.rules.batch_rows import RowStatus, manifest_row
+from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits
 from airflow_provider_qwenimage.rules.snapshots import task_failure
 
 
@@ -230,7 +231,7 @@ def test_a_batch_that_is_ended_from_outside_can_go_on() -> None:
     problem = told(batch, "the task was ended from outside")
     assert not problem.permanent
     assert "1 may be paid" in str(problem)
-    assert "1 are paid, and can still be had" in str(problem)
+    assert "1 are paid and will be fetched by the next try" in str(problem)
     assert "1 were not submitted, because the task was ended from outside" in str(problem)
 
 
@@ -241,8 +242,8 @@ def test_the_error_quotes_the_first_failure_and_counts_the_others() -> None:
     batch.fail("row 3", QwenImageSubmissionUnknownError("the answer was lost"), paid=False)
     problem = str(told(batch))
     assert problem.startswith("4 of 5 images are missing: 1 failed; 1 may be paid, because the answer")
-    assert "The first: row 2: Image task n43 failed" in problem
-    assert "Clearing it also submits again what may be paid" in problem
+    assert "The first error: row 2: Image task n43 failed" in problem
+    assert "Clearing it also resubmits the images that may be paid" in problem
 
 
 def test_a_row_without_an_outcome_was_not_submitted() -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_qwenimage.rules.batch_totals import manifest_name, manifest_row, rows_name
+from airflow_provider_qwenimage.rules.batch_rows import manifest_name, manifest_row, rows_name
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.storage.files import (
     check_replaceable,

@@ -20,7 +20,8 @@ from airflow_provider_qwenimage.batch.image import ImagePipeline
 from airflow_provider_qwenimage.batch.spool import Spool
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
-from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits, RowStatus, in_brief, row_error
+from airflow_provider_qwenimage.rules.batch_rows import RowStatus, row_error
+from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits, in_brief
 from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
 from airflow_provider_qwenimage.storage.images import StoredImages
 from airflow_provider_qwenimage.storage.paths import is_empty

@@ -21,7 +21,7 @@ from airflow_provider_qwenimage.plugin.storage_access import (
     refusing_what_fails,
     storage_of,
 )
-from airflow_provider_qwenimage.rules.batch_totals import manifest_name, rows_name
+from airflow_provider_qwenimage.rules.batch_rows import manifest_name, rows_name
 from airflow_provider_qwenimage.rules.made_by import writer_of
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from airflow_provider_qwenimage.plugin.image_records import (
     TaskInstance,
     Unseen,
 )
-from airflow_provider_qwenimage.rules.batch_totals import RowStatus
+from airflow_provider_qwenimage.rules.batch_rows import RowStatus
 from airflow_provider_qwenimage.text.urls import is_http_url
 
 # The XComs that tell of images.

@@ -341,7 +341,7 @@ def test_overwrite_draws_anew_but_not_twice_in_one_task(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(tmp_path)
-    crash_once(monkeypatch, QwenImageBatchOperator, "_put_manifest")
+    crash_once(monkeypatch, BatchTask, "_put_manifest")
     end = draw(tmp_path, overwrite=True)
     assert end.state == "success"
     assert len(api.submissions) == 6
@@ -397,7 +397,7 @@ def test_max_credits_ends_the_submissions_and_a_cleared_task_with_more_goes_on(a
 def test_max_credits_counts_what_earlier_tries_have_spent_on_rows_further_down(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crash_once(monkeypatch, QwenImageBatchOperator, "_put_manifest")
+    crash_once(monkeypatch, BatchTask, "_put_manifest")
     end = draw(tmp_path, requests=["A [fail]", "B", "C"], max_credits=10, max_failures=2)
     assert (end.state, end.tries) == ("failed", 2)
     assert prompts(api) == ["A [fail]", "B", "C"]
@@ -581,7 +581,7 @@ def test_a_batch_that_is_ended_from_outside_stops_within_seconds_with_everything
     # Left alone, it would wait for half an hour.
     assert time.monotonic() - stopped_at[0] < 60
     assert end.state == "failed"
-    assert "are paid, and can still be had" in str(end.error)
+    assert "are paid and will be fetched by the next try" in str(end.error)
     assert Counter(statuses(tmp_path)) == {"UNFINISHED": 4, "NOT_SUBMITTED": 16}
     accepted = {submission.task_id for submission in api.submissions}
     assert {row["task_id"] for row in manifest(tmp_path) if row["status"] == "UNFINISHED"} == accepted
@@ -682,7 +682,7 @@ def test_one_image_that_cannot_be_stored_is_had_by_the_next_try_without_paying(
     monkeypatch.setattr(images, "put_bytes", put)
     end = draw(tmp_path, max_in_flight=1)
     assert (end.state, end.tries) == ("success", 2)
-    assert "1 are paid, and can still be had" in str(end.errors[0])
+    assert "1 are paid and will be fetched by the next try" in str(end.errors[0])
     assert len(api.submissions) == 3
 
 

@@ -1,0 +1,62 @@
+"""The rows that a batch lists for users and for the gallery: their status, their fields and the names of their files.
+
+The status of a row is the API's SUCCESS or FAILED if there is one. A row without one is UNKNOWN (its submission may
+have been accepted), UNFINISHED (it is paid, and its image is not stored yet) or NOT_SUBMITTED; and, while the batch
+runs, IN_PROGRESS. No I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from airflow_provider_qwenimage.text.storable import MAX_MESSAGE_CHARACTERS, storable_text
+
+
+class RowStatus(StrEnum):
+    """The status of a row."""
+
+    SUCCESS = "SUCCESS"
+    FAILED = "FAILED"
+    UNKNOWN = "UNKNOWN"
+    UNFINISHED = "UNFINISHED"
+    NOT_SUBMITTED = "NOT_SUBMITTED"
+    IN_PROGRESS = "IN_PROGRESS"
+
+
+def manifest_name(map_index: int | None) -> str:
+    """Return the file name of a batch's manifest.
+
+    Args:
+        map_index: The map index of the Airflow task; -1 or None if it is not mapped.
+    """
+    return "manifest.jsonl" if map_index is None or map_index < 0 else f"manifest-{map_index}.jsonl"
+
+
+def rows_name(writer: str) -> str:
+    """Return the name of the hidden file that lists a batch's rows while it runs.
+
+    Args:
+        writer: The Airflow task that writes it; see `writer_of`.
+    """
+    return f".rows-{writer}.jsonl"
+
+
+def manifest_row(
+    number: int, request: Mapping[str, Any], outcome: Mapping[str, Any] | None, writer: str
+) -> dict[str, Any]:
+    """Return a row of the manifest.
+
+    Args:
+        number: The number of the row, counted from 1.
+        request: The fields that describe the image.
+        outcome: The outcome so far, or None if nothing was begun.
+        writer: The Airflow task that writes it; see `writer_of`.
+    """
+    return {"row": number, "status": str(RowStatus.NOT_SUBMITTED), **request, **(outcome or {}), "writer": writer}
+
+
+def row_error(error: BaseException) -> dict[str, Any]:
+    """Return the fields of a row of the manifest that describe an error."""
+    return {"error": type(error).__name__, "message": storable_text(str(error), MAX_MESSAGE_CHARACTERS)}
