@@ -23,7 +23,7 @@ STATUS_PATH = "/api/status"
 MAX_PROMPT_CHARACTERS = 2000
 CREDITS_PER_IMAGE = 5
 RANDOM_SEED = -1
-# What Airflow and databases store of a seed are integers of 64 bits.
+# Airflow and databases store integers of 64 bits.
 MAX_SEED = 2**63 - 1
 DEFAULT_SIZE = "1024*1024"
 SIZES = ("1024*1024", "1024*1536", "1536*1024", "768*1024", "1024*768")
@@ -32,11 +32,11 @@ OUTPUT_FORMATS = ("jpeg", "png", "webp")
 # Several times the largest documented size (1024*1536) as an uncompressed bitmap.
 DEFAULT_MAX_IMAGE_BYTES = 50 * 1024 * 1024
 
-# The API draws one image for a request. Of a longer list of URLs, the first are read.
+# The API draws one image per request. Of a longer list of URLs, the first are read.
 MAX_IMAGES = 10
 MAX_URL_CHARACTERS = 4096
 
-# What this module had before it was only values, and where it is now.
+# Names that could be imported from here once, and the modules that define them now.
 _MOVED = {
     **dict.fromkeys(("not_documented", "read_snapshot", "read_task_id", "task_failure"), "rules.snapshots"),
     **dict.fromkeys(("is_usable", "printable_id"), "rules.task_ids"),
@@ -75,8 +75,8 @@ class GenerateRequest:
         callback_url: An http(s) URL that the API calls when the task completes.
 
     Raises:
-        ValueError: If a field is not what the API documents; the message names the field, its value
-            and what is allowed.
+        ValueError: If the API does not document such a field; the message names the field, its value and what it
+            must be.
     """
 
     prompt: str
@@ -90,9 +90,7 @@ class GenerateRequest:
         _check_prompt(self.prompt)
         _check_choice("size", self.size, SIZES)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not RANDOM_SEED <= self.seed <= MAX_SEED:
-            raise ValueError(
-                f"seed is {shown(self.seed)}; allowed are -1 (random) and the integers from 0 to {MAX_SEED}."
-            )
+            raise ValueError(f"seed is {shown(self.seed)}; it must be -1 (random) or an integer from 0 to {MAX_SEED}.")
         _check_choice("output_format", self.output_format, OUTPUT_FORMATS)
         if self.callback_url is not None:
             _check_callback_url(self.callback_url)
@@ -123,11 +121,11 @@ class GenerateRequest:
         """Return a stable name for the image that this request asks for.
 
         Args:
-            place: The request's place among its like (a map index, a row of a batch). It counts only
-                with a random seed, where equal requests ask for different images.
+            place: The number of the request among equal ones (a map index, a row of a batch). It counts only
+                with a random seed, with which equal requests ask for different images.
 
         Returns:
-            64 hexadecimal digits. The callback URL does not count: it does not change the image.
+            64 hexadecimal digits. They do not depend on the callback URL, which does not change the image.
         """
         identity: list[Any] = [self.prompt, self.size, self.seed, self.output_format]
         if self.seed == RANDOM_SEED:
@@ -138,20 +136,20 @@ class GenerateRequest:
 
 def _check_prompt(prompt: object) -> None:
     if not isinstance(prompt, str) or is_blank(prompt):
-        raise ValueError(f"prompt is {shown(prompt)}; allowed is a text that is not empty.")
+        raise ValueError(f"prompt is {shown(prompt)}; it must be a non-empty string.")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise ValueError(
             f"prompt has {len(prompt)} characters ({prompt[:40]!r}…); "
-            f"allowed are at most {MAX_PROMPT_CHARACTERS}, the API's limit."
+            f"it must have at most {MAX_PROMPT_CHARACTERS}, the API's limit."
         )
     check_text("prompt", prompt)
 
 
 def _check_callback_url(url: object) -> None:
     if not is_http_url(url) or len(url) > MAX_URL_CHARACTERS:
-        told = shown(public_url(url) if isinstance(url, str) else url)
+        public = public_url(url) if isinstance(url, str) else url
         raise ValueError(
-            f"callback_url is {told}; allowed is an absolute http:// or https:// URL of at most "
+            f"callback_url is {shown(public)}; it must be an absolute http:// or https:// URL of at most "
             f"{MAX_URL_CHARACTERS} characters, or None."
         )
     check_text("callback_url", url)
@@ -159,22 +157,22 @@ def _check_callback_url(url: object) -> None:
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is {shown(value)}; allowed are {', '.join(allowed)}.")
+        raise ValueError(f"{name} is {shown(value)}; it must be one of {', '.join(allowed)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSnapshot:
-    """What the API said about an image task at one moment.
+    """The state of an image task as the API reported it at one moment.
 
     Attributes:
         task_id: The API's id of the task, in the form that is logged and stored (see `task_ids.printable_id`).
         status: A `TaskStatus`, or the raw text of a status that is not documented.
         consumed_credits: Credits charged so far: 0 to a billion, or None if the API reported no such number.
         error_message: The API's reason for a failure.
-        created_at: When the task was created, or None where the API did not say or not in ISO 8601.
+        created_at: When the task was created, or None if the API reported no time in ISO 8601.
         request: The request as the API echoes it.
-        image_urls: Where the images are, at most 10; empty before ``SUCCESS``.
-        extra: Every field that is not documented, or not of the documented type, as it came.
+        image_urls: The URLs of the images, at most 10; empty before ``SUCCESS``.
+        extra: Every field that is not documented or does not have the documented type, unchanged.
     """
 
     task_id: str
@@ -188,27 +186,27 @@ class TaskSnapshot:
 
     @property
     def is_documented(self) -> bool:
-        """Whether the status is one of the documented four."""
+        """Whether the status is one of the four documented ones."""
         return isinstance(self.status, TaskStatus)
 
     @classmethod
     def from_data(cls, data: object) -> TaskSnapshot:
         """Read the ``data`` object of a status answer; see `rules.snapshots.read_snapshot`."""
-        # This module knows values only; what reads them is above it.
+        # This module defines only values; the modules that read them import it.
         read: TaskSnapshot = __getattr__("read_snapshot")(data)
         return read
 
     @property
     def reason(self) -> str:
-        """The API's reason for a failure as it came, or empty; in ASCII where it is not the documented text."""
-        odd = self.extra.get("error_message")
-        return self.error_message or ("" if odd is None else safe_repr(odd))
+        """The API's reason for a failure, or ""; in ASCII if it does not have the documented type."""
+        undocumented = self.extra.get("error_message")
+        return self.error_message or ("" if undocumented is None else safe_repr(undocumented))
 
     def described_request(self) -> dict[str, Any]:
         """Return the fields of `request` that describe the image, as `GenerateRequest.description` names them.
 
-        The rest of what the API echoes is left out: a callback URL often carries a token. Fields of another type than
-        the documented one are left out as well.
+        Other fields are left out: a callback URL often carries a token. So are fields of another type than the
+        documented one.
         """
         kinds = {"prompt": str, "size": str, "seed": int, "output_format": str}
         fields = {name: storable(self.request.get(name)) for name in kinds}

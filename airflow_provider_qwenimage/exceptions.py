@@ -1,25 +1,25 @@
-"""Everything this package raises on purpose.
+"""The errors of this package.
 
 ::
 
     QwenImageError
-    ├── QwenImageRequestError                 the API said no (.code, .from_api)
+    ├── QwenImageRequestError                 the API answered with an error (.code, .from_api)
     │   ├── QwenImageBadRequestError          400
     │   ├── QwenImageAuthError                401, 403
     │   ├── QwenImageCreditsError             402
     │   ├── QwenImageNotFoundError            404
     │   ├── QwenImageRateLimitError           429 (.retry_after)
     │   └── QwenImageServerError              5xx (.retry_after)
-    ├── QwenImageConnectionError              no answer from the API: safe to send again
-    ├── QwenImageSubmissionUnknownError       a submission without an answer: it may be paid
-    ├── QwenImageContractError                an answer that is not the documented shape
+    ├── QwenImageConnectionError              no response from the API: safe to send again
+    ├── QwenImageSubmissionUnknownError       a submission without a response: it may be paid
+    ├── QwenImageContractError                a response without the documented shape
     ├── QwenImageTaskFailedError              the image task ended as FAILED (.snapshot)
     │   └── QwenImageContentPolicyError       FAILED because the prompt was refused
-    ├── QwenImageTimeoutError                 our own deadline passed
-    ├── QwenImageBatchError                   some images of a batch could not be had
-    └── QwenImageImageError                   the bytes are not the image that was asked for
+    ├── QwenImageTimeoutError                 the deadline of a wait passed
+    ├── QwenImageBatchError                   some images of a batch failed
+    └── QwenImageImageError                   the bytes are not the requested image
 
-A bad argument is a plain ``ValueError`` that names the argument, the value and what is allowed.
+A bad argument is a plain ``ValueError`` that names the argument, its value and what it must be.
 """
 
 from __future__ import annotations
@@ -32,23 +32,22 @@ if TYPE_CHECKING:
 
 
 class QwenImageError(Exception):
-    """Root of every error that this package raises on purpose.
+    """Root of the errors of this package.
 
     Attributes:
-        permanent: Whether the same call would fail again, so that a retry is a waste.
+        permanent: Whether the same call would fail again, so that a retry is useless.
     """
 
     permanent: bool = False
 
 
 class QwenImageRequestError(QwenImageError):
-    """The API answered, and the answer is an error.
+    """The API answered with an error.
 
     Args:
         message: What happened and what to do about it.
-        code: The error code: the envelope's where there is one, otherwise the HTTP status.
-        from_api: Whether the answer was the API's documented JSON envelope. False for, say,
-            a proxy's HTML page.
+        code: The error code of the API's envelope; without one, the HTTP status.
+        from_api: Whether the response was the API's documented JSON envelope, and not, say, a proxy's HTML page.
         retry_after: How long the server asked to wait, in seconds, if it did.
     """
 
@@ -85,33 +84,33 @@ class QwenImageCreditsError(QwenImageRequestError):
 
 
 class QwenImageNotFoundError(QwenImageRequestError):
-    """Code 404: the API knows no such task id (or the base URL is not the API's)."""
+    """Code 404: the API does not know the task id, or the base URL is not the API's."""
 
     permanent = True
 
 
 class QwenImageRateLimitError(QwenImageRequestError):
-    """Code 429: too many requests; `retry_after` says how long to wait, if the API said so."""
+    """Code 429: too many requests. `retry_after` is the wait that the API asked for, if it did."""
 
 
 class QwenImageServerError(QwenImageRequestError):
-    """Code 5xx: the API, or a proxy before it, is in trouble."""
+    """Code 5xx: the API, or a proxy in front of it, has a fault."""
 
 
 class QwenImageConnectionError(QwenImageError):
-    """No answer from the API, and nothing that could cost credits was lost with it.
+    """The API gave no response, and nothing was lost that could cost credits.
 
     Attributes:
-        reason: Why, and what to do about it, as a part of a sentence; None if it is not known.
+        reason: Why, and what to do about it, as a part of a sentence; None if unknown.
     """
 
     reason: str | None = None
 
 
 class QwenImageSubmissionUnknownError(QwenImageError):
-    """A submission was sent and its answer never came: it may have been accepted and paid.
+    """A submission was sent and its response never arrived: it may have been accepted and paid.
 
-    Never sent again by itself, because the API offers no way to find such a task.
+    It is never sent again automatically, because the API offers no way to find such a task.
     """
 
     permanent = True
@@ -135,7 +134,7 @@ class QwenImageTaskFailedError(QwenImageError):
 
     Args:
         message: What happened and what it cost.
-        snapshot: The last answer about the task, where it is at hand.
+        snapshot: The last status of the task, if known.
     """
 
     def __init__(self, message: str, *, snapshot: TaskSnapshot | None = None) -> None:
@@ -144,26 +143,26 @@ class QwenImageTaskFailedError(QwenImageError):
 
     @property
     def cost(self) -> float:
-        """Credits that the failure cost, as far as the API said; otherwise 0."""
+        """Credits that the failed task cost; 0 if the API reported none."""
         return (self.snapshot.consumed_credits if self.snapshot else None) or 0.0
 
 
 class QwenImageContentPolicyError(QwenImageTaskFailedError):
-    """The image task FAILED because the prompt breaks the content policy."""
+    """The image task FAILED because the prompt violates the content policy."""
 
     permanent = True
 
 
 class QwenImageTimeoutError(QwenImageError):
-    """The deadline of this package passed before the image task ended."""
+    """The deadline of a wait passed before the image task ended."""
 
 
 class QwenImageBatchError(QwenImageError):
-    """Some images of a batch could not be had; those that could are stored.
+    """Some images of a batch failed; the others are stored.
 
     Args:
         message: How many, why, and what to do about it.
-        permanent: Whether another try would only meet the same errors again.
+        permanent: Whether another try would only meet the same errors.
     """
 
     def __init__(self, message: str, *, permanent: bool = False) -> None:
@@ -172,11 +171,11 @@ class QwenImageBatchError(QwenImageError):
 
 
 class QwenImageImageError(QwenImageError):
-    """The downloaded bytes are not the image that was asked for, or never came.
+    """The downloaded bytes are not the requested image, or the download failed.
 
     Args:
         message: What is wrong with the bytes and what to do about it.
-        permanent: Whether a further download would bring the same bytes.
+        permanent: Whether another download would return the same bytes.
         retry_after: How long the image host asked to wait, in seconds, if it did.
     """
 
@@ -187,10 +186,10 @@ class QwenImageImageError(QwenImageError):
 
 
 def is_bad_argument(error: BaseException) -> bool:
-    """Whether an error refuses an argument, and is not a library's that could not decode what somebody sent."""
+    """Whether an error is about an argument, and not a library's error about data that it could not decode."""
     return isinstance(error, ValueError) and not isinstance(error, UnicodeError | json.JSONDecodeError)
 
 
 def is_permanent(error: BaseException) -> bool:
-    """Whether a retry of the task would only meet the same error again."""
+    """Whether a retry of the task would only meet the same error."""
     return is_bad_argument(error) or (isinstance(error, QwenImageError) and error.permanent)

@@ -171,7 +171,7 @@ def test_every_bad_row_is_named_in_one_error() -> None:
         (3, "the row is 5; it must be a prompt or an object"),
         (4, "prompt is missing"),
         (5, "'sise' is not a field of a request; the fields are prompt, size"),
-        (6, "size is '9*9'; allowed are 1024*1024"),
+        (6, "size is '9*9'; it must be one of 1024*1024"),
         (7, "prompt has 2001 characters"),
     ]:
         assert f"row {place}: {story}" in str(caught.value)

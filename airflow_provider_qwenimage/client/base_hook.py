@@ -54,8 +54,10 @@ class BaseQwenImageHook(BaseHook):
         if timeout_seconds is not None:
             self.timeout_seconds = read_argument("timeout_seconds", timeout_seconds)
         self.retries = retries.RequestRetries(limit=retry_limit, delay_seconds=retry_delay)
-        self._connection = connection
-        self._log_statuses = log_statuses
+        self._connection: AirflowConnection | None = (
+            None if connection is None else read_argument("connection", connection)
+        )
+        self._log_statuses = read_argument("log_statuses", log_statuses)
 
     @classmethod
     def get_connection(cls, conn_id: str) -> Any:

@@ -277,6 +277,12 @@ def _conn_id(name: str, value: object) -> str:
     return _plain(value).strip()  # type: ignore[no-any-return]  # a text stays one
 
 
+def _connection(name: str, value: object) -> Any:
+    if not hasattr(value, "conn_id"):
+        raise ValueError(f"{name} is {shown(value)}; it must be an Airflow connection, or None.")
+    return value
+
+
 def _image_task_id(name: str, value: object) -> str:
     asked = value.strip() if isinstance(value, str) else ""
     if not is_usable(asked):
@@ -373,6 +379,8 @@ ARGUMENTS: Mapping[str, Reader] = {
     "max_credits": _credits,
     # The hooks' own.
     "timeout_seconds": _seconds(),
+    "connection": _connection,
+    "log_statuses": _flag,
     "retry_limit": _whole(at_least=0),
     # The hooks', and every task's.
     "retry_delay": _seconds(zero=True),

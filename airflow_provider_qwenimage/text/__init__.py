@@ -1,1 +1,1 @@
-"""What any text needs that comes from outside or goes into a message: knows nothing of the API or of Airflow."""
+"""Handles any text from outside, or for a message. Knows neither the API nor Airflow."""

@@ -1,4 +1,4 @@
-"""Blots a secret out of texts from outside, in whatever way they spell it. No I/O."""
+"""Masks a secret in texts from outside, however they spell it. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MASKED = "***"
 
 # Shorter secrets, and parts of an encoded one, occur by chance.
 _SHORTEST = 8
-# How often a text may have been escaped, one escaping over another.
+# Each escaping doubles the backslashes; this many are searched for.
 _MOST_BACKSLASHES = 16
 
 
@@ -22,7 +22,7 @@ class Mask:
     """Finds a secret in texts, as it is or escaped for JSON, URLs, HTML or as base64, once or several times over.
 
     Args:
-        secret: What must not be shown. One of fewer than 8 characters is found as a word of its own only.
+        secret: The secret. One of fewer than 8 characters is only found as a separate word.
     """
 
     def __init__(self, secret: str) -> None:
@@ -36,14 +36,14 @@ class Mask:
         """Return a text without the secret."""
         if not self._may_occur_in(text):
             return text
-        # As UTF-16 in a text of another encoding is read: what stands between the characters hides a key from nobody.
+        # UTF-16 that was decoded otherwise has NULs between the characters, which hide a key from nobody.
         plain = text.replace("\0", "")
         return self._pattern.sub(MASKED, plain if self._pattern.search(plain) else text)
 
     def read_json(self, text: str) -> Any:
-        """Return what a JSON text says, without the secret in any string or name, however deep.
+        """Return the value of a JSON text, without the secret in any string or name, however deep.
 
-        Control characters in strings are read as they are, and an integer of too many digits as a float.
+        Control characters in strings are kept, and an integer of too many digits is read as a float.
 
         Raises:
             ValueError: If the text is not JSON.
@@ -55,11 +55,11 @@ class Mask:
             raise
         except ValueError:
             value = _JSON_OF_LONG_INTEGERS.decode(text)
-        # Without an escape, each string stands in the text as it is.
+        # Without an escape, the text has each string unchanged.
         return self._of_json(value) if self._may_occur_in(text) else value
 
     def _may_occur_in(self, text: str) -> bool:
-        # The pattern takes longer than reading the whole answer, and every poll asks.
+        # The pattern takes longer than reading the whole answer, and every poll checks.
         if "\\" in text or "%" in text or "&" in text or "\0" in text:
             return bool(self._whole)
         return any(spelling in text for spelling in self._whole)
@@ -68,10 +68,10 @@ class Mask:
         if isinstance(value, str):
             return self(value)
         if isinstance(value, dict):
-            return {self(name): self._of_json(its) for name, its in value.items()}
+            return {self(name): self._of_json(entry) for name, entry in value.items()}
         if isinstance(value, list):
-            return [self._of_json(its) for its in value]
-        # What consists of digits is written as a number by some back ends.
+            return [self._of_json(entry) for entry in value]
+        # Some back ends write a string of digits as a number.
         return MASKED if self._is_long and isinstance(value, int | float) and self(str(value)) != str(value) else value
 
 
@@ -91,11 +91,11 @@ _JSON_OF_LONG_INTEGERS = json.JSONDecoder(strict=False, parse_int=_integer_of)
 # A triggerer reads the same connection for each of its waits, in the event loop that all of them share.
 @functools.lru_cache(maxsize=100)
 def _pattern_of(secret: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
-    """Return what finds a secret, and its spellings that need none of the characters that escape others."""
+    """Return a pattern that finds a secret, and those of its spellings that contain no escape."""
     encoded = _in_base64(secret)
     plain = "".join(map(_spellings, secret))
     if len(secret) < _SHORTEST:
-        # Otherwise a test's key such as "k" would change the names and ids of an answer, and lose what is paid.
+        # Otherwise a test's key such as "k" would change the names and ids of an answer, and lose a paid image.
         plain = rf"(?<!\w){plain}(?!\w)" if secret else plain
     pattern = re.compile("|".join([plain, *map(re.escape, encoded)]))
     return pattern, (secret, *encoded) if secret else ()
@@ -103,11 +103,11 @@ def _pattern_of(secret: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
 
 @functools.cache
 def _entities() -> Mapping[str, list[str]]:
-    """Return the names that HTML has for each character, the longest first."""
+    """Return HTML's names of each character, the longest first."""
     names: dict[str, set[str]] = {}
     for name, character in html.entities.html5.items():
         names.setdefault(character, set()).add(name.removesuffix(";"))
-    return {character: sorted(its, reverse=True) for character, its in names.items()}
+    return {character: sorted(entities, reverse=True) for character, entities in names.items()}
 
 
 def _spellings(character: str) -> str:
@@ -126,7 +126,7 @@ def _spellings(character: str) -> str:
 
 
 def _in_base64(secret: str) -> list[str]:
-    """Return what stands in any base64 text that holds the secret, at each of the three places in a group."""
+    """Return the spellings in base64, one for each position of the secret in a group of three bytes."""
     found = set()
     for offset in range(3):
         encoded = base64.b64encode(b"\0" * offset + secret.encode()).decode().rstrip("=")

@@ -7,7 +7,7 @@ import unicodedata
 
 from airflow_provider_qwenimage.text.storable import NOT_STORABLE
 
-# Categories of Unicode, and what it has as letters and marks.
+# Categories of Unicode, and characters that it counts as letters and marks.
 _UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
 _UNSEEN_LETTERS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -21,16 +21,16 @@ def shown(value: object) -> str:
     if isinstance(value, str | bytes) and len(value) > _EXCERPT_CHARACTERS:
         return f"{value[:_EXCERPT_CHARACTERS]!r}… ({len(value)} in all)"
     try:
-        # What shows nothing is shown by its codes.
+        # Characters that show nothing are shown as codes.
         text = ascii(value) if isinstance(value, str) and is_blank(value) else repr(value)
-    # Any class may have its own, and an integer may have more digits than Python prints.
-    except Exception:  # noqa: BLE001  the message must come out in any case
+    # Any class may define its own repr, and an integer may have more digits than Python prints.
+    except Exception:  # noqa: BLE001  the message is needed in any case
         return f"a {type(value).__name__}"
     return shorten(text)
 
 
 def safe_repr(value: object) -> str:
-    """Return an ASCII representation of any JSON value, also of one that Python refuses to print."""
+    """Return an ASCII representation of any JSON value, even of one that Python refuses to print."""
     try:
         return ascii(value)
     # ValueError: an integer of more digits than Python prints; RecursionError: deep nesting.
@@ -39,25 +39,20 @@ def safe_repr(value: object) -> str:
 
 
 def shorten(text: str, limit: int = _EXCERPT_CHARACTERS) -> str:
-    """Return text from outside short enough for a message.
-
-    Args:
-        text: The text.
-        limit: After how many characters it is cut.
-    """
+    """Return a text cut after `limit` characters, with "…" for the rest."""
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def printable(text: str) -> str:
-    """Return text from outside as one line that every log and database can hold."""
+    """Return a text as one line that every log and database can store."""
     text = " ".join(text.split())
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text shows nothing: it is empty, or white space, control characters and what is there for layout only.
+    """Whether a text shows nothing: it is empty, or has only white space, control and layout characters.
 
-    A zero width space and a byte order mark are no white space for Python.
+    Python does not count a zero width space or a byte order mark as white space.
     """
     return all(unicodedata.category(each) in _UNSEEN or _UNSEEN_LETTERS.match(each) for each in text)
 
@@ -70,12 +65,12 @@ def check_text(name: str, text: str) -> None:
         text: Its value.
 
     Raises:
-        ValueError: If it holds such a character; the message says which, and where.
+        ValueError: If it contains such a character; the message shows it and its position.
     """
     bad = NOT_STORABLE.search(text)
     if bad:
         excerpt = text[max(0, bad.start() - 20) : bad.end() + 20]
         raise ValueError(
-            f"{name} is a text whose character {bad.start() + 1} cannot be sent or stored ({excerpt!a}); allowed is "
-            "text without NUL and without lone surrogates, which are halves of characters such as emoji."
+            f"{name} is a text whose character {bad.start() + 1} cannot be sent or stored ({excerpt!a}); it must not "
+            "contain NUL or lone surrogates, which are halves of characters such as emoji."
         )

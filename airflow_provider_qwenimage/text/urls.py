@@ -1,4 +1,4 @@
-"""Recognizes URLs, and takes out of them what may grant access: user, password, query and fragment. No I/O."""
+"""Recognizes URLs, and removes the parts that may grant access: user, password, query and fragment. No I/O."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import TypeGuard
 from urllib.parse import urlsplit
 
-# The scheme's slashes, as they are or escaped for JSON, and what follows them.
+# The scheme's slashes, plain or escaped for JSON, and the rest of the URL.
 _URL_IN_TEXT = re.compile(r"(\\{0,16}/\\{0,16}/)([^\s\"'<>]*)")
 _QUERY_OR_FRAGMENT = re.compile("[?#]")
 _USER = re.compile(r"\A([^/?#@]*/+)?[^/?#]*@")
@@ -24,17 +24,17 @@ def is_http_url(value: object) -> TypeGuard[str]:
 
 
 def public_url(url: str) -> str:
-    """Return what should be a URL without its user, password, query and fragment, which may grant access."""
+    """Return a URL, or a text instead of one, without user, password, query and fragment."""
     return _USER.sub(r"\1", _QUERY_OR_FRAGMENT.split(url, maxsplit=1)[0], count=1)
 
 
 def without_access(text: str) -> str:
-    """Return a text without what `public_url` leaves out of each URL in it."""
+    """Return a text with `public_url` applied to each URL in it."""
     return _URL_IN_TEXT.sub(lambda url: url[1] + public_url(f"//{url[2]}")[2:], text)
 
 
 def without_user(url: str) -> str:
-    """Return a URL without the user and password that it may hold; "" for what is no URL."""
+    """Return a URL without user and password; "" if the text is no URL."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -43,5 +43,5 @@ def without_user(url: str) -> str:
 
 
 def without_credentials(url: str) -> str:
-    """Return a URL for a message: what stands before its `@` is left out, if it may hold a password."""
+    """Return a URL for a message: user and password are masked if it has a password."""
     return re.sub(r"(://)[^/]*:[^/]*@", r"\1***@", url)

@@ -269,7 +269,7 @@ def test_a_bad_row_to_map_over_fails_its_own_task_in_one_try_with_its_reason(
     connected_api: Sandbox, tmp_path: Path
 ) -> None:
     bad: list[tuple[dict[str, Any], str]] = [
-        ({"prompt": "A fox", "size": "1024x1024"}, "size is '1024x1024'; allowed are"),
+        ({"prompt": "A fox", "size": "1024x1024"}, "size is '1024x1024'; it must be one of"),
         ({"prompt": None}, "prompt is None"),
         ({}, "prompt is missing"),
         ({"prompt": "A fox", "overwrite": "False"}, "overwrite is 'False'; allowed are True and False"),

@@ -134,7 +134,7 @@ def test_with_a_key_the_demo_uses_that_service_and_keeps_the_key_secret(start: S
     ("environment", "reason"),
     [
         ({"PROMPT": "[policy]"}, "Content policy violation detected"),
-        ({"PROMPT": "x" * 2001}, "allowed are at most 2000"),
+        ({"PROMPT": "x" * 2001}, "it must have at most 2000"),
         ({"QWENIMAGE_API_KEY": KEY, "QWENIMAGE_BASE_URL": "http://127.0.0.1:9"}, "could not be reached"),
     ],
     ids=["refused-prompt", "long-prompt", "no-service"],
