@@ -1,7 +1,7 @@
-"""The limit that the operators are held against: a bare asyncio script that does the same work, without Airflow.
+"""The lower bound for the operators: a bare asyncio script that does the same work without Airflow.
 
-It submits, polls, downloads, decodes and writes, and nothing else: no retry, no record of what is paid, no resuming,
-no fsync. Its last line of output says what it has used, as JSON.
+It submits, polls, downloads, decodes and writes, and nothing else: no retry, no record of submissions, no resume,
+no fsync. Its last line of output is its usage as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
-from benchmarks.measuring import Meter
+from benchmarks.usage import Meter
 
 _JITTER = 0.2
 _GROWTH = 1.2
@@ -58,7 +58,7 @@ class _Script:
             polls += 1
 
     def _pause(self, polls: int) -> float:
-        """Return the seconds to the next poll, paced as the package paces its own: otherwise chance would decide."""
+        """Return the seconds to the next poll, which grow as those of the package do, so that both poll as often."""
         slowest = max(self.poll_interval, min(2 * self.poll_interval, _SLOWEST_SECONDS))
         plain = min(slowest, self.poll_interval * _GROWTH ** min(polls, 16))
         return plain * (1 - _JITTER + 2 * _JITTER * random.random())
@@ -67,7 +67,7 @@ class _Script:
         headers = {"Authorization": f"Bearer {self.key}"}
         async with self.session.request(method, self.url + path, headers=headers, **arguments) as response:
             answer = await response.json()
-        if answer["code"] != 200:  # noqa: PLR2004  as the API writes success
+        if answer["code"] != 200:  # noqa: PLR2004  the API's code for success
             raise RuntimeError(f"{method} {path} answered {answer['code']}: {answer['message']}.")
         data: dict[str, Any] = answer["data"]
         return data
@@ -84,7 +84,7 @@ class _Script:
 
 
 def main() -> None:
-    """Draw every request of the file."""
+    """Draw every request of the file, and print the usage."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bare_script", description=__doc__)
     parser.add_argument("requests", type=Path, help="a JSON Lines file of requests")
     parser.add_argument("output", type=Path, help="the folder for the images")

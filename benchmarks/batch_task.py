@@ -1,7 +1,7 @@
-"""The batch operator in a process of its own, measured: a DAG file that is run as a program.
+"""Measure the batch operator in its own process: a DAG file that is run as a program.
 
-`dag.test()` runs the task without a scheduler, in this process. Measured is `execute`, from its first to its last line;
-what the process needed before it (Airflow, its database, the DAG) is told apart.
+`dag.test()` runs the task in this process, without a scheduler. The usage of `execute` is measured; what the process
+used before it (for Airflow, its database and the DAG) is reported separately.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_qwenimage import QwenImageBatchOperator
-from benchmarks.measuring import Meter
 from benchmarks.settings import Settings
+from benchmarks.usage import Meter
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -26,10 +26,10 @@ SETTINGS = Settings.of_environment()
 
 
 class MeasuredBatchOperator(QwenImageBatchOperator):
-    """The batch operator; what its `execute` has used is in ``usage.json``."""
+    """The batch operator; it writes the usage of its `execute` to ``usage.json``."""
 
     def execute(self, context: Context) -> Any:
-        """Draw, and measure it."""
+        """Draw the images, and write the usage."""
         meter = Meter()
         result = super().execute(context)
         Path(SETTINGS.folder, "usage.json").write_text(json.dumps(asdict(meter.read())))

@@ -1,4 +1,4 @@
-"""Holds the batch operator against a bare script: `make bench-batch`, or `python -m benchmarks.batches --help`."""
+"""Compare the batch operator with a bare script: `make bench-batch`, or `python -m benchmarks.batches --help`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measuring import Usage
-from benchmarks.orders import orders, write_orders
+from benchmarks.image_requests import image_requests, write_requests
 from benchmarks.painted_once import PaintedOnceSandbox
 from benchmarks.sandbox_process import ROOT
 from benchmarks.settings import COMPILED, Settings
 from benchmarks.tables import machine, table
+from benchmarks.usage import Usage
 from scripts.local_airflow import CannotGoOnError, run_to_the_end
 from scripts.progress import Progress
 
 _MIB = 1024 * 1024
 _MOST_WALL = 1.1
 _MOST_CPU = 1.5
-# Above that share of a core, a process that holds Python's lock most of the time is what the others wait for.
+# A process that uses more than this share of a core limits the wall time.
 _BUSY = 0.8
 _NAMES = ("the batch operator", "the bare script")
 _HEADER = (
@@ -40,12 +40,12 @@ _HEADER = (
 
 @dataclass(frozen=True)
 class Result:
-    """What one contestant has used for a number of images.
+    """The usage of one contestant for a number of images.
 
     Attributes:
-        usage: Its process.
-        requests: The requests that it sent.
-        sandbox_share: The share of one core that the sandbox used meanwhile.
+        usage: The usage of its process.
+        requests: The number of requests that it sent.
+        sandbox_share: The share of a core that the sandbox used in that time.
     """
 
     usage: Usage
@@ -57,7 +57,7 @@ Pair = tuple[Result, Result]
 
 
 def main() -> int:
-    """Run what was asked for, and return the exit code."""
+    """Run the comparison, and return the exit code."""
     arguments = _read_arguments()
     return run_to_the_end(lambda: _run(arguments))
 
@@ -65,14 +65,14 @@ def main() -> int:
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.batches",
-        description="Draws images in the sandbox with QwenImageBatchOperator and with a bare asyncio script, with "
-        "equal concurrency, and compares time, CPU time and memory. 1,000 images take some two minutes each.",
+        description="Draw images in the sandbox with QwenImageBatchOperator and with a bare asyncio script, with equal "
+        "concurrency, and compare time, CPU time and memory. 1,000 images take about two minutes with each of them.",
     )
     parser.add_argument(
-        "--images", type=int, nargs="+", default=[100, 1000], help="how many images, one run each (default: 100 1000)"
+        "--images", type=int, nargs="+", default=[100, 1000], help="number of images of each run (default: 100 1000)"
     )
     parser.add_argument("--in-flight", type=int, default=16, help="images at the same time (default: 16)")
-    parser.add_argument("--seconds-per-image", type=float, default=1.0, help="how long one is drawn (default: 1)")
+    parser.add_argument("--seconds-per-image", type=float, default=1.0, help="how long an image takes (default: 1)")
     parser.add_argument("--poll-interval", type=float, default=1.0, help="seconds between polls (default: 1)")
     parser.add_argument("--size", default="1024*1024", help="width times height (default: 1024*1024)")
     return parser.parse_args()
@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> None:
     try:
         with PaintedOnceSandbox(seconds_per_image=arguments.seconds_per_image) as api:
             contest = _Contest(folder, api, arguments)
-            with progress.step("Making Airflow's database"):
+            with progress.step("Creating Airflow's database"):
                 contest.prepare()
             pairs: dict[int, Pair] = {}
             for images in arguments.images:
@@ -117,18 +117,18 @@ class _Contest:
         }
 
     def prepare(self) -> None:
-        """Make an Airflow that `dag.test()` can do with."""
+        """Create the Airflow home that `dag.test()` needs."""
         dags = self._home / "dags"
         dags.mkdir(parents=True)
         shutil.copy(Path(__file__).with_name("batch_task.py"), dags)
         self._call([sys.executable, "-m", "airflow", "db", "migrate"], {})
 
     def draw(self, contestant: str, images: int) -> Result:
-        """Have a contestant draw images that nobody has drawn yet."""
+        """Let a contestant draw images with prompts that no other contestant uses."""
         arguments, folder = self._arguments, self._folder / f"{contestant}-{images}"
         folder.mkdir()
         requests = folder / "requests.jsonl"
-        write_orders(requests, orders(contestant, images, arguments.size))
+        write_requests(requests, image_requests(contestant, images, arguments.size))
         settings = Settings(
             images=images,
             in_flight=arguments.in_flight,
@@ -150,8 +150,8 @@ class _Contest:
         submitted = sent.get("generate", 0)
         if not images == found == submitted:
             raise CannotGoOnError(
-                f"{contestant} was to draw {images} images, submitted {submitted} and stored {found}. "
-                "Numbers of unequal work are worth nothing; correct that first."
+                f"{contestant} should have drawn {images} images, but submitted {submitted} and stored {found}. "
+                "The results cannot be compared; fix this first."
             )
         shutil.rmtree(folder)
         return Result(Usage(**usage), sum(sent.values()), sandbox_used / max(usage["wall_seconds"], sandbox_used))
@@ -186,30 +186,30 @@ def _cells(images: int, batch: Result, bare: Result) -> list[str]:
 def _sentences(pairs: dict[int, Pair], arguments: argparse.Namespace) -> list[str]:
     most = max(pairs)
     batch, bare = (result.usage for result in pairs[most])
-    pace = f"{arguments.seconds_per_image:g} s to draw one, polls from {arguments.poll_interval:g} s on"
-    said = [
+    pace = f"{arguments.seconds_per_image:g} s per image, polls every {arguments.poll_interval:g} s at first"
+    sentences = [
         machine(),
-        f"Each in a process of its own; {arguments.in_flight} images in flight, {pace}.",
-        "Measured is the work: the operator's execute, with what it imports, and the script's main. Before it:",
-        *(f"  {_start(name, [pair[place] for pair in pairs.values()])}" for place, name in enumerate(_NAMES)),
-        *(f"{images:,} images: {_what_bounded(*pair)}" for images, pair in pairs.items()),
+        f"Each in its own process; {arguments.in_flight} images in flight, {pace}.",
+        "The work is measured: the operator's execute, with its imports, and the script's main. Before it:",
+        *(f"  {_start(name, [pair[index] for pair in pairs.values()])}" for index, name in enumerate(_NAMES)),
+        *(f"{images:,} images: {_bottleneck(*pair)}" for images, pair in pairs.items()),
         f"Goals, with {most:,} images:",
         _goal(f"  wall at most {_MOST_WALL:g} times the script's", batch.wall_seconds / bare.wall_seconds, _MOST_WALL),
         _goal(f"  CPU at most {_MOST_CPU:g} times the script's", batch.cpu_seconds / bare.cpu_seconds, _MOST_CPU),
     ]
     if len(pairs) > 1:
-        said += [_growth(name, pairs, place) for place, name in enumerate(_NAMES)]
-    return said
+        sentences += [_growth(name, pairs, index) for index, name in enumerate(_NAMES)]
+    return sentences
 
 
 def _start(name: str, results: Sequence[Result]) -> str:
     usages = [result.usage for result in results]
     seconds = sum(usage.start_cpu_seconds for usage in usages) / len(usages)
     used = sum(usage.start_bytes for usage in usages) / len(usages)
-    return f"{name}'s process has used {seconds:.1f} CPU s and {used / _MIB:.0f} MiB."
+    return f"the process of {name} used {seconds:.1f} CPU s and {used / _MIB:.0f} MiB."
 
 
-def _what_bounded(batch: Result, bare: Result) -> str:
+def _bottleneck(batch: Result, bare: Result) -> str:
     def share(result: Result) -> float:
         return result.usage.cpu_seconds / result.usage.wall_seconds
 
@@ -218,22 +218,22 @@ def _what_bounded(batch: Result, bare: Result) -> str:
         f"{batch.sandbox_share:.0%} and {bare.sandbox_share:.0%}"
     )
     if max(batch.sandbox_share, bare.sandbox_share) > _BUSY:
-        return f"{shares}: the sandbox bounded the wall time, so its ratio says little."
+        return f"{shares}: the sandbox limited the wall time, so the wall ratio means little."
     if max(share(batch), share(bare)) > _BUSY:
-        return f"{shares}: its own CPU time bounded the wall time of the one that is busy."
-    return f"{shares}: the API's pace bounded the wall time."
+        return f"{shares}: the busy one was limited by its own CPU time."
+    return f"{shares}: the API's speed limited the wall time."
 
 
 def _goal(text: str, value: float, most: float) -> str:
     return f"{text}: {'met' if value <= most else 'MISSED'} ({value:.2f})."
 
 
-def _growth(name: str, pairs: dict[int, Pair], place: int) -> str:
-    (fewest, first), *_, (most, last) = ((images, pair[place].usage) for images, pair in sorted(pairs.items()))
+def _growth(name: str, pairs: dict[int, Pair], index: int) -> str:
+    (fewest, first), *_, (most, last) = ((images, pair[index].usage) for images, pair in sorted(pairs.items()))
     grown = (last.peak_bytes - first.peak_bytes) / _MIB
     return (
         f"Peak memory of {name} from {fewest:,} to {most:,} images: {grown:+.0f} MiB, "
-        f"{grown * 1024 / (most - fewest):+.1f} KiB for each image."
+        f"{grown * 1024 / (most - fewest):+.1f} KiB per image."
     )
 
 

@@ -1,4 +1,4 @@
-"""Makes a certificate for a server of this machine, which is its own authority."""
+"""Create a self-signed certificate for a server on this machine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from cryptography.x509.oid import NameOID
 
 
 def write_certificate(file: Path) -> None:
-    """Write a certificate for 127.0.0.1 and its key as PEM; it is valid for a day.
-
-    Args:
-        file: Where. Clients that trust this file trust the server.
-    """
+    """Write a certificate for 127.0.0.1, valid for a day, and its key to a PEM file, which clients can trust."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)

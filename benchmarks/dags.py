@@ -1,4 +1,4 @@
-"""Compares the ways to draw many images in a DAG: `make bench-dag`, or `python -m benchmarks.dags --help`."""
+"""Compare ways to draw many images in a DAG: `make bench-dag`, or `python -m benchmarks.dags --help`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks.image_requests import write_requests
 from benchmarks.measured_airflow import MeasuredAirflow, RunUsage
-from benchmarks.orders import write_orders
 from benchmarks.sandbox_process import ROOT, SandboxProcess
 from benchmarks.settings import COMPILED, Settings
 from benchmarks.tables import machine, table
@@ -41,35 +41,35 @@ _LEAST_SECONDS = 180
 _SETTLE_SECONDS = 10
 _HEADER = (
     "way",
-    *("CPU ratio", "CPU s", "doubt", "CPU s/image"),
-    *("wall s", "process starts", "mistaken crashes", "API requests", "of them status"),
+    *("CPU ratio", "CPU s", "CPU error", "CPU s/image"),
+    *("wall s", "process starts", "false crashes", "API requests", "status requests"),
 )
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a contestant has used, and what it has sent.
+    """The usage and the requests of a contestant.
 
     Attributes:
         wall_seconds: From the trigger to the end.
-        cpu_seconds: What it has used above what Airflow uses while nothing runs.
-        cpu_doubt: By how much that may be wrong, because Airflow did not use the same before it and after it.
-        process_starts: How many task processes it took.
-        mistaken_crashes: How many of its tasks the scheduler took for crashed by mistake.
-        requests: Its requests by route.
+        cpu_seconds: The CPU time of all Airflow processes minus that of an idle Airflow.
+        cpu_uncertainty: The possible error of `cpu_seconds`, from the idle usage before and after the run.
+        process_starts: The number of task processes.
+        false_crashes: The number of tasks that the scheduler considered crashed by mistake.
+        requests: The number of requests by route.
     """
 
     wall_seconds: float
     cpu_seconds: float
-    cpu_doubt: float
+    cpu_uncertainty: float
     process_starts: int
-    mistaken_crashes: int
+    false_crashes: int
     requests: dict[str, int]
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What runs, and how it is to be used."""
+class Bench:
+    """The running Airflow and sandbox, and the settings of the benchmark."""
 
     airflow: MeasuredAirflow
     api: SandboxProcess
@@ -78,7 +78,7 @@ class Scene:
 
 
 def main() -> int:
-    """Run what was asked for, and return the exit code."""
+    """Run the comparison or the check, and return the exit code."""
     arguments = _read_arguments()
     return run_on_postgres(lambda postgres: (_check if arguments.check else _compare)(arguments, postgres))
 
@@ -86,37 +86,40 @@ def main() -> int:
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.dags",
-        description="Draws images in the sandbox with a real Airflow, in several ways one after the other, and "
-        "compares CPU time, wall time, process starts and API requests. Takes some ten minutes; needs "
-        "PostgreSQL's server programs.",
+        description="Draw images in the sandbox with a real Airflow, in several ways one after the other, and compare "
+        "CPU time, wall time, process starts and API requests. Takes about ten minutes and needs the server programs "
+        "of PostgreSQL.",
         epilog="ways: " + "; ".join(f"{name} = {text}" for name, text in CONTESTANTS.items()),
     )
     parser.add_argument("--images", type=int, default=50, help="images for each way (default: 50)")
-    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="only these ways")
-    parser.add_argument("--seconds-per-image", type=float, default=10.0, help="how long one is drawn (default: 10)")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="run only these ways")
+    parser.add_argument("--seconds-per-image", type=float, default=10.0, help="how long an image takes (default: 10)")
     parser.add_argument("--poll-interval", type=float, default=5.0, help="seconds between polls (default: 5)")
-    parser.add_argument("--in-flight", type=int, default=16, help="images at the same time: batch, bare (default: 16)")
+    parser.add_argument("--in-flight", type=int, default=16, help="images in flight, for batch and bare (default: 16)")
     parser.add_argument(
-        "--idle-seconds", type=float, default=25.0, help="how long to measure the idle Airflow, each time (default: 25)"
+        "--idle-seconds",
+        type=float,
+        default=25.0,
+        help="length of each measurement of the idle Airflow (default: 25)",
     )
-    parser.add_argument("--check", action="store_true", help="check the counting with tasks that burn a known CPU time")
+    parser.add_argument("--check", action="store_true", help="check the measurement with a known CPU time")
     return parser.parse_args()
 
 
 def _check(arguments: argparse.Namespace, postgres: Postgres) -> None:
-    """See whether tasks that burn a known CPU time, and the processes that they start, are counted."""
-    with _scene(arguments, postgres, [_BURN]) as scene:
-        idle = _measure_idle(scene, arguments.idle_seconds)
+    """Check that the CPU time of tasks and of the processes that they start is counted."""
+    with _start_bench(arguments, postgres, [_BURN]) as bench:
+        idle = _measure_idle(bench, arguments.idle_seconds)
         found = []
-        # The first run imports and forks what later ones find there.
+        # The first run is discarded, because it pays for imports and forks that later runs share.
         for seconds in (0.0, 0.0, _BURNT_SECONDS):
-            with scene.progress.step(f"A task that burns {seconds:g} CPU seconds"):
-                usage = scene.airflow.measure_run(_BURN, {"seconds": seconds}, _LEAST_SECONDS)
+            with bench.progress.step(f"A task that uses {seconds:g} CPU seconds"):
+                usage = bench.airflow.measure_run(_BURN, {"seconds": seconds}, _LEAST_SECONDS)
             found.append(usage.cpu_seconds - idle * usage.measured_seconds)
     counted = found[-1] - found[-2]
-    print(f"Burnt {_BURNT_SECONDS:.2f} CPU s, counted {counted:.2f}; a task that burns nothing takes {found[-2]:.2f}.")
+    print(f"Used {_BURNT_SECONDS:.2f} CPU s, measured {counted:.2f}; an empty task takes {found[-2]:.2f}.")
     if abs(counted - _BURNT_SECONDS) > _MOST_BURN_ERROR:
-        raise CannotGoOnError("The counting is wrong, or the machine is too busy: try again on an idle one.")
+        raise CannotGoOnError("The measurement is wrong, or the machine is too busy. Try again on an idle machine.")
 
 
 def _compare(arguments: argparse.Namespace, postgres: Postgres) -> None:
@@ -125,18 +128,18 @@ def _compare(arguments: argparse.Namespace, postgres: Postgres) -> None:
     if "stock" in chosen and find_spec("airflow.providers.http") is None:
         raise CannotGoOnError(
             "The stock DAG needs Airflow's HTTP provider. Install it (pip install apache-airflow-providers-http), or "
-            "name the other ways with --only."
+            "choose other ways with --only."
         )
-    with _scene(arguments, postgres, [_BURN, *(name for name in chosen if name != "bare")]) as scene:
-        with scene.progress.step("Running a task that does nothing, so that nobody's is the first"):
-            scene.airflow.measure_run(_BURN, {"seconds": 0.0}, _LEAST_SECONDS)
+    with _start_bench(arguments, postgres, [_BURN, *(name for name in chosen if name != "bare")]) as bench:
+        with bench.progress.step("Running an empty task first, because the first task is slower"):
+            bench.airflow.measure_run(_BURN, {"seconds": 0.0}, _LEAST_SECONDS)
         results = {}
-        idle = [_measure_idle(scene, arguments.idle_seconds)]
+        idle = [_measure_idle(bench, arguments.idle_seconds)]
         for name in chosen:
-            with scene.progress.step(f"{arguments.images} images: {CONTESTANTS[name]}"):
-                usage, requests = _draw(scene, name)
+            with bench.progress.step(f"{arguments.images} images: {CONTESTANTS[name]}"):
+                usage, requests = _draw(bench, name)
             if name != "bare":
-                idle.append(_measure_idle(scene, arguments.idle_seconds))
+                idle.append(_measure_idle(bench, arguments.idle_seconds))
             results[name] = _result(usage, requests, (0.0, 0.0) if name == "bare" else idle[-2:])
     rows = [
         _cells(result, arguments.images, CONTESTANTS[name], results.get("stock")) for name, result in results.items()
@@ -144,15 +147,15 @@ def _compare(arguments: argparse.Namespace, postgres: Postgres) -> None:
     print(f"\n{table(_HEADER, rows)}\n")
     print(machine())
     print(
-        f"{arguments.images} images for each way, {arguments.seconds_per_image:g} s to draw one. CPU time of all of "
-        f"Airflow's processes, without the database and the sandbox, above what they use while nothing runs: "
-        f"{min(idle):.3f} to {max(idle):.3f} CPU s each second, measured before and after each way. Took "
+        f"{arguments.images} images for each way, {arguments.seconds_per_image:g} s per image. CPU s: the CPU time of "
+        f"all Airflow processes, without the database and the sandbox, minus that of an idle Airflow: {min(idle):.3f} "
+        f"to {max(idle):.3f} CPU s per second, measured before and after each way. Duration: "
         f"{time.monotonic() - began:.0f} s."
     )
 
 
 @contextmanager
-def _scene(arguments: argparse.Namespace, postgres: Postgres, dags: Sequence[str]) -> Iterator[Scene]:
+def _start_bench(arguments: argparse.Namespace, postgres: Postgres, dags: Sequence[str]) -> Iterator[Bench]:
     folder = Path(tempfile.mkdtemp(prefix="qwenimage-benchmark-"))
     progress = Progress(sys.stderr)
     keep = False
@@ -174,9 +177,9 @@ def _scene(arguments: argparse.Namespace, postgres: Postgres, dags: Sequence[str
                 airflow.add_dags(dags)
                 airflow.prepare(json.dumps(_connections(api)))
                 airflow.start(*dags)
-                # What is left to do of the start must not be taken for what an idle Airflow does.
+                # Let the start finish, so that it is not measured as the usage of an idle Airflow.
                 time.sleep(_SETTLE_SECONDS)
-            yield Scene(airflow, api, settings, progress)
+            yield Bench(airflow, api, settings, progress)
     except (AssertionError, CannotGoOnError) as error:
         keep = True
         raise CannotGoOnError(f"{error}\nAirflow's logs and the images are in {folder}") from error
@@ -193,27 +196,27 @@ def _connections(api: SandboxProcess) -> dict[str, dict[str, str]]:
     }
 
 
-def _measure_idle(scene: Scene, seconds: float) -> float:
-    with scene.progress.step("Measuring the idle Airflow"):
-        rate = scene.airflow.measure_idle(seconds)
-        scene.progress.update(f"Measuring the idle Airflow: {rate:.3f} CPU s each second")
+def _measure_idle(bench: Bench, seconds: float) -> float:
+    with bench.progress.step("Measuring the idle Airflow"):
+        rate = bench.airflow.measure_idle(seconds)
+        bench.progress.update(f"Measuring the idle Airflow: {rate:.3f} CPU s per second")
     return rate
 
 
-def _draw(scene: Scene, name: str) -> tuple[RunUsage, dict[str, int]]:
-    images = scene.settings.images
-    scene.api.take_counts()
+def _draw(bench: Bench, name: str) -> tuple[RunUsage, dict[str, int]]:
+    images = bench.settings.images
+    bench.api.take_counts()
     if name == "bare":
-        usage = _draw_without_airflow(scene)
+        usage = _draw_without_airflow(bench)
     else:
-        usage = scene.airflow.measure_run(name, {}, max(_LEAST_SECONDS, _SECONDS_FOR_EACH_IMAGE * images))
-    requests = scene.api.take_counts().requests
-    found = len(list(scene.settings.output(name).rglob("*.jp*g")))
+        usage = bench.airflow.measure_run(name, {}, max(_LEAST_SECONDS, _SECONDS_FOR_EACH_IMAGE * images))
+    requests = bench.api.take_counts().requests
+    found = len(list(bench.settings.output(name).rglob("*.jp*g")))
     submitted = requests.get("generate", 0)
     if not images == found == submitted:
         raise CannotGoOnError(
-            f"{name} was to draw {images} images, submitted {submitted} and stored {found}. Numbers of "
-            "unequal work are worth nothing; correct that first."
+            f"{name} should have drawn {images} images, but submitted {submitted} and stored {found}. The results "
+            "cannot be compared; fix this first."
         )
     return usage, requests
 
@@ -223,28 +226,28 @@ def _result(usage: RunUsage, requests: dict[str, int], idle: Sequence[float]) ->
     return Result(
         wall_seconds=usage.wall_seconds,
         cpu_seconds=usage.cpu_seconds - (before + after) / 2 * usage.measured_seconds,
-        cpu_doubt=abs(after - before) / 2 * usage.measured_seconds,
+        cpu_uncertainty=abs(after - before) / 2 * usage.measured_seconds,
         process_starts=usage.process_starts,
-        mistaken_crashes=usage.mistaken_crashes,
+        false_crashes=usage.false_crashes,
         requests=requests,
     )
 
 
-def _draw_without_airflow(scene: Scene) -> RunUsage:
-    settings = scene.settings
+def _draw_without_airflow(bench: Bench) -> RunUsage:
+    settings = bench.settings
     requests = Path(settings.folder) / "bare.jsonl"
     requests.parent.mkdir(parents=True, exist_ok=True)
-    write_orders(requests, settings.orders("bare"))
+    write_requests(requests, settings.image_requests("bare"))
     command = [sys.executable, "-m", "benchmarks.bare_script", str(requests), str(settings.output("bare"))]
-    command += ["--url", scene.api.url, "--in-flight", str(settings.in_flight)]
+    command += ["--url", bench.api.url, "--in-flight", str(settings.in_flight)]
     command += ["--poll-interval", str(settings.poll_interval)]
-    environment = os.environ | COMPILED | {"QWENIMAGE_API_KEY": scene.api.api_key}
+    environment = os.environ | COMPILED | {"QWENIMAGE_API_KEY": bench.api.api_key}
     began = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
-    said = json.loads(done.stdout)
-    # The whole of it, as with Airflow's tasks: the interpreter and the imports as well.
+    usage = json.loads(done.stdout)
+    # The interpreter and the imports are included, as with Airflow's tasks.
     wall = time.monotonic() - began
-    return RunUsage(wall, said["start_cpu_seconds"] + said["cpu_seconds"], wall, 1, 0)
+    return RunUsage(wall, usage["start_cpu_seconds"] + usage["cpu_seconds"], wall, 1, 0)
 
 
 def _cells(result: Result, images: int, title: str, stock: Result | None) -> list[str]:
@@ -252,11 +255,11 @@ def _cells(result: Result, images: int, title: str, stock: Result | None) -> lis
         title,
         f"{result.cpu_seconds / stock.cpu_seconds:.3f}" if stock else "-",
         f"{result.cpu_seconds:.1f}",
-        f"±{result.cpu_doubt:.1f}",
+        f"±{result.cpu_uncertainty:.1f}",
         f"{result.cpu_seconds / images:.2f}",
         f"{result.wall_seconds:.0f}",
         str(result.process_starts),
-        str(result.mistaken_crashes),
+        str(result.false_crashes),
         str(sum(result.requests.values())),
         str(result.requests.get("status", 0)),
     ]

@@ -1,6 +1,6 @@
-"""Fills Airflow's database with a run of thousands of images: one mapped task, and one batch. Runs in its environment.
+"""Fill Airflow's database with two runs of thousands of images: a mapped task and a batch. Runs in its environment.
 
-A few images are really drawn; the rest are copies of their rows, and hard links to their files under other names.
+A few images are drawn; the others are copies of their rows, and hard links to their files under other names.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _copy_image(picture: Path, folder: Path, name: str, made_by: dict[str, Any] | None) -> tuple[str, str]:
-    """Link a picture under a name of its own, with a sidecar; return its path and the id of its image task."""
+    """Link a picture under another name, with its own sidecar; return its path and the id of its image task."""
     target = folder / f"{name}.jpg"
     target.hardlink_to(picture)
     sidecar = json.loads(picture.with_suffix(".json").read_text())

@@ -1,4 +1,4 @@
-"""Measures many waits of one contestant in an event loop. `benchmarks.waiting` runs it, in a process for each."""
+"""Measure many waits of one contestant in an event loop. `benchmarks.waiting` runs it in a process per contestant."""
 
 from __future__ import annotations
 
@@ -19,24 +19,22 @@ import psutil
 from benchmarks.tables import quantile
 from benchmarks.waits import CONTESTANTS, Api, Wait
 
-# A sleep below this is no pause between two polls: some clients yield to the event loop with a sleep of 0.
+# A shorter sleep is not a pause between two polls: some clients yield to the event loop with a sleep of 0.
 _SHORTEST_PAUSE = 0.5
-_REHEARSAL_INTERVAL = 1.3
+_FIRST_WAIT_INTERVAL = 1.3
 _TICK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be measured.
+    """The parameters of a measurement.
 
     Attributes:
         contestant: A key of `CONTESTANTS`.
-        url: The API's base URL.
-        api_key: The API's key.
-        image_task_ids: What to wait for: one wait each.
+        image_task_ids: The image tasks; there is one wait for each.
         poll_interval: Seconds between the first polls.
-        warm_up: Seconds before the measured ones. The waits begin spread over the first half.
-        seconds: How long is measured.
+        warm_up: Seconds before the measurement; the waits start evenly during the first half.
+        seconds: The length of the measurement.
     """
 
     contestant: str
@@ -50,17 +48,17 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What came out.
+    """The result of a measurement.
 
     Attributes:
-        polls: How many polls ended in the measured time.
-        cpu_seconds: What the process used in it, user and system, of all threads.
-        machine_cpu_seconds: What all processes of the machine used in it, this one included.
-        bytes_per_wait: How much the process grew from before the first wait to the end, for each wait.
+        polls: Polls that ended during the measurement.
+        cpu_seconds: User and system time of all threads of the process.
+        machine_cpu_seconds: CPU time of all processes of the machine, including this one.
+        bytes_per_wait: The growth of the process from before the first wait to the end, per wait.
         late_p50: The median lateness in seconds.
-        late_p99: The lateness that one of a hundred polls exceeds.
-        unfinished: How many polls were due, and had no answer at the end.
-        ended: How many waits ended although no image task did.
+        late_p99: The 99th percentile of the lateness in seconds.
+        unfinished: Polls that were due but had no answer at the end.
+        ended: Waits that ended although their image task did not.
     """
 
     polls: int
@@ -74,13 +72,13 @@ class Measured:
 
 
 class PollClock:
-    """Notes how late the polls of some asyncio tasks are, from the sleeps between them.
+    """Records how late the polls of some asyncio tasks are, from the sleeps between them.
 
-    A poll is due when the sleep before it should end, as it was asked for. It ends with the next sleep of
-    the same task, when its answer has been read and looked at.
+    A poll is due when the requested sleep before it is over. It ends when the same task sleeps again, after its answer
+    has been read and evaluated.
 
     Args:
-        polls_at_once: Whether there is a poll before the first sleep, which is due at once.
+        polls_at_once: Whether a wait polls before its first sleep.
     """
 
     def __init__(self, *, polls_at_once: bool) -> None:
@@ -90,21 +88,21 @@ class PollClock:
         self.late = array("d")
 
     def install(self) -> None:
-        """Replace `asyncio.sleep` in this process, for every contestant alike."""
-        asyncio.sleep = self._noting_sleep
+        """Replace `asyncio.sleep` in this process, for every contestant."""
+        asyncio.sleep = self._recording_sleep
 
     def watch(self, wait: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a wait whose polls are to be noted."""
+        """Start a wait, and record its polls."""
         task = asyncio.create_task(wait)
         self._due[task] = time.monotonic() if self._polls_at_once else None
         return task
 
     def forget(self) -> None:
-        """Forget the polls that have ended."""
+        """Delete the records of the polls so far."""
         self.late = array("d")
 
     def unfinished(self) -> list[float]:
-        """Return how late those polls are already that are due and have not ended."""
+        """Return the lateness so far of the polls that are due but have not ended."""
         now = time.monotonic()
         return [
             now - due
@@ -113,10 +111,10 @@ class PollClock:
         ]
 
     async def pause(self, until: float) -> None:
-        """Sleep until a moment of `time.monotonic`, unnoticed."""
+        """Sleep until a time of `time.monotonic`, without recording it."""
         await self._sleep(max(0.0, until - time.monotonic()))
 
-    async def _noting_sleep(self, delay: float, result: Any = None) -> Any:
+    async def _recording_sleep(self, delay: float, result: Any = None) -> Any:
         task = asyncio.current_task()
         if delay >= _SHORTEST_PAUSE and task in self._due:
             now = time.monotonic()
@@ -127,25 +125,24 @@ class PollClock:
         return await self._sleep(delay, result)
 
 
-async def measure(plan: Plan, tell: Callable[[Measured | None], None]) -> None:
-    """Make the waits and measure them.
+async def measure(plan: Plan, report: Callable[[Measured | None], None]) -> None:
+    """Run the waits of a plan and measure them.
 
     Args:
-        plan: What is to be measured.
-        tell: Called with None when the warm-up is over, and with the result while the waits still go on.
+        report: Called with None when the warm-up is over, and with the result while the waits are still running.
     """
     contestant, api = CONTESTANTS[plan.contestant], Api(plan.url, plan.api_key)
     clock = PollClock(polls_at_once=contestant.polls_at_once)
     clock.install()
-    async with contestant.enter(api, _REHEARSAL_INTERVAL) as wait:
-        await _rehearse(clock, wait(plan.image_task_ids[0]))
+    async with contestant.enter(api, _FIRST_WAIT_INTERVAL) as wait:
+        await _poll_once(clock, wait(plan.image_task_ids[0]))
     process = psutil.Process()
     async with contestant.enter(api, plan.poll_interval) as wait:
         gc.collect()
         began, bytes_before = time.monotonic(), process.memory_info().rss
         waits = await _start(clock, wait, plan)
         await clock.pause(began + plan.warm_up)
-        tell(None)
+        report(None)
         clock.forget()
         cpu_before, machine_before = time.process_time(), _machine_cpu_seconds()
         await clock.pause(began + plan.warm_up + plan.seconds)
@@ -163,23 +160,23 @@ async def measure(plan: Plan, tell: Callable[[Measured | None], None]) -> None:
             unfinished=len(unfinished),
             ended=sum(task.done() for task in waits),
         )
-        tell(measured)
-        await _cut_off(waits)
+        report(measured)
+        await _cancel(waits)
 
 
-async def _rehearse(clock: PollClock, wait: Coroutine[Any, Any, None]) -> None:
-    """Let one wait poll once, so that what is loaded at the first use is not taken for a wait's memory."""
+async def _poll_once(clock: PollClock, wait: Coroutine[Any, Any, None]) -> None:
+    """Let one wait poll once, so that modules loaded at the first use are not counted as memory of the waits."""
     task = clock.watch(wait)
     while not clock.late and not task.done():
         await clock.pause(time.monotonic() + _TICK_SECONDS)
     if task.done():
         await task
-        raise RuntimeError("The wait ended at once, although its image task did not.")
-    await _cut_off([task])
+        raise RuntimeError("The wait ended at once, although its image task did not. Check the contestant.")
+    await _cancel([task])
 
 
 async def _start(clock: PollClock, wait: Wait, plan: Plan) -> list[asyncio.Task[None]]:
-    """Begin the waits evenly, so that no contestant is measured on a rush that the benchmark made."""
+    """Start the waits evenly, so that they do not all poll at the same time."""
     began, waits = time.monotonic(), list[asyncio.Task[None]]()
     pace = plan.warm_up / 2 / len(plan.image_task_ids)
     for number, image_task_id in enumerate(plan.image_task_ids):
@@ -194,7 +191,7 @@ def _machine_cpu_seconds() -> float:
     return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
 
 
-async def _cut_off(waits: Sequence[asyncio.Task[None]]) -> None:
+async def _cancel(waits: Sequence[asyncio.Task[None]]) -> None:
     for task in waits:
         task.cancel()
     await asyncio.gather(*waits, return_exceptions=True)
@@ -203,15 +200,15 @@ async def _cut_off(waits: Sequence[asyncio.Task[None]]) -> None:
 def _run() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    # Whatever a contestant logs goes to the standard error, and the standard output has the result alone.
+    # The output of a contestant goes to stderr, because stdout is for the result.
     with os.fdopen(os.dup(1), "w") as output:
         os.dup2(2, 1)
 
-        def tell(measured: Measured | None) -> None:
+        def report(measured: Measured | None) -> None:
             output.write(json.dumps(asdict(measured) if measured else None) + "\n")
             output.flush()
 
-        asyncio.run(measure(Plan(**json.load(sys.stdin)), tell))
+        asyncio.run(measure(Plan(**json.load(sys.stdin)), report))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A sandbox in a process of its own that paints a few pictures only, and serves them again and again.
+"""A sandbox in its own process that paints only a few pictures and serves them repeatedly.
 
-Painting a picture takes a fifth of a second of CPU time, several times as long as any client needs for an image: with
-many images a second, it would be all that is measured.
+Painting a picture takes 0.2 seconds of CPU time, several times as long as a client needs for an image. With many images
+per second, the benchmark would measure little else.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _PICTURES = 8
 
 
 class PaintedOnceSandbox(SandboxProcess):
-    """A `SandboxProcess` whose pictures are painted already: what an image shows does not depend on its prompt."""
+    """A `SandboxProcess` whose images do not depend on their prompts, so that only a few are painted."""
 
     _module = "benchmarks.painted_once"
 
     def cpu_seconds(self) -> float:
-        """Return the CPU seconds that it has used."""
+        """Return the CPU seconds that the sandbox's process has used."""
         if self._process is None:
-            raise RuntimeError("The sandbox's process does not run. Use it inside its `with` block.")
+            raise RuntimeError("The sandbox's process is not running. Use it inside its `with` block.")
         times = psutil.Process(self._process.pid).cpu_times()
         return float(times.user + times.system)
 
@@ -43,6 +43,6 @@ def _paint(number: int, pixel_size: tuple[int, int], output_format: str) -> byte
 
 
 if __name__ == "__main__":
-    # By name: the sandbox has no place to choose its painter, and should not get one for this.
+    # Patched, because the sandbox has no option for this.
     setattr(pictures, "paint_once", _picture)  # noqa: B010
     serve(json.loads(sys.argv[1]))

@@ -1,8 +1,8 @@
-"""Counts the CPU time of a command and of every process below it, those that have ended as well.
+"""Measure the CPU time of a command and of all processes below it, including ended ones.
 
-The kernel adds a process's time to its parent's when the parent waits for it. Nothing gets lost on the way as long as
-everybody has a parent that waits: `python -m benchmarks.processes COMMAND…` runs a command and adopts what it leaves
-behind. `python -m benchmarks.dags --check` holds the sum against tasks that burn a known time.
+The kernel adds a process's CPU time to its parent's when the parent waits for it. So that no process is without a
+waiting parent, `python -m benchmarks.processes COMMAND…` runs a command and adopts its orphaned processes.
+`python -m benchmarks.dags --check` compares the sum with tasks that use a known CPU time.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _PAUSE_SECONDS = 0.05
 
 
 def adopting(*command: str) -> list[str]:
-    """Return the command line that runs a command below a process that adopts its orphans."""
+    """Return the command line that runs a command below a process that adopts its orphaned processes."""
     return [sys.executable, "-m", "benchmarks.processes", *command]
 
 
 def cpu_seconds_below(pid: int) -> float:
-    """Return the CPU seconds, user and system, that were ever used below a process.
+    """Return the CPU seconds, user and system, of all processes below a process, including ended ones.
 
     Args:
         pid: A process that was started with `adopting`.
 
     Raises:
-        TimeoutError: If processes come and go so fast that no moment could be caught.
+        TimeoutError: If the processes change during each of many readings.
     """
     root = psutil.Process(pid)
     for _ in range(_TRIES):
@@ -44,20 +44,20 @@ def cpu_seconds_below(pid: int) -> float:
             for member in family:
                 times = member.cpu_times()
                 seconds += times.user + times.system + times.children_user + times.children_system
-            # Who is waited for between two of the readings above would count twice, or not at all.
+            # A process that ends between two of the readings above would count twice, or not at all.
             if set(root.children(recursive=True)) == set(family):
                 return float(seconds)
         except psutil.NoSuchProcess:
             root.status()
         time.sleep(_PAUSE_SECONDS)
-    raise TimeoutError(f"The processes below {pid} come and go too fast to be counted. Measure at a quieter moment.")
+    raise TimeoutError(f"The processes below {pid} change too fast to be measured. Try again when the machine is idle.")
 
 
 def _run(command: list[str]) -> int:
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "Orphans cannot be adopted: this needs Linux.")
+        raise OSError(ctypes.get_errno(), "Orphaned processes cannot be adopted. Run this on Linux.")
     for number in (signal.SIGINT, signal.SIGTERM):
-        # The signal reaches the whole group; the parent goes last. A handler, because children inherit what is ignored.
+        # The signal reaches the whole process group, and the parent must end last. Not SIG_IGN, which children inherit.
         signal.signal(number, lambda *_: None)
     child = subprocess.Popen(command)
     code = 1

@@ -1,7 +1,7 @@
-"""Runs the sandbox in a process of its own, so that its work is not counted as a client's, and counts connections.
+"""Run the sandbox in its own process, so that its work is not measured as a client's, and count connections.
 
-``python -m benchmarks.sandbox_process '{"seconds_per_image": 5}'`` is what `SandboxProcess` starts: it says where it
-serves, and then answers each line of its input with what it counted since the last one, until the input ends.
+`SandboxProcess` starts ``python -m benchmarks.sandbox_process '{"seconds_per_image": 5}'``, which prints its URL
+and key, and then answers each line of its input with the counts since the last one, until the input ends.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _STOP_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What the sandbox saw since it was last asked.
+    """The sandbox's counts since the last ones.
 
     Attributes:
-        connections: How many connections clients opened.
-        most_open: The highest number that were open at once.
-        still_open: How many are open now.
-        requests: How many requests came for each route, such as ``status``.
-        not_ok: How many requests were answered with something else than HTTP 200.
-        busy: The share of the time in which the sandbox's process used a core: near 1 it is what is slow.
+        connections: Connections that clients opened.
+        most_open: The highest number of connections open at once.
+        still_open: Connections that are open now.
+        requests: Requests for each route, such as ``status``.
+        not_ok: Requests answered with another status than HTTP 200.
+        busy: The share of a core that the sandbox's process used; near 1, the sandbox is the bottleneck.
     """
 
     connections: int
@@ -50,11 +50,9 @@ class SandboxProcess:
     """A sandbox in another process, on free ports of this machine. A context manager.
 
     Args:
-        **arguments: The arguments of `Sandbox`, as far as JSON can hold them.
+        **arguments: The arguments of `Sandbox`, as JSON values.
 
     Attributes:
-        url: The API's base URL.
-        api_key: An API key that is accepted.
         connection_json: The value of ``AIRFLOW_CONN_QWENIMAGE_DEFAULT``.
     """
 
@@ -75,8 +73,8 @@ class SandboxProcess:
             stdout=subprocess.PIPE,
             text=True,
         )
-        said = self._read()
-        self.url, self.api_key, self.connection_json = said["url"], said["api_key"], said["connection_json"]
+        started = self._read()
+        self.url, self.api_key, self.connection_json = started["url"], started["api_key"], started["connection_json"]
         return self
 
     def __exit__(
@@ -92,9 +90,9 @@ class SandboxProcess:
             process.communicate()
 
     def take_counts(self) -> Counts:
-        """Return what was counted since the last time, or the start, and begin anew."""
+        """Return the counts since the last call or the start, and reset them."""
         if self._process is None or self._process.stdin is None:
-            raise RuntimeError("The sandbox's process does not run. Use it inside its `with` block.")
+            raise RuntimeError("The sandbox's process is not running. Use it inside its `with` block.")
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return Counts(**self._read())
@@ -102,9 +100,9 @@ class SandboxProcess:
     def _read(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process and self._process.stdout else ""
         if not line:
-            raise RuntimeError("The sandbox's process ended. Its reason is above; correct that and start again.")
-        said: dict[str, Any] = json.loads(line)
-        return said
+            raise RuntimeError("The sandbox's process ended. Fix the error that it printed above, then start again.")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 class _Connections:
@@ -115,15 +113,15 @@ class _Connections:
         self._open = self._most_open = self._opened = 0
 
     def watch(self) -> None:
-        """Begin to count."""
+        """Start counting."""
         from aiohttp.web_protocol import RequestHandler
 
-        # The sandbox has no place to count them, and should not get one for this.
+        # Patched, because the sandbox does not count connections.
         for name, change in (("connection_made", 1), ("connection_lost", -1)):
             setattr(RequestHandler, name, self._counting(getattr(RequestHandler, name), change))
 
     def take(self) -> tuple[int, int, int]:
-        """Return the connections opened since the last time, the highest number open at once, and those open now."""
+        """Return the connections opened since the last call, the highest number open at once, and those open now."""
         with self._lock:
             opened, most_open = self._opened, self._most_open
             self._opened, self._most_open = 0, self._open
@@ -141,21 +139,17 @@ class _Connections:
 
 
 def serve(arguments: dict[str, Any]) -> None:
-    """Serve as a sandbox in this process, and tell what was counted, until the input ends.
-
-    Args:
-        arguments: The arguments of `Sandbox`.
-    """
+    """Run a sandbox with these arguments in this process, and answer requests for the counts, until the input ends."""
     connections = _Connections()
     connections.watch()
     with Sandbox(**arguments) as sandbox:
-        _say({"url": sandbox.url, "api_key": sandbox.api_key, "connection_json": sandbox.connection_json})
+        _send({"url": sandbox.url, "api_key": sandbox.api_key, "connection_json": sandbox.connection_json})
         began, used = time.monotonic(), time.process_time()
-        told = 0.0
+        last_time = 0.0
         for _ in sys.stdin:
             opened, most_open, still_open = connections.take()
             now = time.time()
-            records = [record for record in sandbox.requests if told <= record.time < now]
+            records = [record for record in sandbox.requests if last_time <= record.time < now]
             counts = Counts(
                 connections=opened,
                 most_open=most_open,
@@ -164,11 +158,11 @@ def serve(arguments: dict[str, Any]) -> None:
                 not_ok=sum(record.status not in (None, 200) for record in records),
                 busy=(time.process_time() - used) / (time.monotonic() - began),
             )
-            began, used, told = time.monotonic(), time.process_time(), now
-            _say(asdict(counts))
+            began, used, last_time = time.monotonic(), time.process_time(), now
+            _send(asdict(counts))
 
 
-def _say(value: dict[str, Any]) -> None:
+def _send(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 

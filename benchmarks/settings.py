@@ -1,4 +1,4 @@
-"""What the DAG files of the benchmarks are told through the environment, and what their tasks share."""
+"""The settings of the benchmarks' DAG files, passed through the environment, and the code that their tasks share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.orders import orders
+from benchmarks.image_requests import image_requests
 
-# Airflow's scheduler takes a task for crashed when it reads too late that its process before has ended: that happens to
-# sensors that reschedule themselves every few seconds, and without retries it would end the whole run.
+# Airflow's scheduler may consider a task crashed if it learns too late that its previous process ended. This happens to
+# sensors that reschedule themselves every few seconds; without retries, it would fail the whole run.
 RETRIES: dict[str, Any] = {"retries": 10, "retry_delay": timedelta(0)}
 
-# As installed at a user's: compiled once, not at the start of each process.
+# As in a normal installation: bytecode is compiled once, not at the start of each process.
 COMPILED = {"PYTHONDONTWRITEBYTECODE": ""}
 
 _PREFIX = "QWENIMAGE_BENCHMARK_"
@@ -23,13 +23,13 @@ _PREFIX = "QWENIMAGE_BENCHMARK_"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The size and the pace of a benchmark.
+    """The settings of a benchmark.
 
     Attributes:
-        images: How many images each contestant draws.
-        in_flight: How many at the same time, where a contestant can say so.
-        poll_interval: Seconds between two looks at the API.
-        folder: Where the images go: a folder for each contestant below it.
+        images: Images that each contestant draws.
+        in_flight: Images at the same time, for contestants that can limit them.
+        poll_interval: In seconds.
+        folder: The folder that contains a folder of images for each contestant.
     """
 
     images: int
@@ -39,17 +39,17 @@ class Settings:
 
     @classmethod
     def of_environment(cls) -> Self:
-        """Return what `to_environment` has handed on."""
+        """Read the settings from the environment variables of `to_environment`."""
         kinds = {"images": int, "in_flight": int, "poll_interval": float, "folder": str}
         return cls(**{name: kind(os.environ[_PREFIX + name.upper()]) for name, kind in kinds.items()})
 
     def to_environment(self) -> dict[str, str]:
-        """Return the environment variables that hand it on."""
+        """Return the settings as environment variables."""
         return {_PREFIX + each.name.upper(): str(getattr(self, each.name)) for each in fields(self)}
 
-    def orders(self, contestant: str) -> list[dict[str, Any]]:
-        """Return a contestant's requests."""
-        return orders(contestant, self.images)
+    def image_requests(self, contestant: str) -> list[dict[str, Any]]:
+        """Return the requests of a contestant."""
+        return image_requests(contestant, self.images)
 
     def output(self, contestant: str) -> Path:
         """Return the folder of a contestant's images."""
@@ -57,12 +57,7 @@ class Settings:
 
 
 def save_image(image_urls: list[str], folder: Path) -> list[str]:
-    """Download, decode and write images, as the last task of a hand-made DAG does.
-
-    Args:
-        image_urls: Where they are.
-        folder: Where they go.
-    """
+    """Download, decode and write images into a folder, as the last task of a hand-written DAG does."""
     import requests
     from PIL import Image
 

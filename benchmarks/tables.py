@@ -1,4 +1,4 @@
-"""Prints what a benchmark measured: tables, quantiles and the machine that it ran on."""
+"""Format the results of a benchmark: tables, quantiles and the machine that it ran on."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from importlib.metadata import version
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, labels: int = 1) -> str:
-    """Return a table that reads well on a terminal and is Markdown as well.
+    """Return an aligned table in Markdown.
 
     Args:
-        headings: The names of the columns.
-        rows: The cells of each row, formatted.
-        labels: How many of the first columns are names, and stand on the left; the others are numbers.
+        rows: The formatted cells of each row.
+        labels: How many of the first columns are texts, aligned left; the others are numbers, aligned right.
     """
     lines = [list(headings), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
@@ -25,12 +24,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, labels: int
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Return the value below which that share of the values lies, or NaN if there are none.
-
-    Args:
-        values: The values, in any order.
-        share: From 0 to 1.
-    """
+    """Return the quantile of values in any order for a share from 0 to 1, or NaN if there are no values."""
     if not values:
         return float("nan")
     ordered = sorted(values)
@@ -38,7 +32,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def machine() -> str:
-    """Return one line about the machine and how busy it is now, to be printed with every result."""
+    """Return one line about the machine and its current load."""
     load = " ".join(f"{number:.1f}" for number in os.getloadavg())
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), load average {load}, Python {platform.python_version()}, "
@@ -47,7 +41,7 @@ def machine() -> str:
 
 
 def _wide(width: int) -> int:
-    # Markdown wants three dashes.
+    # Markdown requires three dashes.
     return max(width, 3)
 
 

@@ -1,4 +1,4 @@
-"""The table of ``make bench-wait``: what each contestant's waits cost."""
+"""The table of ``make bench-wait``: the cost of each contestant's waits."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from benchmarks.tables import table
 from benchmarks.waits import BARE_LOOP, CONTESTANTS
 
 EXPLANATION = """\
-Each contestant ran in a process of its own, one after another, against a sandbox process of its own. The waits began
-spread over the first half of the warm-up, which is not measured.
-  CPU ratio     CPU for each poll over that of the bare loop with the same waits and transport
-  CPU/poll      user and system time of the process in the measured time, over the polls that ended in it
-  memory/wait   growth of the process from before the first wait to the end, over the waits
-  late p50 p99  from the moment that a poll was due (the end of the sleep before it, as it was asked for) until its
-                answer had been read and looked at (the next sleep of the same asyncio task); a poll that was due and
-                had no answer at the end counts with its lateness so far, and as unfinished
-  connections   opened from the first wait to the end, as the server counted them, and the most open at once
-  failed        answers other than HTTP 200, and waits that ended although no image task did
-  busy          the share of a core that the contestant used, the sandbox, and everybody else on this machine: a
-                contestant or a sandbox near 100 % is at its end, and with much else running nothing here counts"""
+The contestants ran one after the other, each in its own process and with its own sandbox process. The waits started
+evenly during the first half of the warm-up, which is not measured.
+  CPU ratio     CPU/poll relative to the bare loop with the same waits and transport
+  CPU/poll      user and system time of the process during the measurement, per poll that ended in it
+  memory/wait   growth of the process from before the first wait to the end, per wait
+  late p50 p99  time from when a poll was due (the end of the requested sleep before it) until its answer had been read
+                and evaluated (the next sleep of the same asyncio task); a poll that was due but had no answer at the
+                end is included with its lateness so far, and counted as unfinished
+  connections   connections opened from the first wait to the end, as counted by the server; most open: at once
+  failed        answers other than HTTP 200, and waits that ended although their image task did not
+  busy          share of a core used by the contestant, the sandbox and all other processes: a contestant or sandbox
+                near 100 % is saturated, and a high third number makes the results unreliable"""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contestants of a comparison have in common.
+    """A setting in which all contestants are measured.
 
     Attributes:
         transport: ``plain`` or ``tls``.
-        waits: How many waits there are in the event loop.
+        waits: The number of waits in the event loop.
     """
 
     transport: str
@@ -41,13 +41,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out for one contestant.
+    """The outcome for one contestant.
 
     Attributes:
-        measured: What its own process measured.
-        warm_up: What the sandbox counted until the warm-up was over.
-        counts: What the sandbox counted in the measured time.
-        seconds: How long that was.
+        measured: The result of the contestant's process.
+        warm_up: The sandbox's counts of the warm-up.
+        counts: The sandbox's counts of the measurement.
+        seconds: The length of the measurement.
     """
 
     measured: Measured
@@ -57,7 +57,7 @@ class Outcome:
 
     @property
     def cpu_per_poll(self) -> float:
-        """CPU seconds for each poll; NaN if there were none."""
+        """CPU seconds per poll, or NaN without polls."""
         return self.measured.cpu_seconds / self.measured.polls if self.measured.polls else float("nan")
 
     @property
@@ -72,7 +72,7 @@ class Outcome:
 
     @property
     def failed(self) -> int:
-        """How many answers and waits were not as they should be."""
+        """The number of failed answers and waits."""
         return self.warm_up.not_ok + self.counts.not_ok + self.measured.ended
 
 
@@ -101,16 +101,12 @@ _HEADINGS = (
 
 
 def wait_table(outcomes: Mapping[tuple[Setting, str], Sequence[Outcome]]) -> str:
-    """Return the table.
-
-    Args:
-        outcomes: Those of each round, by what was common to all and the contestant.
-    """
+    """Return the table of the outcomes of each round, by setting and contestant."""
     return table(_HEADINGS, _rows(outcomes), labels=3)
 
 
 def summary(outcome: Outcome) -> str:
-    """Return one outcome as a line."""
+    """Return an outcome in one line."""
     cells = _cells([outcome], outcome.cpu_per_poll)
     return "  ".join(f"{name} {cell}" for name, cell in zip(_HEADINGS[4:], cells, strict=True))
 

@@ -1,4 +1,4 @@
-"""Compares ways to wait for many image tasks in one event loop: CPU, memory, lateness and connections."""
+"""Compare ways to wait for many image tasks in one event loop: CPU, memory, lateness and connections."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from benchmarks.waits import CONTESTANTS, Api
 from scripts.progress import Progress
 
 _SUBMITTING = 20
-# No image task ends while it is waited for.
+# No image task ends during the benchmark.
 _SECONDS_PER_IMAGE = 1e6
 _STOP_SECONDS = 120.0
 _TICK_SECONDS = 0.05
@@ -39,11 +39,11 @@ _TRANSPORTS = ("plain", "tls")
 
 
 class ContestantFailedError(Exception):
-    """A contestant's process ended without a result; the message has the end of what it said."""
+    """A contestant's process ended without a result; the message contains the end of its output."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the comparison and print the table.
+    """Run the comparison, and print the table.
 
     Returns:
         The exit code.
@@ -74,13 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.waiting", description=__doc__)
-    parser.add_argument("--waits", type=int, nargs="+", default=[1000, 10_000], help="how many waits in one event loop")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long is measured (default: %(default)g)")
+    parser.add_argument("--waits", type=int, nargs="+", default=[1000, 10_000], help="waits in one event loop")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of a measurement (default: %(default)g)")
     parser.add_argument(
         "--warm-up",
         type=float,
         default=20.0,
-        help="seconds before that; the waits begin spread over the first half (default: %(default)g)",
+        help="seconds before the measurement; the waits start evenly during the first half (default: %(default)g)",
     )
     parser.add_argument(
         "--poll-interval",
@@ -88,9 +88,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=DEFAULT_POLL_INTERVAL,
         help="seconds between the first polls of a wait, at least 1 (default: %(default)g)",
     )
-    parser.add_argument("--rounds", type=int, default=1, help="how often everything is measured; medians are shown")
+    parser.add_argument("--rounds", type=int, default=1, help="number of rounds; the table shows medians")
     parser.add_argument(
-        "--transports", nargs="+", choices=_TRANSPORTS, default=list(_TRANSPORTS), help="how the sandbox is reached"
+        "--transports", nargs="+", choices=_TRANSPORTS, default=list(_TRANSPORTS), help="plain http or TLS"
     )
     parser.add_argument(
         "--contestants",
@@ -101,7 +101,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     if options.poll_interval < 1:
-        parser.error("--poll-interval must be at least 1: shorter pauses are not told from yielding to the event loop.")
+        parser.error("--poll-interval must be at least 1: shorter pauses look like yielding to the event loop.")
     if min(options.waits) < 1 or options.rounds < 1 or options.seconds <= 0 or options.warm_up <= 0:
         parser.error("--waits, --rounds, --seconds and --warm-up must be above 0.")
     return options
@@ -137,7 +137,7 @@ def _run(setting: Setting, contestant: str, options: argparse.Namespace, folder:
 async def _submit(api: Api, number: int) -> list[str]:
     """Submit that many images, and return their ids."""
     limit = asyncio.Semaphore(_SUBMITTING)
-    # Nothing about this is measured, and it never leaves this machine.
+    # The certificate is not checked, because this is not measured and stays on this machine.
     connector = aiohttp.TCPConnector(ssl=False)
     async with aiohttp.ClientSession(headers=api.headers, connector=connector) as session:
 
@@ -150,15 +150,15 @@ async def _submit(api: Api, number: int) -> list[str]:
 
 @contextmanager
 def _started(plan: Plan, environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a contestant in a process of its own, from here to its end."""
-    with log.open("w") as said:
+    """Run a contestant in its own process during the block."""
+    with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.measured_waits"],
             cwd=ROOT,
             env=dict(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=output,
             text=True,
         )
     try:
@@ -173,8 +173,8 @@ def _started(plan: Plan, environment: Mapping[str, str], log: Path) -> Iterator[
 def _read(process: subprocess.Popen[str], plan: Plan, log: Path) -> Any:
     line = process.stdout.readline() if process.stdout else ""
     if not line:
-        said = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-        raise ContestantFailedError(f"{plan.contestant} ended without a result. It said:\n{said}")
+        output = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+        raise ContestantFailedError(f"{plan.contestant} ended without a result. The end of its output:\n{output}")
     return json.loads(line)
 
 
@@ -188,7 +188,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return this environment without the user's Airflow, and with an empty home for another."""
+    """Return this environment without the user's Airflow settings, and with an empty AIRFLOW_HOME."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     return mine | COMPILED | {"AIRFLOW_HOME": str(folder / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
 

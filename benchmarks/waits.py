@@ -23,18 +23,13 @@ _HTTP_CONN_ID = "qwenimage_status"
 
 @dataclass(frozen=True)
 class Api:
-    """Where the API is.
-
-    Attributes:
-        url: The base URL.
-        api_key: The key that it accepts.
-    """
+    """The base URL of the API and a key."""
 
     url: str
     api_key: str
 
     def to_environment(self) -> dict[str, str]:
-        """Return the environment variables from which the triggers have their connections."""
+        """Return the environment variables with the connections of the triggers."""
         ours = {"conn_type": "qwenimage", "host": self.url, "password": self.api_key}
         http = {"conn_type": "http", "host": self.url, "extra": self.headers}
         return {
@@ -48,7 +43,7 @@ class Api:
         return {"Authorization": f"Bearer {self.api_key}"}
 
 
-# Waits for the image task of that id, and returns when it has ended.
+# Waits for the image task with an id, and returns when it has ended.
 Wait = Callable[[str], Coroutine[Any, Any, None]]
 
 
@@ -62,12 +57,12 @@ async def _ours(_api: Api, poll_interval: float) -> AsyncIterator[Wait]:
 
 @asynccontextmanager
 async def _http_event_trigger(_api: Api, poll_interval: float) -> AsyncIterator[Wait]:
-    # It has one interval only: the one that the others come to.
+    # This trigger has a fixed interval; it gets the one that the intervals of the others grow to.
     interval = max(poll_interval, min(2 * poll_interval, SLOWEST_RECOMMENDED_INTERVAL))
 
     async def wait(image_task_id: str) -> None:
         trigger = HttpEventTrigger(
-            response_check_path="benchmarks.not_yet.has_ended",
+            response_check_path="benchmarks.response_check.has_ended",
             http_conn_id=_HTTP_CONN_ID,
             endpoint=STATUS_PATH.lstrip("/"),
             data={"task_id": image_task_id},
@@ -122,9 +117,9 @@ class Contestant:
     """A way to wait.
 
     Attributes:
-        title: What to call it in a table.
-        enter: Makes what all its waits share, and with it a wait that polls with that first interval.
-        polls_at_once: Whether a wait begins with a poll, and not with a pause.
+        title: Its name in the table.
+        enter: Takes the API and the first poll interval; opens the resources that all waits share, and yields a `Wait`.
+        polls_at_once: Whether a wait starts with a poll, not with a pause.
     """
 
     title: str

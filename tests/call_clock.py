@@ -1,4 +1,4 @@
-"""The clock of the clients' calls and waits, which a test moves on."""
+"""A clock for the clients' calls and waits that a test controls."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from airflow_provider_qwenimage.client import exchanges, transport
 
 
 class CallClock:
-    """Has the clients' calls and waits take a test's word for the time, and pass their pauses at once.
+    """Replaces the clock of the clients' calls and waits, so that their pauses pass at once.
 
-    What the test itself waits for has the time of the machine.
-
-    Args:
-        monkeypatch: Puts everything in place again.
+    The test itself still uses the clock of the machine.
 
     Attributes:
-        ahead: How many seconds it is ahead of the machine's clocks.
+        ahead: The seconds by which it is ahead of the machine's clock.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +35,6 @@ class CallClock:
         monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _: own.monotonic())
 
     def move_on(self, seconds: float) -> None:
-        """Let so many seconds pass now."""
+        """Let this many seconds pass."""
         with self._lock:
             self.ahead += seconds

@@ -1,4 +1,4 @@
-"""Lets a test wait for what it means instead of betting on a clock: events, the sandbox's time, Airflow's alarm."""
+"""Wait for events instead of fixed times, and control the sandbox's time and Airflow's alarm."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.sandbox.books import Task
 
-# Nothing here takes that long: it only ends a test whose event never comes, before pytest's own timeout does.
-_PATIENCE_SECONDS = 90.0
-_LOOK_SECONDS = 0.005
-# A signal that means nothing: with a handler that does nothing, it only wakes the main thread.
+# Ends a test whose event never happens, before pytest's own timeout does.
+_TIMEOUT_SECONDS = 90.0
+_PAUSE_SECONDS = 0.005
+# A signal whose handler does nothing: it only wakes the main thread.
 _NUDGE = signal.SIGURG
 _NUDGES = 3
 _NUDGE_SECONDS = 0.2
 signal.signal(_NUDGE, lambda *_: None)
-# The `seconds_per_image` of images that `draw_at_the_second_look` finishes.
+# The `seconds_per_image` of the images that `draw_at_the_second_look` finishes.
 UNTIL_THE_SECOND_LOOK = 86_400.0
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = _PATIENCE_SECONDS) -> None:
-    """Return as soon as a condition holds; fail the test if it never does.
+def wait_until(condition: Callable[[], object], what: str, seconds: float = _TIMEOUT_SECONDS) -> None:
+    """Wait until a condition holds; fail the test if it does not in time.
 
     Args:
-        condition: Asked every few milliseconds.
-        what: What is waited for, for the message.
-        seconds: When to give up.
+        condition: Checked every few milliseconds.
+        what: The name of the event in the failure message.
+        seconds: The time limit.
     """
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
-        time.sleep(_LOOK_SECONDS)
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
+        time.sleep(_PAUSE_SECONDS)
 
 
 @contextlib.contextmanager
 def once(condition: Callable[[], object], action: Callable[[], object]) -> Iterator[threading.Event]:
-    """While the block runs, do something in a thread as soon as a condition holds.
+    """During the block, run an action in a thread as soon as a condition holds.
 
-    Yields an event that is set once it is done. The block must not end before: a test whose event did not come fails.
+    Yields an event that is set after the action. The test fails if the block ends before that.
     """
     done, left = threading.Event(), threading.Event()
 
@@ -57,7 +57,7 @@ def once(condition: Callable[[], object], action: Callable[[], object]) -> Itera
                 action()
                 done.set()
                 return
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_PAUSE_SECONDS)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -65,40 +65,40 @@ def once(condition: Callable[[], object], action: Callable[[], object]) -> Itera
         yield done
     finally:
         left.set()
-        thread.join(_PATIENCE_SECONDS)
-    assert done.is_set(), "what was waited for did not happen"
+        thread.join(_TIMEOUT_SECONDS)
+    assert done.is_set(), "the condition did not hold before the end of the block"
 
 
 def pass_execution_timeout() -> None:
-    """Let the `execution_timeout` of the task that runs in this process pass now, however long it is.
+    """Trigger the `execution_timeout` of the task that runs in this process.
 
-    Airflow sets an alarm for it; this is that alarm. The task must be inside its ``execute`` until then.
+    This sends the alarm signal that Airflow sets for it. The task must be inside its ``execute``.
     """
     main_thread = threading.main_thread().ident
     assert main_thread is not None
     signal.pthread_kill(main_thread, signal.SIGALRM)
-    # An alarm in the moment before the thread blocks is heard only when it wakes, so it is woken once more.
+    # If the alarm arrives just before the thread blocks, it is handled only when the thread wakes, so wake it.
     for _ in range(_NUDGES):
         time.sleep(_NUDGE_SECONDS)
         signal.pthread_kill(main_thread, _NUDGE)
 
 
 def status_reads(api: Sandbox) -> int:
-    """Return how many status reads have reached the sandbox."""
+    """Return how many polls have reached the sandbox."""
     return sum(request.route == "status" for request in api.requests)
 
 
 def finish_images(api: Sandbox) -> None:
-    """Let every image of the sandbox be drawn at once, those that are to come as well.
+    """Finish every image of the sandbox at once, including future ones.
 
-    With a long `seconds_per_image` before it, a test decides by this when an image is done.
+    With a long `seconds_per_image` before, a test decides with this call when an image is drawn.
     """
     api.configure(seconds_per_image=0)
     api._state.books.clock = lambda: time.time() + 1e6
 
 
 def finish_image(api: Sandbox, task_id: str) -> None:
-    """Let one image of the sandbox be drawn at once, or fail, as it was to end."""
+    """Finish one image of the sandbox at once, with its planned outcome."""
     books = api._state.books
     with books._lock:
         books._tasks[task_id] = dataclasses.replace(books._tasks[task_id], seconds=0.0, pending_seconds=0.0)
@@ -106,10 +106,10 @@ def finish_image(api: Sandbox, task_id: str) -> None:
 
 
 def draw_at_the_second_look(api: Sandbox) -> None:
-    """Have an image be under way at the first look at its status and drawn at the second, soon or late.
+    """Report an image as in progress at its first poll, and as drawn from its second poll on, at any time.
 
-    So whatever looks once before it waits has to wait, on any machine, and never for long. It is for images of
-    `UNTIL_THE_SECOND_LOOK` seconds; a test that sets another `seconds_per_image` has them drawn by the clock.
+    A task that polls once before it waits has to wait then, on any machine, but not for long. This applies to images of
+    `UNTIL_THE_SECOND_LOOK` seconds; with another `seconds_per_image`, the clock decides.
     """
     books = api._state.books
     find, looks = books.find, Counter[str]()
@@ -126,14 +126,13 @@ def draw_at_the_second_look(api: Sandbox) -> None:
 
 
 def at_second_looks(monkeypatch: pytest.MonkeyPatch, time_at: Callable[[float], float | None]) -> list[float]:
-    """Do something at the second look of each wait with a deadline: it has begun, and is deferred if it is to be.
+    """Do something at the second poll of each wait with a deadline, when a deferrable task has been deferred.
 
     Args:
-        monkeypatch: Puts everything in place again.
-        time_at: Is given the wait's deadline, and may return what time it is to be at that look.
+        time_at: Takes the wait's deadline, and may return another current time for that poll.
 
     Returns:
-        A list that grows: how far off the deadline of each wait was at its first look, in seconds.
+        A list that grows: the seconds from the first poll of each wait to its deadline.
     """
     decide, looks, ahead = polling.decide, Counter[float](), list[float]()
 
@@ -151,5 +150,5 @@ def at_second_looks(monkeypatch: pytest.MonkeyPatch, time_at: Callable[[float], 
 
 
 def pass_deadlines(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Have the deadline of each wait pass at its second look; see `at_second_looks`."""
+    """Let the deadline of each wait pass at its second poll; see `at_second_looks`."""
     return at_second_looks(monkeypatch, lambda end_time: end_time)

@@ -1,7 +1,7 @@
-"""Has processes put files under the same names, kills each, and tells on stderr, as JSON, what stood there then.
+"""Kill processes while they write files under the same names, and print to stderr, as JSON, what the files contained.
 
-The only argument is a folder; keep `TMPDIR` below it, where the killed leave their own files. This is a process
-of its own because it forks: what each writer would import is imported once.
+The only argument is a folder; set `TMPDIR` to a folder below it, because killed processes leave temporary files. This
+runs as a separate process because it forks, which saves the imports of each writer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 _KILLS = 40
-# How often the longest life of a writer is enough to write everything.
+# The longest life of a writer, as a multiple of the time that it needs to write everything.
 _LONGEST_LIFE = 3
 _SIZE_BYTES = 3_000_000
 
@@ -61,13 +61,13 @@ def _main(folder: Path) -> None:
     for source in sources:
         source.write_bytes(random.randbytes(_SIZE_BYTES))
     hashes = {hashlib.sha256(source.read_bytes()).hexdigest() for source in sources}
-    # Before the forks: Airflow takes its time to open a storage for the first time.
+    # Opened before the forks, because Airflow needs some time to open a storage for the first time.
     target = open_output_path(f"file://{stored}")
     longest_life = _LONGEST_LIFE * _seconds_to_write(open_output_path(f"file://{folder / 'tried'}"), sources)
     kills, found, cut_off, broken = 0, 0, 0, []
     while kills < _KILLS or not found or not cut_off:
         if kills >= _KILLS:
-            # The machine has become slower meanwhile.
+            # The machine may have become slower in the meantime.
             longest_life *= 1.5
         kills += 1
         child = os.fork()

@@ -1,4 +1,4 @@
-"""Ports of this machine that nobody else takes between the moment they are chosen and the moment they are used."""
+"""Free ports of this machine that no other process can take before they are used."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ _HELD: list[socket.socket] = []
 
 
 def free_ports(number: int) -> list[int]:
-    """Return ports at which nobody listens, and which are given to nobody else while this process runs.
+    """Return ports on which nobody listens, and that no other process gets while this process runs.
 
-    They are bound, and stay so: a connection to one is refused, and a server can still listen there, as it allows its
-    address to be used again.
+    The ports stay bound: connections to them are refused, but a server can listen on them if it sets SO_REUSEADDR.
     """
     ports = []
     for _ in range(number):
@@ -21,7 +20,7 @@ def free_ports(number: int) -> list[int]:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(("127.0.0.1", 0))
         ports.append(int(bound.getsockname()[1]))
-        # Elsewhere no server could listen there.
+        # On other systems no server could listen on a bound port.
         if sys.platform == "linux":
             _HELD.append(bound)
         else:

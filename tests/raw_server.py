@@ -1,4 +1,4 @@
-"""A server that sends bytes as they are given, which no HTTP library would, or sends them slowly."""
+"""A server that sends any given bytes, including invalid HTTP, at once or slowly."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Answer: TypeAlias = "bytes | Callable[[socket.socket], None]"
 
 
 class RawServer:
-    """Listens on a port of this machine, and gives each request the same answer.
+    """A server on a port of this machine that gives each request the same answer.
 
     Args:
-        answer: What is sent for each request before the connection is closed; or what does with the connection as it
-            likes, before anything is read from it if `at_once`.
-        at_once: See `answer`.
-        family: The family of its address.
+        answer: The bytes to send for each request before the connection is closed, or a function that handles the
+            connection.
+        at_once: Answer before the request is read.
+        family: The address family.
 
     Attributes:
-        url: Where it is.
-        requests: What was received, request by request.
-        released: Set at the end: whatever an answer waits for, it is over.
+        answer: May be changed between requests.
+        requests: The received requests.
+        released: Set at the end; an answer that waits must stop waiting then.
     """
 
     def __init__(self, answer: Answer, *, at_once: bool = False, family: socket.AddressFamily = socket.AF_INET) -> None:
@@ -47,7 +47,7 @@ class RawServer:
 
     def __exit__(self, *_: object) -> None:
         self.released.set()
-        # It wakes the thread that accepts; closing alone does not.
+        # This wakes the accepting thread; closing alone does not.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -55,7 +55,7 @@ class RawServer:
 
     def _start(self, target: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)
-        self._threads.append(thread)
+        self._threads = [*(each for each in self._threads if each.is_alive()), thread]
         thread.start()
 
     def _accept(self) -> None:
@@ -77,12 +77,12 @@ class RawServer:
                 finish(connection)
 
     def drip(self, first: bytes, pieces: Iterable[bytes], seconds: float) -> Callable[[socket.socket], None]:
-        """Return an answer that begins at once and goes on slowly, until the client has enough.
+        """Return an answer that starts at once and continues slowly, until the client hangs up.
 
         Args:
-            first: What is sent at once.
-            pieces: What follows, one by one.
-            seconds: How long before each.
+            first: The bytes to send at once.
+            pieces: The bytes to send afterwards, one by one.
+            seconds: The pause before each piece.
         """
 
         def send(connection: socket.socket) -> None:
@@ -96,7 +96,7 @@ class RawServer:
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """Read a request to its end."""
+    """Read a request with its body."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += _some(connection)
@@ -111,12 +111,12 @@ def read_request(connection: socket.socket) -> bytes:
 def _some(connection: socket.socket) -> bytes:
     data = connection.recv(65536)
     if not data:
-        raise ConnectionError("the client has gone")
+        raise ConnectionError("the client closed the connection")
     return data
 
 
 def finish(connection: socket.socket) -> None:
-    """Say that nothing more comes, and wait until the client has gone too: a reset would overtake what was sent."""
+    """Half-close the connection and wait for the client to close it, because a reset could discard sent bytes."""
     connection.shutdown(socket.SHUT_WR)
     connection.settimeout(60)
     while connection.recv(65536):
@@ -124,6 +124,6 @@ def finish(connection: socket.socket) -> None:
 
 
 def reset(connection: socket.socket) -> None:
-    """Break the connection off."""
+    """Reset the connection."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()

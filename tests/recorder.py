@@ -1,4 +1,4 @@
-"""Has Airflow report its metrics to a logger of ours."""
+"""Make Airflow report its metrics to a logger of the test."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.airflows import AIRFLOW
 
 
 def airflows(module: str) -> Any:
-    """Return a module of Airflow's metrics, which moved in Airflow 3."""
+    """Return a module of Airflow's metrics, which have moved in Airflow 3."""
     if find_spec("airflow.metrics") and find_spec(f"airflow.metrics.{module}"):
         return import_module(f"airflow.metrics.{module}")
     return import_module(f"airflow.sdk._shared.observability.metrics.{module}")
 
 
 def report_to(logger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have Airflow use a logger for its metrics, as its configuration would."""
+    """Make Airflow use a logger for its metrics, as its configuration does."""
     if AIRFLOW >= (3, 3):
         module = import_module(Stats.incr.__module__)
         for name in ("_factory", "_backend", "_export_legacy_names"):
@@ -35,7 +35,7 @@ _NoStatsLogger: Any = airflows("base_stats_logger").NoStatsLogger
 
 
 class Recorder(_NoStatsLogger):
-    """A logger that adds up what this package counts."""
+    """A logger that adds up the counters of this package."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sums: Counter[str] = Counter()
@@ -47,5 +47,5 @@ class Recorder(_NoStatsLogger):
 
 
 def failure(kind: str, times: int = 1) -> dict[str, float]:
-    """Return what failures of a kind add to the sums."""
+    """Return the counters of a number of failures of a kind."""
     return {f"qwenimage.failures,kind={kind}": times, f"qwenimage.failures.{kind}": times}

@@ -1,4 +1,4 @@
-"""A real S3 server for tests, moto's, in front of which rights can be taken away as AWS takes them away."""
+"""An S3 server for tests (moto) that can deny rights as AWS does."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ _DENIED = (
 
 
 class _Quiet(WSGIRequestHandler):
-    """Logs no requests: the log of a test that fails is for what was tested."""
+    """Logs no requests, so that the log of a failing test stays short."""
 
     def log(self, kind: str, message: str, *args: Any) -> None:
         """Log nothing."""
 
 
 class S3Server:
-    """Serves S3 at a port of this machine, in a thread, until it is closed.
+    """An S3 server on a port of this machine, in a thread, from `__enter__` to `__exit__`.
 
-    Who has the access key ``without-list``, or ``without-read-delete``, may do all but that.
+    An access key such as ``without-list`` or ``without-read-delete`` has all rights except the named ones.
 
     Attributes:
-        url: Where it is.
-        requests: What was asked of it: method, path and query.
+        requests: The method, path and query of each request.
     """
 
     def __init__(self) -> None:
@@ -57,13 +56,13 @@ class S3Server:
         self._server.server_close()
 
     def connection(self, *rights_taken: str) -> str:
-        """Return an Airflow connection to it, as JSON, without these rights: list, read, write, delete."""
+        """Return an Airflow connection to the server, as JSON, without these rights (list, read, write, delete)."""
         key = "-".join(["without", *rights_taken]) if rights_taken else "all-rights"
         extra = {"endpoint_url": self.url, "region_name": "us-east-1"}
         return json.dumps({"conn_type": "aws", "login": key, "password": "secret-of-s3", "extra": extra})
 
     def client(self) -> Any:
-        """Return AWS's own client for it."""
+        """Return a boto3 client with all rights."""
         return boto3.client(
             "s3",
             endpoint_url=self.url,
@@ -79,30 +78,28 @@ class S3Server:
         taken = found[1].split("-") if found and found[1].startswith("without") else []
         has_key = "/" in path.strip("/")
         right = {"GET": "read", "HEAD": "read", "DELETE": "delete"}.get(method, "write") if has_key else "list"
-        told: list[Any] = []
+        started: list[Any] = []
 
         def note(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
-            told[:] = [status, headers]
+            started[:] = [status, headers]
 
         answer = [] if right in taken else list(self._moto(environ, note))
-        # Who may not list is not told what does not exist either.
-        if right in taken or (told[0].startswith("404") and "list" in taken):
+        # As in AWS, a missing object is a 403 for a client without the right to list.
+        if right in taken or (started[0].startswith("404") and "list" in taken):
             start_response(
                 "403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(_DENIED)))]
             )
             return [] if method == "HEAD" else [_DENIED]
-        start_response(*told)
+        start_response(*started)
         return answer
 
 
 @dataclass
 class Bucket:
-    """A bucket of its own for a test, and the Airflow connections to it.
+    """A bucket for one test.
 
     Attributes:
-        server: Where it is.
-        name: Its name.
-        url: The URL of its root, through a connection with all rights.
+        url: The URL of its root, with a connection that has all rights.
     """
 
     server: S3Server
@@ -110,7 +107,7 @@ class Bucket:
     url: str = ""
 
     def url_without(self, *rights: str) -> str:
-        """Return the URL of its root, through a connection without these rights: list, read, write, delete."""
+        """Return the URL of its root, with a connection without these rights (list, read, write, delete)."""
         return f"s3://s3_without_{'_'.join(rights)}@{self.name}"
 
     @property
@@ -120,19 +117,19 @@ class Bucket:
         return sorted(stored["Key"] for stored in listing.get("Contents", []))
 
     def get(self, key: str) -> bytes:
-        """Return an object."""
+        """Return the content of an object."""
         content: bytes = self.server.client().get_object(Bucket=self.name, Key=key)["Body"].read()
         return content
 
     def put(self, key: str, content: bytes) -> None:
-        """Store an object, as another program does."""
+        """Store an object directly, not through Airflow."""
         self.server.client().put_object(Bucket=self.name, Key=key, Body=content)
 
     def content_type(self, key: str) -> str:
-        """Return what a browser is told that an object is."""
+        """Return the content type of an object."""
         return str(self.server.client().head_object(Bucket=self.name, Key=key)["ContentType"])
 
     @property
     def requests(self) -> list[tuple[str, str, str]]:
-        """What was asked about it so far: method, path and query."""
+        """The method, path and query of each request for the bucket so far."""
         return [request for request in self.server.requests if request[1].startswith(f"/{self.name}")]

@@ -1,4 +1,4 @@
-"""A server for answers that the sandbox never gives: it answers each request with the same bytes."""
+"""A server that answers each request with the same bytes, for answers that the sandbox never gives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Self
 
 
 class SameAnswer:
-    """Serves `body` with status 200 from `__enter__` to `__exit__`; `requests` counts."""
+    """Serves `body` with status 200 from `__enter__` to `__exit__`; `requests` counts the requests."""
 
     def __init__(self) -> None:
         self.body = b""
@@ -34,7 +34,7 @@ class SameAnswer:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def answer(self, answer: Any) -> None:
-        """Set the body to the JSON of a value; what is no ASCII is escaped, NaN is written as Python does."""
+        """Set the body to a value as JSON, in ASCII; NaN is written as ``NaN``."""
         self.body = json.dumps(answer).encode()
 
     def __enter__(self) -> Self:

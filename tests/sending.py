@@ -1,4 +1,4 @@
-"""Notes when clients send: on a busy machine the requests arrive closer together, or further apart, than that."""
+"""Record when clients send requests, because the times at which they arrive vary on a busy machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from airflow_provider_qwenimage.rules.rate_limit import RateLimit
 
 
 def note_sending(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RateLimit, float]]:
-    """Return a list that grows: whose pace a request was sent at, and when, on the clock that never goes back."""
+    """Return a list that grows: the rate limit of each request, and the monotonic time at which it was sent."""
     sent, noted = RateLimit.sent, list[tuple[RateLimit, float]]()
 
     def note(limit: RateLimit, now: float) -> None:

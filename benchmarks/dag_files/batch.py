@@ -1,4 +1,4 @@
-"""Draws with the one task that has many images in flight."""
+"""Draw with one task that has many images in flight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SETTINGS = Settings.of_environment()
 with DAG("batch", schedule=None, default_args=RETRIES):
     QwenImageBatchOperator(
         task_id="draw",
-        requests=SETTINGS.orders("batch"),
+        requests=SETTINGS.image_requests("batch"),
         output_path=str(SETTINGS.output("batch")),
         max_in_flight=SETTINGS.in_flight,
         poll_interval=SETTINGS.poll_interval,

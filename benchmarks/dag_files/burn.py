@@ -1,4 +1,4 @@
-"""Burns a known CPU time, half of it in the task's process and half in one that it starts, to check the counting."""
+"""Use a known CPU time, half of it in the task's process and half in a child process, to check the measurement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ with DAG("burn", schedule=None):
 
     @task
     def burn(**context: Any) -> None:
-        """Burn the seconds of the run's configuration."""
+        """Use the CPU seconds of the run's configuration."""
         half = context["dag_run"].conf["seconds"] / 2
         subprocess.run([sys.executable, "-c", _BURN, str(half)], check=True)
         end = time.process_time() + half

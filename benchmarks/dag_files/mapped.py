@@ -1,4 +1,4 @@
-"""Draws with one mapped operator that waits in the triggerer and stores the image itself."""
+"""Draw with one mapped operator that waits in the triggerer and stores the image itself."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ with DAG("mapped", schedule=None, default_args=RETRIES):
         output_path=str(SETTINGS.output("mapped")),
         deferrable=True,
         poll_interval=SETTINGS.poll_interval,
-    ).expand_kwargs(SETTINGS.orders("mapped"))
+    ).expand_kwargs(SETTINGS.image_requests("mapped"))

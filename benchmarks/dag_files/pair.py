@@ -1,4 +1,4 @@
-"""Draws with the provider's classic pair: an operator submits, a sensor waits in the triggerer, a task saves."""
+"""Draw with three tasks: the provider's operator submits, its sensor waits in the triggerer, and a task saves."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ with DAG("pair", schedule=None, default_args=RETRIES):
     @task_group
     def draw(prompt: str, size: str, seed: int) -> None:
         """Draw one image."""
-        # Any: an output stands for its value here.
+        # Any, because the tasks are called with outputs instead of values.
         submit: Any = QwenImageGenerateOperator(task_id="submit", prompt=prompt, size=size, seed=seed)
         wait: Any = QwenImageStatusSensor(
             task_id="wait", image_task_id=submit.output, poke_interval=SETTINGS.poll_interval, timeout=1800
         )
         save(wait.output)
 
-    draw.expand_kwargs(SETTINGS.orders("pair"))
+    draw.expand_kwargs(SETTINGS.image_requests("pair"))

@@ -1,4 +1,4 @@
-"""Draws with Airflow's own HTTP provider: an operator submits, a sensor reschedules itself, a task saves."""
+"""Draw with three tasks of Airflow's HTTP provider: an operator submits, a sensor reschedules itself, a task saves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ with DAG("stock", schedule=None, default_args=RETRIES):
             data=body,
             response_filter=_read_task_id,
         )
-        # Any: an output stands for its value here.
+        # Any, because the tasks are called with outputs instead of values.
         wait: Any = HttpSensor(
             task_id="wait",
             http_conn_id="qwenimage_http",
@@ -56,4 +56,4 @@ with DAG("stock", schedule=None, default_args=RETRIES):
         )
         save(wait.output)
 
-    draw.expand(body=[json.dumps(order) for order in SETTINGS.orders("stock")])
+    draw.expand(body=[json.dumps(request) for request in SETTINGS.image_requests("stock")])

@@ -1,4 +1,4 @@
-"""Answers of the API, and what a resumed task gets of them."""
+"""Answers of the API, and the events that resumed tasks get from them."""
 
 from __future__ import annotations
 
@@ -51,13 +51,7 @@ _RETRY_AFTER = st.one_of(
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer before it is sent.
-
-    Args:
-        status: The HTTP status.
-        body: The body.
-        headers: The further headers, as a server writes them.
-    """
+    """An HTTP answer before it is sent; `headers` are the additional ones."""
 
     status: int
     body: bytes
@@ -66,14 +60,14 @@ class Answer:
 
 @st.composite
 def envelopes(draw: st.DrawFn) -> Any:
-    """Return what the API may answer, as JSON values."""
+    """Return possible envelopes of the API, as JSON values."""
     data = draw(st.one_of(mutated(_STATUS), mutated(_STATUS), mutated(_FAILED), json_values()))
     return draw(st.one_of(st.just(_ENVELOPE | {"data": data}), mutated(_ENVELOPE)))
 
 
 @st.composite
 def answers(draw: st.DrawFn) -> Answer:
-    """Return answers of the API, of what stands before it, and of what was never an API."""
+    """Return answers of the API, of proxies, and of servers that are not the API."""
     body = draw(st.one_of(json_bytes(envelopes()), json_bytes(envelopes()), json_bytes(json_values()), st.binary()))
     retry_after = draw(_RETRY_AFTER)
     headers = () if retry_after is None else (("Retry-After", retry_after),)
@@ -81,7 +75,7 @@ def answers(draw: st.DrawFn) -> Answer:
 
 
 def check_event_of(outcome: TaskSnapshot | QwenImageError) -> None:
-    """Check what a wait that ends with an outcome leaves in the database, and what the resumed task reads of it."""
+    """Check that the event of an outcome can be stored, and that the resumed task reads the same outcome from it."""
     policy = polling.PollPolicy(poll_interval=1, end_time=time.time() + 3600, max_consecutive_failures=1)
     decision = polling.decide(policy, polling.PollState(), outcome, image_task_id=TASK_ID, now=time.time())
     if isinstance(decision, polling.Wait):
@@ -89,14 +83,14 @@ def check_event_of(outcome: TaskSnapshot | QwenImageError) -> None:
         return
     event = event_of(decision, TASK_ID)
     check_storable(event, MOST_EVENT_BYTES)
-    resumed_with = _through_airflow(event)
+    received = _through_airflow(event)
     read: TaskSnapshot | QwenImageError
     try:
-        read = snapshot_of(resumed_with)
+        read = snapshot_of(received)
     except QwenImageError as error:
         read = error
     if isinstance(decision, polling.Done):
-        assert isinstance(read, TaskSnapshot), f"an image that is drawn, and a task that fails: {read}"
+        assert isinstance(read, TaskSnapshot), f"the image is drawn, but the resumed task fails: {read}"
         assert read.image_urls == decision.snapshot.image_urls
     else:
         assert isinstance(read, QwenImageError)
@@ -105,7 +99,7 @@ def check_event_of(outcome: TaskSnapshot | QwenImageError) -> None:
 
 
 def _through_airflow(event: dict[str, Any]) -> Any:
-    """Return an event as it comes out of a triggerer's encoder and of the database."""
+    """Return an event after the triggerer's encoder and the database."""
     from airflow.sdk.execution_time.comms import _new_encoder
     from airflow.serialization.serialized_objects import BaseSerialization
     from airflow.triggers.base import TriggerEvent
@@ -118,7 +112,7 @@ def _through_airflow(event: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def prepare() -> Iterator[Callable[[Answer], None]]:
-    """Yield the check of one answer, read without a network."""
+    """Yield the check of one answer, without a network."""
     mask = Mask(KEY)
 
     def check(answer: Answer) -> None:
@@ -140,7 +134,7 @@ def prepare() -> Iterator[Callable[[Answer], None]]:
 
 
 def check_bounded(error: QwenImageError) -> None:
-    """Check what an error says, and how long it asks to wait."""
+    """Check the length of an error's message, and the limits of its `retry_after`."""
     check_message(error, _MOST_CHARACTERS)
     retry_after = getattr(error, "retry_after", None)
     assert retry_after is None or 0 <= retry_after <= _DAY_SECONDS

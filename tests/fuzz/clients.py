@@ -1,4 +1,4 @@
-"""The same answers over a real socket, to both clients: the same result or the same error, and never the key."""
+"""The same answers over a socket to both clients, which must give the same result or error, without the key."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +18,9 @@ from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 from tests.fuzz.answers import TASK_ID, Answer, answers, check_event_of
 from tests.fuzz.junk import KEY
 from tests.fuzz.storable import check_message, check_no_key, check_text
+from tests.raw_server import RawServer
 
-# A 429 slows down every request of a connection, which is not what is looked at here.
+# Two connections, because a 429 to one request slows down the other requests of its connection.
 _READS, _SUBMISSIONS = "fuzz_reads", "fuzz_submissions"
 _REQUEST = GenerateRequest(prompt="a fox", seed=7)
 _HEADER_TEXTS = st.text(
@@ -36,7 +35,7 @@ _FRAMINGS = ("length", "length", "length", "none", "chunked", "too long", "too s
 
 @st.composite
 def wire_answers(draw: st.DrawFn) -> bytes:
-    """Return answers as the bytes that a server, or what stands before one, sends."""
+    """Return answers as the bytes that a server or a proxy sends."""
     answer: Answer = draw(answers())
     headers = [*answer.headers, *draw(st.lists(_HEADERS, max_size=3))]
     headers += [("X-Filler", "y")] * draw(st.sampled_from((0, 0, 0, 150)))
@@ -63,55 +62,8 @@ def wire_answers(draw: st.DrawFn) -> bytes:
     return before + head.encode("latin-1", "replace") + b"Connection: close\r\n\r\n" + body
 
 
-class RawServer:
-    """Sends the same bytes to whoever asks, and closes the connection."""
-
-    def __init__(self) -> None:
-        self.answer = b""
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self) -> None:
-        # Wakes whoever waits in accept.
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
-
-    def _answer(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.settimeout(60)
-            self._read_request(connection)
-            connection.sendall(self.answer)
-            connection.shutdown(socket.SHUT_WR)
-            # What was not read would turn the end of the answer into a reset.
-            while connection.recv(65536):
-                pass
-
-    def _read_request(self, connection: socket.socket) -> None:
-        got = b""
-        while b"\r\n\r\n" not in got:
-            part = connection.recv(65536)
-            if not part:
-                return
-            got += part
-        head, _, body = got.partition(b"\r\n\r\n")
-        lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-        missing = int(lengths[0]) - len(body) if lengths else 0
-        while missing > 0:
-            missing -= len(connection.recv(65536)) or missing
-
-
 class _Log(logging.Handler):
-    """Keeps what is logged while an answer is read."""
+    """Keeps the lines that are logged while an answer is read."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -123,8 +75,8 @@ class _Log(logging.Handler):
 
 @contextlib.contextmanager
 def prepare() -> Iterator[Callable[[bytes], None]]:
-    """Yield the check of one answer, as both clients receive it."""
-    server, log = RawServer(), _Log()
+    """Yield the check of one answer, which both clients receive."""
+    server, log = RawServer(b""), _Log()
     connection = {"conn_type": "qwenimage", "host": server.url, "password": KEY, "extra": {"timeout_seconds": 60}}
     variables = {f"AIRFLOW_CONN_{name.upper()}": json.dumps(connection) for name in (_READS, _SUBMISSIONS)}
     os.environ |= variables
@@ -133,6 +85,7 @@ def prepare() -> Iterator[Callable[[bytes], None]]:
 
     def check(answer: bytes) -> None:
         server.answer = answer
+        server.requests.clear()
         log.lines.clear()
         pairs = list(zip(_sync(), loop.run(_async()), strict=True))
         for one, other in pairs:
@@ -150,13 +103,12 @@ def prepare() -> Iterator[Callable[[bytes], None]]:
         check_no_key("\n".join(log.lines))
 
     try:
-        with asyncio.Runner() as loop:
+        with server, asyncio.Runner() as loop:
             yield check
     finally:
         root.removeHandler(log)
         for name in variables:
             del os.environ[name]
-        server.close()
 
 
 def _kind(outcome: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Connections, in whatever form they are made: settings that both libraries take, or one clear error."""
+"""Connections of any form: they give settings that both HTTP libraries accept, or one short error."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class Connection:
 
 
 def connections() -> st.SearchStrategy[Connection]:
-    """Return connections as people and programs fill them in."""
+    """Return connections with usual and unusual fields."""
     return st.builds(
         Connection,
-        # What Airflow accepts as one.
+        # The connection ids that Airflow accepts.
         conn_id=st.one_of(st.just("qwenimage_default"), st.from_regex(r"[\w#!()\-.:/\\]{1,250}", fullmatch=True)),
         host=_HOSTS,
         schema=st.one_of(st.none(), st.sampled_from(("http", "https", "", "HTTP ", "ftp")), texts()),
@@ -95,7 +95,7 @@ def prepare() -> Iterator[Callable[[Connection], None]]:
     """Yield the check of one connection. Nothing is sent."""
 
     def check(connection: Connection) -> None:
-        # Where a key is put into another field, nobody can know it for one.
+        # If the key is in another field as well, it cannot be recognized as a key there.
         others = (connection.conn_id, connection.host, connection.schema, connection.extra)
         is_secret = not any(KEY[:8] in (other or "") for other in others)
         try:
@@ -120,7 +120,7 @@ def prepare() -> Iterator[Callable[[Connection], None]]:
 
 
 def check_settings(settings: ConnectionSettings) -> None:
-    """Check that both libraries ask the same host for the same path, with a key that they can send."""
+    """Check that both libraries send requests to the same host and path, with a key that they can send."""
     import requests
     from yarl import URL
 
@@ -130,7 +130,7 @@ def check_settings(settings: ConnectionSettings) -> None:
     assert prepared.url is not None
     assert other.raw_host is not None
     assert other.raw_host.isascii()
-    assert URL(prepared.url).host == other.host, f"requests asks {prepared.url}, aiohttp {other}"
+    assert URL(prepared.url).host == other.host, f"requests: {prepared.url}; aiohttp: {other}"
     assert URL(prepared.url).port == other.port
     assert URL(prepared.url).raw_path == other.raw_path
     assert settings.timeout_seconds > 0

@@ -1,4 +1,4 @@
-"""Files of requests: whatever is in them, it is read whole or refused in a few words before anything is paid."""
+"""Files of requests with any content: a file is read completely or refused with a short error, before any payment."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _csv(draw: st.DrawFn) -> bytes:
 
 
 def files() -> st.SearchStrategy[tuple[str, bytes]]:
-    """Return names of files of requests and what is in them."""
+    """Return names and contents of files of requests."""
     array = json_bytes(st.lists(st.one_of(mutated(_ROW), json_values()), max_size=5))
     return st.tuples(st.sampled_from(_NAMES), st.one_of(_json_lines(), _csv(), array, st.binary(max_size=100)))
 
@@ -67,7 +67,7 @@ def prepare() -> Iterator[Callable[[tuple[str, bytes]], None]]:
         try:
             requests = BatchRequests(read(io.BytesIO(content)))
         except UnicodeError as error:
-            raise AssertionError("a decoder's own error, which says nothing of the file") from error
+            raise AssertionError("an error of the decoder, which does not name the file") from error
         except ValueError as error:
             check_message(error)
             return
@@ -81,6 +81,6 @@ def prepare() -> Iterator[Callable[[tuple[str, bytes]], None]]:
 
 
 def _without_key_check(payload: dict[str, Any]) -> dict[str, Any]:
-    """Return a request without what only looks like a key: whoever writes the file may draw it."""
+    """Return a request without the key, which may be part of a prompt in the file."""
     without: dict[str, Any] = json.loads(json.dumps(payload).replace(json.dumps(KEY)[1:-1], "***"))
     return without

@@ -1,4 +1,4 @@
-"""XComs, manifests and sidecars as the gallery reads them: anybody who can write a DAG can forge them."""
+"""XComs, manifests and sidecars for the gallery, which anybody who can write a DAG can forge."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from airflow_provider_qwenimage.rules.batch_rows import manifest_name, rows_name
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from tests.fuzz.junk import json_bytes, json_values, mutated
 
-_PLACE: dict[str, Any] = {"dag_id": "foxes", "run_id": "manual__1", "task_id": "draw", "map_index": -1}
-_WRITER = writer_of(_PLACE)
+_INSTANCE: dict[str, Any] = {"dag_id": "foxes", "run_id": "manual__1", "task_id": "draw", "map_index": -1}
+_WRITER = writer_of(_INSTANCE)
 _IMAGE = "a-fox.jpg"
 _CONTENT = b"not an image"
 _REQUEST = {"prompt": "A fox", "size": "1024*1024", "seed": 7, "output_format": "jpeg"}
@@ -53,7 +53,7 @@ _SIDECAR = {
     "task_id": "n43abcqwenimg",
     "sha256": hashlib.sha256(_CONTENT).hexdigest(),
     "size_bytes": len(_CONTENT),
-    "made_by": _PLACE,
+    "made_by": _INSTANCE,
     "request": _REQUEST,
     "image_urls": ["https://cdn.example/1.jpeg"],
 }
@@ -65,14 +65,13 @@ _IDS = itertools.count(1_000_000)
 
 @dataclass(frozen=True)
 class Forged:
-    """What one task instance left behind, and what stands in storage.
+    """The XComs and files of one task instance.
 
     Args:
-        state: Airflow's state of it.
-        operator: The name of its operator's class.
-        xcoms: What it pushed, by key.
-        manifest: What is in its manifest, or in the file of its rows so far.
-        sidecar: What is beside its image.
+        state: Its state in Airflow.
+        operator: The class name of its operator.
+        manifest: The content of its manifest and of the file of its rows so far.
+        sidecar: The content of the sidecar of its image.
     """
 
     state: str | None
@@ -84,11 +83,11 @@ class Forged:
 
 @st.composite
 def forged(draw: st.DrawFn) -> Forged:
-    """Return what a task may have left, honest or not."""
+    """Return XComs and files of a task, genuine or forged."""
     xcoms = draw(mutated(_XCOMS))
     if draw(st.integers(0, 4)) == 0:
         xcoms = draw(st.dictionaries(st.sampled_from(XCOM_KEYS), json_values()))
-    # Others are not asked for.
+    # The gallery reads no other keys.
     xcoms = {key: value for key, value in xcoms.items() if key in XCOM_KEYS}
     rows = st.one_of(mutated(_ROW), json_values())
     manifest = b"\n".join(draw(st.lists(json_bytes(rows), max_size=4)))
@@ -99,7 +98,7 @@ def forged(draw: st.DrawFn) -> Forged:
 
 @contextlib.contextmanager
 def prepare() -> Iterator[Callable[[Forged], None]]:
-    """Yield the check of one task instance, over Airflow's API server and its database."""
+    """Yield the check of one task instance, through Airflow's API server and database."""
     from airflow.utils.db import initdb
 
     from tests.gallery.airflow_server import serving, token
@@ -108,7 +107,7 @@ def prepare() -> Iterator[Callable[[Forged], None]]:
     initdb()
     with (
         tempfile.TemporaryDirectory(prefix="qwenimage-fuzz-") as name,
-        # Of a library's database and its keys, only the tables are used here: what is forged fits no model.
+        # Rows are inserted directly, because Airflow's models would refuse forged ones.
         contextlib.closing(sqlite3.connect(home / "airflow.db", timeout=60, isolation_level=None)) as database,
         serving(home) as server,
         requests.Session() as session,
@@ -118,15 +117,15 @@ def prepare() -> Iterator[Callable[[Forged], None]]:
         image = folder / _IMAGE
         image.write_bytes(_CONTENT)
 
-        def check(left: Forged) -> None:
-            # A run of its own for each: what was just read of a run is not read again at once.
+        def check(example: Forged) -> None:
+            # Each example has its own run, because the gallery caches a run for a moment.
             run_id = f"manual__{next(numbers)}"
-            writer = writer_of(_PLACE | {"run_id": run_id})
+            writer = writer_of(_INSTANCE | {"run_id": run_id})
             manifest, listed = folder / manifest_name(-1), folder / rows_name(writer)
-            image.with_suffix(".json").write_bytes(left.sidecar)
+            image.with_suffix(".json").write_bytes(example.sidecar)
             for file in (manifest, listed):
-                file.write_bytes(left.manifest.replace(_WRITER.encode(), writer.encode()))
-            with _stored(database, run_id, left, _in_storage(left.xcoms, manifest, listed, image)):
+                file.write_bytes(example.manifest.replace(_WRITER.encode(), writer.encode()))
+            with _stored(database, run_id, example, _with_real_paths(example.xcoms, manifest, listed, image)):
                 answer = session.get(f"{server.url}/qwenimage/dags/foxes/runs/{run_id}/data?limit=200", timeout=60)
                 assert answer.status_code == _OK, f"{answer.status_code}: {answer.text[:500]}"
                 shown = answer.json()
@@ -142,25 +141,25 @@ def prepare() -> Iterator[Callable[[Forged], None]]:
 
 
 @contextlib.contextmanager
-def _stored(database: sqlite3.Connection, run_id: str, left: Forged, xcoms: dict[str, Any]) -> Iterator[None]:
-    """Have a run with one task instance in Airflow's database, and what it pushed."""
+def _stored(database: sqlite3.Connection, run_id: str, example: Forged, xcoms: dict[str, Any]) -> Iterator[None]:
+    """Keep a run with one task instance and its XComs in Airflow's database during the block."""
     run_number = next(_IDS)
     now = datetime.now(UTC).replace(tzinfo=None).isoformat(" ")
-    place = {"dag_id": "foxes", "run_id": run_id, "task_id": "draw", "map_index": -1}
+    key = {"dag_id": "foxes", "run_id": run_id, "task_id": "draw", "map_index": -1}
     run = {"id": run_number, "dag_id": "foxes", "run_id": run_id, "state": "success", "run_type": "manual"}
-    instance = place | {
+    instance = key | {
         "id": uuid.uuid4().hex,
-        "state": left.state,
-        "operator": left.operator,
+        "state": example.state,
+        "operator": example.operator,
         "try_number": 1,
         "start_date": now,
         "updated_at": now,
     }
     _insert(database, "dag_run", run, now)
     _insert(database, "task_instance", instance, now)
-    for key, value in xcoms.items():
+    for name, value in xcoms.items():
         # As Airflow writes it, in ASCII.
-        _insert(database, "xcom", place | {"dag_run_id": run_number, "key": key, "value": json.dumps(value)}, now)
+        _insert(database, "xcom", key | {"dag_run_id": run_number, "key": name, "value": json.dumps(value)}, now)
     try:
         yield
     finally:
@@ -169,7 +168,7 @@ def _stored(database: sqlite3.Connection, run_id: str, left: Forged, xcoms: dict
 
 
 def _insert(database: sqlite3.Connection, table: str, values: dict[str, Any], now: str) -> None:
-    """Insert a row, with something in each further column that must have a value."""
+    """Insert a row, with a placeholder in each other column that requires a value."""
     row = dict(values)
     for _, column, kind, is_required, default, _ in database.execute(f"PRAGMA table_info({table})"):
         if is_required and default is None and column not in row:
@@ -178,8 +177,8 @@ def _insert(database: sqlite3.Connection, table: str, values: dict[str, Any], no
     database.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))  # noqa: S608
 
 
-def _in_storage(xcoms: dict[str, Any], manifest: Path, listed: Path, image: Path) -> dict[str, Any]:
-    """Return the XComs with the paths of what is really in storage, wherever they were left honest."""
+def _with_real_paths(xcoms: dict[str, Any], manifest: Path, listed: Path, image: Path) -> dict[str, Any]:
+    """Return the XComs with the paths of the real files, except where they are forged."""
     found = dict(xcoms)
     if found.get("manifest") == "manifest":
         found["manifest"] = str(manifest)

@@ -1,4 +1,4 @@
-"""Strategies for what strangers send: texts, numbers and JSON that are odd in the ways that have hurt before."""
+"""Strategies for untrusted input: odd texts, numbers and JSON of the kinds that have caused errors before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-# What a key may look like at its worst: each of these characters is escaped somewhere.
+# Each of these characters is escaped in some format.
 KEY = 'sk-fz/47"11\\x&=%2F'
 
 _SPECIAL_TEXTS = (
@@ -54,7 +54,7 @@ _SPECIAL_NUMBERS = (
 
 
 def texts() -> st.SearchStrategy[str]:
-    """Return texts of any characters, half ones included, and now and then very long ones."""
+    """Return texts of any characters, including lone surrogates, and a few very long texts."""
     return _TEXTS
 
 
@@ -63,7 +63,7 @@ _SPECIAL = st.sampled_from(_SPECIAL_TEXTS)
 _WITH_KEY = _ANY_TEXT.map(lambda text: f"{text}{KEY}{text}")
 _LONG = st.builds(lambda part, times: (part or "x") * times, _ANY_TEXT, st.sampled_from((100, 3000)))
 _UNSTORABLE = st.sampled_from(("a fox \ud83d", "\udc00", "\x00", "a\x00b", "\x1b[31mred"))
-# A long one seldom: it costs as much as a thousand others.
+# Long texts are rare, because one costs as much time as a thousand others.
 _TEXTS = st.integers(0, 29).flatmap(
     lambda n: (
         _LONG if n == 29 else _WITH_KEY if n > 25 else _UNSTORABLE if n > 20 else _SPECIAL if n > 10 else _ANY_TEXT
@@ -72,12 +72,12 @@ _TEXTS = st.integers(0, 29).flatmap(
 
 
 def numbers() -> st.SearchStrategy[float]:
-    """Return numbers that JSON can spell and others cannot store."""
+    """Return numbers that JSON can represent, including some that cannot be stored."""
     return st.one_of(st.sampled_from(_SPECIAL_NUMBERS), st.integers(), st.floats())
 
 
 def json_values() -> st.SearchStrategy[Any]:
-    """Return whatever a JSON parser may return."""
+    """Return any value that a JSON parser may return."""
     return _VALUES
 
 
@@ -94,20 +94,20 @@ def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(texts(), inner, max_size=3),
-        # Deeper than any document, and less deep than Python's own limit.
+        # Deeper than any real document, but below Python's recursion limit.
         st.builds(_nested, inner, st.sampled_from((1, 30, 200))),
         st.builds(lambda value, times: [value] * times, _LEAVES, st.sampled_from((2, 300))),
     )
 
 
-# Not st.recursive, which takes most of its time for choosing.
+# Not st.recursive, which is slow.
 _FLAT = _containers(_LEAVES)
 _VALUES = st.one_of(_LEAVES, _LEAVES, _LEAVES, _FLAT, _containers(st.one_of(_LEAVES, _FLAT)))
 
 
 @st.composite
 def mutated(draw: st.DrawFn, valid: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object with some of its fields replaced, left out or added, at any depth."""
+    """Return an object with some of its fields replaced, removed or added, at any depth."""
     value = dict(valid)
     for name in draw(st.lists(st.sampled_from(sorted(valid)), max_size=3, unique=True)):
         match draw(st.integers(0, 7)):
@@ -123,7 +123,7 @@ def mutated(draw: st.DrawFn, valid: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _like(value: Any) -> st.SearchStrategy[Any]:
-    """Return values of the same kind, which get past the first look at them."""
+    """Return values of the same type, which pass the first checks."""
     if isinstance(value, dict):
         return mutated(value) if value else _VALUES
     if isinstance(value, list):
@@ -134,7 +134,7 @@ def _like(value: Any) -> st.SearchStrategy[Any]:
 
 
 def spellings(text: str) -> tuple[str, ...]:
-    """Return ways to write a text that all read as it: in JSON, URLs and HTML."""
+    """Return the text and its encodings in JSON, URLs and HTML."""
     from html import escape
     from urllib.parse import quote
 
@@ -153,9 +153,9 @@ def spellings(text: str) -> tuple[str, ...]:
 
 @st.composite
 def json_bytes(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> bytes:
-    """Return values as JSON that a server may write: other escapes, other encodings, cut short, with something around.
+    """Return values as JSON bytes: with other escapes, in other encodings, cut short, or with other bytes around it.
 
-    The key, if a value has it, is spelled in one of the ways that JSON knows.
+    If a value contains the key, the key is written with one of JSON's escapes.
     """
     value = draw(values)
     text = json.dumps(value, ensure_ascii=draw(st.booleans()))

@@ -1,4 +1,4 @@
-"""Runs the targets in turn until a budget of seconds is spent, and reports what does not hold."""
+"""Fuzz the targets in turn until the time is over, and report the failing examples."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 from tests.fuzz.targets import Target
 
-# A turn takes about so long, so that each target has many of them and the progress moves.
+# The approximate length of a turn: short, so that each target has many turns.
 _TURN_SECONDS = 3.0
 _FIRST_EXAMPLES = 20
 _MOST_EXAMPLES = 5000
-# Looking for a smaller example takes no longer than this, and may pass the budget by so much.
+# The limit for the search for a smaller failing example, which may exceed the total time.
 _SHRINK_SECONDS = 20.0
 _SHOWN_CHARACTERS = 1500
 
 
 class _OutOfTimeError(BaseException):
-    """Ends a turn. Hypothesis takes every Exception for a failure of the property."""
+    """Ends a turn. A BaseException, because Hypothesis treats every Exception as a failing example."""
 
 
 @dataclass
 class Tally:
-    """How far a target is.
+    """The result of a target so far.
 
     Attributes:
-        examples: How many were checked.
-        seconds: How long that took.
-        failure: What did not hold, as people read it, or None.
+        examples: The number of checked examples.
+        seconds: The time that they took.
+        failure: The text of the first failure, or None.
     """
 
     examples: int = 0
@@ -55,40 +55,40 @@ class Fuzzing:
     """One run over some targets.
 
     Args:
-        targets: The targets by their names.
-        seconds: The budget of all of them together.
-        database: The folder where failing examples are kept, to be tried first the next time.
-        say: Told how far it is.
-        clock: Tells the seconds, from wherever.
+        targets: The targets by name.
+        seconds: The time for all targets together.
+        database: The folder of failing examples, which are tried first in the next run.
+        on_progress: Called with a text before each turn.
+        clock: Returns seconds from any starting point.
     """
 
     targets: Mapping[str, Target]
     seconds: float
     database: Path
-    say: Callable[[str], None] = lambda _: None
+    on_progress: Callable[[str], None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     tallies: dict[str, Tally] = field(default_factory=dict)
 
     def run(self) -> bool:
-        """Run it, and return whether everything held."""
+        """Fuzz the targets, and return whether no example failed."""
         self.tallies = {name: Tally() for name in self.targets}
         with ExitStack() as stack:
             checks = {name: stack.enter_context(target.prepare()) for name, target in self.targets.items()}
-            # The budget is for examples.
+            # The time for the preparation does not count.
             began = self.clock()
             while self.clock() - began < self.seconds:
-                going_on = [name for name, tally in self.tallies.items() if tally.failure is None]
-                if not going_on:
+                running = [name for name, tally in self.tallies.items() if tally.failure is None]
+                if not running:
                     break
-                # Whoever had the least of the time is next: a slow start does not cost a target its share.
-                name = min(going_on, key=lambda name: self.tallies[name].seconds)
+                # The target that has had the least time is next.
+                name = min(running, key=lambda name: self.tallies[name].seconds)
                 self._take_turn(name, checks[name], began)
         return not any(tally.failure for tally in self.tallies.values())
 
     def _take_turn(self, name: str, check: Callable[[Any], None], began: float) -> None:
         tally = self.tallies[name]
         elapsed = self.clock() - began
-        self.say(f"{elapsed:.0f} of {self.seconds:.0f} s, {name}: {tally.examples} examples")
+        self.on_progress(f"{elapsed:.0f} of {self.seconds:.0f} s, {name}: {tally.examples} examples")
         turn_began = self.clock()
         deadline = min(turn_began + 2 * _TURN_SECONDS, began + self.seconds)
         found: str | None = None
@@ -104,22 +104,22 @@ class Fuzzing:
                 if found is None:
                     deadline = self.clock() + _SHRINK_SECONDS
                 error.add_note(f"Example: {example!r}")
-                found = _told(error)
+                found = _format(error)
                 raise
 
         try:
             self._property(name, counted, tally.next_turn())()
         except _OutOfTimeError:
-            tally.failure = found and f"{found}\nA smaller example may be found with more time."
-        except Exception as error:  # noqa: BLE001  whatever does not hold is reported
-            tally.failure = found or _told(error)
+            tally.failure = found and f"{found}\nWith more time, a smaller example may be found."
+        except Exception as error:  # noqa: BLE001  every failure is reported
+            tally.failure = found or _format(error)
         tally.seconds += self.clock() - turn_began
 
     def _property(self, name: str, check: Callable[[Any], None], examples: int) -> Callable[[], None]:
         @settings(
             database=DirectoryBasedExampleDatabase(self.database / name),
             deadline=None,
-            # In CI, Hypothesis would try the same examples each time.
+            # By default, Hypothesis tries the same examples in each CI run.
             derandomize=False,
             max_examples=examples,
             phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
@@ -135,14 +135,14 @@ class Fuzzing:
         return holds
 
     def report(self, command: str) -> str:
-        """Return the table, and what did not hold with how to run it again.
+        """Return the table, and each failure with the command that repeats it.
 
         Args:
-            command: What runs one target again, with ``{name}`` where its name belongs.
+            command: The command that fuzzes one target, with ``{name}`` for the target's name.
         """
         lines = [f"{'target':<12} {'examples':>9} {'seconds':>8}  result"]
         for name, tally in self.tallies.items():
-            result = "does not hold" if tally.failure else "holds" if tally.examples else "was not reached"
+            result = "failed" if tally.failure else "passed" if tally.examples else "not reached"
             lines.append(f"{name:<12} {tally.examples:>9} {tally.seconds:>8.0f}  {result}")
         for name, tally in self.tallies.items():
             if tally.failure:
@@ -150,7 +150,7 @@ class Fuzzing:
         return "\n".join(lines)
 
 
-def _told(error: BaseException) -> str:
+def _format(error: BaseException) -> str:
     lines = "".join(traceback.format_exception(error, limit=-6)).rstrip().splitlines()
     return "\n".join(_cut(line) for line in lines)
 
@@ -160,6 +160,6 @@ def _cut(text: str) -> str:
 
 
 def show(text: str) -> None:
-    """Write a line."""
+    """Print a text to stdout at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What may come out, wherever strangers' input goes in: only what Airflow and PostgreSQL store, and never the key."""
+"""Check the results of untrusted input: Airflow and PostgreSQL must be able to store them, without the key."""
 
 from __future__ import annotations
 
@@ -12,39 +12,31 @@ from tests.fuzz.junk import KEY, spellings
 
 _INTEGER_BITS = 63
 _MOST_CHARACTERS = 20_000
-# As they are, and as Python prints them.
+# Each spelling as it is, and as Python's repr shows it.
 _SPELLINGS = {form for spelling in spellings(KEY) for form in (spelling, repr(spelling)[1:-1])}
 _LEAKS = re.compile("|".join(re.escape(spelling) for spelling in sorted(_SPELLINGS, key=len, reverse=True)))
 
 
 def check_text(text: str, most: int = _MOST_CHARACTERS) -> None:
-    """Check that a text can be stored and logged, is bounded, and does not contain the key.
-
-    Raises:
-        AssertionError: If it is not so.
-    """
+    """Check that a text can be stored and logged, is not too long, and does not contain the key."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise AssertionError(f"half a character in {ascii(text)[:200]}") from error
+        raise AssertionError(f"a lone surrogate in {ascii(text)[:200]}") from error
     assert "\0" not in text, f"NUL in {text[:200]!r}"
     assert len(text) <= most, f"{len(text)} characters: {text[:100]!r}…"
     check_no_key(text)
 
 
 def check_no_key(text: str) -> None:
-    """Check that a text has the key in no spelling."""
+    """Check that a text does not contain the key in any spelling."""
     found = _LEAKS.search(text)
     if found is not None:
         raise AssertionError(f"the key is in {text[max(0, found.start() - 40) : found.end() + 40]!r}")
 
 
 def check_message(error: BaseException, most: int = _MOST_CHARACTERS) -> None:
-    """Check an error as users and logs see it: its message, its causes and its fields.
-
-    Raises:
-        AssertionError: If something of it cannot be stored, is not bounded, or contains the key.
-    """
+    """Check an error's message with `check_text`, and that its traceback, causes and fields do not contain the key."""
     text = str(error)
     check_text(text, most)
     assert "\x1b" not in text
@@ -57,11 +49,7 @@ def check_message(error: BaseException, most: int = _MOST_CHARACTERS) -> None:
 
 
 def check_storable(value: Any, most_bytes: int) -> None:
-    """Check that a value can be stored as JSON in PostgreSQL, is bounded, and does not contain the key.
-
-    Raises:
-        AssertionError: If it is not so; the message says where.
-    """
+    """Check that a value can be stored as JSON in PostgreSQL, is not too large, and does not contain the key."""
     _walk(value, "value")
     try:
         stored = json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")

@@ -1,4 +1,4 @@
-"""What is fuzzed: for each target, where its examples come from and what must be true of each of them."""
+"""The targets of the fuzzing: the examples of each target, and the check of an example."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.fuzz import answers, clients, connections, files, gallery
 
 @dataclass(frozen=True)
 class Target:
-    """One of the places where strangers' input comes in.
+    """A part of the package that reads untrusted input.
 
     Args:
-        what: What it reads, in a few words.
-        examples: Makes the strategy of its examples.
-        prepare: Yields the check of one example, while whatever it needs is running.
+        what: A short name of the input.
+        examples: Returns the strategy of the examples.
+        prepare: Yields the check of one example, which raises an exception if the example fails.
     """
 
     what: str

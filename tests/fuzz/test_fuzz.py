@@ -1,4 +1,4 @@
-"""The fuzzing itself: it divides its budget, finds what is wrong, says how to see it again, and remembers it."""
+"""The fuzzing divides its time between targets, finds failing examples, reports how to repeat them, and stores them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def prepared(check: Callable[[Any], None]) -> Callable[[], AbstractContextManage
     return prepare
 
 
-def at_each_look(seconds: float) -> Callable[[], float]:
-    """Return a clock that moves on when it is looked at, which happens once for each example, and not else."""
-    looks = itertools.count()
-    return lambda: next(looks) * seconds
+def clock_in_steps(seconds: float) -> Callable[[], float]:
+    """Return a clock that moves on with each call, and so with each example."""
+    calls = itertools.count()
+    return lambda: next(calls) * seconds
 
 
 def refuse_large(number: int) -> None:
@@ -44,24 +44,24 @@ SOUND = Target("numbers", st.integers, prepared(lambda _: None))
 BROKEN = Target("numbers", st.integers, prepared(refuse_large))
 
 
-def test_the_budget_is_kept_and_divided(tmp_path: Path) -> None:
-    said: list[str] = []
-    clock = at_each_look(0.1)
-    # As long as ten others.
+def test_the_time_is_kept_and_divided_between_targets(tmp_path: Path) -> None:
+    messages: list[str] = []
+    clock = clock_in_steps(0.1)
+    # An example of this target takes as long as ten of the other.
     slow = Target("numbers", st.integers, prepared(lambda _: [clock() for _ in range(9)]))
-    fuzzing = Fuzzing({"one": SOUND, "slow": slow}, 60.0, tmp_path, said.append, clock)
+    fuzzing = Fuzzing({"one": SOUND, "slow": slow}, 60.0, tmp_path, messages.append, clock)
     assert fuzzing.run()
-    # A turn that has begun ends with the budget, whatever it was to take.
+    # The last turn ends when the time is over.
     assert 45 < sum(tally.seconds for tally in fuzzing.tallies.values()) < 62
     assert min(tally.seconds for tally in fuzzing.tallies.values()) > 20
     assert fuzzing.tallies["one"].examples > 3 * fuzzing.tallies["slow"].examples > 30
-    assert all(" of 60 s, " in line and line.endswith("examples") for line in said)
-    assert {line.split(", ")[1].split(":")[0] for line in said} == {"one", "slow"}
-    assert "holds" in fuzzing.report("make fuzz")
+    assert all(" of 60 s, " in line and line.endswith("examples") for line in messages)
+    assert {line.split(", ")[1].split(":")[0] for line in messages} == {"one", "slow"}
+    assert "passed" in fuzzing.report("make fuzz")
 
 
-def test_what_does_not_hold_is_shown_at_its_smallest_and_ends_only_its_own_target(tmp_path: Path) -> None:
-    fuzzing = Fuzzing({"broken": BROKEN, "sound": SOUND}, 30.0, tmp_path, clock=at_each_look(0.02))
+def test_the_smallest_failing_example_is_reported_and_ends_only_its_own_target(tmp_path: Path) -> None:
+    fuzzing = Fuzzing({"broken": BROKEN, "sound": SOUND}, 30.0, tmp_path, clock=clock_in_steps(0.02))
     assert not fuzzing.run()
     report = fuzzing.report('make fuzz ARGS="--target {name}"')
     assert "Example: 1000\n" in report
@@ -71,11 +71,11 @@ def test_what_does_not_hold_is_shown_at_its_smallest_and_ends_only_its_own_targe
     assert fuzzing.tallies["sound"].examples > fuzzing.tallies["broken"].examples
 
 
-def test_what_did_not_hold_is_tried_first_the_next_time(tmp_path: Path) -> None:
-    assert not Fuzzing({"broken": BROKEN}, 100.0, tmp_path, clock=at_each_look(0.02)).run()
+def test_a_failing_example_is_tried_first_in_the_next_run(tmp_path: Path) -> None:
+    assert not Fuzzing({"broken": BROKEN}, 100.0, tmp_path, clock=clock_in_steps(0.02)).run()
     tried: list[int] = []
     again = Target("numbers", st.integers, prepared(tried.append))
-    Fuzzing({"broken": again, "other": SOUND}, 0.5, tmp_path, clock=at_each_look(0.02)).run()
+    Fuzzing({"broken": again, "other": SOUND}, 0.5, tmp_path, clock=clock_in_steps(0.02)).run()
     assert tried[0] == 1000
 
 
@@ -83,9 +83,9 @@ def test_what_did_not_hold_is_tried_first_the_next_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "gallery" else ()) for name in TARGETS]
 )
-def test_a_target_makes_examples_of_its_own_that_are_no_error_of_the_fuzzing(name: str, tmp_path: Path) -> None:
-    """Only that its parts fit together; what it finds is for `make fuzz` to say."""
-    fuzzing = Fuzzing({name: TARGETS[name]}, 0.5, tmp_path, clock=at_each_look(0.02))
+def test_a_target_checks_examples_without_an_error_of_its_own(name: str, tmp_path: Path) -> None:
+    """This tests the target only; failing examples are found by `make fuzz`."""
+    fuzzing = Fuzzing({name: TARGETS[name]}, 0.5, tmp_path, clock=clock_in_steps(0.02))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.fuzz.running._SHRINK_SECONDS", 0.0)
         fuzzing.run()
@@ -100,17 +100,17 @@ def test_a_target_makes_examples_of_its_own_that_are_no_error_of_the_fuzzing(nam
     + [f"…{spelling}…" for spelling in spellings(KEY)],
     ids=range(9 + len(spellings(KEY))),
 )
-def test_what_cannot_be_stored_is_noticed(value: Any) -> None:
+def test_a_value_that_cannot_be_stored_is_detected(value: Any) -> None:
     with pytest.raises(AssertionError):
         check_storable(value, 100 if value == "x" * 200 else 10_000)
 
 
-def test_what_can_be_stored_passes() -> None:
+def test_a_value_that_can_be_stored_passes() -> None:
     check_storable({"a": [1, -(2**62), 2.5, None, True, "ä 🦊", {"b": []}]}, 1000)
     check_text("An error: what to do.")
 
 
-def test_the_key_is_noticed_in_whatever_an_error_came_from() -> None:
+def test_the_key_is_detected_in_the_cause_of_an_error() -> None:
     error = ValueError("the answer is not JSON")
     error.__cause__ = RuntimeError({"Authorization": f"Bearer {KEY}"})
     with pytest.raises(AssertionError, match="the key is in"):
@@ -118,7 +118,7 @@ def test_the_key_is_noticed_in_whatever_an_error_came_from() -> None:
     check_no_key("sk-another")
 
 
-def test_the_command_says_what_it_takes() -> None:
+def test_the_command_line_lists_the_targets_and_refuses_wrong_values() -> None:
     command = [sys.executable, "-m", "tests.fuzz"]
     helped = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(name in helped for name in TARGETS)

@@ -1,4 +1,4 @@
-"""Measures what a process uses from one moment to another: time, CPU time and memory."""
+"""Measure the wall time, CPU time and memory of this process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _KIB = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a process has used.
+    """The usage of a process for its work.
 
     Attributes:
         wall_seconds: From the start of the work to its end.
-        cpu_seconds: User and system, of all threads, in that time.
-        start_cpu_seconds: Before the work: the interpreter and what was imported.
-        start_bytes: The memory in use when the work began.
-        peak_bytes: The most memory that was ever in use.
+        cpu_seconds: User and system time of all threads during the work.
+        start_cpu_seconds: CPU time before the work, for the interpreter and imports.
+        start_bytes: Memory in use at the start of the work.
+        peak_bytes: Peak memory of the process.
     """
 
     wall_seconds: float
@@ -32,14 +32,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Meter:
-    """Measures this process from now on."""
+    """Measures this process from the creation of the meter."""
 
     _wall: float = field(default_factory=time.perf_counter)
     _cpu: float = field(default_factory=time.process_time)
     _bytes: int = field(default_factory=lambda: _memory("VmRSS"))
 
     def read(self) -> Usage:
-        """Return what was used since then."""
+        """Return the usage so far."""
         return Usage(
             wall_seconds=time.perf_counter() - self._wall,
             cpu_seconds=time.process_time() - self._cpu,
@@ -52,5 +52,5 @@ class Meter:
 def _memory(name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
     if found is None:
-        raise OSError(f"{_STATUS} does not say {name}. The benchmarks need Linux.")
+        raise OSError(f"{_STATUS} has no line {name}. Run the benchmarks on Linux.")
     return int(found[1]) * _KIB

@@ -1,4 +1,4 @@
-"""What the http provider's trigger asks of each answer. A module of its own: the trigger reloads it at each poll."""
+"""The response check of the http provider's trigger, in its own module because the trigger reloads it for each poll."""
 
 from __future__ import annotations
 
