@@ -1,12 +1,13 @@
 """The gallery in Airflow's web UI (3.1 and later).
 
-Every process of Airflow loads this module, so it imports next to nothing. The pages themselves load in the API server,
-with the first request for one.
+Every Airflow process loads this module, so it imports very little. The API server loads the pages themselves at the
+first request.
 """
 
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowPlugin, conf
 
@@ -14,24 +15,22 @@ from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.rules.gallery_urls import DAG_ROUTE, NAV_ROUTE, PREFIX, RUN_ROUTE, TASK_ROUTE
 
 _NAME = "Generated images"
-# Short: with a longer one, the tabs of a mapped task take two lines.
+# Short, because with a longer name the tabs of a mapped task take two lines.
 _TAB_NAME = "Images"
 
 
 class GalleryApp:
-    """The ASGI application of the gallery, which loads when it is first asked for something."""
+    """The ASGI application of the gallery, loaded at the first request."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request."""
+        """Pass a request on to the application."""
         from airflow_provider_qwenimage.plugin.app import app
 
         await app(scope, receive, send)
 
 
 def _view(destination: str, route: str, path: str) -> dict[str, Any]:
-    from urllib.parse import urlsplit
-
-    # Where Airflow is not at the root of its host, its base URL says so.
+    # If Airflow is not at the root of its host, its base URL has a path.
     root = f"{urlsplit(conf.get('api', 'base_url', fallback='') or '').path.rstrip('/')}{PREFIX}"
     return {
         "name": _NAME if destination == "nav" else _TAB_NAME,
@@ -44,7 +43,7 @@ def _view(destination: str, route: str, path: str) -> dict[str, Any]:
 
 
 class QwenImagePlugin(AirflowPlugin):
-    """Tells Airflow where the gallery is: a page, and a tab on each DAG, DAG run and task instance."""
+    """Adds the gallery to Airflow's UI: a page, and a tab on each DAG, DAG run and task instance."""
 
     name = "qwenimage"
     fastapi_apps = [{"app": GalleryApp(), "url_prefix": PREFIX, "name": _NAME}] if HAS_PLUGIN_PAGES else []

@@ -1,7 +1,8 @@
-"""What the gallery tells of task instances: plain values. No I/O."""
+"""The gallery's records of images and batches: plain values. No I/O."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,26 +10,26 @@ from enum import StrEnum
 from typing import Any
 
 ENDED_BADLY = frozenset({"failed", "upstream_failed"})
-# What an image takes in memory beside its texts, about.
+# About the memory of a record without its texts.
 _RECORD_BYTES = 1000
 _ENDED = ENDED_BADLY | {"success", "skipped", "removed"}
 
 
 @dataclass(frozen=True)
-class Unseen:
-    """Stands for an XCom that was pushed, and whose value the gallery does not have.
+class UnreadableXCom:
+    """Replaces the value of an XCom that exists but that the gallery cannot read.
 
     Attributes:
-        reason: Why.
-        may_come: Whether it may be readable later.
+        reason: Why it cannot be read, as a sentence for the page.
+        is_temporary: Whether a later read may succeed.
     """
 
     reason: str
-    may_come: bool = False
+    is_temporary: bool = False
 
 
 class Status(StrEnum):
-    """What the gallery calls the state of an image."""
+    """The states of an image by which the gallery filters and counts."""
 
     WAITING = "waiting"
     DRAWING = "drawing"
@@ -39,17 +40,14 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInstance:
-    """What Airflow knows of a task instance.
+    """A task instance as Airflow's database has it.
 
     Attributes:
-        dag_id: The DAG.
-        run_id: The DAG run.
-        task_id: The task.
-        map_index: -1 where the task is not mapped.
-        state: Airflow's state of it.
-        operator: The name of the operator's class.
-        try_number: The number of its latest try.
-        changed_at: When it began or ended, in ISO 8601.
+        map_index: -1 if the task is not mapped.
+        state: Airflow's state of the task instance.
+        operator: The class name of the operator.
+        try_number: The number of the latest try.
+        changed_at: When it started or ended, in ISO 8601.
     """
 
     dag_id: str
@@ -63,34 +61,34 @@ class TaskInstance:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing changes any more, unless it is cleared."""
+        """Whether the state is final unless the task is cleared."""
         return self.state in _ENDED
 
-    def is_at(self, task_id: str, map_index: int | None) -> bool:
-        """Whether it is an instance of a task; of any map index where that is None."""
+    def matches(self, task_id: str, map_index: int | None) -> bool:
+        """Whether it is an instance of a task with this map index; None matches every map index."""
         return self.task_id == task_id and map_index in (None, self.map_index)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """What the gallery tells of one image.
+    """One image.
 
     Attributes:
-        task: The task instance that has drawn it, or is to.
-        number: Its place among the images of the task instance, counted from 1.
-        status: Where it stands.
-        state: The same, more closely: Airflow's state, or that of the manifest's row.
-        request: The fields of the request, as far as they are known.
+        task: The task instance that draws the image.
+        number: Counts the images of the task instance from 1.
+        status: What the gallery filters and counts by.
+        state: More exact than `status`: Airflow's state, or that of the manifest's row.
+        request: The known fields of the request.
         image_task_id: The API's id of the image task.
-        path: Where it is stored.
-        image_url: Where the API has it.
-        consumed_credits: What it cost, or None where that is not known (yet).
-        at_risk: Credits that it may have cost, where nothing more will be known.
-        reused: Whether it stood in storage before the task.
-        error: The kind of the error that it ended with.
-        message: What that error says.
-        changed_at: When it was stored, or its task began or ended, in ISO 8601.
-        waited_for_by: The sensor that has waited for it.
+        path: The path or URL of the stored image.
+        image_url: The address of the image at the API.
+        consumed_credits: The credits it consumed, or None if not known (yet).
+        at_risk: Credits that it may have consumed, if this will not become known.
+        reused: Whether the image was stored before the task ran.
+        error: The class name of the error that ended it.
+        message: The message of that error, or a note on the image.
+        changed_at: When it was stored, or its task started or ended, in ISO 8601.
+        waited_for_by: The sensor that waits for it.
     """
 
     task: TaskInstance
@@ -115,37 +113,38 @@ class ImageRecord:
         texts = (self.request.get("prompt"), self.path, self.image_url, self.message)
         return _RECORD_BYTES + sum(sys.getsizeof(text) for text in texts if text is not None)
 
-    def is_of(self, task_id: str, map_index: int | None) -> bool:
-        """Whether a task instance has to do with it; of any map index where that is None."""
-        return any(task is not None and task.is_at(task_id, map_index) for task in (self.task, self.waited_for_by))
+    def belongs_to(self, task_id: str, map_index: int | None) -> bool:
+        """Whether a task instance draws the image or waits for it; None matches every map index."""
+        tasks = (self.task, self.waited_for_by)
+        return any(task is not None and task.matches(task_id, map_index) for task in tasks)
 
     def matches(self, status: str, words: Sequence[str]) -> bool:
-        """Whether it has a status ("" for any), and every word somewhere in what is told of it.
+        """Whether it has a status ("" for any) and contains every word.
 
         Args:
-            status: The status.
-            words: Case-folded: parts of the prompt, the error or a name, the beginning of the image task's id, or a
-                whole seed, size or format.
+            status: A value of `Status`, or "".
+            words: Case-folded: parts of the prompt, the error or the task's name, the beginning of the image task's id,
+                or a whole seed, size or format.
         """
         if status and self.status != status:
             return False
         if not words:
             return True
         texts = (self.request.get("prompt"), self.error, self.message, self.task.task_id)
-        found = "\n".join(part for part in texts if part is not None).casefold()
+        searched = "\n".join(part for part in texts if part is not None).casefold()
         values = {str(self.request.get(name)) for name in ("seed", "size", "output_format")}
         image_task_id = (self.image_task_id or "").casefold()
-        return all(word in found or word in values or image_task_id.startswith(word) for word in words)
+        return all(word in searched or word in values or image_task_id.startswith(word) for word in words)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRecord:
-    """Where a batch stands.
+    """The progress of a batch.
 
     Attributes:
-        task: Its task instance.
-        progress: The XCom of that name, with numbers only.
-        problem: Why its images cannot be listed, if they cannot.
+        task: The task instance of the batch.
+        progress: The numbers of the XCom `progress`.
+        problem: Why its images cannot be listed, or None.
     """
 
     task: TaskInstance
@@ -155,14 +154,12 @@ class BatchRecord:
 
 @dataclass(frozen=True)
 class Records:
-    """What the gallery tells of some task instances.
+    """The images and batches of some task instances.
 
     Attributes:
-        images: Their images.
-        batches: Those of them that are batches.
-        is_partial: Whether something could not be read, and may be later.
-        is_cut: Whether there are more images than are kept in memory.
-        weight: About how many bytes they take, as far as that was counted; see `within`.
+        is_partial: Whether something could not be read that a later read may find.
+        is_cut: Whether images were left out to limit memory.
+        weight: About how many bytes of memory the images take, if counted; see `within`.
     """
 
     images: Sequence[ImageRecord] = ()
@@ -171,31 +168,31 @@ class Records:
     is_cut: bool = False
     weight: int = 0
 
-    def within(self, room: int) -> Records:
-        """Return the records with as many of the images as fit into so many bytes, counted."""
-        weight = 0
-        for count, image in enumerate(self.images):
-            heavier = weight + image.weight
-            if heavier > room:
-                return replace(self, images=self.images[:count], is_cut=True, weight=weight)
-            weight = heavier
-        return replace(self, weight=weight)
+    def within(self, most_bytes: int) -> Records:
+        """Return the records with their weight counted, and with only the first images that fit into `most_bytes`."""
+        weights = list(itertools.accumulate(image.weight for image in self.images))
+        fitting = [weight for weight in weights if weight <= most_bytes]
+        return replace(
+            self,
+            images=self.images[: len(fitting)],
+            is_cut=self.is_cut or len(fitting) < len(weights),
+            weight=fitting[-1] if fitting else 0,
+        )
 
     @property
     def has_problem(self) -> bool:
-        """Whether something could not be read, which may come back."""
+        """Whether something could not be read and has to be read again."""
         return self.is_partial or any(batch.problem for batch in self.batches)
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What the gallery adds up.
+    """The sums above the images of a page.
 
     Attributes:
-        images: How many are there.
-        counts: How many have each status.
-        consumed_credits: Credits that are spent.
-        at_risk: Credits that may be spent, where nothing more will be known.
+        images: The number of images.
+        counts: The number of images by status.
+        at_risk: Credits that may have been consumed, if this will not become known.
     """
 
     images: int
@@ -205,20 +202,20 @@ class Totals:
 
 
 def totals_of(records: Records) -> Totals:
-    """Add up what the records tell."""
+    """Add up images and credits."""
     counts = dict.fromkeys((str(status) for status in Status), 0)
     spent = at_risk = 0.0
-    listed = set()
+    tasks_with_images = set()
     for record in records.images:
         counts[record.status] += 1
         spent += record.consumed_credits or 0
         at_risk += record.at_risk
-        listed.add(record.task)
+        tasks_with_images.add(record.task)
     for batch in records.batches:
-        if batch.task in listed:
+        if batch.task in tasks_with_images:
             continue
         progress = batch.progress
-        # Its rows are not listed yet, or no longer: the numbers it has pushed are all there is.
+        # Without rows, the pushed progress is all that is known.
         counts[Status.DONE] += int(progress.get("done", 0))
         counts[Status.FAILED] += int(progress.get("failed", 0))
         counts[Status.DRAWING] += int(progress.get("in_flight", 0))

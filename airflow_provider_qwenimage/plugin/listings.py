@@ -1,4 +1,4 @@
-"""Decides in which form the pages are told of images: plain JSON, of a bounded size."""
+"""Builds the JSON that the pages load: the records of images, at a limited size. No I/O."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from airflow_provider_qwenimage.plugin.addresses import shown_address
+from airflow_provider_qwenimage.plugin.addresses import linkable_address
 from airflow_provider_qwenimage.plugin.image_records import BatchRecord, ImageRecord, Records, Totals, totals_of
 from airflow_provider_qwenimage.rules.gallery_urls import image_path, run_page, task_page
 
 _MOST_BATCHES = 200
 _NOT_LINKED = (
-    "This image is not stored, and its address is not linked here: it is on Airflow's own host, or no https URL. The "
-    "task's XComs have it."
+    "This image is not stored. Its address is not linked here, because it is on Airflow's own host or is not an https "
+    "URL; the task's XComs contain it."
 )
 
 
 @dataclass(frozen=True)
 class Window:
-    """Which part of the images is asked for."""
+    """The part of the images that a page requests, and its filter."""
 
     offset: int
     limit: int
@@ -29,31 +29,28 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where Airflow is reached.
+class PageContext:
+    """How the browser reaches Airflow.
 
     Attributes:
-        root: What comes before the paths of its pages.
-        hosts: Its own hosts; see `addresses.hosts_in`.
-        is_secure: Whether the page came through TLS.
+        root: The path of Airflow's base URL, before the paths of its pages.
+        own_hosts: Airflow's own hosts; see `addresses.hosts_in`.
+        is_secure: Whether the page was loaded through TLS.
     """
 
     root: str
-    hosts: frozenset[str]
+    own_hosts: frozenset[str]
     is_secure: bool
 
 
 def listing(
-    place: Place, window: Window, records: Records, *, is_active: bool, note: str | None = None
+    context: PageContext, window: Window, records: Records, *, is_active: bool, note: str | None = None
 ) -> dict[str, Any]:
-    """Return what a page is told.
+    """Return the JSON of a page: totals of all images, and the requested part of those that match the filter.
 
     Args:
-        place: Where Airflow is reached.
-        window: Which part of the images is asked for.
-        records: What there is.
-        is_active: Whether more may come.
-        note: A sentence about all of it.
+        is_active: Whether more images may follow.
+        note: A sentence to show above the images.
     """
     found: Sequence[ImageRecord] = records.images
     if window.status or window.words:
@@ -61,8 +58,8 @@ def listing(
     return {
         "totals": _totals(totals_of(records)),
         "found": len(found),
-        "items": [_item(place, record) for record in found[window.offset : window.offset + window.limit]],
-        "batches": [_batch(place.root, batch) for batch in records.batches[:_MOST_BATCHES]],
+        "items": [_item(context, record) for record in found[window.offset : window.offset + window.limit]],
+        "batches": [_batch(context.root, batch) for batch in records.batches[:_MOST_BATCHES]],
         "is_active": is_active,
         "note": note,
     }
@@ -77,8 +74,8 @@ def _totals(totals: Totals) -> dict[str, Any]:
     }
 
 
-def _item(place: Place, record: ImageRecord) -> dict[str, Any]:
-    task, root = record.task, place.root
+def _item(context: PageContext, record: ImageRecord) -> dict[str, Any]:
+    task, root = record.task, context.root
     item: dict[str, Any] = {
         "dag_id": task.dag_id,
         "run_id": task.run_id,
@@ -105,13 +102,13 @@ def _item(place: Place, record: ImageRecord) -> dict[str, Any]:
         "details": None,
     }
     if record.path is not None:
-        # With the id of the image task: one that is drawn anew has another URL, and no old picture in a cache.
+        # With the id of the image task: an image that is drawn again has another URL, so no cache has its old version.
         drawn = record.image_task_id or ""
         for name, kind in {"image": "", "thumbnail": "thumbnail", "details": "details"}.items():
-            its = task.dag_id, task.run_id, task.task_id, task.map_index, record.number
-            item[name] = f"{root}{image_path(*its, kind=kind)}&{urlencode({'drawn': drawn})}"
+            key = task.dag_id, task.run_id, task.task_id, task.map_index, record.number
+            item[name] = f"{root}{image_path(*key, kind=kind)}&{urlencode({'drawn': drawn})}"
     elif record.image_url is not None:
-        item["address"] = shown_address(record.image_url, place.hosts, is_page_secure=place.is_secure)
+        item["address"] = linkable_address(record.image_url, context.own_hosts, is_page_secure=context.is_secure)
         if item["address"] is None:
             item["message"] = record.message or _NOT_LINKED
     return item

@@ -1,25 +1,26 @@
-"""Reads the rows that a batch has listed, from the storage of its images."""
+"""Reads the rows of a batch from its manifest."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.contract import MAX_IMAGES
+from airflow_provider_qwenimage.plugin.bounded_cache import BoundedCache
 from airflow_provider_qwenimage.plugin.bounds import MOST_IMAGES_OF_A_BATCH, json_value, path
-from airflow_provider_qwenimage.plugin.image_records import Unseen
+from airflow_provider_qwenimage.plugin.image_records import UnreadableXCom
 from airflow_provider_qwenimage.plugin.storage_access import (
     RefusedError,
-    mark_of,
     open_recorded,
     read_file,
-    refusing_what_fails,
+    refusing_errors,
     storage_of,
+    version_of,
 )
 from airflow_provider_qwenimage.rules.batch_rows import manifest_name, rows_name
 from airflow_provider_qwenimage.rules.made_by import writer_of
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
-# Some 100,000 rows.
+# About 100,000 rows.
 MOST_BYTES = 100 * 1024 * 1024
 MOST_ROWS = MOST_IMAGES_OF_A_BATCH
-# More than a row has.
+# Several times the size of a row.
 _MOST_ROW_BYTES = 256 * 1024
-_KEPT_MANIFESTS = 16
-_KEPT_BYTES = 256 * 1024 * 1024
-# What the gallery tells of a row, and whose row it is.
+_MOST_CACHED_MANIFESTS = 16
+_MOST_CACHED_BYTES = 256 * 1024 * 1024
+# The fields of a row that the gallery needs.
 _FIELDS = (
     "status",
     "prompt",
@@ -58,38 +59,37 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What was read of a file.
+    """The content of a file.
 
     Attributes:
-        mark: What changes when the file does.
-        rows: Its rows.
-        size: How many bytes it has.
-        is_cut: Whether it has more rows.
+        version: A value that changes when the file does.
+        size: The size of the file in bytes.
+        is_cut: Whether the file has more rows.
     """
 
-    mark: object
+    version: object
     rows: Rows
     size: int
     is_cut: bool
 
 
-_kept: OrderedDict[str, _Manifest] = OrderedDict()
-_lock = threading.Lock()
+_cache: BoundedCache[_Manifest] = BoundedCache(
+    lambda manifest: manifest.size, most_weight=_MOST_CACHED_BYTES, most_values=_MOST_CACHED_MANIFESTS
+)
 
 
 def read_rows(
     task: TaskInstance, xcoms: Mapping[str, Any], reads: TimeLimitedReads, deadline: float | None = None
 ) -> tuple[Rows, str | None]:
-    """Return what a batch has listed: its manifest, or while it runs the rows so far.
+    """Return the rows of a batch's manifest, or while the batch runs those listed so far.
 
     Args:
-        task: Its task instance.
-        xcoms: What it has pushed, by key: where it has listed them.
-        reads: What reads storage.
+        task: The task instance of the batch.
+        xcoms: What it pushed, by key, including the paths of these files.
         deadline: When all reads of the page must have ended; see `TimeLimitedReads.run`.
 
     Returns:
-        The rows, and why there are none, or not all, if that is worth telling.
+        The rows, and why some or all are missing, as a sentence for the page, or None.
     """
     writer = writer_of(
         {"dag_id": task.dag_id, "run_id": task.run_id, "task_id": task.task_id, "map_index": task.map_index}
@@ -102,9 +102,9 @@ def read_rows(
     elif isinstance(listed, str):
         recorded, name = path(listed), rows_name(writer)
     else:
-        return (), next((value.reason for value in (manifest, progress) if isinstance(value, Unseen)), None)
+        return (), next((value.reason for value in (manifest, progress) if isinstance(value, UnreadableXCom)), None)
     if recorded is None:
-        return (), "The recorded path is not one that a task of this package records."
+        return (), "The recorded path is not one that this package records."
     try:
         found = reads.run(task.dag_id, storage_of(recorded), lambda: _read(recorded, name), deadline)
     except RefusedError as refusal:
@@ -112,61 +112,52 @@ def read_rows(
     own = [row for row in found.rows if row.get("writer") == writer]
     if found.rows and not own:
         return (), (
-            "A later batch has put its own manifest in the place of this one's. Give each run a folder of its own to "
-            "keep its images in view, for example with {{ ds }} in output_path."
+            "A later batch replaced the manifest of this one. To keep the images of each run in the gallery, give each "
+            "run its own folder, for example with {{ ds }} in output_path."
         )
-    return own, f"{name} has more than {MOST_ROWS:,} rows; the first of them are shown." if found.is_cut else None
+    return own, f"{name} has more than {MOST_ROWS:,} rows; only the first ones are shown." if found.is_cut else None
 
 
 def _read(recorded: str, name: str) -> _Manifest:
     file = open_recorded(recorded)
     if file.name != name:
-        raise RefusedError(f"{file.name} is not {name}, which this task writes.")
+        raise RefusedError(f"The recorded path is that of {file.name}; this task writes {name}.")
     content = None
-    with refusing_what_fails(file, recorded), suppress(FileNotFoundError):
-        mark = mark_of(file)
-        with _lock:
-            kept = _kept.get(recorded)
-        if kept is not None and kept.mark == mark:
-            return kept
+    with refusing_errors(file, recorded), suppress(FileNotFoundError):
+        version = version_of(file)
+        cached = _cache.get(recorded)
+        if cached is not None and cached.version == version:
+            return cached
         content = read_file(file, MOST_BYTES)
     if content is None:
-        raise RefusedError(f"{file.name} is not there any more.")
+        raise RefusedError(f"{file.name} no longer exists.")
     if len(content) > MOST_BYTES:
-        raise RefusedError(f"{file.name} has more than {MOST_BYTES // 2**20} MiB, which is too much to show.")
+        raise RefusedError(f"{file.name} is larger than {MOST_BYTES // 2**20} MiB, the limit of the gallery.")
     rows, is_cut = _parsed(content)
-    read = _Manifest(mark, rows, len(content), is_cut)
-    with _lock:
-        _kept[recorded] = read
-        while len(_kept) > _KEPT_MANIFESTS or sum(each.size for each in _kept.values()) > _KEPT_BYTES:
-            _kept.popitem(last=False)
-    return read
+    manifest = _Manifest(version, rows, len(content), is_cut)
+    _cache.put(recorded, manifest)
+    return manifest
 
 
 def _parsed(content: bytes) -> tuple[Rows, bool]:
-    """Return the rows of a manifest, cut to what is shown of them, and whether there are more."""
-    rows: list[Mapping[str, Any]] = []
-    start = lines = 0
-    while start < len(content):
-        # Those that are no rows count as well: there may be a hundred million of them.
-        if lines == MOST_ROWS:
-            return rows, True
-        lines += 1
-        end = content.find(b"\n", start)
-        end = len(content) if end < 0 else end
-        if end - start <= _MOST_ROW_BYTES and (row := _row(content[start:end])):
-            rows.append(row)
-        start = end + 1
-    return rows, False
+    """Return the rows of a manifest, limited to what is shown, and whether there are more."""
+    # Invalid lines count as well, because a file may have a hundred million of them.
+    with io.BytesIO(content) as lines:
+        rows = [_row(line) for line in itertools.islice(lines, MOST_ROWS)]
+        is_cut = bool(lines.read(1))
+    return [row for row in rows if row], is_cut
 
 
 def _row(line: bytes) -> Mapping[str, Any] | None:
+    if len(line.rstrip(b"\n")) > _MOST_ROW_BYTES:
+        return None
     try:
         row = json.loads(line) if line.strip() else None
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict):
         return None
-    # No more images of a row than the package reads of an answer: all rows of a manifest are kept.
-    shown = {name: its[:MAX_IMAGES] if isinstance(its := row[name], list) else its for name in _FIELDS if name in row}
-    return {name: json_value(its) for name, its in shown.items()}
+    # All rows of a manifest are in memory, so a row is limited to as many images as the package accepts of an answer.
+    fields = {name: row[name] for name in _FIELDS if name in row}
+    limited = {name: value[:MAX_IMAGES] if isinstance(value, list) else value for name, value in fields.items()}
+    return {name: json_value(value) for name, value in limited.items()}

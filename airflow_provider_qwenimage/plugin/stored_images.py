@@ -1,4 +1,4 @@
-"""Reads a stored image for somebody who may see it: only what its own sidecar vouches for, and only images."""
+"""Reads stored images: only files that match their sidecar, and only images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_provider_qwenimage.plugin.storage_access import (
     check_pixels,
     open_recorded,
     read_file,
-    refusing_what_fails,
+    refusing_errors,
 )
 from airflow_provider_qwenimage.rules.verification import open_image
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.plugin.image_records import ImageRecord
 
-# Twice what the operators accept by default; an image is read whole, because it is checked whole.
+# Twice what the operators accept by default. An image is read completely, because its SHA-256 is checked.
 MOST_BYTES = 100 * 1024 * 1024
-# A sidecar has some kilobytes.
+# A sidecar usually has a few kilobytes.
 _MOST_SIDECAR_BYTES = 1024 * 1024
 DRAWN_ELSEWHERE = "This image was drawn in another DAG."
 _SUFFIX = re.compile(r"\.(jpg|png|webp)", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-# What a sidecar tells.
+# The fields of a sidecar that the gallery sends.
 _FIELDS = (
     "image",
     "image_number",
@@ -56,13 +56,7 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A stored image.
-
-    Attributes:
-        name: Its file name.
-        media_type: What it is.
-        content: All of its bytes.
-    """
+    """A stored image with its file name."""
 
     name: str
     media_type: str
@@ -70,13 +64,10 @@ class StoredImage:
 
 
 def read_sidecar(record: ImageRecord) -> Mapping[str, Any]:
-    """Return the sidecar of an image, cut to what can be sent, if it is the sidecar of that image.
-
-    Args:
-        record: What a task has recorded.
+    """Return the sidecar of an image, limited in size.
 
     Raises:
-        RefusedError: If it is not, or cannot be read.
+        RefusedError: If it cannot be read, or belongs to another image.
     """
     image = _open(record)
     content = _read(image.parent / f"{image.stem}.json", _MOST_SIDECAR_BYTES)
@@ -85,19 +76,19 @@ def read_sidecar(record: ImageRecord) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         sidecar = None
     if not isinstance(sidecar, Mapping) or not sidecar:
-        raise RefusedError("There is no sidecar beside this image any more, so nothing vouches for it.")
+        raise RefusedError("This image has no readable sidecar, so the gallery cannot verify it.")
     if sidecar.get("image") != image.name or text(sidecar.get("task_id"), MOST_NAME) != record.image_task_id:
-        raise RefusedError("Another image has taken the place of this one.")
+        raise RefusedError("This image was replaced by another one.")
     if not _SHA256.fullmatch(str(sidecar.get("sha256"))) or type(sidecar.get("size_bytes")) is not int:
-        raise RefusedError("The sidecar beside this image does not describe it.")
+        raise RefusedError("The sidecar of this image has no valid SHA-256 or size.")
     return {name: json_value(sidecar[name]) for name in _FIELDS if name in sidecar}
 
 
 def drawn_in(record: ImageRecord, sidecar: Mapping[str, Any]) -> str | None:
-    """Return the DAG that an image was drawn in, if that is another one, whose readers alone may see the image.
+    """Return the DAG that drew a reused image, if it is another one: only users who may read that DAG may see it.
 
     Raises:
-        RefusedError: If nobody may see it here: it was not drawn here, nor used again.
+        RefusedError: If the image was drawn in another DAG and not reused in this one.
     """
     made_by = sidecar.get("made_by")
     dag_id = made_by.get("dag_id") if isinstance(made_by, Mapping) else None
@@ -109,30 +100,29 @@ def drawn_in(record: ImageRecord, sidecar: Mapping[str, Any]) -> str | None:
 
 
 def read_image(record: ImageRecord, sidecar: Mapping[str, Any]) -> StoredImage:
-    """Return a stored image, whole and unchanged.
+    """Return a stored image, complete and unchanged.
 
     Args:
-        record: What a task has recorded.
-        sidecar: What `read_sidecar` returned for it.
+        sidecar: The result of `read_sidecar` for the image.
 
     Raises:
-        RefusedError: If it is gone, is not the file that was verified, or is no image.
+        RefusedError: If the file does not exist, has changed since it was verified, or is not an image.
     """
     image = _open(record)
     size = sidecar["size_bytes"]
     if not isinstance(size, int) or size > MOST_BYTES:
-        raise RefusedError(f"This image has more than {MOST_BYTES // 2**20} MiB, which is too much to show.")
-    # No more than its sidecar says: a longer file is another one.
+        raise RefusedError(f"This image is larger than {MOST_BYTES // 2**20} MiB, the limit of the gallery.")
+    # No more than the sidecar states: a longer file is not the image.
     content = _read(image, max(size, 0))
     if content is None:
-        raise RefusedError("This image is not in storage any more.")
+        raise RefusedError("This image no longer exists in the storage.")
     if len(content) != size or hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
-        raise RefusedError("This is not the file that was verified when it was stored.")
+        raise RefusedError("This file has changed since the image was verified and stored.")
     return StoredImage(image.name, _media_type(content), content)
 
 
 def _read(file: ObjectStoragePath, most: int) -> bytes | None:
-    with refusing_what_fails(file, file):
+    with refusing_errors(file, file):
         return read_file(file, most)
 
 
@@ -141,14 +131,14 @@ def _open(record: ImageRecord) -> ObjectStoragePath:
         raise RefusedError("This image is not stored.")
     image = open_recorded(record.path)
     if not _SUFFIX.fullmatch(image.suffix):
-        raise RefusedError("This is not the name of an image.")
+        raise RefusedError("The recorded path is not that of an image (.jpg, .png or .webp).")
     return image
 
 
 def _media_type(content: bytes) -> str:
     try:
         kind, file = open_image(content)
-    except Exception as error:  # broken files raise a dozen classes
-        raise RefusedError("This file is no image.") from error
+    except Exception as error:  # broken files raise many classes
+        raise RefusedError("This file is not an image.") from error
     check_pixels(file.size)
     return f"image/{kind}"

@@ -1,4 +1,4 @@
-"""Makes small pictures of stored images, once, and keeps them on the API server's disk within a bound."""
+"""Makes thumbnails of stored images, and caches a limited number of bytes of them on the API server's disk."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from airflow_provider_qwenimage.plugin.storage_access import RefusedError, check
 from airflow_provider_qwenimage.rules.png_file import PngFile
 from airflow_provider_qwenimage.rules.verification import open_image
 
-# Twice what a card of the grid has, for screens with two pixels for one.
+# Twice the size of a card in the grid, for high-resolution screens.
 _PIXELS = (480, 360)
 _QUALITY = 80
-# Some 15,000 of them.
+# Some 15,000 thumbnails.
 MOST_BYTES = 256 * 1024 * 1024
-# Decoding takes a core; the rest of the API server needs one as well.
+# Decoding keeps a core busy, and the rest of the API server needs some as well.
 _AT_ONCE = 2
 MEDIA_TYPE = "image/webp"
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
-_places = threading.BoundedSemaphore(_AT_ONCE)
+_decoders = threading.BoundedSemaphore(_AT_ONCE)
 
 
 class ThumbnailCache:
-    """Small pictures of images, in a folder that all processes of an API server share.
+    """Thumbnails in a folder that all processes of an API server share.
 
     Args:
-        folder: Where they are; made where it does not exist.
-        most_bytes: How much they may take. What was not asked for longest goes first.
+        folder: Created if it does not exist.
+        most_bytes: The size at which the least recently used thumbnails are deleted.
     """
 
     def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
@@ -43,36 +43,36 @@ class ThumbnailCache:
         self._added = 0
 
     def get(self, path: str, sha256: str, read_image: Callable[[], bytes]) -> bytes:
-        """Return the small picture of an image.
+        """Return the thumbnail of an image.
 
         Args:
-            path: Where the image is.
-            sha256: Its SHA-256, in hexadecimal.
-            read_image: Returns its bytes, where there is no small picture yet.
+            path: The path or URL of the image.
+            sha256: The SHA-256 of the image, in hexadecimal.
+            read_image: Returns the bytes of the image; called if no thumbnail is cached.
         """
-        # With the path: whoever knows the hash of somebody else's image has not seen it yet.
+        # The key includes the path: knowing the hash of an image must not be enough to see its thumbnail.
         file = self._folder / f"{hashlib.sha256(f'{path} {sha256}'.encode()).hexdigest()}.webp"
         with contextlib.suppress(OSError):
             content = file.read_bytes()
             os.utime(file)
             return content
-        # Read first: storage that does not respond keeps no place from others.
-        read = read_image()
-        with _places:
-            content = make_thumbnail(read)
-        # A disk that is full or read-only makes the gallery slow, not empty.
+        # Read before decoding, so that storage that does not respond does not block the decoding of other images.
+        image = read_image()
+        with _decoders:
+            content = make_thumbnail(image)
+        # If the disk is full or read-only, the thumbnail is shown without being cached.
         with contextlib.suppress(OSError):
-            self._keep(file, content)
+            self._store(file, content)
         return content
 
-    def _keep(self, file: Path, content: bytes) -> None:
+    def _store(self, file: Path, content: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as part:
             part.write(content)
         Path(part.name).replace(file)
         with self._lock:
             self._added += len(content)
-            # Looked through now and then, because other processes add to it as well.
+            # Checked from time to time, because other processes add to the folder as well.
             if self._added < self._most_bytes // 16:
                 return
             self._added = 0
@@ -94,20 +94,17 @@ class ThumbnailCache:
 
 
 def make_thumbnail(content: bytes) -> bytes:
-    """Return a small picture of an image, as WebP.
-
-    Args:
-        content: The image's bytes.
+    """Return a thumbnail of an image, as WebP.
 
     Raises:
-        RefusedError: If they do not decode, or have too many pixels.
+        RefusedError: If the image cannot be decoded, or has too many pixels.
     """
     try:
         _, file = open_image(content)
-    except Exception as error:  # broken files raise a dozen classes
+    except Exception as error:  # broken files raise many classes
         raise _broken(error) from error
     check_pixels(file.size)
-    # Of a PNG, texts and profiles may be more than the decoder takes: without them in a second attempt.
+    # Texts and profiles of a PNG may exceed the limits of the decoder: the second attempt leaves them out.
     attempts = [content, file.pixels] if isinstance(file, PngFile) else [content]
     for attempt in attempts:
         try:
@@ -118,7 +115,7 @@ def make_thumbnail(content: bytes) -> bytes:
 
 
 def _broken(error: Exception) -> RefusedError:
-    return RefusedError(f"This image does not decode ({type(error).__name__}).")
+    return RefusedError(f"This image cannot be decoded ({type(error).__name__}).")
 
 
 def _shrunk(content: bytes) -> bytes:

@@ -1,24 +1,23 @@
-"""Reads XComs as they are stored: within bounds, also those that an XCom backend has put into object storage."""
+"""Reads stored XComs within limits, including those that an XCom backend put into object storage."""
 
 from __future__ import annotations
 
 import io
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import conf
+from airflow.providers.common.compat.sdk import ObjectStoragePath, conf
 
-from airflow_provider_qwenimage.plugin.image_records import Unseen
+from airflow_provider_qwenimage.plugin.bounded_cache import BoundedCache
+from airflow_provider_qwenimage.plugin.image_records import UnreadableXCom
 from airflow_provider_qwenimage.plugin.storage_access import (
     RefusedError,
     open_recorded,
     read_file,
-    refusing_what_fails,
+    refusing_errors,
     storage_of,
 )
 
@@ -26,32 +25,31 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.plugin.image_records import TaskInstance
     from airflow_provider_qwenimage.plugin.time_limits import TimeLimitedReads
 
-# As it is stored: several times what the tasks of this package push.
+# In stored form: several times what the tasks of this package push.
 MOST_BYTES = 256 * 1024
-_KEPT_CHARACTERS = 32 * 1024 * 1024
+_MOST_CACHED_CHARACTERS = 32 * 1024 * 1024
+_MOST_CACHED_VALUES = 100_000
+# The XComs that are JSON objects when they are pushed.
 _OBJECTS = frozenset({"request", "error", "progress"})
-_TOO_LARGE = Unseen(
-    f"An XCom of this task has more than {MOST_BYTES // 1024} KiB, or those of its run are too many, which is too much "
-    "to show."
+_TOO_LARGE = UnreadableXCom(
+    f"An XCom of this task is larger than {MOST_BYTES // 1024} KiB, or the XComs of its run together exceed the limit "
+    "of the gallery."
 )
-_FOREIGN = Unseen(
-    "The XCom backend of this Airflow stores values where the gallery does not look; it reads those in Airflow's "
-    "database, and those that XComObjectStorageBackend stores."
+_FOREIGN = UnreadableXCom(
+    "The gallery cannot read values from the configured XCom backend. It reads XComs from Airflow's database and from "
+    "XComObjectStorageBackend."
 )
 
-_kept: OrderedDict[str, str] = OrderedDict()
-_lock = threading.Lock()
+_cache: BoundedCache[str] = BoundedCache(len, most_weight=_MOST_CACHED_CHARACTERS, most_values=_MOST_CACHED_VALUES)
 
 
 def read_values(
     task: TaskInstance, stored: Mapping[str, str | None], reads: TimeLimitedReads, deadline: float | None = None
 ) -> dict[str, Any]:
-    """Return what a task has pushed, by key; `Unseen` for what cannot be read here.
+    """Return the XComs of a task by key, each as it was pushed or as an `UnreadableXCom`.
 
     Args:
-        task: Its task instance.
         stored: The XComs as JSON, as Airflow's database has them; None for one that is too large.
-        reads: What reads storage.
         deadline: When all reads of the page must have ended; see `TimeLimitedReads.run`.
     """
     values = {key: _TOO_LARGE if value is None else decoded(value) for key, value in stored.items()}
@@ -62,25 +60,25 @@ def read_values(
         if isinstance(value, str) and backend is not None and _may_be_a_path(value):
             values[key] = _read(task, value, backend, reads, deadline)
     if any(isinstance(values.get(key), str) for key in _OBJECTS):
-        # Then texts are not what was pushed, but where the backend has it.
+        # The pushed values are elsewhere, and these texts only identify them.
         return {key: _FOREIGN if isinstance(value, str) else value for key, value in values.items()}
     return values
 
 
 def decoded(value: str) -> Any:
-    """Return an XCom as it was pushed; Airflow stores it as JSON, or as a text of JSON."""
+    """Return an XCom as it was pushed; Airflow stores it as JSON, or as JSON in a JSON string."""
     try:
         found = json.loads(value)
         if isinstance(found, str) and found[:1] in ("{", "[", '"'):
             found = json.loads(found)
     except (ValueError, RecursionError):
-        return Unseen("An XCom of this task is no JSON that can be shown.")
+        return UnreadableXCom("An XCom of this task is not JSON that the gallery can read.")
     return found
 
 
 @cache
 def _backend() -> str | None:
-    """Return where the object storage backend stores values; "" without a backend, None with another one."""
+    """Return the path of the object storage backend; "" if no backend is configured, None for another backend."""
     name = conf.get("core", "xcom_backend", fallback="") or "BaseXCom"
     module, _, class_name = name.rpartition(".")
     if class_name == "BaseXCom":
@@ -100,15 +98,12 @@ def _may_be_a_path(value: str) -> bool:
 
 
 def _read(task: TaskInstance, value: str, base: str, reads: TimeLimitedReads, deadline: float | None) -> Any:
-    with _lock:
-        kept = _kept.get(value)
-    if kept is not None and _is_own(task, value, base):
-        return decoded(kept)
+    cached = _cache.get(value)
+    if cached is not None and _is_own(task, value, base):
+        return decoded(cached)
 
     def read() -> str | None:
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
-
-        # Spelt as the backend spells what it stores.
+        # The backend records paths as ObjectStoragePath formats them.
         if not any(_is_own(task, value, start) for start in (base, str(ObjectStoragePath(base)).rstrip("/"))):
             return None
         return _content(value)
@@ -116,19 +111,17 @@ def _read(task: TaskInstance, value: str, base: str, reads: TimeLimitedReads, de
     try:
         content = reads.run(task.dag_id, storage_of(base), read, deadline)
     except RefusedError as refusal:
-        return Unseen(f"An XCom of this task is in object storage, and cannot be read: {refusal}", may_come=True)
+        reason = f"An XCom of this task is in object storage and cannot be read: {refusal}"
+        return UnreadableXCom(reason, is_temporary=True)
     if content is None:
-        # A text like any other, or the path of somebody else's.
+        # A text that is not a path of the backend, or the path of another task's value.
         return value
-    with _lock:
-        _kept[value] = content
-        while sum(map(len, _kept.values())) > _KEPT_CHARACTERS:
-            _kept.popitem(last=False)
+    _cache.put(value, content)
     return decoded(content)
 
 
 def _is_own(task: TaskInstance, value: str, start: str) -> bool:
-    """Whether a path is where the backend stores what this task pushes: anybody can push a path."""
+    """Whether the backend stores values of this task at a path: any task can push any path."""
     if not value.startswith(f"{start}/"):
         return False
     folders = value[len(start) + 1 :].split("/")[:-1]
@@ -140,14 +133,14 @@ def _content(value: str) -> str:
     from fsspec.utils import infer_compression
 
     file = open_recorded(value)
-    with refusing_what_fails(file, value):
+    with refusing_errors(file, value):
         content = read_file(file, MOST_BYTES)
         compression = infer_compression(file.name)
         if compression is not None and content is not None and len(content) <= MOST_BYTES:
-            # However much it unpacks to.
+            # Limited when unpacked as well.
             content = compr[compression](io.BytesIO(content), mode="rb").read(MOST_BYTES + 1)
     if content is None:
-        raise RefusedError(f"{file.name} is not there any more.")
+        raise RefusedError(f"{file.name} no longer exists.")
     if len(content) > MOST_BYTES:
         raise RefusedError(_TOO_LARGE.reason)
     return content.decode("utf-8", "replace")

@@ -35,12 +35,12 @@ class Server:
             headers["Authorization"] = f"Bearer {token(user)}"
         return requests.get(f"{self.url}{path}", headers=headers, timeout=100, allow_redirects=False, **arguments)
 
-    def raw(self, target: str, user: str = "*") -> bytes:
+    def raw(self, target: str, user: str = "*", method: str = "GET") -> bytes:
         """Send a request line as it is, which a client library would tidy up, and return the whole answer."""
         host, port = self.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=100) as connection:
             connection.sendall(
-                f"GET {target} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token(user)}\r\n"
+                f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token(user)}\r\n"
                 "Connection: close\r\n\r\n".encode()
             )
             return b"".join(iter(lambda: connection.recv(65536), b""))

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from airflow_provider_qwenimage import QwenImageBatchOperator
+from airflow_provider_qwenimage.plugin import app as app_module
 from airflow_provider_qwenimage.plugin.app import app
+from airflow_provider_qwenimage.plugin.runs import RUNS
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, log_problem, open_recorded
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
@@ -58,9 +60,7 @@ def push(shown: Shown, key: str, value: Any) -> None:
             map_index=-1,
             session=session,
         )
-    from airflow_provider_qwenimage.plugin import app as pages
-
-    pages._runs._runs.clear()
+    RUNS._cache.clear()
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_what_was_forged_into_xcoms_is_cut_and_can_be_sent(
             (item,) = answer.json()["items"]
             assert len(answer.content) < 5000
             assert (item["status"], item["prompt"]) == ("done", None)
-            assert "too much to show" in item["message"]
+            assert "the limit of the gallery" in item["message"]
     finally:
         push(foxes, "request", request)
 
@@ -148,9 +148,7 @@ def test_an_xcom_that_no_decoder_takes_hides_no_other_run(server: Server, foxes:
         change = "UPDATE xcom SET value = ? WHERE dag_id = ? AND key = ?"
         database.execute(change, (value, *place))
         database.commit()
-        from airflow_provider_qwenimage.plugin import app as pages
-
-        pages._runs._runs.clear()
+        RUNS._cache.clear()
         try:
             (item,) = server.get(f"{foxes.path}/data").json()["items"]
             assert (item["status"], item["credits"]) == ("done", None)
@@ -158,7 +156,7 @@ def test_an_xcom_that_no_decoder_takes_hides_no_other_run(server: Server, foxes:
         finally:
             database.execute(change, (before, *place))
             database.commit()
-            pages._runs._runs.clear()
+            RUNS._cache.clear()
 
 
 def test_there_are_pages_to_test() -> None:
@@ -312,9 +310,9 @@ def test_an_image_is_not_served_after_it_was_changed(
     forge(paths=[str(copy)])
     assert server.get(image(foxes)).status_code == 200
     copy.write_bytes(copy.read_bytes() + b"!")
-    assert server.get(image(foxes)).json()["detail"] == "This is not the file that was verified when it was stored."
+    assert server.get(image(foxes)).json()["detail"] == "This file has changed since the image was verified and stored."
     sidecar.unlink()
-    assert "nothing vouches for it" in server.get(image(foxes)).json()["detail"]
+    assert "no readable sidecar" in server.get(image(foxes)).json()["detail"]
     copy.unlink()
     assert server.get(image(foxes)).status_code == 404
 
@@ -347,7 +345,10 @@ def test_a_sidecar_cannot_name_a_file_of_the_thumbnails(
     copy.with_suffix(".json").write_text(json.dumps(sidecar | {"sha256": sha256}))
     forge(paths=[str(copy)])
     answer = server.get(image(foxes, "/thumbnail"))
-    assert (answer.status_code, answer.json()["detail"]) == (404, "The sidecar beside this image does not describe it.")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404,
+        "The sidecar of this image has no valid SHA-256 or size.",
+    )
 
 
 def test_a_decompression_bomb_is_not_opened(
@@ -387,9 +388,58 @@ def test_the_client_cannot_name_a_file(server: Server, foxes: Shown, rest: str) 
     assert head.split()[1] in (b"404", b"422", b"307") or body.startswith(b"\xff\xd8") or b"\xff\xd8" in body[:20]
 
 
-@pytest.mark.parametrize("name", ["../app.py", "..%2fapp.py", "%2e%2e/app.py", "gallery.html", "nothing.js", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../app.py",
+        "..%2fapp.py",
+        "%2e%2e/app.py",
+        "..",
+        "%2e%2e",
+        "%2fetc%2fpasswd",
+        "/etc/passwd",
+        "..%5capp.py",
+        "gallery.js%00.svg",
+        "x" * 5000,
+        "gallery.html",
+        "nothing.js",
+        "",
+    ],
+)
 def test_only_the_pages_own_files_are_static(server: Server, name: str) -> None:
     assert server.raw(f"/qwenimage/static/{name}").split()[1] == b"404"
+
+
+@pytest.mark.parametrize(
+    ("name", "media_types"),
+    [
+        ("gallery.js", {"text/javascript", "application/javascript"}),
+        ("gallery.css", {"text/css"}),
+        ("icon.svg", {"image/svg+xml"}),
+    ],
+)
+def test_a_static_file_is_cached_and_not_sent_again(server: Server, name: str, media_types: set[str]) -> None:
+    answer = server.get(f"/qwenimage/static/{name}")
+    assert answer.content == (Path(app_module.__file__).parent / "static" / name).read_bytes()
+    assert answer.headers["Content-Type"].split(";")[0] in media_types
+    assert answer.headers["Cache-Control"] == "private, max-age=3600"
+    same = {"If-None-Match": answer.headers["ETag"]}
+    again = server.get(f"/qwenimage/static/{name}", headers=same)
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["Cache-Control"] == "private, max-age=3600"
+    assert again.headers["X-Content-Type-Options"] == "nosniff"
+    assert "default-src 'none'" in again.headers["Content-Security-Policy"]
+    assert server.get(f"/qwenimage/static/{name}", headers=same | {"If-None-Match": '"old"'}).status_code == 200
+    # Whoever is not logged in does not learn whether a cached file is current.
+    assert server.get(f"/qwenimage/static/{name}", user=None, headers=same).status_code == 401
+
+
+def test_the_headers_of_a_static_file_can_be_requested_alone(server: Server) -> None:
+    head = server.raw("/qwenimage/static/gallery.css", method="HEAD")
+    assert head.split()[1] == b"200"
+    assert head.partition(b"\r\n\r\n")[2] == b""
+    assert b"content-security-policy" in head.lower()
+    assert server.raw("/qwenimage/static/gallery.css", method="POST").split()[1] == b"405"
 
 
 def test_the_api_of_the_pages_is_not_described_to_strangers(server: Server) -> None:
@@ -429,7 +479,7 @@ def test_a_page_does_not_run_what_its_address_holds(server: Server) -> None:
 
 def test_a_person_is_told_in_words_why_there_is_nothing_to_see(server: Server, foxes: Shown) -> None:
     page = server.get(foxes.path, user="another_dag", headers={"Accept": "text/html"})
-    assert "You may not read this DAG." in page.text
+    assert "You need permission to read the XComs of this DAG." in page.text
     page = server.get(foxes.path, user=None, headers={"Accept": "text/html"})
     assert "Log in to Airflow" in page.text
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
@@ -459,7 +509,7 @@ def test_a_path_that_leads_out_of_its_folder_is_refused_wherever_it_leads(
 def test_the_api_server_asks_no_web_server_for_an_image(scheme: str) -> None:
     # Airflow would open it.
     path = f"{attach(MemoryStore(scheme), scheme)}host/images/a.png"
-    with pytest.raises(RefusedError, match=f"{scheme}:// is not a storage for images"):
+    with pytest.raises(RefusedError, match=f"does not read images from {scheme}://"):
         open_recorded(path)
 
 
@@ -478,4 +528,4 @@ def test_an_image_that_was_drawn_anew_is_not_taken_for_the_one_before(
     dag = dag_that_draws(output_path=str(tmp_path), prompt="A fox", seed=1, overwrite=True)
     first, second = show(dag), show(dag)
     assert server.get(image(second)).status_code == 200
-    assert server.get(image(first)).json()["detail"] == "Another image has taken the place of this one."
+    assert server.get(image(first)).json()["detail"] == "This image was replaced by another one."

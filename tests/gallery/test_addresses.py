@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.plugin.addresses import host_of, hosts_in, shown_address
+from airflow_provider_qwenimage.plugin.addresses import host_of, hosts_in, linkable_address
 
 OWN = hosts_in("Airflow.Example:8080", "proxy.example, inner.example:80", "https://airflow.corp/base", "127.0.0.1:80")
 
@@ -60,7 +60,7 @@ OWN = hosts_in("Airflow.Example:8080", "proxy.example, inner.example:80", "https
     ],
 )
 def test_what_could_lead_to_airflow_is_not_linked(url: str) -> None:
-    assert shown_address(url, OWN, is_page_secure=True) is None
+    assert linkable_address(url, OWN, is_page_secure=True) is None
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_what_could_lead_to_airflow_is_not_linked(url: str) -> None:
     ],
 )
 def test_an_address_elsewhere_is_linked_without_its_user(url: str, shown: str) -> None:
-    assert shown_address(url, OWN, is_page_secure=True) == shown
+    assert linkable_address(url, OWN, is_page_secure=True) == shown
 
 
 def test_http_is_linked_only_from_a_page_that_came_without_tls() -> None:
-    assert shown_address("http://cdn.example/a.png", OWN, is_page_secure=False) == "http://cdn.example/a.png"
-    assert shown_address("http://airflow.example/a.png", OWN, is_page_secure=False) is None
+    assert linkable_address("http://cdn.example/a.png", OWN, is_page_secure=False) == "http://cdn.example/a.png"
+    assert linkable_address("http://airflow.example/a.png", OWN, is_page_secure=False) is None
 
 
 @given(st.integers(min_value=0, max_value=2**32 - 1), st.sampled_from(["{}", "0x{:x}", "0{:o}"]))
@@ -91,6 +91,6 @@ def test_an_ipv4_address_is_one_host_however_it_is_written(number: int, spelling
 @given(st.text(max_size=60))
 def test_any_text_is_decided(text: str) -> None:
     for url in (text, f"https://{text}", f"https://cdn.example/{text}"):
-        shown = shown_address(url, OWN, is_page_secure=True)
+        shown = linkable_address(url, OWN, is_page_secure=True)
         assert shown is None or shown.startswith("https://")
     hosts_in(text)

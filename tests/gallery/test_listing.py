@@ -11,7 +11,9 @@ import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.plugin import manifests, metadata_db
 from airflow_provider_qwenimage.plugin import runs as runs_module
+from airflow_provider_qwenimage.plugin.runs import RUNS
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
@@ -140,16 +142,13 @@ def test_a_batch_shows_its_rows(server: Server, show: Show, tmp_path: Path) -> N
     forget_manifests()
     told = listing(server, shown.path)
     assert told["items"] == []
-    assert "A later batch has put its own manifest" in told["batches"][0]["problem"]
+    assert "A later batch replaced the manifest of this one" in told["batches"][0]["problem"]
     assert told["totals"]["credits"] == 10
 
 
 def forget_manifests() -> None:
-    from airflow_provider_qwenimage.plugin import app as pages
-    from airflow_provider_qwenimage.plugin import manifests
-
-    manifests._kept.clear()
-    pages._runs._runs.clear()
+    manifests._cache.clear()
+    RUNS._cache.clear()
 
 
 def test_a_manifest_that_was_removed_is_said_to_be_gone(server: Server, show: Show, tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_a_manifest_that_was_removed_is_said_to_be_gone(server: Server, show: Sh
     shutil.rmtree(tmp_path)
     forget_manifests()
     told = listing(server, shown.path)
-    assert "manifest.jsonl is not there any more" in told["batches"][0]["problem"]
+    assert "manifest.jsonl no longer exists" in told["batches"][0]["problem"]
     assert told["totals"]["counts"]["done"] == 1
 
 
@@ -208,9 +207,9 @@ def test_storage_that_fails_hides_no_other_run(server: Server, show: Show, mappe
     for kind in ("image", "thumbnail", "details"):
         answer = server.get(item[kind])
         assert answer.status_code == 404
-        assert "cannot be read by the API server" in answer.text
+        assert "The API server cannot read" in answer.text
     told = listing(server, listed.path)
-    assert "cannot be read by the API server" in told["batches"][0]["problem"]
+    assert "The API server cannot read" in told["batches"][0]["problem"]
     assert "A hare" not in prompts(told)
     assert "A fox" in prompts(listing(server, "/qwenimage"))
 
@@ -225,9 +224,7 @@ def test_a_run_that_goes_on_is_read_anew(
     (item,) = told["items"]
     assert (item["status"], item["at_risk"], told["totals"]["at_risk"]) == ("unknown", 5, 5)
     shown.dag.clear("draw")
-    from airflow_provider_qwenimage.plugin import app as pages
-
-    pages._runs._runs[shown.dag_id, shown.run_id]._read_at = float("-inf")
+    RUNS.get(shown.dag_id, shown.run_id, float("inf"))._read_at = float("-inf")
     told = listing(server, shown.path)
     (item,) = told["items"]
     assert (item["status"], item["at_risk"], told["totals"]["credits"]) == ("done", 0, 5)
@@ -238,8 +235,6 @@ def test_a_task_that_runs_is_read_anew_whatever_airflow_notes_of_it(server: Serv
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import update
-
-    from airflow_provider_qwenimage.plugin import app as pages
 
     shown = show(batch_dag(str(tmp_path), ["A fox"]))
     place = {"dag_id": shown.dag_id, "run_id": shown.run_id, "task_id": "draw"}
@@ -255,7 +250,7 @@ def test_a_task_that_runs_is_read_anew_whatever_airflow_notes_of_it(server: Serv
     for done in (1, 2, 3):
         push("progress", {"requests": 3, "done": done})
         if done > 1:
-            pages._runs._runs[shown.dag_id, shown.run_id]._read_at = float("-inf")
+            RUNS.get(shown.dag_id, shown.run_id, float("inf"))._read_at = float("-inf")
         seen.append(listing(server, shown.path)["batches"][0]["progress"]["done"])
     assert seen == [1, 2, 3]
     assert listing(server, shown.path)["is_active"]
@@ -270,7 +265,7 @@ def test_a_run_that_could_not_be_read_to_its_end_is_read_again(
         raise RuntimeError("the database is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs_module, "_xcoms", fail)
+        patch.setattr(metadata_db, "xcoms_of", fail)
         assert server.get(f"{shown.path}/data").status_code == 500
     assert prompts(listing(server, shown.path)) == ["A fox"]
 
@@ -281,16 +276,14 @@ def test_a_run_that_does_not_exist_has_no_images(server: Server, mapped: Shown) 
 
 
 def test_what_is_kept_of_runs_is_bounded(server: Server, mapped: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_provider_qwenimage.plugin import app as pages
-
-    monkeypatch.setattr(runs_module, "_KEPT_BYTES", 2)
+    monkeypatch.setattr(RUNS._cache, "most_weight", 2)
     listing(server, mapped.path)
-    assert list(pages._runs._runs) == [(mapped.dag_id, mapped.run_id)]
-    monkeypatch.setattr(runs_module, "_KEPT_BYTES", 10**9)
-    monkeypatch.setattr(runs_module, "MOST_RUNS", 2)
+    assert RUNS._cache.keys() == [(mapped.dag_id, mapped.run_id)]
+    monkeypatch.setattr(RUNS._cache, "most_weight", 10**9)
+    monkeypatch.setattr(RUNS._cache, "most_values", 20)
     for number in range(30):
         listing(server, mapped.path.rpartition("/")[0] + f"/manual__{number}")
-    assert len(pages._runs._runs) <= 20
+    assert len(RUNS._cache.keys()) <= 20
 
 
 def test_of_a_run_that_does_not_fit_into_memory_the_first_images_are_shown(
@@ -299,11 +292,11 @@ def test_of_a_run_that_does_not_fit_into_memory_the_first_images_are_shown(
     assert listing(server, mapped.path)["note"] is None
     forget_manifests()
     with monkeypatch.context() as patch:
-        patch.setattr(runs_module, "_MOST_BYTES_OF_A_RUN", 2500)
+        patch.setattr(runs_module, "_MOST_BYTES", 2500)
         told = listing(server, mapped.path)
     forget_manifests()
     assert prompts(told) == ["A fox"]
-    assert "too many images to show" in told["note"]
+    assert "more images than the gallery can show" in told["note"]
 
 
 def test_xcoms_that_are_too_many_together_are_not_all_read(
@@ -311,12 +304,12 @@ def test_xcoms_that_are_too_many_together_are_not_all_read(
 ) -> None:
     forget_manifests()
     with monkeypatch.context() as patch:
-        patch.setattr(runs_module, "_MOST_CHARACTERS", 1)
+        patch.setattr(metadata_db, "_MOST_CHARACTERS", 1)
         told = listing(server, mapped.path)
     forget_manifests()
     assert [item["status"] for item in told["items"]] == ["done", "failed", "done"]
     assert sum(item["prompt"] is not None for item in told["items"]) <= 1
-    assert "too much to show" in (told["items"][0]["message"] or told["items"][2]["message"])
+    assert "the limit of the gallery" in (told["items"][0]["message"] or told["items"][2]["message"])
     assert prompts(listing(server, mapped.path)) == ["A fox", "Fog [policy]", "A hare"]
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.plugin import records
+from airflow_provider_qwenimage.plugin import batch_records
+from airflow_provider_qwenimage.plugin.batch_records import records_of_batch
 from airflow_provider_qwenimage.plugin.bounds import json_value
 from airflow_provider_qwenimage.plugin.image_records import (
     BatchRecord,
@@ -18,16 +19,12 @@ from airflow_provider_qwenimage.plugin.image_records import (
     Records,
     Status,
     TaskInstance,
-    Unseen,
+    UnreadableXCom,
     totals_of,
 )
-from airflow_provider_qwenimage.plugin.records import (
-    BATCH_OPERATOR,
-    SENSOR,
-    records_of_batch,
-    records_of_task,
-    with_waits,
-)
+from airflow_provider_qwenimage.plugin.task_kinds import BATCH_OPERATOR, SENSOR, TaskKind, kind_of
+from airflow_provider_qwenimage.plugin.task_records import records_of_task
+from airflow_provider_qwenimage.plugin.waits import merge_waits
 
 REQUEST = {"prompt": "A fox", "size": "1024*1024", "seed": 7, "output_format": "jpeg"}
 TASK_ID = "n43abcqwenimg"
@@ -152,33 +149,49 @@ def test_an_operator_derived_from_ours_is_shown() -> None:
     assert record("running", SUBMITTED, operator="OurHouseStyleOperator").request == REQUEST
 
 
+@pytest.mark.parametrize(
+    ("operator", "xcoms", "kind"),
+    [
+        ("QwenImageGenerateOperator", {}, TaskKind.IMAGE),
+        (BATCH_OPERATOR, {}, TaskKind.BATCH),
+        (SENSOR, {"progress": {"requests": 2}}, TaskKind.SENSOR),
+        ("OurHouseStyleOperator", {"request": REQUEST}, TaskKind.IMAGE),
+        ("OurBatchOperator", {"progress": {"requests": 2}}, TaskKind.BATCH),
+        ("PythonOperator", {"progress": "half", "request": {"prompt": "A fox"}}, None),
+        (None, {}, None),
+    ],
+)
+def test_the_kind_of_a_task_is_known_from_its_operator_or_its_xcoms(operator: Any, xcoms: Any, kind: Any) -> None:
+    assert kind_of(task(operator=operator), xcoms) is kind
+
+
 def test_a_submission_and_its_wait_are_one_image() -> None:
     submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
     assert submitted[0].state == "submitted"
     waited = sensor(
         "success", {"task_id": TASK_ID, "return_value": ["https://cdn.example/1.jpeg"], "consumed_credits": 5}
     )
-    (image,) = with_waits([*submitted, *waited])
+    (image,) = merge_waits([*submitted, *waited])
     assert (image.status, image.image_url, image.consumed_credits) == (Status.DONE, "https://cdn.example/1.jpeg", 5)
     assert (image.task.task_id, image.request) == ("draw", REQUEST)
-    assert image.is_of("draw", -1)
-    assert image.is_of("wait", -1)
-    assert not image.is_of("wait", 2)
-    assert not image.is_of("other", None)
+    assert image.belongs_to("draw", -1)
+    assert image.belongs_to("wait", -1)
+    assert not image.belongs_to("wait", 2)
+    assert not image.belongs_to("other", None)
 
 
 def test_a_wait_under_way_belongs_to_the_submission() -> None:
     submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
-    (image,) = with_waits([*submitted, *sensor("deferred", {"task_id": TASK_ID})])
+    (image,) = merge_waits([*submitted, *sensor("deferred", {"task_id": TASK_ID})])
     assert (image.status, image.state) == (Status.DRAWING, "deferred")
 
 
 def test_the_failure_of_a_wait_is_one_of_the_image() -> None:
     submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
     error = {"error": "QwenImageTimeoutError", "message": "Not done in time."}
-    (image,) = with_waits([*submitted, *sensor("failed", {"task_id": TASK_ID, "error": error})])
+    (image,) = merge_waits([*submitted, *sensor("failed", {"task_id": TASK_ID, "error": error})])
     assert (image.status, image.at_risk) == (Status.FAILED, 5)
-    (image,) = with_waits([*submitted, *sensor("failed", {"task_id": TASK_ID, "error": error, "consumed_credits": 0})])
+    (image,) = merge_waits([*submitted, *sensor("failed", {"task_id": TASK_ID, "error": error, "consumed_credits": 0})])
     assert (image.status, image.at_risk) == (Status.FAILED, 0)
 
 
@@ -189,7 +202,7 @@ def test_of_several_waits_the_one_that_got_furthest_counts() -> None:
         replace(image, task=replace(image.task, task_id="late")) for image in sensor("failed", {"task_id": TASK_ID})
     ]
     for waits in ([*done, *late], [*late, *done]):
-        (image,) = with_waits([*submitted, *waits])
+        (image,) = merge_waits([*submitted, *waits])
         assert image.status is Status.DONE
 
 
@@ -203,13 +216,13 @@ def test_many_tasks_that_claim_one_image_do_not_multiply_it() -> None:
     urls = [f"https://cdn.example/{number}.jpeg" for number in range(100)]
     waited = sensor("success", {"task_id": TASK_ID, "return_value": urls})
     waits = [replace(image, task=replace(image.task, map_index=index)) for index in range(many) for image in waited]
-    images = with_waits([*submitted, *waits])
+    images = merge_waits([*submitted, *waits])
     assert len(images) == len(urls) + many - 1
     assert {image.task.map_index for image in images} == set(range(many))
 
 
 def test_the_images_of_a_batch_are_bounded_however_many_a_row_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MOST_IMAGES_OF_A_BATCH", 250)
+    monkeypatch.setattr(batch_records, "MOST_IMAGES_OF_A_BATCH", 250)
     row = STORED | REQUEST | {"paths": [f"/images/{number}.jpg" for number in range(100)]}
     told = records_of_batch(task("success", operator=BATCH_OPERATOR), {}, [row] * 1000, None)
     assert (len(told.images), told.is_cut) == (300, True)
@@ -232,7 +245,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_said() -> None:
 def test_a_wait_for_an_image_of_another_dag_stands_alone() -> None:
     waited = sensor("success", {"task_id": "another", "return_value": ["https://cdn.example/1.jpeg"]})
     submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
-    assert [image.image_task_id for image in with_waits([*submitted, *waited])] == [TASK_ID, "another"]
+    assert [image.image_task_id for image in merge_waits([*submitted, *waited])] == [TASK_ID, "another"]
 
 
 def row(status: str, number: int = 1, **fields: Any) -> dict[str, Any]:
@@ -325,7 +338,7 @@ FIELDS = st.sampled_from([*STORED, "error", "message", "prompt", "row", "same_as
 def test_whatever_was_pushed_the_page_can_be_shown(state: Any, operator: Any, xcoms: Any, rows: Any) -> None:
     instance = task(state, operator=operator)
     found = records_of_batch(instance, xcoms, rows, None)
-    records = Records(with_waits([*records_of_task(instance, xcoms), *found.images]), found.batches)
+    records = Records(merge_waits([*records_of_task(instance, xcoms), *found.images]), found.batches)
     totals = totals_of(records)
     assert totals.images >= 0
     assert totals.consumed_credits >= 0
@@ -361,9 +374,9 @@ def test_whatever_a_sidecar_tells_can_be_sent(value: Any) -> None:
 
 
 def test_a_task_that_has_ended_is_not_drawing_whatever_it_has_pushed() -> None:
-    for xcoms in ({}, SUBMITTED | {"consumed_credits": 5}, SUBMITTED | {"return_value": Unseen("away")}):
+    for xcoms in ({}, SUBMITTED | {"consumed_credits": 5}, SUBMITTED | {"return_value": UnreadableXCom("away")}):
         for state in ("success", "failed"):
-            images = with_waits(records_of_task(task(state), xcoms), has_ended=True)
+            images = merge_waits(records_of_task(task(state), xcoms), has_ended=True)
             assert [image for image in images if image.status in (Status.DRAWING, Status.WAITING)] == []
     (done,) = records_of_task(task(), SUBMITTED | {"consumed_credits": 5})
     assert (done.status, done.consumed_credits) == (Status.DONE, 5)

@@ -58,4 +58,4 @@ def test_a_listing_that_the_api_server_remembers_hides_no_rows(bucket: Bucket) -
     bucket.put("x/manifest.jsonl", row * 2)
     assert len(read_rows(task, manifest, READS)[0]) == 2
     bucket.server.client().delete_object(Bucket=bucket.name, Key="x/manifest.jsonl")
-    assert read_rows(task, manifest, READS) == ((), "manifest.jsonl is not there any more.")
+    assert read_rows(task, manifest, READS) == ((), "manifest.jsonl no longer exists.")

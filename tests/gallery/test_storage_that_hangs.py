@@ -18,8 +18,15 @@ import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_qwenimage import QwenImageBatchOperator
-from airflow_provider_qwenimage.plugin import runs
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError, mark_of, open_recorded, read_file, storage_of
+from airflow_provider_qwenimage.plugin import manifests, runs
+from airflow_provider_qwenimage.plugin.runs import RUNS
+from airflow_provider_qwenimage.plugin.storage_access import (
+    RefusedError,
+    open_recorded,
+    read_file,
+    storage_of,
+    version_of,
+)
 from airflow_provider_qwenimage.plugin.time_limits import BusyError, Shares, TimeLimitedReads
 from tests.events import wait_until
 from tests.gallery.airflow_server import Server
@@ -69,11 +76,8 @@ def foxes(show: Callable[[TestDag], Shown], tmp_path_factory: pytest.TempPathFac
 
 
 def forget() -> None:
-    from airflow_provider_qwenimage.plugin import app as pages
-    from airflow_provider_qwenimage.plugin import manifests
-
-    manifests._kept.clear()
-    pages._runs._runs.clear()
+    manifests._cache.clear()
+    RUNS._cache.clear()
 
 
 def test_a_store_that_never_answers_costs_its_own_dag_and_is_asked_again_when_it_does(
@@ -92,7 +96,7 @@ def test_a_store_that_never_answers_costs_its_own_dag_and_is_asked_again_when_it
         problems.append(server.get(f"{owls.path}/data").json()["batches"][0]["problem"])
     assert "did not respond within" in problems[0]
     assert "does not respond" in problems[-1]
-    assert impatient.given_up == 4
+    assert impatient.abandoned == 4
     # Refused without a thread more.
     with pytest.raises(RefusedError, match="does not respond"):
         impatient.run(owls.dag_id, "elsewhere", lambda: None)
@@ -103,7 +107,7 @@ def test_a_store_that_never_answers_costs_its_own_dag_and_is_asked_again_when_it
     assert foxes.dag_id in {item["dag_id"] for item in listed["items"]}
     assert server.get("/api/v2/monitor/health").status_code == 200
     silent.may_answer.set()
-    wait_until(lambda: impatient.given_up == 0, "the threads that were given up")
+    wait_until(lambda: impatient.abandoned == 0, "the threads that were given up")
     forget()
     (item,) = server.get(f"{owls.path}/data").json()["items"]
     assert item["status"] == "done"
@@ -148,8 +152,8 @@ def test_what_is_no_regular_file_is_not_opened(
             answer = server.get(image(foxes, part))
             if part != "/details" or what == "sidecar":
                 assert answer.status_code == 404
-                assert "no regular file" in answer.json()["detail"]
-        assert runs.READS.given_up == 0
+                assert "not a regular file" in answer.json()["detail"]
+        assert runs.READS.abandoned == 0
     finally:
         push(foxes, "return_value", returned)
 
@@ -185,7 +189,7 @@ def test_a_manifest_that_is_a_pipe_is_refused(server: Server, show: Callable[[Te
     (tmp_path / "manifest.jsonl").unlink()
     os.mkfifo(tmp_path / "manifest.jsonl")
     forget()
-    assert "no regular file" in server.get(f"{owls.path}/data").json()["batches"][0]["problem"]
+    assert "not a regular file" in server.get(f"{owls.path}/data").json()["batches"][0]["problem"]
 
 
 def test_no_more_is_read_of_a_file_than_its_sidecar_says(tmp_path: Path) -> None:
@@ -204,7 +208,7 @@ def test_a_small_sidecar_beside_a_huge_file_is_refused(server: Server, foxes: Sh
     returned = foxes.run["draw"].returned
     push(foxes, "return_value", returned | {"paths": [str(copy)]})
     try:
-        assert "not the file that was verified" in server.get(image(foxes)).json()["detail"]
+        assert "changed since the image was verified" in server.get(image(foxes)).json()["detail"]
         sidecar = copy.with_suffix(".json")
         described = json.loads(sidecar.read_text())
         for size in (3 * 1024**3, 10**31, -1, True, "100", 1e30):
@@ -212,7 +216,7 @@ def test_a_small_sidecar_beside_a_huge_file_is_refused(server: Server, foxes: Sh
             assert server.get(image(foxes)).status_code == 404
         with sidecar.open("r+b") as stream:
             stream.truncate(1024**3)
-        assert "nothing vouches" in server.get(image(foxes)).json()["detail"]
+        assert "no readable sidecar" in server.get(image(foxes)).json()["detail"]
     finally:
         push(foxes, "return_value", returned)
 
@@ -237,12 +241,12 @@ def test_an_image_of_too_many_pixels_is_not_decoded(
         for part in ("", "/thumbnail"):
             answer = server.get(image(foxes, part))
             assert answer.status_code == 404
-            assert answer.json()["detail"].startswith(("This image has more than", "This file is no image"))
+            assert answer.json()["detail"].startswith(("This image has more than", "This file is not an image"))
     finally:
         push(foxes, "return_value", returned)
 
 
-def test_threads_are_given_up_within_bounds_of_each_dag_and_storage() -> None:
+def test_threads_are_abandoned_within_bounds_of_each_dag_and_storage() -> None:
     reads = TimeLimitedReads(60, most_of_dag=2, most_of_storage=3, most=4)
     end = threading.Event()
 
@@ -258,9 +262,9 @@ def test_threads_are_given_up_within_bounds_of_each_dag_and_storage() -> None:
     assert reads.run("c", "s3", lambda: 5) == 5
     fails("c", "s3", "did not respond")
     fails("d", "gs", "does not respond")
-    assert reads.given_up == 4
+    assert reads.abandoned == 4
     end.set()
-    wait_until(lambda: reads.given_up == 0, "the threads")
+    wait_until(lambda: reads.abandoned == 0, "the threads")
     assert reads.run("a", "disk", lambda: 6) == 6
 
 
@@ -334,10 +338,10 @@ def test_what_hangs_together_is_one_storage(path: str, storage: str) -> None:
 def test_a_file_that_is_written_has_another_mark(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_text("1")
-    before = mark_of(ObjectStoragePath(str(file)))
-    assert before == mark_of(ObjectStoragePath(str(file)))
+    before = version_of(ObjectStoragePath(str(file)))
+    assert before == version_of(ObjectStoragePath(str(file)))
     file.write_text("22")
-    assert before != mark_of(ObjectStoragePath(str(file)))
+    assert before != version_of(ObjectStoragePath(str(file)))
 
 
 _PROCESS = """

@@ -31,7 +31,7 @@ def resolve_backend() -> None:
     for module in (xcom, task_runner):
         vars(module)["XCom"] = backend
     xcom_values._backend.cache_clear()
-    xcom_values._kept.clear()
+    xcom_values._cache.clear()
 
 
 @pytest.fixture(params=[0, 100])
@@ -73,10 +73,10 @@ def stored_link(shown: Shown, link: BaseOperatorLink, task_id: str = "draw") -> 
 
 
 def forget() -> None:
-    from airflow_provider_qwenimage.plugin import app as pages
+    from airflow_provider_qwenimage.plugin.runs import RUNS
 
-    pages._runs._runs.clear()
-    xcom_values._kept.clear()
+    RUNS._cache.clear()
+    xcom_values._cache.clear()
 
 
 def test_a_stored_image_is_shown_with_its_cost_and_its_links_lead_to_it(
@@ -124,7 +124,7 @@ def test_what_the_backend_no_longer_has_is_said(server: Server, show: Show, stor
     forget()
     (item,) = listing(server, shown)["items"]
     assert item["status"] == "done"
-    assert "is not there any more" in item["message"]
+    assert "no longer exists" in item["message"]
 
 
 def test_without_a_return_value_the_page_says_that_it_is_missing(server: Server, show: Show, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_without_a_return_value_the_page_says_that_it_is_missing(server: Server,
         told = listing(server, shown)
         (item,) = told["items"]
         assert (item["status"], item["prompt"]) == ("done", "A fox")
-        assert "do_xcom_push is off" in item["message"]
+        assert "do_xcom_push=False" in item["message"]
         assert told["totals"]["counts"]["drawing"] == 0
 
 
@@ -141,7 +141,7 @@ def test_an_image_that_nobody_waited_for_is_not_under_way_for_ever(server: Serve
     told = listing(server, show(dag_that_draws(prompt="A fox", seed=1)))
     (item,) = told["items"]
     assert (item["status"], item["state"]) == ("unknown", "submitted")
-    assert "No task of this run has waited" in item["message"]
+    assert "No sensor of this run waited" in item["message"]
 
 
 def values_of(base: Path, pushed: str, monkeypatch: pytest.MonkeyPatch, **task: Any) -> dict[str, Any]:
@@ -176,11 +176,11 @@ def test_only_a_tasks_own_values_are_read(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("1.json", b"[" * 200_000, "no JSON"),
-        ("1.json", b'"' + 300_000 * b"x" + b'"', "more than 256 KiB"),
-        ("1.json.gz", gzip.compress(b'"' + 300_000 * b"x" + b'"'), "more than 256 KiB"),
+        ("1.json", b"[" * 200_000, "not JSON"),
+        ("1.json", b'"' + 300_000 * b"x" + b'"', "larger than 256 KiB"),
+        ("1.json.gz", gzip.compress(b'"' + 300_000 * b"x" + b'"'), "larger than 256 KiB"),
         ("1.json.gz", b"no gzip", "cannot be read"),
-        ("1.json", b"1" * 5000, "no JSON"),
+        ("1.json", b"1" * 5000, "not JSON"),
     ],
     # The bytes of gzip hold the time.
     ids=["nested", "long", "long when unpacked", "not packed", "number"],
@@ -189,7 +189,7 @@ def test_what_a_backend_stores_is_read_within_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, reason: str
 ) -> None:
     own = put(tmp_path, f"foxes/manual/draw/{name}", content)
-    xcom_values._kept.clear()
+    xcom_values._cache.clear()
     assert reason in values_of(tmp_path, own, monkeypatch)["return_value"].reason
 
 
@@ -200,7 +200,7 @@ def test_a_compressed_value_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_with_another_backend_the_page_says_that_it_cannot_see(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_qwenimage.plugin.image_records import Status, TaskInstance
-    from airflow_provider_qwenimage.plugin.records import records_of_task
+    from airflow_provider_qwenimage.plugin.task_records import records_of_task
 
     task = TaskInstance(
         dag_id="foxes",

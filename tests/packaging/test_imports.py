@@ -19,7 +19,10 @@ NEED_AIOHTTP_OR_PILLOW = {
 # The sessions of the two clients, which are imported when the first request is sent.
 SESSIONS = {"airflow_provider_qwenimage.client.aiohttp_session", "airflow_provider_qwenimage.client.requests_session"}
 # The gallery's pages, which only the API server of Airflow 3.1 and later imports.
-PAGES = {"airflow_provider_qwenimage.plugin.app", "airflow_provider_qwenimage.plugin.runs"}
+PAGES = {
+    f"airflow_provider_qwenimage.plugin.{name}"
+    for name in ("access", "app", "data_routes", "image_routes", "metadata_db", "page_routes", "runs")
+}
 MODULES = sorted(
     {
         "airflow_provider_qwenimage",

@@ -1,5 +1,5 @@
-// Shows the images of a scope (a task, a DAG run, a DAG, all) and keeps them up to date.
-// Everything that comes from a task is put into the page as text, never as HTML.
+// Shows the images of a task, a DAG run, a DAG or all DAGs, and updates them.
+// Values from tasks are inserted as text, never as HTML.
 
 const PAGE = 60;
 const MOST_AT_ONCE = 200;
@@ -12,14 +12,14 @@ const STATES = {
   submitted: "Submitted",
   up_for_retry: "Retrying",
   deferred: "Drawing",
-  upstream_failed: "Not begun",
+  upstream_failed: "Upstream failed",
   not_submitted: "Waiting",
 };
 const EMPTY = {
-  task: ["This task has no generated images", "Tasks that draw with Qwen-Image show theirs here as soon as they have submitted them."],
-  run: ["This run has no generated images", "Its tasks that draw with Qwen-Image show theirs here as soon as they have submitted them."],
-  dag: ["This DAG has no generated images yet", "Trigger it: what its tasks draw with Qwen-Image appears here."],
-  all: ["There are no generated images yet", "Trigger a DAG that draws with Qwen-Image: what it draws appears here."],
+  task: ["This task has no generated images", "Images appear here when the task has submitted them."],
+  run: ["This run has no generated images", "Images appear here when a task of this run has submitted them."],
+  dag: ["This DAG has no generated images yet", "Trigger the DAG: its images appear here."],
+  all: ["There are no generated images yet", "Trigger a DAG that uses a Qwen-Image operator: its images appear here."],
 };
 
 const at = (id) => document.getElementById(id);
@@ -28,7 +28,7 @@ const viewer = at("viewer");
 const scope = document.body.dataset.scope;
 const number = new Intl.NumberFormat();
 
-// By their place in the list: what is shown, and in which element.
+// The items of the list in its order, each with its element.
 const slots = [];
 const visible = new Set();
 const filter = { status: "", text: "" };
@@ -51,16 +51,16 @@ function followTheme() {
       const stored = localStorage.getItem("theme");
       if (window.parent !== window && (classes.contains("dark") || classes.contains("light"))) {
         dark = classes.contains("dark");
-        // Airflow's own ground, which differs between its versions and themes.
+        // The background color of Airflow, which differs between its versions and themes.
         const around = window.parent.document;
-        const grounds = [around.body, around.documentElement].map((part) => getComputedStyle(part).backgroundColor);
-        const ground = grounds.find((color) => color.startsWith("rgb(") || color.startsWith("color("));
-        if (ground) root.style.setProperty("--page", ground);
+        const colors = [around.body, around.documentElement].map((part) => getComputedStyle(part).backgroundColor);
+        const background = colors.find((color) => color.startsWith("rgb(") || color.startsWith("color("));
+        if (background) root.style.setProperty("--page", background);
       } else if (stored === "dark" || stored === "light") {
         dark = stored === "dark";
       }
     } catch {
-      // Another page than Airflow's is around this one.
+      // The page is embedded in another page than Airflow's.
     }
     root.dataset.theme = dark ? "dark" : "light";
   };
@@ -70,12 +70,12 @@ function followTheme() {
   try {
     new MutationObserver(mark).observe(window.parent.document.documentElement, { attributeFilter: ["class"] });
   } catch {
-    // As above.
+    // The page is embedded in another page than Airflow's.
   }
 }
 
-// A tab of Airflow may not send its own window elsewhere; Airflow's page may.
-function openAround(event) {
+// The frame of a tab may not navigate the window, but Airflow's page may.
+function openInAirflow(event) {
   if (window.parent === window || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   const link = window.parent.document.createElement("a");
@@ -97,7 +97,7 @@ function element(name, properties = {}, ...children) {
 
 function taskLink(item, text) {
   const link = element("a", { href: item.task_url, target: "_top", textContent: text });
-  link.addEventListener("click", openAround);
+  link.addEventListener("click", openInAirflow);
   return link;
 }
 
@@ -121,22 +121,22 @@ function costName(item) {
 function picture(item) {
   if (!item.thumbnail) {
     const done = item.address ? "Not stored" : "No image";
-    const text = { waiting: "Not begun yet", drawing: "Being drawn", done }[item.status] ?? item.error ?? "No image";
+    const text = { waiting: "Waiting", drawing: "Drawing", done }[item.status] ?? item.error ?? "No image";
     return element("span", { className: "none", textContent: text });
   }
   return imageAt(item, item.thumbnail, "none", { loading: "lazy", decoding: "async" });
 }
 
-// A stored image, or in its place why there is none. Nothing is ever loaded from elsewhere.
+// A stored image, or the reason why it cannot be loaded. Nothing is ever loaded from other hosts.
 function imageAt(item, address, className, properties = {}) {
   const image = element("img", { alt: item.prompt ?? "", referrerPolicy: "no-referrer", ...properties, src: address });
   image.addEventListener("error", async () => {
-    image.replaceWith(element("span", { className, textContent: await whyNot(address) }));
+    image.replaceWith(element("span", { className, textContent: await reasonFor(address) }));
   });
   return image;
 }
 
-async function whyNot(url) {
+async function reasonFor(url) {
   try {
     return (await (await fetch(url)).json()).detail;
   } catch {
@@ -144,25 +144,25 @@ async function whyNot(url) {
   }
 }
 
-function card(place, item) {
+function makeCard(index, item) {
   const open = element("button", { type: "button", className: "picture" }, picture(item));
   open.setAttribute("aria-label", `${stateName(item)}: ${item.prompt ?? taskName(item)}`);
   open.append(element("span", { className: "badge", textContent: stateName(item) }));
-  open.addEventListener("click", () => view(place));
+  open.addEventListener("click", () => view(index));
   const facts = [item.size?.replace("*", " × "), item.output_format, seedName(item), costName(item)];
   const ids = element("p", { className: "ids" }, taskLink(item, taskName(item)));
   if (item.time) ids.append(" · ", moment(item.time));
   if (item.image_task_id) ids.append(element("br"), element("code", { textContent: item.image_task_id }));
   return element(
     "article",
-    { className: "card", dataset: { status: item.status, place } },
+    { className: "card", dataset: { status: item.status, index } },
     open,
     element(
       "div",
       { className: "text" },
       item.prompt ? element("p", { className: "prompt", dir: "auto", title: item.prompt, textContent: item.prompt }) : null,
       item.message || (item.status === "failed" && !item.prompt)
-        ? element("p", { className: item.status === "done" ? "facts" : "error", title: item.message ?? "", textContent: item.message ?? "It failed; its task's log says why." })
+        ? element("p", { className: item.status === "done" ? "facts" : "error", title: item.message ?? "", textContent: item.message ?? "The task failed. See its log for the reason." })
         : null,
       element("p", { className: "facts", textContent: facts.filter(Boolean).join(" · ") }),
       ids,
@@ -172,15 +172,15 @@ function card(place, item) {
 
 function runHeading(item) {
   const link = element("a", { href: item.run_url, target: "_top", textContent: item.run_id });
-  link.addEventListener("click", openAround);
+  link.addEventListener("click", openInAirflow);
   return element("h2", { className: "run" }, scope === "all" ? `${item.dag_id} · ` : null, link);
 }
 
-function put(place, item) {
+function put(index, item) {
   const text = JSON.stringify(item);
-  const slot = slots[place];
+  const slot = slots[index];
   if (slot?.text === text) return;
-  const made = card(place, item);
+  const made = makeCard(index, item);
   if (slot) {
     const focused = slot.card.contains(document.activeElement);
     watcher.unobserve(slot.card);
@@ -190,27 +190,27 @@ function put(place, item) {
     grid.append(made);
   }
   watcher.observe(made);
-  slots[place] = { item, text, card: made, heading: slot?.heading ?? null };
-  headings(place);
-  if (shown === place && viewer.open) fill(place);
+  slots[index] = { item, text, card: made, heading: slot?.heading ?? null };
+  updateHeading(index);
+  if (shown === index && viewer.open) fill(index);
 }
 
-function headings(place) {
+function updateHeading(index) {
   if (scope === "run" || scope === "task") return;
-  const { item, card: its, heading } = slots[place];
-  const before = slots[place - 1]?.item;
+  const { item, card, heading } = slots[index];
+  const before = slots[index - 1]?.item;
   heading?.remove();
-  slots[place].heading = null;
+  slots[index].heading = null;
   if (!before || before.run_id !== item.run_id || before.dag_id !== item.dag_id) {
-    slots[place].heading = runHeading(item);
-    its.before(slots[place].heading);
+    slots[index].heading = runHeading(item);
+    card.before(slots[index].heading);
   }
 }
 
 function cut(length) {
   for (const slot of slots.splice(length)) {
     watcher.unobserve(slot.card);
-    visible.delete(Number(slot.card.dataset.place));
+    visible.delete(Number(slot.card.dataset.index));
     slot.heading?.remove();
     slot.card.remove();
   }
@@ -219,9 +219,9 @@ function cut(length) {
 const watcher = new IntersectionObserver(
   (entries) => {
     for (const entry of entries) {
-      const place = Number(entry.target.dataset.place);
-      if (entry.isIntersecting) visible.add(place);
-      else visible.delete(place);
+      const index = Number(entry.target.dataset.index);
+      if (entry.isIntersecting) visible.add(index);
+      else visible.delete(index);
     }
   },
   { rootMargin: "200px" },
@@ -288,10 +288,10 @@ function showBatches(batches) {
         const { progress } = batch;
         const done = progress.done ?? 0;
         const all = progress.requests ?? 0;
-        const told = [
+        const parts = [
           all ? `${number.format(done)} of ${number.format(all)} images` : batch.state ?? "waiting",
           progress.failed ? `${number.format(progress.failed)} failed` : null,
-          progress.in_flight && !batch.has_ended ? `${number.format(progress.in_flight)} in flight` : null,
+          progress.in_flight && !batch.has_ended ? `${number.format(progress.in_flight)} in progress` : null,
           all ? credits(progress.consumed_credits ?? 0) : null,
           progress.images_per_second && !batch.has_ended ? `${progress.images_per_second.toFixed(1)} images/s` : null,
           progress.seconds_left && !batch.has_ended ? `about ${duration(progress.seconds_left)} left` : null,
@@ -299,7 +299,7 @@ function showBatches(batches) {
         const made = element(
           "div",
           { className: "batch" },
-          element("p", {}, taskLink(batch, taskName(batch)), element("span", { textContent: told.filter(Boolean).join(" · ") })),
+          element("p", {}, taskLink(batch, taskName(batch)), element("span", { textContent: parts.filter(Boolean).join(" · ") })),
         );
         if (all) {
           const bar = element("progress", { max: all, value: done });
@@ -343,7 +343,7 @@ async function load(offset, limit) {
   try {
     const answer = await fetch(address, { headers: { Accept: "application/json" } });
     if (mine !== generation) return;
-    if (!answer.ok) throw new Error(await complaint(answer));
+    if (!answer.ok) throw new Error(await problemOf(answer));
     const listing = await answer.json();
     if (mine !== generation) return;
     found = listing.found;
@@ -354,21 +354,21 @@ async function load(offset, limit) {
     showBatches(listing.batches);
     showState(listing);
   } catch (error) {
-    if (mine === generation) at("more").textContent = `${error.message || error} It is tried again.`;
+    if (mine === generation) at("more").textContent = `${error.message || error} Retrying.`;
   } finally {
     if (mine === generation) {
       loading = false;
       grid.ariaBusy = "false";
-      plan();
+      schedule();
       if (isNearEnd()) more();
     }
   }
 }
 
-async function complaint(answer) {
-  if (answer.status === 401) return "You are logged out of Airflow: log in and load this page again.";
-  if (answer.status === 403) return "You may not read this DAG.";
-  return `Airflow answered with HTTP ${answer.status}.`;
+async function problemOf(answer) {
+  if (answer.status === 401) return "You are logged out of Airflow. Log in and reload this page.";
+  if (answer.status === 403) return "You need permission to read the XComs of this DAG.";
+  return `Airflow responded with HTTP ${answer.status}.`;
 }
 
 function more() {
@@ -379,35 +379,35 @@ const isNearEnd = () => slots.length < found && at("more").getBoundingClientRect
 
 function refresh() {
   if (document.hidden || loading) {
-    plan();
+    schedule();
     return;
   }
-  // Only what is on the screen: with thousands of images the rest can wait until it is.
-  const places = [...visible];
-  const first = places.length ? Math.min(...places) : 0;
-  const last = places.length ? Math.max(...places) : 0;
+  // Only what is visible: of thousands of images, the others are updated when they become visible.
+  const indexes = [...visible];
+  const first = indexes.length ? Math.min(...indexes) : 0;
+  const last = indexes.length ? Math.max(...indexes) : 0;
   load(first, Math.min(MOST_AT_ONCE, Math.max(last - first + 1, PAGE)));
 }
 
-function plan() {
+function schedule() {
   clearTimeout(timer);
   timer = setTimeout(refresh, active ? ACTIVE_MS : QUIET_MS);
 }
 
 // --- One image
 
-function view(place) {
+function view(index) {
   if (!viewer.open) viewer.showModal();
-  fill(place);
+  fill(index);
   at("close").focus();
 }
 
-async function fill(place) {
-  shown = place;
-  const { item } = slots[place];
-  at("position").textContent = `${number.format(place + 1)} of ${number.format(found)}`;
-  at("previous").disabled = place === 0;
-  at("next").disabled = place >= slots.length - 1;
+async function fill(index) {
+  shown = index;
+  const { item } = slots[index];
+  at("position").textContent = `${number.format(index + 1)} of ${number.format(found)}`;
+  at("previous").disabled = index === 0;
+  at("next").disabled = index >= slots.length - 1;
   at("prompt").textContent = item.prompt ?? "";
   at("figure").replaceChildren(bigPicture(item));
   showActions(item);
@@ -415,15 +415,15 @@ async function fill(place) {
   if (item.details) {
     try {
       const answer = await fetch(item.details);
-      if (answer.ok && shown === place) showFacts(item, await answer.json());
+      if (answer.ok && shown === index) showFacts(item, await answer.json());
     } catch {
-      // What the list tells is there already.
+      // The facts of the list are shown already.
     }
   }
 }
 
 function bigPicture(item) {
-  const elsewhere = "This image is not stored. Its address at the API may be short-lived.";
+  const elsewhere = "This image is not stored. Its address at the API may expire soon.";
   if (!item.image) return element("p", { textContent: item.message ?? (item.address ? elsewhere : stateName(item)) });
   return imageAt(item, item.image, "missing");
 }
@@ -446,7 +446,7 @@ function showActions(item) {
 function copyButton(name, text) {
   const button = element("button", { type: "button", textContent: name });
   button.addEventListener("click", async () => {
-    button.textContent = (await copy(text)) ? "Copied" : "Not copied";
+    button.textContent = (await copy(text)) ? "Copied" : "Copy failed";
     setTimeout(() => { button.textContent = name; }, 1500);
   });
   return button;
@@ -457,7 +457,7 @@ async function copy(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Without TLS a browser gives pages no clipboard.
+    // Without TLS, browsers have no clipboard API.
     const field = element("textarea", { value: text });
     viewer.append(field);
     field.select();
@@ -481,7 +481,7 @@ function showFacts(item, sidecar) {
     DAG: item.dag_id,
     Run: item.run_id,
     Task: taskName(item),
-    "Waited for by": item.waited_for_by,
+    Sensor: item.waited_for_by,
     Created: moment(sidecar?.created_at),
     Stored: moment(sidecar?.stored_at) ?? (item.details ? moment(item.time) : null),
     Path: sidecar?.path,
@@ -496,9 +496,9 @@ function showFacts(item, sidecar) {
 }
 
 function step(by) {
-  const place = shown + by;
-  if (place >= 0 && place < slots.length) fill(place);
-  if (place >= slots.length - 5) more();
+  const index = shown + by;
+  if (index >= 0 && index < slots.length) fill(index);
+  if (index >= slots.length - 5) more();
 }
 
 viewer.addEventListener("keydown", (event) => {
@@ -521,6 +521,6 @@ document.addEventListener("visibilitychange", () => !document.hidden && refresh(
 
 followTheme();
 makeFilter();
-// What was typed while the page was loading.
+// What the user typed while the page was loading.
 filter.text = at("text").value;
 load(0, PAGE);

@@ -1,0 +1,141 @@
+"""Stored images, their thumbnails and their details."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
+
+from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.configuration import AIRFLOW_HOME
+from airflow.providers.common.compat.sdk import conf
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+
+from airflow_provider_qwenimage.plugin import stored_images
+from airflow_provider_qwenimage.plugin.access import may_read_xcoms
+from airflow_provider_qwenimage.plugin.image_records import ImageRecord
+from airflow_provider_qwenimage.plugin.runs import READS, RUNS, ImageKey
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError, storage_of
+from airflow_provider_qwenimage.plugin.thumbnails import MEDIA_TYPE, MOST_BYTES, ThumbnailCache
+from airflow_provider_qwenimage.plugin.time_limits import Shares
+
+Result = TypeVar("Result")
+
+_IMAGE = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/images/{number}"
+_HEADERS = {
+    # Nothing runs and nothing loads; a browser scales an image that is opened by itself with inline styles.
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; sandbox",
+    # The image at an address never changes, and whoever has seen it may see it again for a while.
+    "Cache-Control": "private, max-age=3600",
+}
+# Also limits how many images are in memory at once.
+_SHARES = Shares(6, of_dag=2)
+
+router = APIRouter()
+
+
+@cache
+def _thumbnails() -> ThumbnailCache:
+    folder = conf.get("qwenimage", "thumbnails_folder", fallback="") or Path(AIRFLOW_HOME) / "qwenimage-thumbnails"
+    most_bytes = conf.getint("qwenimage", "thumbnails_megabytes", fallback=MOST_BYTES // 2**20) * 2**20
+    return ThumbnailCache(Path(folder), most_bytes)
+
+
+@dataclass(frozen=True)
+class _RequestedImage:
+    """A stored image, as the user may see it."""
+
+    request: Request
+    user: Any
+    dag_id: str
+    run_id: str
+    key: ImageKey
+
+    def sidecar(self) -> Mapping[str, Any]:
+        """Return the sidecar of the image; see `stored_images.read_sidecar`.
+
+        Raises:
+            RefusedError: If it cannot be read in time, or the user may not see the image.
+        """
+        sidecar = self._read(lambda: stored_images.read_sidecar(self.record))
+        other_dag = stored_images.drawn_in(self.record, sidecar)
+        if other_dag is not None and not may_read_xcoms(self.request, self.user, other_dag):
+            raise RefusedError(stored_images.DRAWN_ELSEWHERE)
+        return sidecar
+
+    def image(self, sidecar: Mapping[str, Any]) -> stored_images.StoredImage:
+        """Return the image itself; see `stored_images.read_image`."""
+        return self._read(lambda: stored_images.read_image(self.record, sidecar))
+
+    def _read(self, function: Callable[[], Result]) -> Result:
+        return READS.run(self.dag_id, storage_of(str(self.record.path)), function)
+
+    @cached_property
+    def record(self) -> ImageRecord:
+        """The record of the image.
+
+        Raises:
+            HTTPException: If the task recorded no such image.
+        """
+        record = RUNS.find(self.dag_id, self.run_id, self.key)
+        if record is None or record.path is None:
+            raise HTTPException(404, "This task recorded no such image.")
+        return record
+
+
+def _requested_image(
+    *,
+    request: Request,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    number: int,
+    user: GetUserDep,
+    map_index: int = -1,
+) -> _RequestedImage:
+    return _RequestedImage(request, user, dag_id, run_id, (task_id, map_index, number))
+
+
+ImageDep = Annotated[_RequestedImage, Depends(_requested_image)]
+
+
+@router.get(_IMAGE)
+async def send_image(request: Request, requested: ImageDep, *, download: bool = False) -> Response:
+    """Send a stored image, complete and as it was verified."""
+
+    def read() -> Response:
+        sidecar = requested.sidecar()
+        etag = f'"{sidecar["sha256"]}"'
+        if not download and request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers={"ETag": etag, **_HEADERS})
+        image = requested.image(sidecar)
+        disposition = f"{'attachment' if download else 'inline'}; filename*=UTF-8''{quote(image.name)}"
+        headers = {"ETag": etag, "Content-Disposition": disposition, **_HEADERS}
+        return Response(image.content, media_type=image.media_type, headers=headers)
+
+    return await _SHARES.run(requested.dag_id, read)
+
+
+@router.get(f"{_IMAGE}/thumbnail")
+async def send_thumbnail(requested: ImageDep) -> Response:
+    """Send the thumbnail of a stored image."""
+
+    def read() -> Response:
+        sidecar = requested.sidecar()
+        path = str(requested.record.path)
+        content = _thumbnails().get(path, sidecar["sha256"], lambda: requested.image(sidecar).content)
+        return Response(content, media_type=MEDIA_TYPE, headers=_HEADERS)
+
+    return await _SHARES.run(requested.dag_id, read)
+
+
+@router.get(f"{_IMAGE}/details")
+async def send_details(requested: ImageDep) -> JSONResponse:
+    """Send the sidecar of a stored image, with the path of the image."""
+    return await _SHARES.run(
+        requested.dag_id, lambda: JSONResponse({**requested.sidecar(), "path": requested.record.path})
+    )

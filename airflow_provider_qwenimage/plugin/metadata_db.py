@@ -1,0 +1,158 @@
+"""Reads task instances and their XComs from Airflow's metadata database."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance as AirflowTaskInstance
+from airflow.models.xcom import XComModel
+from sqlalchemy import Text, case, cast, func, or_, select
+
+from airflow_provider_qwenimage.plugin.image_records import TaskInstance
+from airflow_provider_qwenimage.plugin.task_kinds import OPERATORS
+from airflow_provider_qwenimage.plugin.xcom_values import MOST_BYTES
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+# The XComs that describe images.
+XCOM_KEYS = ("request", "task_id", "return_value", "consumed_credits", "error", "progress", "manifest")
+
+# The limit for all XComs of a run that are read at once: those of some 30,000 tasks.
+_MOST_CHARACTERS = 64 * 1024 * 1024
+# Old versions of SQLite accept about a thousand values in a statement.
+_TASKS_PER_QUERY = 400
+_ROWS_AT_ONCE = 100
+# Every run with images has at least one of these XComs.
+_KEYS_OF_A_RUN = ("request", "task_id", "progress")
+
+# A task id and a map index.
+TaskKey = tuple[str, int]
+# XComs by key, as JSON; None for a value that is too large to read.
+StoredXComs = dict[str, "str | None"]
+
+
+def run_state(session: Session, dag_id: str, run_id: str) -> str:
+    """Return the state of a DAG run; "None" if it does not exist."""
+    return str(session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)))
+
+
+def run_version(session: Session, dag_id: str, run_id: str, state: str) -> object:
+    """Return a value that changes whenever a task instance of the run does.
+
+    None while a task runs: it may push XComs at any moment, which changes nothing else in the database.
+    """
+    model = AirflowTaskInstance
+    number, changed_at, running = session.execute(
+        select(func.count(), func.max(model.updated_at), func.sum(case((model.state == "running", 1), else_=0))).where(
+            model.dag_id == dag_id, model.run_id == run_id
+        )
+    ).one()
+    return None if running else (number, str(changed_at), state)
+
+
+def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[TaskInstance, object]]:
+    """Return the task instances of a run that may have images, each with a value that changes whenever it does."""
+    model = AirflowTaskInstance
+    with_request = select(XComModel.task_id).where(
+        XComModel.dag_id == dag_id, XComModel.run_id == run_id, XComModel.key == "request"
+    )
+    columns = (
+        model.task_id,
+        model.map_index,
+        model.state,
+        model.operator,
+        model.try_number,
+        model.start_date,
+        model.end_date,
+        model.next_method,
+    )
+    query = (
+        select(*columns)
+        .where(model.dag_id == dag_id, model.run_id == run_id)
+        .where(or_(model.operator.in_(OPERATORS), model.task_id.in_(with_request)))
+        .order_by(model.task_id, model.map_index)
+    )
+    found: list[tuple[TaskInstance, object]] = []
+    for task_id, map_index, state, operator, try_number, start, end, next_method in session.execute(query):
+        changed_at = end or start
+        instance = TaskInstance(
+            dag_id=dag_id,
+            run_id=run_id,
+            task_id=task_id,
+            map_index=map_index,
+            state=None if state is None else str(state),
+            operator=operator,
+            try_number=try_number,
+            changed_at=changed_at.isoformat() if changed_at else None,
+        )
+        found.append((instance, (instance, str(start), next_method)))
+    return found
+
+
+def xcoms_of(session: Session, dag_id: str, run_id: str, tasks: Collection[TaskKey]) -> dict[TaskKey, StoredXComs]:
+    """Return the XComs of task instances, as JSON; an empty dict for those that pushed none.
+
+    A value that is larger than the limit is None: the database measures it and does not send it. When all values
+    together exceed their limit, the remaining ones are None. Values are read as text, because the database driver may
+    fail to parse a forged one.
+    """
+    xcoms: dict[TaskKey, StoredXComs] = {task: {} for task in tasks}
+    value = cast(XComModel.value, Text)
+    limited = case((func.length(value) <= MOST_BYTES, value), else_=None)
+    columns = (XComModel.task_id, XComModel.map_index, XComModel.key)
+    remaining = _MOST_CHARACTERS
+    for condition in _conditions(dag_id, run_id, tasks):
+        if remaining > 0:
+            query = select(*columns, limited).where(*condition).execution_options(yield_per=_ROWS_AT_ONCE)
+            rows = session.execute(query)
+            for task_id, map_index, key, stored in rows:
+                if (task_id, map_index) in xcoms:
+                    xcoms[task_id, map_index][key] = stored
+                    remaining -= len(stored or "")
+                if remaining <= 0:
+                    break
+            rows.close()
+        if remaining <= 0:
+            query = select(*columns).where(*condition).execution_options(yield_per=_ROWS_AT_ONCE)
+            for task_id, map_index, key in session.execute(query):
+                if (task_id, map_index) in xcoms:
+                    xcoms[task_id, map_index].setdefault(key, None)
+    return xcoms
+
+
+def _conditions(dag_id: str, run_id: str, tasks: Collection[TaskKey]) -> Iterator[list[Any]]:
+    """Yield the conditions of the queries that together select the XComs of all tasks, and possibly of others."""
+    task_ids = sorted({task_id for task_id, _ in tasks})
+    for start in range(0, len(task_ids), _TASKS_PER_QUERY):
+        chosen = task_ids[start : start + _TASKS_PER_QUERY]
+        condition: list[Any] = [
+            XComModel.dag_id == dag_id,
+            XComModel.run_id == run_id,
+            XComModel.key.in_(XCOM_KEYS),
+            XComModel.task_id.in_(chosen),
+            XComModel.value.is_not(None),
+        ]
+        map_indexes = {map_index for task_id, map_index in tasks if task_id in chosen}
+        if len(map_indexes) <= _TASKS_PER_QUERY:
+            condition.append(XComModel.map_index.in_(map_indexes))
+        yield condition
+
+
+def dags_with_images(session: Session) -> Sequence[str]:
+    """Return the ids of all DAGs whose tasks may have images."""
+    return session.scalars(select(XComModel.dag_id).where(XComModel.key.in_(_KEYS_OF_A_RUN)).distinct()).all()
+
+
+def newest_runs(session: Session, dag_ids: Collection[str], limit: int) -> list[tuple[str, str]]:
+    """Return the DAG id and run id of the newest runs of some DAGs that may have images, newest first."""
+    query = (
+        select(XComModel.dag_id, XComModel.run_id)
+        .where(XComModel.key.in_(_KEYS_OF_A_RUN), XComModel.dag_id.in_(dag_ids))
+        .group_by(XComModel.dag_run_id, XComModel.dag_id, XComModel.run_id)
+        .order_by(XComModel.dag_run_id.desc())
+        .limit(limit)
+    )
+    return [(dag_id, run_id) for dag_id, run_id in session.execute(query)]

@@ -1,0 +1,44 @@
+"""Decides which task instances belong to this package, and what kind of task each is. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any
+
+from airflow_provider_qwenimage.contract import SIZES
+from airflow_provider_qwenimage.plugin.bounds import mapping, request_fields
+from airflow_provider_qwenimage.plugin.image_records import TaskInstance
+
+BATCH_OPERATOR = "QwenImageBatchOperator"
+SENSOR = "QwenImageStatusSensor"
+
+
+class TaskKind(Enum):
+    """What a task of this package does."""
+
+    IMAGE = auto()
+    BATCH = auto()
+    SENSOR = auto()
+
+
+_KINDS: Mapping[str | None, TaskKind] = {
+    "QwenImageGenerateOperator": TaskKind.IMAGE,
+    BATCH_OPERATOR: TaskKind.BATCH,
+    SENSOR: TaskKind.SENSOR,
+}
+OPERATORS = tuple(name for name in _KINDS if name is not None)
+
+
+def kind_of(task: TaskInstance, xcoms: Mapping[str, Any]) -> TaskKind | None:
+    """Return the kind of a task instance, or None if it is not a task of this package.
+
+    A class derived from one of the operators has another name, so it is recognized by the XComs that it pushed.
+    """
+    if task.operator in _KINDS:
+        return _KINDS[task.operator]
+    if "requests" in mapping(xcoms.get("progress")):
+        return TaskKind.BATCH
+    # Other operators may push an XCom with the key "request" as well.
+    request = request_fields(xcoms.get("request"))
+    return TaskKind.IMAGE if "prompt" in request and request.get("size") in SIZES else None
