@@ -28,13 +28,13 @@ class CallClock:
         own = SimpleNamespace(
             time=lambda: time.time() + self.ahead,
             monotonic=lambda: time.monotonic() + self.ahead,
-            sleep=self.move_on,
+            sleep=self.advance,
         )
         for module in (exchanges, hooks, transport):
             monkeypatch.setattr(module, "time", own)
         monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _: own.monotonic())
 
-    def move_on(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Let this many seconds pass."""
         with self._lock:
             self.ahead += seconds

@@ -25,8 +25,8 @@ _NUDGE = signal.SIGURG
 _NUDGES = 3
 _NUDGE_SECONDS = 0.2
 signal.signal(_NUDGE, lambda *_: None)
-# The `seconds_per_image` of the images that `draw_at_the_second_look` finishes.
-UNTIL_THE_SECOND_LOOK = 86_400.0
+# The `seconds_per_image` of the images that `draw_at_second_poll` finishes.
+UNTIL_SECOND_POLL = 86_400.0
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = _TIMEOUT_SECONDS) -> None:
@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = _TIM
 
 
 @contextlib.contextmanager
-def once(condition: Callable[[], object], action: Callable[[], object]) -> Iterator[threading.Event]:
+def run_when(condition: Callable[[], object], action: Callable[[], object]) -> Iterator[threading.Event]:
     """During the block, run an action in a thread as soon as a condition holds.
 
     Yields an event that is set after the action. The test fails if the block ends before that.
@@ -102,30 +102,33 @@ def finish_image(api: Sandbox, task_id: str) -> None:
     books = api._state.books
     with books._lock:
         books._tasks[task_id] = dataclasses.replace(books._tasks[task_id], seconds=0.0, pending_seconds=0.0)
-        books._refunds = sorted((0.0 if its_id == task_id else at, its_id, sum_) for at, its_id, sum_ in books._refunds)
+        refunds = {refunded_id: (at, amount) for at, refunded_id, amount in books._refunds}
+        if task_id in refunds:
+            refunds[task_id] = (0.0, refunds[task_id][1])
+        books._refunds = sorted((at, refunded_id, amount) for refunded_id, (at, amount) in refunds.items())
 
 
-def draw_at_the_second_look(api: Sandbox) -> None:
+def draw_at_second_poll(api: Sandbox) -> None:
     """Report an image as in progress at its first poll, and as drawn from its second poll on, at any time.
 
     A task that polls once before it waits has to wait then, on any machine, but not for long. This applies to images of
-    `UNTIL_THE_SECOND_LOOK` seconds; with another `seconds_per_image`, the clock decides.
+    `UNTIL_SECOND_POLL` seconds; with another `seconds_per_image`, the clock decides.
     """
     books = api._state.books
-    find, looks = books.find, Counter[str]()
+    find, polls = books.find, Counter[str]()
 
-    def look(task_id: str) -> Task | None:
+    def find_and_count(task_id: str) -> Task | None:
         task = find(task_id)
-        if task is not None and task.seconds == UNTIL_THE_SECOND_LOOK:
-            looks[task_id] += 1
-            if looks[task_id] > 1:
+        if task is not None and task.seconds == UNTIL_SECOND_POLL:
+            polls[task_id] += 1
+            if polls[task_id] > 1:
                 finish_image(api, task_id)
         return find(task_id)
 
-    books.find = look  # type: ignore[method-assign]
+    books.find = find_and_count  # type: ignore[method-assign]
 
 
-def at_second_looks(monkeypatch: pytest.MonkeyPatch, time_at: Callable[[float], float | None]) -> list[float]:
+def at_second_polls(monkeypatch: pytest.MonkeyPatch, time_at: Callable[[float], float | None]) -> list[float]:
     """Do something at the second poll of each wait with a deadline, when a deferrable task has been deferred.
 
     Args:
@@ -134,21 +137,21 @@ def at_second_looks(monkeypatch: pytest.MonkeyPatch, time_at: Callable[[float], 
     Returns:
         A list that grows: the seconds from the first poll of each wait to its deadline.
     """
-    decide, looks, ahead = polling.decide, Counter[float](), list[float]()
+    decide, polls, seconds_left = polling.decide, Counter[float](), list[float]()
 
-    def look(policy: polling.PollPolicy, *args: Any, now: float, **kwargs: Any) -> polling.Decision:
+    def count_and_decide(policy: polling.PollPolicy, *args: Any, now: float, **kwargs: Any) -> polling.Decision:
         if policy.end_time is not None:
-            looks[policy.end_time] += 1
-            if looks[policy.end_time] == 1:
-                ahead.append(policy.end_time - now)
-            elif looks[policy.end_time] == 2:
+            polls[policy.end_time] += 1
+            if polls[policy.end_time] == 1:
+                seconds_left.append(policy.end_time - now)
+            elif polls[policy.end_time] == 2:
                 now = time_at(policy.end_time) or now
         return decide(policy, *args, now=now, **kwargs)
 
-    monkeypatch.setattr(polling, "decide", look)
-    return ahead
+    monkeypatch.setattr(polling, "decide", count_and_decide)
+    return seconds_left
 
 
 def pass_deadlines(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Let the deadline of each wait pass at its second poll; see `at_second_looks`."""
-    return at_second_looks(monkeypatch, lambda end_time: end_time)
+    """Let the deadline of each wait pass at its second poll; see `at_second_polls`."""
+    return at_second_polls(monkeypatch, lambda end_time: end_time)

@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import Stats
 from tests.airflows import AIRFLOW
 
 
-def airflows(module: str) -> Any:
+def metrics_module(module: str) -> Any:
     """Return a module of Airflow's metrics, which have moved in Airflow 3."""
     if find_spec("airflow.metrics") and find_spec(f"airflow.metrics.{module}"):
         return import_module(f"airflow.metrics.{module}")
@@ -31,7 +31,7 @@ def report_to(logger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Stats, "instance", logger, raising=False)
 
 
-_NoStatsLogger: Any = airflows("base_stats_logger").NoStatsLogger
+_NoStatsLogger: Any = metrics_module("base_stats_logger").NoStatsLogger
 
 
 class Recorder(_NoStatsLogger):

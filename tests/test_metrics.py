@@ -26,7 +26,7 @@ from airflow_provider_qwenimage.exceptions import (
 )
 from airflow_provider_qwenimage.tasks.failures import reporting_failures
 from airflow_provider_qwenimage.tasks.metrics import count_end, count_failure, count_submission, kind_of
-from tests.recorder import Recorder, airflows, failure, report_to
+from tests.recorder import Recorder, failure, metrics_module, report_to
 
 KINDS = {
     "QwenImageError": "other",
@@ -207,7 +207,7 @@ def test_statsd_gets_every_name_and_number(monkeypatch: pytest.MonkeyPatch, with
 def test_opentelemetry_gets_every_name_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
-    report_to(airflows("otel_logger").SafeOtelLogger(provider), monkeypatch)
+    report_to(metrics_module("otel_logger").SafeOtelLogger(provider), monkeypatch)
     count_everything()
     count_end(1, 2.5)
     for name in KINDS:

@@ -22,7 +22,7 @@ from airflow_provider_qwenimage.rules.polling import PollPolicy
 from airflow_provider_qwenimage.rules.rate_limit import RateLimit
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
-from tests.events import finish_image, once, wait_until
+from tests.events import finish_image, run_when, wait_until
 from tests.sending import note_sending
 
 CONNECTION = "AIRFLOW_CONN_QWENIMAGE_DEFAULT"
@@ -79,7 +79,7 @@ def test_a_hundred_waits_share_a_few_connections_and_every_one_ends(
     async def wait_for_all() -> list[Any]:
         return await asyncio.gather(*(fired(image_task_id, poll_interval=0.2) for image_task_id in ids))
 
-    with once(lambda: {read.task_id for read in status_reads(sandbox)} == set(ids), lambda: draw_all(sandbox)):
+    with run_when(lambda: {read.task_id for read in status_reads(sandbox)} == set(ids), lambda: draw_all(sandbox)):
         events = run(wait_for_all)
     assert [event["status"] for (event,) in events] == ["success"] * 100
     reads = status_reads(sandbox)
@@ -262,7 +262,7 @@ def test_many_waits_together_do_not_exceed_the_connections_rate(
         return await asyncio.gather(*(fired(image_task_id, poll_interval=0.02) for image_task_id in ids))
 
     started = time.time()
-    with once(lambda: len(status_reads(sandbox)) > 30, lambda: draw_all(sandbox)):
+    with run_when(lambda: len(status_reads(sandbox)) > 30, lambda: draw_all(sandbox)):
         events = run(wait_for_all)
     assert {event["status"] for (event,) in events} == {"success"}
     times = [moment for _, moment in sent]
@@ -291,7 +291,7 @@ def test_a_429_to_one_wait_holds_them_all(sandbox: Sandbox, monkeypatch: pytest.
         wait_until(lambda: held and sent[-1][1] > held[0], "the first request after the refusal")
         draw_all(sandbox)
 
-    with once(lambda: {read.task_id for read in status_reads(sandbox)} == set(ids), refuse_one):
+    with run_when(lambda: {read.task_id for read in status_reads(sandbox)} == set(ids), refuse_one):
         events = run(wait_for_all)
     assert {event["status"] for (event,) in events} == {"success"}
     (refusal,) = held

@@ -34,7 +34,7 @@ from tests.airflows import AIRFLOW_3
 from tests.call_clock import CallClock
 from tests.contract.test_odd_answers import ENVELOPE, KEY, TASK, answer, set_proxy
 from tests.contract.test_parity import AsyncClient, SyncClient
-from tests.events import once, wait_until
+from tests.events import run_when, wait_until
 from tests.ports import free_ports
 from tests.raw_server import RawServer
 
@@ -105,7 +105,7 @@ def outcomes_of_drips(
         for number, server in enumerate(servers):
             connect(monkeypatch, server.url, timeout_seconds=60, name=f"DRIP_{number}")
         pool = stack.enter_context(ThreadPoolExecutor(len(DRIPS)))
-        stack.enter_context(once(lambda: all(server.requests for server in servers), partial(clock.move_on, 120)))
+        stack.enter_context(run_when(lambda: all(server.requests for server in servers), partial(clock.advance, 120)))
         return dict(zip(DRIPS, pool.map(call, DRIPS, range(len(DRIPS))), strict=True))
 
 
@@ -320,7 +320,7 @@ def test_a_connection_test_takes_ten_seconds_at_most_whatever_the_connection_all
     monkeypatch.setattr(hooks, "TEST_SECONDS", 60.0)
     with dripping_server(OK, b"X: y\r\n") as server:
         connect(monkeypatch, server.url, timeout_seconds=3600)
-        with once(lambda: server.requests, partial(clock.move_on, 60)):
+        with run_when(lambda: server.requests, partial(clock.advance, 60)):
             assert "no whole answer came within 60 s" in client("test_connection")[1]
 
 

@@ -32,7 +32,7 @@ from airflow_provider_qwenimage.exceptions import (
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 from airflow_provider_qwenimage.rules import answers, polling, retries
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.events import finish_images, once, status_reads
+from tests.events import finish_images, run_when, status_reads
 from tests.ports import free_ports
 from tests.sending import note_sending
 
@@ -152,7 +152,7 @@ def test_a_status_is_read(client: SyncClient, sandbox: Sandbox) -> None:
 def test_a_wait_ends_with_the_image(client: SyncClient, sandbox: Sandbox) -> None:
     sandbox.configure(seconds_per_image=3600)
     task_id = client("generate", "a fox")
-    with once(lambda: status_reads(sandbox) > 2, lambda: finish_images(sandbox)):
+    with run_when(lambda: status_reads(sandbox) > 2, lambda: finish_images(sandbox)):
         snapshot = client("wait_for_completion", task_id, poll_interval=0.02, timeout=3600.0)
     assert snapshot.status == TaskStatus.SUCCESS
 
@@ -474,7 +474,7 @@ def test_the_rate_of_the_connection_is_kept(
     task_id = client("generate", "a fox")
     connect(monkeypatch, host=sandbox.url, extra={"max_requests_per_second": 20})
     sent, started = note_sending(monkeypatch), time.time()
-    with once(lambda: status_reads(sandbox) > 5, lambda: finish_images(sandbox)):
+    with run_when(lambda: status_reads(sandbox) > 5, lambda: finish_images(sandbox)):
         client("wait_for_completion", task_id, poll_interval=0.001, timeout=3600.0)
     assert len(sent) == status_reads(sandbox)
     assert all(later - earlier >= 0.05 - 1e-6 for (_, earlier), (_, later) in itertools.pairwise(sent))

@@ -11,7 +11,7 @@ from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.rules import retries
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.airflows import AIRFLOW
-from tests.events import UNTIL_THE_SECOND_LOOK, draw_at_the_second_look
+from tests.events import UNTIL_SECOND_POLL, draw_at_second_poll
 from tests.integration.dag_runs import AIMS
 from tests.ports import free_ports
 
@@ -29,8 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def api() -> Iterator[Sandbox]:
     """A stand-in of the API that has whoever looks after an image wait for it, until the second look."""
-    with Sandbox(seconds_per_image=UNTIL_THE_SECOND_LOOK, api_keys=(API_KEY,)) as sandbox:
-        draw_at_the_second_look(sandbox)
+    with Sandbox(seconds_per_image=UNTIL_SECOND_POLL, api_keys=(API_KEY,)) as sandbox:
+        draw_at_second_poll(sandbox)
         yield sandbox
 
 

@@ -31,7 +31,7 @@ from airflow_provider_qwenimage.sandbox.server import SandboxServer
 from airflow_provider_qwenimage.storage import files as storage
 from airflow_provider_qwenimage.storage import images
 from airflow_provider_qwenimage.tasks.ledger import Ledger
-from tests.events import finish_image, finish_images, once, pass_execution_timeout, wait_until
+from tests.events import finish_image, finish_images, pass_execution_timeout, run_when, wait_until
 from tests.integration.dag_runs import TaskEnd, TestDag, crash_once, stored_files
 
 FOXES = ["A fox", "A fox", "A hare"]
@@ -353,7 +353,7 @@ def test_a_failure_ends_the_submissions_finishes_what_is_paid_and_the_retry_goes
     api: Sandbox, tmp_path: Path
 ) -> None:
     api.configure(seconds_per_image=3600)
-    with once(lambda: prompts(api) == ["A fox", "Fog [fail]"], lambda: finish_images(api)):
+    with run_when(lambda: prompts(api) == ["A fox", "Fog [fail]"], lambda: finish_images(api)):
         end = draw(tmp_path, requests=["A fox", "Fog [fail]", "A hare", "An owl"], max_in_flight=2)
     assert (end.state, end.tries) == ("failed", 3)
     # Each try pays for what the one before it has left; the failure is met again each time.
@@ -487,7 +487,7 @@ def test_an_execution_timeout_loses_nothing_and_the_next_try_goes_on(
         finish_images(api)
 
     monkeypatch.setattr(batch.Batch, "stop", stop_and_finish)
-    with once(lambda: len(asked_after(api)) == 3, pass_execution_timeout):
+    with run_when(lambda: len(asked_after(api)) == 3, pass_execution_timeout):
         end = draw(tmp_path, execution_timeout=timedelta(hours=1))
     assert end.state == "success"
     assert end.tries == 2
@@ -506,7 +506,7 @@ def test_nothing_more_is_submitted_once_an_execution_timeout_has_passed(
         submitted_by_then.append(len(api.submissions))
 
     monkeypatch.setattr(batch.Batch, "stop", stop_and_count)
-    with once(lambda: len(api.submissions) >= 6, pass_execution_timeout):
+    with run_when(lambda: len(api.submissions) >= 6, pass_execution_timeout):
         end = draw(
             tmp_path,
             requests=[f"Fox {number}" for number in range(100)],
@@ -527,7 +527,7 @@ def test_an_execution_timeout_waits_for_the_answer_of_a_submission_under_way(
     api: Sandbox, tmp_path: Path, answer_when_stopped: None
 ) -> None:
     api.configure(seconds_per_image=3600, latency_seconds=3600, fault_paths=("generate",))
-    with once(lambda: api.requests, pass_execution_timeout):
+    with run_when(lambda: api.requests, pass_execution_timeout):
         end = draw(tmp_path, requests=["A", "B"], max_in_flight=1, execution_timeout=timedelta(hours=1), retries=0)
     assert end.state == "failed"
     (record,) = [json.loads((tmp_path / name).read_text()) for name in hidden_files(tmp_path)]
@@ -544,7 +544,7 @@ def test_a_signal_that_does_not_wake_the_waiting_thread_is_heard_within_seconds(
         # As one that comes just before the main thread blocks: noted for it, but it sleeps on.
         signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
 
-    with once(lambda: len(asked_after(api)) == 2, alarm_this_thread):
+    with run_when(lambda: len(asked_after(api)) == 2, alarm_this_thread):
         end = draw(tmp_path, requests=["A", "B"], execution_timeout=timedelta(hours=1), retries=0)
     assert end.state == "failed"
     on_record = [json.loads((tmp_path / name).read_text())["image_task_id"] for name in hidden_files(tmp_path)]
@@ -576,7 +576,7 @@ def test_a_batch_that_is_ended_from_outside_stops_within_seconds_with_everything
         stopped_at.append(time.monotonic())
         running[0].on_kill()
 
-    with once(lambda: len(asked_after(api)) == 4, kill):
+    with run_when(lambda: len(asked_after(api)) == 4, kill):
         end = dag.run()["draw"]
     # Left alone, it would wait for half an hour.
     assert time.monotonic() - stopped_at[0] < 60
@@ -598,7 +598,7 @@ def test_a_submission_under_way_gets_a_few_seconds_for_its_answer(
     def kill() -> None:
         running[0].on_kill()
 
-    with once(lambda: api.requests, kill):
+    with run_when(lambda: api.requests, kill):
         end = draw(tmp_path, requests=["A", "B"], max_in_flight=1, retries=0)
     assert end.state == "failed"
     assert statuses(tmp_path) == ["UNFINISHED", "NOT_SUBMITTED"]

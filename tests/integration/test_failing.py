@@ -15,7 +15,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageTimeoutError,
 )
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.events import at_second_looks, once, pass_deadlines, pass_execution_timeout
+from tests.events import at_second_polls, pass_deadlines, pass_execution_timeout, run_when
 from tests.integration.dag_runs import TaskEnd, dag_that_draws, is_remembered, stored_files, with_aims
 
 in_both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferred"])
@@ -161,7 +161,7 @@ def test_a_wait_past_the_execution_timeout_is_taken_up_again_by_a_retry_and_paid
     if "deferrable" in aim:
         ahead = pass_deadlines(monkeypatch)
     else:
-        ahead = at_second_looks(monkeypatch, lambda _: threading.Thread(target=pass_execution_timeout).start())
+        ahead = at_second_polls(monkeypatch, lambda _: threading.Thread(target=pass_execution_timeout).start())
     draw = _draw(**aim, timeout=7200, execution_timeout=timedelta(hours=1))
 
     assert len(ahead) == draw.tries
@@ -180,7 +180,7 @@ def test_a_submission_cut_off_by_the_execution_timeout_is_not_sent_again(
 ) -> None:
     connected_api.configure(hang_seconds=3600)
     connected_api.script("generate", "hang_after")
-    with once(lambda: connected_api.submissions, pass_execution_timeout):
+    with run_when(lambda: connected_api.submissions, pass_execution_timeout):
         draw = _draw(**aim, execution_timeout=timedelta(hours=1))
 
     assert (draw.state, draw.tries) == ("failed", 1)

@@ -14,7 +14,7 @@ from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.storage import images
 from airflow_provider_qwenimage.tasks import drawing
 from airflow_provider_qwenimage.tasks.ledger import Ledger
-from tests.events import once
+from tests.events import run_when
 from tests.integration.dag_runs import (
     AIMS,
     Crash,
@@ -147,7 +147,7 @@ def test_a_crash_while_the_answer_is_awaited_stops_the_retry_and_a_clear_submits
     connected_api.configure(hang_seconds=3600)
     connected_api.script("generate", "hang_after")
     dag = dag_that_draws(**aim)
-    with once(lambda: connected_api.submissions, lambda: os.kill(os.getpid(), signal.SIGUSR1)):
+    with run_when(lambda: connected_api.submissions, lambda: os.kill(os.getpid(), signal.SIGUSR1)):
         draw = dag.run()["draw"]
 
     _assert_stopped(draw)

@@ -18,7 +18,7 @@ from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.storage import files as storage
-from tests.events import finish_image, finish_images, once
+from tests.events import finish_image, finish_images, run_when
 from tests.integration.dag_runs import WAITS, TestDag, crash_once, dag_that_draws
 from tests.integration.test_batch import dag_with_batch
 
@@ -273,7 +273,7 @@ def test_the_list_of_a_batch_that_was_killed_is_removed_by_the_next_try(
     connected_api.configure(seconds_per_image=3600)
     monkeypatch.setattr(batch_task, "_PROGRESS_SECONDS", 0.02)
     crash_once(monkeypatch, BatchTask, "_put_manifest")
-    with once(lambda: list(tmp_path.glob(".rows-*")), lambda: finish_images(connected_api)):
+    with run_when(lambda: list(tmp_path.glob(".rows-*")), lambda: finish_images(connected_api)):
         end = dag_with_batch(tmp_path).run()["draw"]
     assert (end.state, end.tries) == ("success", 2)
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []

@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.events import once, pass_deadlines, pass_execution_timeout, status_reads
+from tests.events import pass_deadlines, pass_execution_timeout, run_when, status_reads
 from tests.integration.dag_runs import WAITS, DagRun, TestDag
 
 in_every_mode = pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
@@ -267,7 +267,7 @@ def test_a_deadline_while_the_api_is_away_tells_the_last_error(
 
 def test_an_execution_timeout_of_a_poking_sensor_names_the_image_task(connected_api: Sandbox) -> None:
     connected_api.configure(seconds_per_image=3600)
-    with once(lambda: status_reads(connected_api) > 1, pass_execution_timeout):
+    with run_when(lambda: status_reads(connected_api) > 1, pass_execution_timeout):
         sense = _submit_and_sense(
             "A lighthouse", deferrable=False, execution_timeout=timedelta(hours=1), retries=0, timeout=7200
         )["sense"]
