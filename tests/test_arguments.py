@@ -84,7 +84,7 @@ def refusal(name: str, value: object) -> str | None:
 @pytest.mark.parametrize("name", FLAGS)
 @pytest.mark.parametrize("value", ["False", "true", "", 0, 1, 1.0, None, [], {}], ids=repr)
 def test_only_true_and_false_are_flags(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"^{name} is .*; allowed are True and False"):
+    with pytest.raises(ValueError, match=f"^{name} is .*; it must be True or False"):
         read_argument(name, value)
 
 
@@ -97,7 +97,7 @@ def test_seconds_are_numbers_or_timedeltas(name: str) -> None:
 @pytest.mark.parametrize("name", [*SECONDS, "end_time"])
 @pytest.mark.parametrize("value", ["1", "inf", True, math.inf, -math.inf, math.nan, 10**400, [5], Odd()], ids=type)
 def test_other_seconds_are_refused_before_anything_is_submitted(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"^{name} is .*; allowed are (epoch )?seconds"):
+    with pytest.raises(ValueError, match=f"^{name} is .*; it must be (a number of epoch )?seconds"):
         read_argument(name, value)
 
 
@@ -110,7 +110,7 @@ def test_seconds_that_no_clock_reaches_are_refused(name: str, value: object) -> 
 
 def test_only_a_sensor_and_a_hook_may_wait_for_no_time() -> None:
     assert WAIT_ARGUMENTS["timeout"]("timeout", 0) == 0
-    with pytest.raises(ValueError, match="timeout is 0; allowed are seconds above 0"):
+    with pytest.raises(ValueError, match="timeout is 0; it must be seconds above 0"):
         ARGUMENTS["timeout"]("timeout", 0)
 
 
@@ -127,20 +127,22 @@ def test_integers_of_any_kind_are_taken(name: str) -> None:
     [0.5, "3", True, None, -1, math.inf, math.nan, 2**63, Fraction(1, 2), Decimal("sNaN"), Decimal("1E+999999")],
 )
 def test_other_numbers_are_refused(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} is {re.escape(repr(value))}; allowed are the integers from [01]"):
+    with pytest.raises(
+        ValueError, match=rf"^{name} is {re.escape(repr(value))}; it must be an integer of at least [01]"
+    ):
         read_argument(name, value)
 
 
 @pytest.mark.parametrize("name", [*SECONDS, *WHOLES, "seed", "max_credits", "end_time"])
 def test_what_says_nothing_of_its_number_is_refused_by_name(name: str) -> None:
     for value in (Unwilling(), Decimal("sNaN")):
-        with pytest.raises(ValueError, match=f"^{name} is .*; allowed are "):
+        with pytest.raises(ValueError, match=f"^{name} is .*; it must be "):
             read_argument(name, value)
 
 
 @pytest.mark.parametrize("name", [*SECONDS, "max_credits", "end_time"])
 def test_a_number_of_an_unknown_unit_is_not_taken_for_seconds(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} is 5; allowed are "):
+    with pytest.raises(ValueError, match=f"^{name} is 5; it must be "):
         read_argument(name, Minutes(5))
 
 
@@ -156,7 +158,7 @@ def test_infinite_credits_are_no_limit() -> None:
 
 @pytest.mark.parametrize("value", ["100", True, -1, math.nan, [], 10**400], ids=str)
 def test_other_credits_are_refused(value: object) -> None:
-    with pytest.raises(ValueError, match="^max_credits is .*; allowed are credits from 0 upwards, or None"):
+    with pytest.raises(ValueError, match="^max_credits is .*; it must be a number of credits of at least 0, or None"):
         read_argument("max_credits", value)
 
 
@@ -172,7 +174,7 @@ def test_a_folder_may_be_a_path() -> None:
 )
 def test_what_is_no_folder_is_refused(value: object) -> None:
     for readers in (ARGUMENTS, BATCH_ARGUMENTS):
-        with pytest.raises(ValueError, match="^output_path is .*; (allowed is|it must) "):
+        with pytest.raises(ValueError, match="^output_path is .*; it must "):
             readers["output_path"]("output_path", value)
 
 
@@ -194,7 +196,7 @@ def test_a_connection_id_loses_the_line_break_of_a_template() -> None:
 @pytest.mark.parametrize("name", ["qwenimage_conn_id", "image_task_id"])
 @pytest.mark.parametrize("value", [None, "", "  ", 5, b"x", "x" * 501, "\udc00", ["x"]], ids=ascii)
 def test_ids_are_texts_that_can_be_stored(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"^{name} is .*; (allowed is|it must) "):
+    with pytest.raises(ValueError, match=f"^{name} is .*; it must "):
         read_argument(name, value)
 
 
@@ -211,13 +213,13 @@ def test_ids_are_texts_that_can_be_stored(name: str, value: object) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_requests_that_are_not_the_same_at_each_parse_are_refused_with_the_reason(value: object) -> None:
-    with pytest.raises(ValueError, match=r"^requests is a \w+, (of which Airflow would make|which has no order)"):
+    with pytest.raises(ValueError, match=r"^requests is a \w+, (so Airflow would create|which has no order)"):
         read_argument("requests", value)
 
 
 @pytest.mark.parametrize("value", [None, 5, True, b"p.csv", {"prompt": "A fox"}], ids=repr)
 def test_what_is_no_list_of_requests_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match=r"^requests is .*; allowed is a list"):
+    with pytest.raises(ValueError, match=r"^requests is .*; it must be a list"):
         read_argument("requests", value)
 
 
@@ -305,7 +307,7 @@ def test_a_bad_field_is_refused_alike_by_a_batch_and_an_operator(name: str, valu
     row = {"prompt": "A fox"} | {name: value}
     messages = []
     for read in (lambda: read_row(row), lambda: read_request(row), lambda: read_argument(name, value)):
-        with pytest.raises(ValueError, match=rf"^{name} .*(allowed|it must) ") as caught:
+        with pytest.raises(ValueError, match=rf"^{name} .*it must ") as caught:
             read()
         messages.append(str(caught.value))
     assert len(set(messages)) == 1
@@ -375,7 +377,7 @@ def test_a_hook_refuses_a_bad_argument_when_it_is_made(arguments: dict[str, Any]
 
     (name,) = arguments
     for hook in (QwenImageHook, QwenImageAsyncHook):
-        with pytest.raises(ValueError, match=f"^{name} is .*; allowed "):
+        with pytest.raises(ValueError, match=f"^{name} is .*; it must be "):
             hook(**arguments)
 
 
@@ -395,9 +397,9 @@ def test_a_hook_refuses_a_bad_request_before_it_looks_for_its_connection(argumen
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 
     name = list(arguments)[-1]
-    with pytest.raises(ValueError, match=f"^{name} .*(allowed|it must) "):
+    with pytest.raises(ValueError, match=f"^{name} .*it must "):
         QwenImageHook("nobody").generate(**arguments)
-    with pytest.raises(ValueError, match=f"^{name} .*(allowed|it must) "):
+    with pytest.raises(ValueError, match=f"^{name} .*it must "):
         asyncio.run(QwenImageAsyncHook("nobody").generate(**arguments))
 
 

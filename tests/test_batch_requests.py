@@ -215,11 +215,11 @@ def test_a_bad_line_is_named_by_its_line(content: str, line: int) -> None:
 @pytest.mark.parametrize(
     ("content", "story"),
     [
-        ("promt,size\na,\n", r"column 1 is not a field \(did you mean 'prompt'\?\), there is no column prompt"),
+        ("promt,size\na,\n", r"column 1 is not a field \(did you mean 'prompt'\?\), the column prompt is missing"),
         ("prompt,category\na,b\n", "column 2 is not a field"),
         ("prompt,size,prompt\na,,b\n", "column 3 repeats prompt"),
         ("prompt;size\na;\n", "separate the columns by commas"),
-        ("", "there is no column prompt"),
+        ("", "the column prompt is missing"),
         ('prompt\n"a', "is not CSV at line 2"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_csv_file_with_other_columns_is_refused(content: str, story: str) -> N
     ["prompt\na\nprompt\nb\n", "prompt\na\n\ufeffprompt\nb\n", 'prompt,seed\na,1\n"prompt","seed"\nb,2\n'],
 )
 def test_files_that_were_joined_with_their_headers_do_not_draw_them(content: str) -> None:
-    with pytest.raises(ValueError, match=r"row 2 \(line 3\): the header once more"):
+    with pytest.raises(ValueError, match=r"row 2 \(line 3\): the header again"):
         checked(rows_of("p.csv", content))
 
 

@@ -98,7 +98,7 @@ def test_what_stays_broken_is_one_clear_error(
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        ("wrong_size", r"768\*1024 was asked for"),
+        ("wrong_size", r"768\*1024 was requested"),
         ("oversized", "larger than allowed.*Raise max_image_bytes"),
     ],
 )

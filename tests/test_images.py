@@ -124,8 +124,8 @@ def test_a_broken_download_is_tried_again_and_leaves_nothing_partial(
         ("html", "do not decode"),
         ("garbage", "do not decode"),
         ("not_found", "HTTP 404"),
-        ("wrong_format", "was asked for"),
-        ("wrong_size", "768\\*1024 was asked for"),
+        ("wrong_format", "was requested"),
+        ("wrong_size", "768\\*1024 was requested"),
     ],
 )
 def test_what_is_not_the_image_never_stands_under_a_final_name(

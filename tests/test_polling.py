@@ -160,7 +160,7 @@ def test_a_status_is_told_once_and_a_failure_each_time() -> None:
     ],
 )
 def test_a_bad_bound_is_refused_by_name(arguments: dict[str, float], name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} is .*allowed are"):
+    with pytest.raises(ValueError, match=rf"^{name} is .*it must be"):
         PollPolicy(**arguments)
 
 

@@ -129,7 +129,7 @@ def test_a_file_that_is_not_one_of_requests_is_not_quoted(name: str, content: st
         ("r.jsonl", '{"promt": "a"}', r"1 key\(s\) are not fields of a request \(did you mean 'prompt'\?\)"),
         ("r.jsonl", "null", "the row is null; it must be"),
         ("r.json", '["a",\n  {"prompt": }\n]', "is not JSON at line 2, column 14: Expecting value"),
-        ("r.json", '{"requests": []}', "holds an object; allowed is an array"),
+        ("r.json", '{"requests": []}', "contains an object; it must be an array"),
         ("r.json", '["a", 7]', "row 2: the row is a number; it must be"),
         ("r.json", "", "is not JSON at line 1, column 1"),
         ("r.csv", 'prompt\na\n"b" c\n', "is not CSV at line 3"),

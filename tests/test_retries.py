@@ -160,5 +160,5 @@ def test_zero_retries_send_once() -> None:
     [({"limit": -1}, "retry_limit"), ({"limit": 1.5}, "retry_limit"), ({"delay_seconds": -0.1}, "retry_delay")],
 )
 def test_a_bad_retry_argument_is_refused_by_name(arguments: dict[str, float], name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} is .*allowed are"):
+    with pytest.raises(ValueError, match=rf"^{name} is .*it must be"):
         retries.RequestRetries(**arguments)

@@ -155,7 +155,7 @@ def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("output_path", ["", "  ", None, 5, "out/fox.png", "s3://bucket/fox.JPG", "file:///a/b.webp/"])
 def test_an_output_path_that_is_no_folder_is_refused(output_path: Any) -> None:
-    with pytest.raises(ValueError, match=r"output_path is .*allowed is the path or URL of a folder"):
+    with pytest.raises(ValueError, match=r"output_path is .*it must be the path or URL of a folder"):
         open_output_path(output_path)
 
 

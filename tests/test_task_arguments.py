@@ -101,14 +101,14 @@ def _name(value: object) -> str:
 
 @pytest.mark.parametrize(("kind", "name", "value"), BAD + TO_MAP_OVER, ids=_name)
 def test_a_bad_argument_is_refused_while_the_dag_is_parsed(kind: Kind, name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name} .*(allowed|it must be)|^requests has a bad row 2: size is"):
+    with pytest.raises(ValueError, match=f"^{name} .*it must|^requests has a bad row 2: size is"):
         kind(**{"task_id": "draw"} | GOOD[kind] | {name: value})
 
 
 @pytest.mark.parametrize(("kind", "name", "value"), BAD, ids=_name)
 def test_a_bad_argument_of_a_mapped_task_is_refused_while_the_dag_is_parsed(kind: Kind, name: str, value: Any) -> None:
     others = {key: good for key, good in GOOD[kind].items() if key not in MAPPED[kind]}
-    with pytest.raises(ValueError, match=f"^{name} is .*allowed"), warnings.catch_warnings(action="error"):
+    with pytest.raises(ValueError, match=f"^{name} is .*it must"), warnings.catch_warnings(action="error"):
         kind.partial(**{"task_id": "draw"} | others | {name: value}).expand(**MAPPED[kind])
 
 
@@ -120,7 +120,7 @@ def test_a_bad_literal_to_map_over_is_refused_while_the_dag_is_parsed(kind: Kind
         lambda partial: partial.expand_kwargs([{name: GOOD[kind][name]}, {name: value}]),
     )
     for expand in expansions:
-        with pytest.raises(ValueError, match=f"^{name} .*(allowed|it must be)|^requests has a bad row 2: size is"):
+        with pytest.raises(ValueError, match=f"^{name} .*it must|^requests has a bad row 2: size is"):
             expand(kind.partial(task_id="draw", **others))
 
 
@@ -141,7 +141,7 @@ def test_unknown_arguments_are_refused_by_airflow() -> None:
 def test_an_unknown_argument_in_a_row_to_map_over_is_refused_while_the_dag_is_parsed() -> None:
     rows = [{"prompt": "A fox"}, {"prompt": "A hare", "overwite": True}]
     with pytest.raises(
-        ValueError, match=r"^'overwite' is no argument of QwenImageGenerateOperator \(did you mean 'over"
+        ValueError, match=r"^'overwite' is not an argument of QwenImageGenerateOperator \(did you mean 'over"
     ):
         QwenImageGenerateOperator.partial(task_id="draw").expand_kwargs(rows)
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from airflow_provider_qwenimage.batch.image import ImageOptions
 from airflow_provider_qwenimage.batch.manifest import BatchManifest
@@ -24,14 +24,30 @@ from airflow_provider_qwenimage.rules.request_rows import file_reader
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.failures import logging_errors, reporting_failures
 
-if TYPE_CHECKING:
-    from airflow_provider_qwenimage.batch.operator import QwenImageBatchOperator
-
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 5.0
 # Longer than the wait for submissions under way, shorter than Airflow's between a signal and the kill.
 _STOP_SECONDS = 4.5
+
+
+class BatchOperator(Protocol):
+    """The part of `QwenImageBatchOperator` that its task needs: its arguments, converted and rendered."""
+
+    requests: Any
+    output_path: Any
+    max_in_flight: Any
+    max_credits: Any
+    max_failures: Any
+    overwrite: bool
+    qwenimage_conn_id: Any
+    poll_interval: Any
+    timeout: Any
+    max_consecutive_failures: Any
+    max_image_bytes: Any
+
+    def check_rendered(self, *names: str) -> None:
+        """Check the rendered arguments."""
 
 
 class BatchTask:
@@ -124,7 +140,7 @@ class BatchTask:
 
 
 @contextmanager
-def opened_batch(operator: QwenImageBatchOperator, ti: Any) -> Iterator[BatchTask]:
+def opened_batch(operator: BatchOperator, ti: Any) -> Iterator[BatchTask]:
     """Check a task's arguments, read its requests and open its folder, so that only a sound batch costs anything.
 
     Args:

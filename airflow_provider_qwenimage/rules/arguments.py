@@ -1,13 +1,12 @@
-"""Says what each argument may be and reads it, for operators, sensor, hooks and triggers alike. No I/O.
+"""Reads and checks each argument, for operators, sensor, hooks and triggers alike. No I/O.
 
-`ARGUMENTS` is the one table. What users have at hand is converted: paths of any kind, timedeltas, numpy's numbers. All
-else is refused by a ValueError that names the argument, the value and what is allowed.
+`ARGUMENTS` is the one table. Paths of any kind, timedeltas and numpy's numbers are converted. Anything else is refused
+by a ValueError with the argument, the value and what it must be.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 import os
 import re
 import unicodedata
@@ -15,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from datetime import timedelta
-from decimal import Decimal
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, SupportsIndex, TypeAlias
 
 from airflow_provider_qwenimage.contract import MAX_SEED, RANDOM_SEED, GenerateRequest
+from airflow_provider_qwenimage.rules.numbers import integer_of, integer_of_text, number_of, number_or_nan
 from airflow_provider_qwenimage.rules.task_ids import is_usable, printable_id
 from airflow_provider_qwenimage.text.messages import check_text, is_blank, shown
 from airflow_provider_qwenimage.text.urls import without_credentials
@@ -30,22 +29,22 @@ Number: TypeAlias = float | SupportsIndex
 Seconds: TypeAlias = Number | timedelta
 
 REQUEST_FIELDS = ("prompt", "size", "seed", "output_format", "callback_url")
-# Longer than any wait for an image; Airflow and PostgreSQL cannot hold the dates that much longer ones end at.
+# Longer than any wait for an image; Airflow and PostgreSQL cannot store the end dates of much longer ones.
 MAX_SECONDS = 10 * 365 * 24 * 3600
 ALLOWED_REQUESTS = (
-    "a list of prompts (strings) and of objects with the fields of a request, or the path or URL of a .jsonl, .ndjson, "
-    ".json or .csv file with them"
+    "a list of prompts (strings) and objects with the fields of a request, or the path or URL of a .jsonl, .ndjson, "
+    ".json or .csv file of them"
 )
 
-# What Airflow stores and sends of an argument holds integers of 64 bits.
+# Airflow stores and sends arguments as integers of 64 bits.
 _MAX_INTEGER = 2**63 - 1
 # Airflow's own limit for a connection id.
 _MAX_CONN_ID_CHARACTERS = 250
-# Linux' limit for a path.
+# The limit of Linux for a path.
 _MAX_PATH_CHARACTERS = 4096
+_A_FOLDER = "the path or URL of a folder"
 _JINJA = ("{{", "{%", "{#")
-_WHOLE_DECIMAL = re.compile(r"([+-]?\d+)\.0*", re.ASCII)
-# What fsspec and s3fs take for something else than a part of a name.
+# fsspec and s3fs give these a meaning of their own.
 _NOT_IN_NAMES = ("::", "?versionId=")
 _INCOMPLETE_URL = re.compile(r"(s3[an]?|gc?s|abfss?|az|adl|wasbs?|file|local|hdfs|s?ftp|https?):(?!/)", re.IGNORECASE)
 _IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif)/?$", re.IGNORECASE)
@@ -56,20 +55,20 @@ def read_argument(name: str, value: object) -> Any:
 
     Args:
         name: Its name in `ARGUMENTS`.
-        value: What was passed for it, rendered if it is templated.
+        value: Its value, rendered if it is templated.
 
     Raises:
-        ValueError: If it is not what is allowed.
+        ValueError: If the value is not valid.
     """
     return ARGUMENTS[name](name, value)
 
 
 def read_request(fields: Mapping[str, object]) -> GenerateRequest:
-    """Return the request that its fields ask for: a row of a batch, a mapped row or an operator's arguments.
+    """Return the request with the fields of a batch's row, a mapped row or an operator's arguments.
 
     Args:
-        fields: The fields of a request. What is None or blank counts as left out; a seed may be a text or a float of
-            an integer, a prompt a number.
+        fields: The fields. None and blank values count as left out; a seed may be the text or float of an integer,
+            a prompt may be a number.
 
     Raises:
         ValueError: If a field is not what the API allows, or the prompt is missing.
@@ -77,11 +76,11 @@ def read_request(fields: Mapping[str, object]) -> GenerateRequest:
     given: dict[str, Any] = {name: value for name, value in fields.items() if not _is_left_out(value)}
     if "prompt" not in given:
         what = f"is {shown(fields['prompt'])}" if "prompt" in fields else "is missing"
-        raise ValueError(f"prompt {what}; allowed is a text that is not empty.")
-    # NaN is what pandas has for nothing.
+        raise ValueError(f"prompt {what}; it must be a non-empty string.")
+    # pandas has NaN for a missing value.
     with suppress(TypeError, ValueError, OverflowError):
-        if math.isfinite(_number(prompt := given["prompt"])):
-            # An enumeration's text is its name.
+        if math.isfinite(number_of(prompt := given["prompt"])):
+            # The text of an enumeration's member is its name.
             given["prompt"] = str(int(prompt) if isinstance(prompt, Integral) else prompt)
     if "seed" in given:
         given["seed"] = read_seed(given["seed"])
@@ -89,30 +88,30 @@ def read_request(fields: Mapping[str, object]) -> GenerateRequest:
 
 
 def read_seed(value: object) -> int:
-    """Return a seed as an integer, also if a template, JSON or a CSV file made a text or a float of it.
+    """Return a seed as an integer, even if a template, JSON or a CSV file made it a text or a float.
 
     Args:
         value: An integer of any kind, the decimal text of one, or a float without a fraction.
 
     Raises:
-        ValueError: If it is no integer from -1 to `contract.MAX_SEED`.
+        ValueError: If it is not an integer from -1 to `contract.MAX_SEED`.
     """
     try:
-        seed = _integer_of_text(value) if isinstance(value, str) else _integer(value)
+        seed = integer_of_text(value) if isinstance(value, str) else integer_of(value)
     except (TypeError, ValueError):
         seed = None
     if seed is None or not RANDOM_SEED <= seed <= MAX_SEED:
-        raise ValueError(f"seed is {shown(value)}; allowed are -1 (random) and the integers from 0 to {MAX_SEED}.")
+        raise ValueError(f"seed is {shown(value)}; it must be -1 (random) or an integer from 0 to {MAX_SEED}.")
     return seed
 
 
 def is_template(value: object) -> bool:
-    """Whether a value is a text with Jinja in it, so that nothing can be said of it while the DAG is parsed."""
+    """Whether a value is a text with Jinja in it, so that it cannot be checked while the DAG is parsed."""
     return isinstance(value, str) and any(mark in value for mark in _JINJA)
 
 
 def is_rendered_later(value: object) -> bool:
-    """Whether Airflow will put something else in the place of a template field's value before the task runs.
+    """Whether Airflow replaces the value of a template field before the task runs.
 
     Args:
         value: A literal, a template, the output of another task, or a function.
@@ -122,7 +121,7 @@ def is_rendered_later(value: object) -> bool:
         return is_template(text)
     # A task function that was not called has the class of its operator.
     is_function = callable(value) and not hasattr(value, "operator_class")
-    # A `Param` of the DAG has a `resolve` as well, which is not for tasks.
+    # A `Param` of the DAG has a `resolve` as well, which does not concern tasks.
     return is_function or (callable(getattr(value, "resolve", None)) and not hasattr(value, "has_value"))
 
 
@@ -130,21 +129,21 @@ def read_path(name: str, value: object) -> str | None:
     """Return the text of a Path or ObjectStoragePath, or None for anything else.
 
     Raises:
-        ValueError: If it has storage options, which its text does not tell.
+        ValueError: If it has storage options, which its text does not include.
     """
     unknown = sorted(set(getattr(value, "storage_options", None) or ()) - {"conn_id"})
     text = path_text(value)
     if text is not None and unknown:
         raise ValueError(
-            f"{name} is {shown(without_credentials(text))} with the storage option {unknown[0]!r}; allowed is a path "
-            "without options, since a worker would not know them. Set them in the extra of the storage's connection."
+            f"{name} is {shown(without_credentials(text))} with the storage option {unknown[0]!r}; it must be a path "
+            "without options, which do not reach the worker. Set them in the extra of the storage's connection."
         )
     return text
 
 
 def path_text(value: object) -> str | None:
     """Return the text of a Path or ObjectStoragePath, or None for anything else."""
-    # Airflow 3's ObjectStoragePath is no os.PathLike, and the text of Airflow 2's is no path.
+    # Airflow 3's ObjectStoragePath is not an os.PathLike, and Airflow 2's has a text that is not a path.
     if isinstance(getattr(value, "protocol", None), str) and hasattr(value, "storage_options"):
         return str(value)
     if isinstance(value, os.PathLike):
@@ -157,13 +156,14 @@ def check_output_path(output_path: object) -> None:
     """Check an `output_path` without opening anything.
 
     Raises:
-        ValueError: If it is no path or text, empty, names an image file, or holds a password or what no name can hold.
+        ValueError: If it is not a path or text, is empty, names an image file, or contains a password or a character
+            that no name can have.
     """
     _folder("output_path", output_path)
 
 
-def _refused(name: str, value: object, allowed: str) -> ValueError:
-    return ValueError(f"{name} is {shown(value)}; allowed {allowed}.")
+def _refused(name: str, value: object, requirement: str) -> ValueError:
+    return ValueError(f"{name} is {shown(value)}; it must be {requirement}.")
 
 
 def _is_left_out(value: object) -> bool:
@@ -171,56 +171,27 @@ def _is_left_out(value: object) -> bool:
 
 
 def _plain(value: object) -> Any:
-    """Return a text of a class of its own, such as an enumeration's, as a plain one."""
+    """Return a text of a derived class, such as an enumeration's member, as a plain string."""
     return str.__str__(value) if isinstance(value, str) else value
-
-
-def _integer(value: object) -> int:
-    if isinstance(value, bool):
-        raise TypeError
-    # Any class may have its own.
-    with suppress(Exception):
-        return operator.index(value)  # type: ignore[arg-type]  # it raises what is expected for anything else
-    if not _number(value).is_integer():
-        raise TypeError
-    # A Decimal and a Fraction have digits that a float has not.
-    number: Any = value
-    whole = int(number)
-    if whole != number:
-        raise TypeError
-    return whole
-
-
-def _integer_of_text(text: str) -> int:
-    whole = _WHOLE_DECIMAL.fullmatch(text.strip())
-    return int(whole[1] if whole else text.strip())
-
-
-def _number(value: object) -> float:
-    # numpy's timedelta is a number for Python, of whatever unit.
-    is_duration = getattr(getattr(value, "dtype", None), "kind", None) == "m"
-    if isinstance(value, bool) or is_duration or not isinstance(value, Real | Decimal):
-        raise TypeError
-    return float(value)
 
 
 def _flag(name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
-    # numpy's own, which is no subclass.
+    # numpy's bool is not a subclass of bool.
     if getattr(getattr(value, "dtype", None), "kind", None) == "b" and getattr(value, "ndim", None) == 0:
         return bool(value)
-    raise _refused(name, value, "are True and False")
+    raise _refused(name, value, "True or False")
 
 
 def _whole(at_least: int) -> Reader:
     def read(name: str, value: object) -> int:
         try:
-            number = _integer(value)
+            number = integer_of(value)
         except (TypeError, ValueError, OverflowError):
             number = at_least - 1
         if not at_least <= number <= _MAX_INTEGER:
-            raise _refused(name, value, f"are the integers from {at_least} upwards, of 64 bits at most")
+            raise _refused(name, value, f"an integer of at least {at_least}, and of at most 64 bits")
         return number
 
     return read
@@ -228,29 +199,23 @@ def _whole(at_least: int) -> Reader:
 
 def _seconds(*, zero: bool = False) -> Reader:
     def read(name: str, value: object) -> float:
-        try:
-            seconds = value.total_seconds() if isinstance(value, timedelta) else _number(value)
-        except (TypeError, ValueError, OverflowError):
-            seconds = math.nan
+        seconds = value.total_seconds() if isinstance(value, timedelta) else number_or_nan(value)
         if not (seconds >= 0 if zero else seconds > 0) or seconds > MAX_SECONDS:
-            least = "from 0 upwards" if zero else "above 0"
-            allowed = f"are seconds {least}, at most {MAX_SECONDS} (ten years), as a number or a timedelta"
-            raise _refused(name, value, allowed)
+            least = "of at least 0" if zero else "above 0"
+            most = f"at most {MAX_SECONDS} (ten years)"
+            raise _refused(name, value, f"seconds {least} and {most}, as a number or a timedelta")
         return int(value) if isinstance(value, int) else seconds
 
     return read
 
 
 def _credits(name: str, value: object) -> float | None:
-    """Return an amount of credits; None, as infinity, is no limit."""
+    """Return an amount of credits; None and infinity both mean no limit."""
     if value is None:
         return None
-    try:
-        amount = _number(value)
-    except (TypeError, ValueError, OverflowError):
-        amount = math.nan
+    amount = number_or_nan(value)
     if not amount >= 0:
-        raise _refused(name, value, "are credits from 0 upwards, or None")
+        raise _refused(name, value, "a number of credits of at least 0, or None")
     if math.isinf(amount):
         return None
     return int(value) if isinstance(value, int) else amount
@@ -259,22 +224,19 @@ def _credits(name: str, value: object) -> float | None:
 def _end_time(name: str, value: object) -> float | None:
     if value is None:
         return None
-    try:
-        seconds = _number(value)
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
+    seconds = number_or_nan(value)
     if not math.isfinite(seconds):
-        raise _refused(name, value, "are epoch seconds, or None")
+        raise _refused(name, value, "a number of epoch seconds, or None")
     return seconds
 
 
 def _conn_id(name: str, value: object) -> str:
     if not isinstance(value, str) or is_blank(value) or len(value) > _MAX_CONN_ID_CHARACTERS:
-        longest = f"a text of 1 to {_MAX_CONN_ID_CHARACTERS} characters"
-        raise _refused(name, value, f"is the id of an Airflow connection, {longest}")
+        length = f"1 to {_MAX_CONN_ID_CHARACTERS} characters"
+        raise _refused(name, value, f"the id of an Airflow connection, a non-blank string of {length}")
     check_text(name, value)
-    # A template or a file may end in a line break.
-    return _plain(value).strip()  # type: ignore[no-any-return]  # a text stays one
+    # A rendered template or a file may end in a line break.
+    return _plain(value).strip()  # type: ignore[no-any-return]  # a text stays a text
 
 
 def _connection(name: str, value: object) -> Any:
@@ -287,7 +249,7 @@ def _image_task_id(name: str, value: object) -> str:
     asked = value.strip() if isinstance(value, str) else ""
     if not is_usable(asked):
         raise ValueError(
-            f"{name} is {shown(value)}; allowed is the task id that a submission returned. Check that the upstream "
+            f"{name} is {shown(value)}; it must be the task id that a submission returned. Check that the upstream "
             "task ran and pushed it."
         )
     return printable_id(asked)
@@ -300,40 +262,37 @@ def _request_field(name: str, value: object) -> Any:
 def _folder(name: str, value: object) -> str:
     text = value if isinstance(value, str) else read_path(name, value)
     if text is None or is_blank(text):
-        raise _refused(name, value, "is the path or URL of a folder")
+        raise _refused(name, value, _A_FOLDER)
     public = without_credentials(text)
     if text != public:
         raise ValueError(
-            f"{name} is {shown(public)}, with credentials before the @; allowed there is the id of an Airflow "
-            "connection. It would be shown wherever the images are: keep credentials in a connection."
+            f"{name} is {shown(public)}, with credentials before the @; only the id of an Airflow connection may "
+            "precede it. The path is shown wherever the images are: keep credentials in a connection."
         )
     if len(text) > _MAX_PATH_CHARACTERS:
-        raise _refused(name, text, f"is the path or URL of a folder, of at most {_MAX_PATH_CHARACTERS} characters")
+        raise _refused(name, text, f"{_A_FOLDER}, of at most {_MAX_PATH_CHARACTERS} characters")
     check_text(name, text)
-    if any(unicodedata.category(character) == "Cc" for character in text.strip()):
-        raise ValueError(f"{name} is {shown(text)}, with control characters; allowed is the path of a folder.")
-    if text.strip().endswith(("?", "#", "://")):
-        raise ValueError(
-            f"{name} is {shown(text)}; allowed is the path of a folder, which cannot end with ?, # or ://."
-        )
+    stripped = text.strip()
+    if any(unicodedata.category(character) == "Cc" for character in stripped):
+        raise _refused(name, text, f"{_A_FOLDER}, without control characters")
+    if stripped.endswith(("?", "#", "://")):
+        raise _refused(name, text, f"{_A_FOLDER}, which cannot end with ?, # or ://")
     for part in _NOT_IN_NAMES:
         if part in text:
-            raise ValueError(
-                f"{name} is {shown(text)}; allowed is the path of a folder, which cannot have {part} in it."
-            )
-    incomplete = _INCOMPLETE_URL.match(text.strip())
+            raise _refused(name, text, f"{_A_FOLDER}, which cannot contain {part}")
+    incomplete = _INCOMPLETE_URL.match(stripped)
     if incomplete is not None:
-        raise ValueError(f"{name} is {shown(text)}, which is no URL; write it as {incomplete[0].lower()}//…")
+        raise ValueError(f"{name} is {shown(text)}, which is not a URL; write it as {incomplete[0].lower()}//…")
     if _IMAGE_FILE.search(text):
         raise ValueError(
-            f"{name} is {shown(text)}, which looks like an image file; allowed is the path or URL of a folder. "
-            "The file's own name is made from the request."
+            f"{name} is {shown(text)}, which looks like an image file; it must be {_A_FOLDER}. The name of the file "
+            "is made from the request."
         )
-    return _plain(text)  # type: ignore[no-any-return]  # a text stays one
+    return _plain(text)  # type: ignore[no-any-return]  # a text stays a text
 
 
 def _requests(name: str, value: object) -> Any:
-    """Return requests in the form that Airflow can write down with the DAG; their rows are checked elsewhere."""
+    """Return requests in a form that Airflow can serialize with the DAG; `batch.requests` checks the rows."""
     text = value if isinstance(value, str) else read_path(name, value)
     if text is not None:
         check_text(name, text)
@@ -341,13 +300,13 @@ def _requests(name: str, value: object) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
         return value if isinstance(value, list | tuple) else list(value)
     if isinstance(value, AbstractSet):
-        raise ValueError(f"{name} is a {type(value).__name__}, which has no order; allowed is {ALLOWED_REQUESTS}.")
+        raise ValueError(f"{name} is a {type(value).__name__}, which has no order; it must be {ALLOWED_REQUESTS}.")
     if isinstance(value, Iterator):
         raise ValueError(
-            f"{name} is a {type(value).__name__}, of which Airflow would make another version of the DAG each time it "
-            f"is parsed; allowed is {ALLOWED_REQUESTS}. Write list(…) around it."
+            f"{name} is a {type(value).__name__}, so Airflow would create a new version of the DAG each time it is "
+            f"parsed; it must be {ALLOWED_REQUESTS}. Write list(…) around it."
         )
-    raise _refused(name, value, f"is {ALLOWED_REQUESTS}")
+    raise _refused(name, value, ALLOWED_REQUESTS)
 
 
 def _or_none(read: Reader) -> Reader:
@@ -357,7 +316,7 @@ def _or_none(read: Reader) -> Reader:
     return read_unless_none
 
 
-# Each argument and what reads it.
+# Each argument and the function that reads it.
 ARGUMENTS: Mapping[str, Reader] = {
     **dict.fromkeys(REQUEST_FIELDS, _request_field),
     "requests": _requests,
@@ -377,20 +336,20 @@ ARGUMENTS: Mapping[str, Reader] = {
     "max_in_flight": _whole(at_least=1),
     "max_failures": _whole(at_least=0),
     "max_credits": _credits,
-    # The hooks' own.
+    # Of the hooks only.
     "timeout_seconds": _seconds(),
     "connection": _connection,
     "log_statuses": _flag,
     "retry_limit": _whole(at_least=0),
-    # The hooks', and every task's.
+    # Of the hooks, and of every task.
     "retry_delay": _seconds(zero=True),
-    # What Airflow's sensors take and do not check.
+    # Arguments of Airflow's sensors, which do not check them.
     "soft_fail": _flag,
     "never_fail": _flag,
     "silent_fail": _flag,
     "exponential_backoff": _flag,
 }
-# A batch has nowhere else to put its images.
+# A batch stores its images in the folder only, so it needs one.
 BATCH_ARGUMENTS: Mapping[str, Reader] = {**ARGUMENTS, "output_path": _folder}
-# A sensor, and a wait of the hooks, may look just once, or leave the limit out: a sensor has Airflow's own then.
+# A sensor, and a wait of the hooks, may poll just once, or have no limit: a sensor then has Airflow's own.
 WAIT_ARGUMENTS: Mapping[str, Reader] = {**ARGUMENTS, "timeout": _or_none(_seconds(zero=True))}

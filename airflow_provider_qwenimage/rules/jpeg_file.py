@@ -1,6 +1,6 @@
 """Decides whether the pixels of a JPEG file are whole. No I/O.
 
-A JPEG has no checksums, and the decoder replaces what is damaged by grey without an error. But each scan is one
+A JPEG has no checksums, and the decoder replaces damaged parts by grey without an error. But each scan is one
 Huffman-coded stream of a known number of blocks: after damage it almost never ends exactly where the scan does.
 """
 
@@ -20,20 +20,20 @@ _HUFFMAN = (0xC0, 0xC1, 0xC2)
 _FRAMES = (*_HUFFMAN, 0xC3, 0xC9, 0xCA, 0xCB)
 _PROGRESSIVE = (0xC2, 0xCA)
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
-# Without a second look at each byte of a long run of fill bytes.
+# The lookbehind avoids a second attempt at each byte of a long run of fill bytes.
 _NEXT_MARKER = re.compile(rb"(?<!\xff)\xff+([^\x00\xff])")
 _UNIT = re.compile(rb"\xff\x00|.", re.DOTALL)
 # Encoders write about ten scans; each is a walk over all blocks, so a file of many small ones would take hours.
 _MAX_SCANS = 200
 _MAX_INTERVALS = 250_000
-# Far more than files have, and little enough to be looked at one by one.
+# Far more than files have, and few enough to be read one by one.
 _MAX_SEGMENTS = 100_000
 _COEFFICIENTS = 64
-# What the decoder reads ahead, in bytes.
+# The bytes that the decoder reads ahead.
 _AHEAD = 8
-# How many bytes, one at a time, show what the decoder waits for.
+# The bytes that are fed one at a time to find out what the decoder waits for.
 _PROBE = 4
-# A byte of ones, which is no Huffman code and which a decoder that waits for a marker skips.
+# A byte of ones: not a Huffman code, and skipped by a decoder that waits for a marker.
 _FILL = b"\xff\x00"
 _PADDING = {b"\x00", _FILL}
 # Longer than a bit of each coefficient that an encoder may put off (1000 bits).
@@ -57,17 +57,17 @@ class _Scan:
 
 @dataclass(frozen=True)
 class _ScanHeader:
-    """What a scan sends: which components, and whether its shortest codes stand for blocks without detail."""
+    """The components of a scan, and whether its shortest codes mean blocks without detail."""
 
     names: bytes
     zeros_are_flat: bool
 
 
 class JpegFile:
-    """The structure of a JPEG file, without what surrounds its pixels.
+    """The structure of a JPEG file, without the data around its pixels.
 
     Args:
-        content: The bytes of the file. Metadata and what follows the end of the image do not matter.
+        content: The bytes of the file. Metadata and bytes after the end of the image are ignored.
 
     Attributes:
         size: Width and height in pixels.
@@ -83,7 +83,7 @@ class JpegFile:
         self._components: dict[int, _Component] = {}
         self._precision_left: dict[int, list[int]] = {}
         self._restart_interval = 0
-        # The symbol whose code is all zeros, of each Huffman table.
+        # For each Huffman table, the symbol with the code of all zeros.
         self._zero_symbols: dict[int, int] = {}
         self._scans: list[_Scan] = []
         self._intervals_left = _MAX_INTERVALS
@@ -94,7 +94,7 @@ class JpegFile:
         """Decode all pixels.
 
         Raises:
-            ValueError: If a scan does not hold exactly the blocks that it should.
+            ValueError: If a scan does not have exactly the expected blocks.
             OSError: If the decoder refuses it.
         """
         if self._frame in _HUFFMAN:
@@ -149,7 +149,7 @@ class JpegFile:
         return intervals[-1][1]
 
     def _segment(self, at: int) -> tuple[int, int, int]:
-        """Return a marker, where it is, and where its segment ends."""
+        """Return a marker, its position, and the end of its segment."""
         found = _MARKER.match(self._content, at)
         if found is None:
             raise ValueError(
@@ -199,14 +199,14 @@ class JpegFile:
             first, last, before, after = 0, _COEFFICIENTS - 1, 0, 0
         for name in names:
             left = self._precision_left[name]
-            # Each scan sends coefficients for the first time, or the next bit of what was sent before.
+            # Each scan sends coefficients for the first time, or the next bit of coefficients sent before.
             if last >= _COEFFICIENTS or any(left[at] != (before or -1) for at in range(first, last + 1)):
                 raise ValueError(f"the JPEG's scan at byte {start} does not follow from the ones before it")
             left[first : last + 1] = [after] * (last + 1 - first)
         return _ScanHeader(names, self._zeros_are_flat(header[2 : 2 + 2 * count : 2], first, last, before))
 
     def _zeros_are_flat(self, tables: bytes, first: int, last: int, before: int) -> bool:
-        """Whether many bits of 0 say that block after block is like the one before, as in a plain area."""
+        """Whether many zero bits mean that each block is like the one before, as in a plain area."""
         if self._frame not in _HUFFMAN or (last == 0 and before):
             return True
         # 0 is no difference to the block before; below 0xf0, with 0 as its second digit, is "nothing more".
@@ -268,7 +268,7 @@ class JpegFile:
             raise ValueError("the JPEG has too few pixels")
 
     def _decode_interval(self, decoder: _Decoder, start: int, end: int) -> None:
-        # The last byte holds a bit of the last block, so the decoder has to be waiting for more until then.
+        # The last byte contains a bit of the last block, so the decoder must be waiting for more until then.
         tail = max(start, end - 4 * _PROBE)
         units: list[bytes] = _UNIT.findall(self._content[tail:end])
         decoder.feed(self._content[start:tail] + b"".join(units[:-_PROBE]))
@@ -288,23 +288,23 @@ def _restart(number: int) -> bytes:
 
 
 class _Decoder:
-    """Pillow's JPEG decoder, fed by hand: what it leaves unread shows what it waits for."""
+    """Pillow's JPEG decoder, fed by hand: the bytes it leaves unread show what it waits for."""
 
     def __init__(self, head: bytes) -> None:
         from PIL import Image
 
         with Image.open(io.BytesIO(head), formats=("JPEG",)) as image:
-            # All of the data is read at any scale; pixels are computed at an eighth.
+            # All of the data are read at any scale; the pixels are computed at an eighth.
             image.draft("L", (image.width // 8, image.height // 8))
             kind, extents, _, arguments = image.tile[0]
             self._canvas = Image.new(image.mode, image.size)
             config = image.decoderconfig
-        # What Pillow's own incremental parser uses, which leaves JPEG out.
+        # As Pillow's own incremental parser does, which excludes JPEG.
         self._decoder = Image._getdecoder(self._canvas.mode, kind, arguments, config)  # noqa: SLF001
         self._decoder.setimage(self._canvas.im, extents)
         self._unread = b""
         self.finished = False
-        # How many units of the last probe were taken before it finished.
+        # The units of the last probe that were fed before it finished.
         self.units_taken = 0
 
     def feed(self, data: bytes) -> None:
@@ -320,7 +320,7 @@ class _Decoder:
             raise ValueError(f"the JPEG decoder stopped with error {code}")
 
     def is_done(self, units: list[bytes]) -> bool:
-        """Whether the decoder only waits for a marker: it then takes each byte at once, and otherwise collects some."""
+        """Whether the decoder only waits for a marker: it then reads each byte at once, and otherwise collects some."""
         waiting = False
         self.units_taken = 0
         for unit in units:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Iterator
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"IEND"
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", _END)
 _HEADER_BYTES = 13
 _PIECE_BYTES = 1024 * 1024
-# Far more than files have, and little enough to be looked at one by one.
+# Far more than files have, and few enough to be read one by one.
 _MAX_CHUNKS = 100_000
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _WITH_PALETTE = 3
@@ -19,10 +20,10 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 
 
 class PngFile:
-    """The chunks of a PNG file that make its pixels, without what surrounds them.
+    """The chunks of a PNG file that make its pixels, without the data around them.
 
     Args:
-        content: The bytes of the file. Texts, profiles, further frames and what follows the end do not matter.
+        content: The bytes of the file. Texts, profiles, further frames and bytes after the end are ignored.
 
     Attributes:
         size: Width and height in pixels.
@@ -36,23 +37,13 @@ class PngFile:
         self._header = b""
         self._has_palette = False
         self._data: list[bytes] = []
-        at = len(_SIGNATURE)
-        before = kind = b""
-        chunks_left = _MAX_CHUNKS
-        while kind != _END:
-            chunks_left -= 1
-            if chunks_left < 0:
-                raise ValueError(f"the PNG has more than {_MAX_CHUNKS} chunks")
-            before, kind = kind, content[at + 4 : at + 8]
-            length = int.from_bytes(content[at : at + 4], "big")
-            end = at + 12 + length
-            if end > len(content):
-                raise ValueError("the PNG ends before its end mark")
+        before = b""
+        for kind, chunk in _chunks(content):
             if kind in _PIXELS:
-                self._read_chunk(kind, content[at:end], before)
+                self._read_chunk(kind, chunk, before)
             elif not kind[0] & 0x20:
                 raise ValueError(f"the PNG has an unknown critical chunk {kind!r}")
-            at = end
+            before = kind
         self._check_header()
         if not self._data or (self._header[9] == _WITH_PALETTE and not self._has_palette):
             raise ValueError("the PNG has no pixels, or no palette for them")
@@ -60,7 +51,7 @@ class PngFile:
 
     @property
     def pixels(self) -> bytes:
-        """The file with its pixels and nothing else, which every decoder takes."""
+        """The file with its pixels and nothing else, which every decoder reads."""
         return bytes(self._file)
 
     def decode(self) -> None:
@@ -88,7 +79,7 @@ class PngFile:
             colours = chunk[8:-4]
             self._has_palette = bool(colours) and len(colours) % 3 == 0 and not self._data
         elif kind == b"IDAT":
-            # Browsers and libpng do not look for more of it behind another chunk.
+            # Browsers and libpng do not look for more pixels after another chunk.
             if self._data and before != kind:
                 raise ValueError(f"the PNG's pixels are interrupted by a chunk {before!r}")
             self._data.append(chunk[8:-4])
@@ -100,7 +91,7 @@ class PngFile:
             raise ValueError("the PNG has no usable header")
 
     def _inflate(self) -> None:
-        """Check that the compressed data are complete, which decoders take for granted once the last row began."""
+        """Check that the compressed data are complete, which decoders do not check once the last row has begun."""
         expected = self._expected_bytes()
         stream = zlib.decompressobj()
         found = 0
@@ -112,7 +103,7 @@ class PngFile:
                     piece = stream.unconsumed_tail
         except zlib.error as error:
             raise ValueError(f"the PNG's compressed data are damaged ({error})") from error
-        # More than the pixels need is ignored by every decoder.
+        # Every decoder ignores data beyond the pixels.
         if found < expected or not (stream.eof or found > expected):
             raise ValueError(f"the PNG has {found} of {expected} bytes of pixels")
 
@@ -122,3 +113,18 @@ class PngFile:
         passes = _PASSES if self._header[12] else ((0, 0, 1, 1),)
         sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
         return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind and the bytes of each chunk, up to the one that ends the file."""
+    start = len(_SIGNATURE)
+    for _ in range(_MAX_CHUNKS):
+        kind = content[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if end > len(content):
+            raise ValueError("the PNG ends before its end mark")
+        yield kind, content[start:end]
+        if kind == _END:
+            return
+        start = end
+    raise ValueError(f"the PNG has more than {_MAX_CHUNKS} chunks")

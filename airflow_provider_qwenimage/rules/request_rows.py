@@ -1,7 +1,7 @@
-"""Reads the rows of a file of requests within bounds. Of a file that is not one, errors tell the place and the kind.
+"""Reads the rows of a file of requests within bounds. Errors about it give the position and the kind of a problem.
 
-A path that a user fills in may lead to any file, a file of passwords say; errors go to logs, to XComs and to the
-gallery. So none of them, nor what it was caused by, holds what the file says.
+The path may lead to any file, even one of passwords, and errors go to logs, to XComs and to the gallery. So neither an
+error nor its cause quotes the file. No I/O: the caller opens the stream.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,10 +21,10 @@ from airflow_provider_qwenimage.text.messages import shorten
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-# A prompt has 2000 characters at most, each of 12 bytes where JSON escapes it.
+# A prompt has 2000 characters at most, each of up to 12 bytes if JSON escapes it.
 MAX_ROW_BYTES = 256 * 1024
 MAX_FILE_BYTES = 2 * 1024**3
-# An array is read as a whole, and takes some ten times as much memory.
+# An array is read as a whole, which takes some ten times as much memory.
 MAX_JSON_BYTES = 32 * 1024**2
 
 _MOST_PROBLEMS = 5
@@ -45,14 +45,14 @@ _OTHER_KINDS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One request as it came.
+    """One request before it is checked.
 
     Attributes:
-        number: Its number, counted from 1, for people.
+        number: Its number, counted from 1, for messages.
         value: A prompt, or an object with the fields of a request.
-        line: The line of the file that it ends on, if it comes from a file of lines.
+        line: The last line of it in the file, if it comes from a file of lines.
         is_quotable: Whether messages may show its values.
-        problem: Why it could not be read, if it could not.
+        problem: Why it could not be read, or None.
     """
 
     number: int
@@ -68,11 +68,11 @@ class Row:
 
 
 class NotJsonError(ValueError):
-    """A text that is not JSON, or not JSON with one meaning; the message tells the kind and nothing of the text.
+    """A text that is not JSON, or not JSON with one meaning; the message does not quote the text.
 
     Args:
-        kind: What is wrong.
-        line: The line, counted from 1, where that is known.
+        kind: The kind of problem.
+        line: The line, counted from 1, if it is known.
         column: The character in that line, counted from 1.
     """
 
@@ -83,12 +83,9 @@ class NotJsonError(ValueError):
 
 
 def file_reader(path: str) -> Callable[[BinaryIO], Iterator[Row]] | None:
-    """Return what reads a file of requests, by the file's name; None if it is not the name of one.
-
-    Args:
-        path: A path or URL.
-    """
-    return _READERS.get(PurePosixPath(path.strip()).suffix.lower()) if "\n" not in path.strip() else None
+    """Return the function that reads a file of requests, by the suffix of its path or URL; None for other texts."""
+    path = path.strip()
+    return None if "\n" in path else _READERS.get(PurePosixPath(path).suffix.lower())
 
 
 def shown_source(source: str) -> str:
@@ -106,18 +103,18 @@ def shown_source(source: str) -> str:
 
 
 def read_json(text: str) -> Any:
-    """Return what a text in JSON says.
+    """Return the value of a text in JSON.
 
     Raises:
         NotJsonError: If it is not JSON, or has a key twice in an object, or NaN or Infinity.
     """
-    # Raised outside of `except`: the error that is caught there holds the text.
+    # Raised outside of `except`, because the error caught there contains the text.
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except NotJsonError as error:
         problem = error
     except json.JSONDecodeError as error:
-        # Of this kind alone the message may quote.
+        # Only this kind of message may quote the text.
         kind = "Invalid escape" if error.msg.startswith("Invalid \\escape") else error.msg
         problem = NotJsonError(kind, error.lineno, error.colno)
     except RecursionError:
@@ -128,7 +125,7 @@ def read_json(text: str) -> Any:
 
 
 def near_field(name: str) -> str:
-    """Return which field of a request was probably meant by a name, as a question, or nothing."""
+    """Return a question whether a field of a request with a similar name was meant, or an empty text."""
     near = difflib.get_close_matches(name[:50].strip().lower(), REQUEST_FIELDS, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
@@ -149,14 +146,17 @@ class _Lines:
 
     Attributes:
         number: The number of the last line, counted from 1.
-        row_bytes: How many bytes the row so far has; whoever reads the rows begins each with 0.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._lines = _split(stream)
         self._bytes = 0
+        self._row_bytes = 0
         self.number = 0
-        self.row_bytes = 0
+
+    def begin_row(self) -> None:
+        """Count the bytes of the next row, which has a bound, from 0."""
+        self._row_bytes = 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -165,13 +165,13 @@ class _Lines:
         line = next(self._lines)
         self.number += 1
         self._bytes += len(line)
-        self.row_bytes += len(line)
+        self._row_bytes += len(line)
         if self.number == 1:
             line = _without_mark(line)
-        if self.row_bytes > MAX_ROW_BYTES:
+        if self._row_bytes > MAX_ROW_BYTES:
             raise ValueError(
                 f"The file of requests has a row of more than {MAX_ROW_BYTES} bytes at line {self.number}; a request "
-                "is far shorter. Check that it is a file of requests, with a line end after each."
+                "is far shorter. Check that it is a file of requests, with a line end after each row."
             )
         if self._bytes > MAX_FILE_BYTES:
             raise ValueError(f"The file of requests has more than {MAX_FILE_BYTES} bytes. Split it into several.")
@@ -179,9 +179,9 @@ class _Lines:
 
 
 def _split(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a stream; of one that is too long, no more than its beginning."""
+    """Yield the lines of a stream, and only the beginning of a line that is too long."""
     pending = b""
-    # Not every storage can read a line up to a limit.
+    # Some storages cannot read a line up to a limit.
     while chunk := stream.read(_CHUNK_BYTES):
         *lines, pending = (pending + chunk).splitlines(keepends=True)
         yield from lines
@@ -193,42 +193,46 @@ def _split(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _without_mark(beginning: bytes) -> bytes:
-    """Return the beginning of a file without the byte order mark that spreadsheets put before their UTF-8."""
+    """Return the beginning of a file without the byte order mark of spreadsheets; refuse formats other than UTF-8."""
     for signature, kind in _OTHER_KINDS:
         if beginning.startswith(signature):
-            raise ValueError(f"The file of requests is {kind}; allowed is plain text in UTF-8.")
+            raise ValueError(f"The file of requests is {kind}; it must be plain text in UTF-8.")
     return beginning.removeprefix(_BYTE_ORDER_MARK)
 
 
 def _decode(data: bytes, first_line: int) -> str:
-    text, bad = _try_to_decode(data)
-    kind = "is not text in UTF-8"
-    if text is not None:
-        bad = text.find("\x00")
-        if bad < 0:
-            return text
-        kind, data = "has a NUL character, so it is not text in UTF-8,", text.encode()
-        bad = len(text[:bad].encode())
-    before = data[:bad].splitlines(keepends=True) or [b""]
-    if before[-1].endswith((b"\n", b"\r")):
-        before.append(b"")
-    place = f"line {first_line + len(before) - 1}, column {len(before[-1].decode()) + 1}"
-    raise ValueError(f"The file of requests {kind} at {place}. Save it as UTF-8.")
+    """Return the text of some lines of a file, of which the first has the number `first_line`."""
+    text, bad_byte = _try_to_decode(data)
+    nul = data.find(b"\x00")
+    if text is not None and nul < 0:
+        return text
+    if text is None:
+        problem = f"is not text in UTF-8 at {_position(data[:bad_byte], first_line)}"
+    else:
+        problem = f"has a NUL character, so it is not text in UTF-8, at {_position(data[:nul], first_line)}"
+    raise ValueError(f"The file of requests {problem}. Save it as UTF-8.")
 
 
 def _try_to_decode(data: bytes) -> tuple[str | None, int]:
-    """Return the text, or None and the place of the byte that is not UTF-8."""
+    """Return the text, or None and the index of the first byte that is not UTF-8."""
     try:
         return data.decode("utf-8"), -1
     except UnicodeDecodeError as error:
+        # Its text must not become the cause of another error.
         return None, error.start
+
+
+def _position(before: bytes, first_line: int) -> str:
+    """Return the line and the column of the character that follows some text."""
+    lines = (before + b"?").splitlines()
+    return f"line {first_line + len(lines) - 1}, column {len(lines[-1].decode())}"
 
 
 def _read_json_lines(stream: BinaryIO) -> Iterator[Row]:
     number = 0
     lines = _Lines(stream)
     for line in lines:
-        lines.row_bytes = 0
+        lines.begin_row()
         if not line.strip():
             continue
         number += 1
@@ -250,18 +254,16 @@ def _read_json_array(stream: BinaryIO) -> Iterator[Row]:
                 f"The file of requests has more than {MAX_JSON_BYTES} bytes. Split it into several, or write JSON "
                 "Lines, which are read one by one."
             )
-    text = _decode(_without_mark(bytes(data)), 1)
-    value, problem = None, None
     try:
-        value = read_json(text)
+        value = read_json(_decode(_without_mark(bytes(data)), 1))
     except NotJsonError as error:
-        place = "" if error.line is None else f" at line {error.line}, column {error.column}"
-        problem = f"The file of requests is not JSON{place}: {error}. Allowed is an array of requests."
-    if problem is None and not isinstance(value, list):
-        problem = f"The file of requests holds {kind_of(value)}; allowed is an array of requests."
-    if problem is not None:
-        raise ValueError(problem)
-    for number, row in enumerate(value or (), start=1):
+        position = "" if error.line is None else f" at line {error.line}, column {error.column}"
+        raise ValueError(
+            f"The file of requests is not JSON{position}: {error}. It must be an array of requests."
+        ) from None
+    if not isinstance(value, list):
+        raise ValueError(f"The file of requests contains {kind_of(value)}; it must be an array of requests.")
+    for number, row in enumerate(value, start=1):
         yield Row(number, row, is_quotable=False)
 
 
@@ -270,51 +272,53 @@ def _read_csv(stream: BinaryIO) -> Iterator[Row]:
     reader = csv.DictReader(lines, strict=True)
     try:
         _check_columns(reader.fieldnames)
-        lines.row_bytes = 0
+        lines.begin_row()
         for number, row in enumerate(reader, start=1):
-            lines.row_bytes = 0
+            lines.begin_row()
             yield Row(number, row, lines.number, is_quotable=False, problem=_problem_of_cells(row))
     except csv.Error as error:
         raise ValueError(
-            f"The file of requests is not CSV at line {lines.number}: {error}. Allowed is comma-separated text with "
-            "quotes around what has commas, quotes or line breaks in it."
+            f"The file of requests is not CSV at line {lines.number}: {error}. It must be comma-separated text, with "
+            "quotes around cells that contain commas, quotes or line breaks."
         ) from None
 
 
 def _problem_of_cells(row: Mapping[Any, Any]) -> str | None:
     if None in row:
-        return "more cells than the header has columns; put a prompt with commas into quotes"
-    # Files that are put behind one another bring their headers along, and byte order marks.
+        return "more cells than the header has columns; put quotes around a prompt with commas"
+    # Concatenated files contain each header, with a byte order mark.
     if all(isinstance(cell, str) and cell.lstrip("\ufeff") == name for name, cell in row.items()):
-        return "the header once more; leave it out where files are joined"
+        return "the header again; leave it out when you join files"
     return None
 
 
-def _check_columns(names: Iterable[str] | None) -> None:
+def _check_columns(names: Sequence[str] | None) -> None:
     found = list(names or [])
     problems = [
-        f"column {number} is not a field{near_field(name)}"
-        if name not in REQUEST_FIELDS
-        else f"column {number} repeats {name}"
-        for number, name in enumerate(found, start=1)
-        if name not in REQUEST_FIELDS or name in found[: number - 1]
+        problem for number, name in enumerate(found) if (problem := _problem_of_column(name, number, found[:number]))
     ]
     if len(found) == 1 and problems and any(mark in found[0] for mark in (";", "\t")):
-        problems = ["there is one column with semicolons or tabs in its name; separate the columns by commas"]
+        problems = ["the name of the only column contains semicolons or tabs; separate the columns by commas"]
     if "prompt" not in found:
-        problems.append("there is no column prompt")
+        problems.append("the column prompt is missing")
     if problems:
         left = len(problems) - _MOST_PROBLEMS
         more = f", and {left} more problems" if left > 0 else ""
-        told = ", ".join(problems[:_MOST_PROBLEMS])
+        described = ", ".join(problems[:_MOST_PROBLEMS])
         raise ValueError(
-            f"The first line of the file of requests does not name fields of a request: {told}{more}. Allowed are "
-            f"prompt, which is required, and {', '.join(REQUEST_FIELDS[1:])}."
+            f"The first line of the file of requests does not name fields of a request: {described}{more}. It must "
+            f"name prompt, and may name {', '.join(REQUEST_FIELDS[1:])}."
         )
 
 
+def _problem_of_column(name: str, number: int, before: Sequence[str]) -> str | None:
+    if name not in REQUEST_FIELDS:
+        return f"column {number + 1} is not a field{near_field(name)}"
+    return f"column {number + 1} repeats {name}" if name in before else None
+
+
 def kind_of(value: object) -> str:
-    """Return what kind of a value something is, in words, and nothing of the value."""
+    """Return the kind of a value in words, without quoting the value."""
     if isinstance(value, str):
         odd = "" if value.isascii() or _is_encodable(value) else " with half of a character (a lone surrogate)"
         nul = " with a NUL character" if "\x00" in value else ""

@@ -1,8 +1,8 @@
 """Checks the arguments of the operators and the sensor: when the DAG is parsed, and once more when they are rendered.
 
-What `arguments.ARGUMENTS` says of each is asked here at the moments that Airflow offers: while a task is made, while
-one is mapped, and in the task. A mapped task is made in its worker, where an error of `__init__` would be met by every
-retry and shown nowhere; it is kept there, and raised by the task itself.
+The readers of `arguments.ARGUMENTS` are called when a task is created, when one is mapped, and in the running task. A
+mapped task is created in its worker, where each retry would repeat an error of `__init__` and no one would see it: the
+error is kept, and raised by the task itself.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
     from airflow.sdk.definitions.param import DagParam
 
-    # What users may pass: a text or a template of it; the output of another task; `dag.param(…)`; a function of the
-    # context.
+    # Users may pass a text or a template, the output of another task, `dag.param(…)`, or a function of the context.
     Text: TypeAlias = str | XComArg | DagParam | Callable[..., str]
     Folder: TypeAlias = Text | os.PathLike[str] | ObjectStoragePath
     Requests: TypeAlias = Folder | Sequence[Any] | Callable[..., Sequence[Any]]
@@ -44,12 +43,9 @@ _Arguments = ParamSpec("_Arguments")
 
 
 def reads_arguments(init: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
-    """Have an operator's `__init__` get each of its arguments checked and converted, templates apart.
+    """Decorate the `__init__` of a `TaskArguments`, so that its arguments are checked and converted, except templates.
 
-    What is required may be missing for Airflow, so that a mapped row without it can say so in its task.
-
-    Args:
-        init: The `__init__` of a `TaskArguments`.
+    Required arguments get a default for Airflow, so that the task of a mapped row without one can report the error.
     """
     missing = inspect.Parameter.empty
     signature = inspect.signature(init)
@@ -58,22 +54,22 @@ def reads_arguments(init: Callable[_Arguments, None]) -> Callable[_Arguments, No
     @functools.wraps(init)
     def read_and_init(*given: _Arguments.args, **arguments: _Arguments.kwargs) -> None:
         (task,) = given
-        assert isinstance(task, TaskArguments)  # noqa: S101  tells the type checker what it is
+        assert isinstance(task, TaskArguments)  # noqa: S101  for the type checker
         for name, default in (own | dict.fromkeys(arguments.keys() - own.keys(), missing)).items():
             value = task.take_argument(name, arguments.get(name, default))
             if value is not missing:
                 arguments[name] = value
                 continue
-            # The task is made all the same, to say what is wrong.
+            # The task is created all the same, to report the error.
             arguments.pop(name, None)
             if name in own:
                 arguments[name] = None if default is missing else default
         init(*given, **arguments)
-        # What Airflow's own `__init__` has taken from the default arguments of the DAG.
+        # Airflow's own `__init__` takes these from the default arguments of the DAG.
         for name in (task.argument_readers.keys() & vars(task).keys()) - own.keys() - arguments.keys():
             task.take_argument(name, getattr(task, name))
 
-    read_and_init.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what inspect looks for
+    read_and_init.__signature__ = signature.replace(  # type: ignore[attr-defined]  # inspect reads it
         parameters=[
             each.replace(default=None) if name in own and own[name] is missing else each
             for name, each in signature.parameters.items()
@@ -83,35 +79,35 @@ def reads_arguments(init: Callable[_Arguments, None]) -> Callable[_Arguments, No
 
 
 class TaskArguments:
-    """What the operators and the sensor share: the checks of their arguments.
+    """The checks of arguments that the operators and the sensor share.
 
     Attributes:
-        argument_readers: What reads each argument.
-        native_fields: The template fields that keep what a DAG with native rendering makes of them, if it is a list
-            or an object. All other fields are texts, and rendered as such: else the prompt 007 would be a number.
+        argument_readers: The function that reads each argument.
+        native_fields: The template fields that may become a list or an object in a DAG with native rendering. All
+            other fields are rendered as texts: otherwise the prompt 007 would become a number.
     """
 
     argument_readers: ClassVar[Mapping[str, Reader]] = ARGUMENTS
     native_fields: ClassVar[Sequence[str]] = ()
     template_fields: Sequence[str]
 
-    # What is wrong with an argument, for the task to say.
+    # The errors about arguments that the task will raise.
     refusals: Mapping[str, ValueError] = MappingProxyType({})
     _rendered_field = ""
-    # What the content that is being rendered is in, below a template field.
+    # The list or object in a template field that contains the content being rendered.
     _holder: object = None
 
     @classmethod
     def partial(cls, **arguments: Any) -> OperatorPartial:
-        """Map this operator, as any; its arguments are checked as if it were not mapped.
+        """Map this operator, and check its arguments as if it were not mapped.
 
         Raises:
-            ValueError: If an argument that is not a template is not what is allowed.
+            ValueError: If an argument that is not a template is not valid.
         """
         for name, value in arguments.items():
             cls.check_argument(name, value)
         mapped: Any = super().partial(**arguments)  # type: ignore[misc]  # BaseOperator's
-        # Else Airflow would warn of the partial task that is left behind.
+        # Otherwise Airflow warns about an unused partial task if a check raises.
         mapped._expand_called = True  # noqa: SLF001  as `expand` of the class below
         for name, value in _defaults_of(mapped, arguments).items():
             if name not in arguments and name in _names(cls):
@@ -123,28 +119,28 @@ class TaskArguments:
 
     @classmethod
     def check_argument(cls, name: str, value: object) -> None:
-        """Check one of the arguments of a task that is mapped; what is Airflow's own passes."""
+        """Check an argument of a mapped task; arguments of Airflow itself pass."""
         if name in cls.argument_readers:
             cls.read_argument(name, value)
 
     @classmethod
     def check_name(cls, name: str) -> None:
-        """Check that there is such an argument: Airflow looks only once it makes the mapped task, in each of its tries.
+        """Check that an argument exists: Airflow checks only when it creates the mapped task, in each of its tries.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If it does not exist.
         """
         if name in _names(cls) or name.startswith("_"):
             return
         near = difflib.get_close_matches(name, cls.argument_readers, n=1)
         meant = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"{name!r} is no argument of {cls.__name__}{meant}; allowed are those that it documents.")
+        raise ValueError(f"{name!r} is not an argument of {cls.__name__}{meant}; use the arguments that it documents.")
 
     def take_argument(self, name: str, value: object) -> Any:
-        """Return an argument as `read_argument` does; `inspect.Parameter.empty` if a mapped task has to refuse it.
+        """Return an argument as `read_argument` does, or `inspect.Parameter.empty` for a bad one of a mapped task.
 
         Raises:
-            ValueError: If it is not what is allowed, and the task is not mapped.
+            ValueError: If it is not valid and the task is not mapped.
         """
         is_mapped = getattr(self, "_BaseOperator__from_mapped", False)
         try:
@@ -159,15 +155,15 @@ class TaskArguments:
 
     @classmethod
     def read_argument(cls, name: str, value: object) -> Any:
-        """Return what an argument is before it is rendered, checked if it is known already.
+        """Return an argument before it is rendered, checked unless it is rendered later.
 
         Raises:
-            ValueError: If it is not what is allowed.
+            ValueError: If it is not valid.
         """
         if value is inspect.Parameter.empty:
             raise ValueError(f"{name} is missing; it is required.")
         if name in cls.template_fields and is_rendered_later(value):
-            # Airflow renders texts, and no paths.
+            # Airflow renders texts, not paths.
             return value if (text := read_path(name, value)) is None else text
         read = cls.argument_readers[name](name, value)
         cls.check_content(name, read)
@@ -175,12 +171,12 @@ class TaskArguments:
 
     @classmethod
     def check_content(cls, name: str, value: Any) -> None:
-        """Check, while the DAG is parsed, what is in an argument beyond its kind."""
+        """Check the content of an argument when the DAG is parsed; a class with more to check overrides it."""
 
     def render_template(
         self, content: Any, context: Any, jinja_env: jinja2.Environment | None = None, seen_oids: set[int] | None = None
     ) -> Any:
-        """Render as any operator, but note a template that has nothing to say, for `check_rendered` to refuse it."""
+        """Render as any operator does, but note a template without a value, so that `check_rendered` refuses it."""
         field = None
         if self._holder is None:
             field = next((name for name in self.template_fields if getattr(self, name, None) is content), None)
@@ -188,44 +184,58 @@ class TaskArguments:
         render: Any = super().render_template  # type: ignore[misc]  # BaseOperator's
         if self._rendered_field not in self.argument_readers:
             return render(content, context, jinja_env, seen_oids)
-        if not is_template(content):
-            with self._inside(content):
-                rendered = render(content, context, jinja_env, seen_oids)
-            # A field of a request may be left out.
-            if rendered is None and content is not None and field is not None and field not in REQUEST_FIELDS:
-                self._refuse(content, "is None when the task runs")
-            return rendered
-        kept = self._kept_natively(is_whole=field is not None)
-        environment = jinja_env or self.get_template_env()  # type: ignore[attr-defined]  # BaseOperator's
+        if is_template(content):
+            environment = jinja_env or self.get_template_env()  # type: ignore[attr-defined]  # BaseOperator's
+            return self._render_watched(content, context, environment, render, is_whole=field is not None)
+        with self._inside(content):
+            rendered = render(content, context, jinja_env, seen_oids)
+        # Fields of a request may be left out.
+        if rendered is None and content is not None and field is not None and field not in REQUEST_FIELDS:
+            self._refuse(content, "is None when the task runs")
+        return rendered
+
+    def _render_watched(
+        self, template: str, context: Any, environment: jinja2.Environment, render: Any, *, is_whole: bool
+    ) -> Any:
+        """Render a template, and note a refusal if it cannot be rendered or an expression in it has no text.
+
+        Args:
+            template: The template.
+            context: The task's context.
+            environment: Airflow's environment.
+            render: Airflow's own `render_template`.
+            is_whole: Whether the template is all of a template field.
+        """
+        kept = self._kept_natively(is_whole=is_whole)
         rendered = None
         try:
             if kept:
                 watched, why_no_text = watch(environment, lists=True)
-                rendered = render(content, context, watched)
+                rendered = render(template, context, watched)
             if not isinstance(rendered, kept) or isinstance(rendered, str):
                 # The text of a whole list can be read again.
                 watched, why_no_text = watch(environment, lists=Sequence in kept)
-                rendered = render_text(watched.from_string(content), context)
+                rendered = render_text(watched.from_string(template), context)
         except Exception as error:
             if not is_of_the_template(error):
                 raise
-            # Raised here, it would be met by each retry and shown nowhere. A ValueError often quotes a value.
+            # Raised here, each retry would repeat it and no one would see it. A ValueError often quotes a value.
             why = "" if isinstance(error, ValueError) else f": {error}"
-            self._refuse(content, f"cannot be rendered ({type(error).__name__}{why})")
-            return content
-        self._refuse_without_text(content, rendered, why_no_text)
+            self._refuse(template, f"cannot be rendered ({type(error).__name__}{why})")
+            return template
+        self._refuse_without_text(template, rendered, why_no_text)
         return rendered
 
     def _refuse_without_text(self, template: object, rendered: object, why_no_text: Sequence[str]) -> None:
         if why_no_text:
-            # Not what was rendered: an object's text may have a password in it, a connection's has.
-            self._refuse(template, f"does not render as meant, because an expression in it {why_no_text[0]}")
+            # Without the rendered text: an object's may contain a password, and a connection's does.
+            self._refuse(template, f"does not render as intended, because an expression in it {why_no_text[0]}")
         elif isinstance(rendered, str) and is_blank(rendered):
             self._refuse(template, f"renders to {shown(rendered)}")
 
     @contextmanager
     def _inside(self, content: object) -> Iterator[None]:
-        """Know, while an object is rendered, that what is rendered are the fields of a request: texts, as all are."""
+        """Remember the list or object whose content is being rendered: its texts are the fields of a request."""
         before, self._holder = self._holder, content
         try:
             yield
@@ -233,30 +243,30 @@ class TaskArguments:
             self._holder = before
 
     def _kept_natively(self, *, is_whole: bool) -> tuple[type, ...]:
-        """Return the classes of what native rendering may make of a template; anything else is rendered as a text."""
+        """Return the classes of values that native rendering may return; anything else is rendered as a text."""
         if self._rendered_field not in self.native_fields or isinstance(self._holder, Mapping):
             return ()
         return (Sequence, Mapping) if is_whole else (Mapping,)
 
-    def _refuse(self, template: object, story: str) -> None:
+    def _refuse(self, template: object, problem: str) -> None:
         refusal = ValueError(
-            f"{self._rendered_field} is {shown(template)}, which {story}; allowed is a template that renders to a "
-            "value. Nothing was submitted. Give the value, or a default in the template: {{ … or 'default' }}."
+            f"{self._rendered_field} is {shown(template)}, which {problem}; it must be a template that renders to a "
+            "value. Nothing was submitted. Pass the value, or a default in the template: {{ … or 'default' }}."
         )
         self.note_refusal(self._rendered_field, refusal)
 
     def note_refusal(self, name: str, refusal: ValueError) -> None:
-        """Keep what is wrong with an argument for `check_rendered`."""
+        """Keep the error about an argument for `check_rendered`; an earlier error about it takes precedence."""
         self.refusals = {name: refusal} | dict(self.refusals)
 
     def check_rendered(self, *names: str) -> None:
-        """Check the arguments in the task, before it does anything.
+        """Check the arguments in the running task, before it does anything.
 
         Args:
-            names: The template fields; all if none is named.
+            names: The template fields; all of them if none is named.
 
         Raises:
-            ValueError: If a template rendered to nothing, or an argument is not what is allowed.
+            ValueError: If a template has no value, or an argument is not valid.
         """
         for name, refusal in self.refusals.items():
             if name in names or not names:
@@ -276,7 +286,7 @@ _names: Callable[[Any], frozenset[str]] = functools.cache(_find_names)
 
 
 def _defaults_of(mapped: OperatorPartial, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the default arguments of a mapped task, which Airflow adds only once it is made."""
+    """Return the default arguments of a mapped task, which Airflow adds only when it creates the task."""
     holders = (mapped.kwargs.get("dag"), mapped.kwargs.get("task_group"))
     defaults = [getattr(holder, "default_args", None) for holder in holders] + [arguments.get("default_args")]
     return {name: value for each in defaults for name, value in (each or {}).items()}
@@ -284,10 +294,10 @@ def _defaults_of(mapped: OperatorPartial, arguments: Mapping[str, Any]) -> dict[
 
 @functools.cache
 def _checking_class(partial: type[Any]) -> type[Any]:
-    """Return Airflow's class of what `partial()` returns, with the values to map over checked as well."""
+    """Return a subclass of the class of a partial task, which also checks the values to map over."""
 
     def expand(self: Any, **mapped: Any) -> Any:
-        # Else Airflow would warn of the partial task that is left behind.
+        # Otherwise Airflow warns about an unused partial task if a check raises.
         self._expand_called = True
         for name, values in mapped.items():
             if isinstance(values, list | tuple):

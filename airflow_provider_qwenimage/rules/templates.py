@@ -1,4 +1,4 @@
-"""Renders Jinja and watches what is printed: a value that has no text of its own is nothing that anybody means to pay.
+"""Renders Jinja templates and notes printed values that have no text of their own, so that nobody pays for them.
 
 Jinja prints None as a word, a list as Python does, and a function by its address. No I/O.
 """
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     import jinja2
     from jinja2 import nodes
 
-# Filters that make a text of whatever they get. What is joined are the entries.
+# Filters that turn any value into a text. `join` does so with the entries.
 _TEXT_FILTERS = frozenset(
     {"capitalize", "center", "e", "escape", "forceescape", "format", "lower", "replace", "safe", "string"}
     | {"striptags", "title", "trim", "upper", "urlencode", "urlize"}
 )
 _PRINTED, _JOINED = "qwenimage_printed", "qwenimage_joined"
-# How many arguments `join` has where it joins an attribute of the entries.
+# The number of arguments with which `join` joins an attribute of the entries.
 _WITH_ATTRIBUTE = 2
 
 
 def watch(environment: jinja2.Environment, *, lists: bool) -> tuple[jinja2.Environment, list[str]]:
-    """Return an environment that renders the same, and a list that tells what was printed and has no text of its own.
+    """Return an environment that renders the same, and a list that it fills with the problems of printed values.
 
     Args:
-        environment: Airflow's, of the DAG.
+        environment: Airflow's environment of the DAG.
         lists: Whether lists and objects may be printed.
     """
     import jinja2
@@ -45,7 +45,7 @@ def watch(environment: jinja2.Environment, *, lists: bool) -> tuple[jinja2.Envir
             found.append(why)
         return value
 
-    # Not of the context, Jinja would also print for it what stands in branches that are not taken.
+    # Without the context, Jinja would also call it for constants in branches that are not taken.
     @jinja2.pass_context
     def printed(_: jinja2.runtime.Context, value: Any) -> Any:
         return note(value)
@@ -68,7 +68,7 @@ def watch(environment: jinja2.Environment, *, lists: bool) -> tuple[jinja2.Envir
 
 
 def render_text(template: jinja2.Template, context: Any) -> str:
-    """Render to a text, in a DAG with native rendering as well; the context stays lazy, as with Airflow's own."""
+    """Render to a text, even in a DAG with native rendering; the context stays lazy, as in Airflow itself."""
     context = copy.copy(context)
     environment = template.environment
     context.update((name, value) for name, value in template.globals.items() if name not in context)
@@ -77,18 +77,18 @@ def render_text(template: jinja2.Template, context: Any) -> str:
 
 
 def is_of_the_template(error: Exception) -> bool:
-    """Whether an error while a template is rendered is about what it says, so that each retry would meet it again."""
+    """Whether an error while rendering is about the template itself, so that each retry would repeat it."""
     wrong_value = isinstance(error, ArithmeticError | AttributeError | TypeError | ValueError)
     return wrong_value or any(base.__module__.startswith("jinja2.") for base in type(error).__mro__)
 
 
 def _why_no_text(value: Any, *, lists: bool) -> str | None:
-    """Return why a value has no text that anybody means to print, or None if it has one."""
+    """Return why a value has no text that anybody intends to print, or None if it has one."""
     if isinstance(value, str):
         return None
     if _is_nothing(value):
         return "has no value"
-    # Any class may have its own ideas of what is asked there.
+    # The attributes of any class may raise anything.
     with suppress(Exception):
         if _is_for_programmers(value, lists=lists):
             return f"is a {value.__class__.__name__}, not a text"
@@ -98,21 +98,21 @@ def _why_no_text(value: Any, *, lists: bool) -> str | None:
 def _is_nothing(value: Any) -> bool:
     import jinja2
 
-    # Airflow hands out what it looks up late as a proxy, which has the class of what it stands for.
+    # Airflow looks some values up late, through a proxy that reports the class of the value.
     kind = value.__class__
     if issubclass(kind, jinja2.Undefined):
         return not issubclass(kind, jinja2.StrictUndefined)
-    # Airflow 3 returns a mark for a variable that it does not find.
+    # Airflow 3 returns a marker for a variable that does not exist.
     if kind is NoneType or any(base.__name__ == "ArgNotSet" for base in kind.__mro__):
         return True
-    # NaN, whoever made it.
+    # NaN, of any library.
     with suppress(Exception):
         return not isinstance(value, Mapping | Sequence | AbstractSet) and not bool(value == value)  # noqa: PLR0124
     return False
 
 
 def _is_for_programmers(value: Any, *, lists: bool) -> bool:
-    """Whether what is printed of a value is Python's or Airflow's word for an object."""
+    """Whether the text of a value is a representation of a Python or Airflow object for programmers."""
     kind = value.__class__
     is_array = hasattr(kind, "ndim") and bool(value.ndim)
     is_list = is_array or isinstance(value, Mapping | Sequence | AbstractSet)
@@ -121,7 +121,7 @@ def _is_for_programmers(value: Any, *, lists: bool) -> bool:
     if is_array or isinstance(value, bytes | bytearray):
         return True
     if kind.__module__.partition(".")[0] == "airflow":
-        # Asked of the class: whatever is asked of some objects, they look a variable up.
+        # Check the class: any attribute of some of these objects looks up a variable.
         return not (issubclass(kind, os.PathLike) or hasattr(kind, "protocol"))
     if kind.__str__ is not object.__str__:
         return False
@@ -130,10 +130,10 @@ def _is_for_programmers(value: Any, *, lists: bool) -> bool:
 
 @functools.cache
 def _watching(generator: type[Any]) -> type[Any]:
-    """Return a class of Jinja's that compiles templates whose expressions tell what they make a text of to print it."""
+    """Return a subclass of a code generator of Jinja whose templates note each value that is turned into a text."""
     from jinja2 import nodes
 
-    class Watching(generator):  # type: ignore[misc]  # Jinja has two, one of them for native rendering
+    class Watching(generator):  # type: ignore[misc]  # Jinja has two, one for native rendering
         def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:  # noqa: N802  Jinja's name
             for output in list(node.find_all(nodes.Output)):
                 for each in output.nodes:
@@ -144,11 +144,11 @@ def _watching(generator: type[Any]) -> type[Any]:
 
 
 def _watch_printed(node: Any, *, as_it_is: bool = True) -> None:
-    """Change the parts of an expression that is printed; what is compared or passed to a function is not printed.
+    """Change an expression that is printed, in place; values that are compared or passed to a function are not printed.
 
     Args:
         node: The expression.
-        as_it_is: Whether its own value is printed, rather than what a filter or an operator makes of it.
+        as_it_is: Whether its own value is printed, rather than the result of a filter or an operator.
     """
     from jinja2 import nodes
 
@@ -168,7 +168,7 @@ def _watch_printed(node: Any, *, as_it_is: bool = True) -> None:
 
 
 def _watch_operands(node: Any) -> None:
-    """Have an operator or a filter that makes a text tell of what."""
+    """Change an operator or a filter that returns a text, in place, so that its operands are noted."""
     from jinja2 import nodes
 
     def noted(operand: nodes.Expr, name: str = _PRINTED) -> nodes.Expr:

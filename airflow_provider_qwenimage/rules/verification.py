@@ -1,8 +1,8 @@
-"""Checks that bytes are the image that was asked for, by decoding all of its pixels. No I/O.
+"""Checks that bytes are the requested image, by decoding all of its pixels. No I/O.
 
-What surrounds the pixels (texts, profiles, Exif, previews, further frames, bytes after the end) is not looked at: a
-paid image is not refused for it. The size is compared before anything is decoded, so a decompression bomb is refused
-by its header.
+Data around the pixels (texts, profiles, Exif, previews, further frames, bytes after the end) are ignored: they are no
+reason to refuse a paid image. The size is compared before anything is decoded, so the header of a decompression bomb
+is enough to refuse it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from airflow_provider_qwenimage.text.messages import printable
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What was verified of an image file.
+    """The facts verified about an image file.
 
     Attributes:
         width: In pixels.
@@ -38,18 +38,14 @@ class ImageFacts:
 
 
 def verify_image(content: bytes, request: GenerateRequest) -> ImageFacts:
-    """Check that bytes are the image that was asked for, by decoding all of them.
-
-    Args:
-        content: The bytes of a file.
-        request: What was asked for.
+    """Check that the bytes of a file are the requested image, by decoding all of them.
 
     Raises:
-        QwenImageImageError: If it is no image, not whole, or of another format or size.
+        QwenImageImageError: If it is not an image, not whole, or of another format or size.
     """
     try:
         found_format, file = open_image(content)
-        # The size is compared before any pixel is decoded: a bomb of another size stays unexploded.
+        # Before any pixel is decoded: a decompression bomb has another size.
         _check_kind(found_format, file.size, request)
         file.decode()
     except QwenImageImageError:
@@ -57,7 +53,7 @@ def verify_image(content: bytes, request: GenerateRequest) -> ImageFacts:
     except Exception as error:  # Pillow's decoders raise a dozen classes on broken files
         raise QwenImageImageError(
             f"The downloaded bytes do not decode as a whole image ({printable(str(error))}); they begin with "
-            f"{content[:16]!r}. Try again; if it persists, the service delivers broken images."
+            f"{content[:16]!r}. Try again; if this persists, the service delivers broken images."
         ) from error
     return ImageFacts(
         width=file.size[0],
@@ -71,11 +67,8 @@ def verify_image(content: bytes, request: GenerateRequest) -> ImageFacts:
 def open_image(content: bytes) -> tuple[str, JpegFile | PngFile | WebpFile]:
     """Return the format of an image, ``jpeg``, ``png`` or ``webp``, and its file; no pixel is decoded.
 
-    Args:
-        content: The bytes of a file.
-
     Raises:
-        ValueError: If they are no image of these formats, or one that is not complete.
+        ValueError: If the bytes are not an image of these formats, or not a complete one.
     """
     if content.startswith(b"\xff\xd8\xff"):
         return "jpeg", JpegFile(content)
@@ -89,13 +82,13 @@ def open_image(content: bytes) -> tuple[str, JpegFile | PngFile | WebpFile]:
 def _check_kind(found_format: str, found_size: tuple[int, int], request: GenerateRequest) -> None:
     if found_format != request.output_format:
         raise QwenImageImageError(
-            f"The image is {found_format}, but {request.output_format} was asked for. It is not stored; the service "
+            f"The image is {found_format}, but {request.output_format} was requested. It is not stored; the service "
             "delivers another format than it documents.",
             permanent=True,
         )
     if found_size != request.pixel_size:
         raise QwenImageImageError(
-            f"The image has {found_size[0]}*{found_size[1]} pixels, but {request.size} was asked for. It is not "
+            f"The image has {found_size[0]}*{found_size[1]} pixels, but {request.size} was requested. It is not "
             "stored; the service delivers another size than it documents.",
             permanent=True,
         )

@@ -1,7 +1,7 @@
 """Decides whether the pixels of a WebP file are whole. No I/O.
 
-WebP has no checksums, and its decoder makes a picture of whatever bytes it finds. But an encoder ends its data with the
-last pixel: where a decoder can do without the end of the data, something inside is not what was written.
+WebP has no checksums, and its decoder makes an image of any bytes. But an encoder ends its data with the last pixel: if
+a decoder can do without the end of the data, they were damaged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MOST_BYTES_LEFT = 16
 
 
 class WebpFile:
-    """A WebP file, without what follows its end.
+    """A WebP file, without the bytes after its end.
 
     Args:
         content: The bytes of the file.
@@ -35,11 +35,11 @@ class WebpFile:
         if end > len(content):
             raise ValueError(f"the WebP has {len(content)} of {end} bytes")
         self._content = content[:end]
-        # Read here, as Pillow reserves memory for all pixels before it tells the size.
+        # Read here, because Pillow reserves memory for all pixels before it reports the size.
         self.size = _size(content[_HEADER_BYTES : _HEADER_BYTES + 4], content[_HEADER_BYTES + 8 : end])
 
     def decode(self) -> None:
-        """Decode all pixels, of the first frame where there are several.
+        """Decode all pixels, of the first frame if there are several.
 
         Raises:
             ValueError: If the data do not end with the last pixel.
@@ -49,7 +49,7 @@ class WebpFile:
         for cut in self._cut_files():
             try:
                 _decode(cut)
-            except Exception:  # noqa: BLE001, S112  as it should be, whatever class Pillow has for it
+            except Exception:  # noqa: BLE001, S112  as expected, whatever class Pillow raises
                 continue
             raise ValueError("the WebP has data left after its last pixel, so it was overwritten in places")
 

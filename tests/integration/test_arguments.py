@@ -272,14 +272,14 @@ def test_a_bad_row_to_map_over_fails_its_own_task_in_one_try_with_its_reason(
         ({"prompt": "A fox", "size": "1024x1024"}, "size is '1024x1024'; it must be one of"),
         ({"prompt": None}, "prompt is None"),
         ({}, "prompt is missing"),
-        ({"prompt": "A fox", "overwrite": "False"}, "overwrite is 'False'; allowed are True and False"),
+        ({"prompt": "A fox", "overwrite": "False"}, "overwrite is 'False'; it must be True or False"),
         ({"prompt": "A fox", "timeout": "10"}, "timeout is '10'"),
         ({"prompt": "A fox", "seed": 7.5}, "seed is 7.5"),
         ({"prompt": "A fox", "output_path": "/data/a.png"}, "output_path is '/data/a.png'"),
         ({"prompt": "x" * 3000}, "prompt has 3000 characters"),
         ({"prompt": "A fox", "output_path": "{{ none }}"}, "output_path is '{{ none }}'"),
         ({"prompt": "\u200b"}, "prompt is '\\u200b'"),
-        ({"prompt": "A fox", "overwite": True}, "'overwite' is no argument of QwenImageGenerateOperator"),
+        ({"prompt": "A fox", "overwite": True}, "'overwite' is not an argument of QwenImageGenerateOperator"),
     ]
     rows_: list[dict[str, Any]] = [{"prompt": "A good fox"}, *(row for row, _ in bad)]
     dag = TestDag()
