@@ -1,4 +1,4 @@
-"""Storages for tests: in memory under any scheme, or this machine's disk with faults."""
+"""Storages for tests: in memory under any scheme, or on the local disk with faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 
 class MemoryStore(MemoryFileSystem):
-    """A store of its own under a scheme: what differs between schemes is how a file is moved into place."""
+    """A separate store under a scheme; schemes differ in how a file gets its final name."""
 
     cachable = False
     store: dict[str, Any]
@@ -46,7 +46,7 @@ class WatchedStore(MemoryStore):
 
 
 class DiskThatFillsUp(LocalFileSystem):
-    """Writes half of what it is given. What happens then is up to `in_the_middle`."""
+    """Writes half of the data, then calls `in_the_middle`."""
 
     cachable = False
 
@@ -71,7 +71,7 @@ class DiskThatFillsUp(LocalFileSystem):
 
 def attach(filesystem: Any, protocol: str) -> str:
     """Have Airflow open a file system; return the start of a URL in it."""
-    # Airflow keeps what is attached for good, so each gets a connection id of its own.
+    # Airflow never detaches a store, so each gets a connection id of its own.
     conn_id = f"store_{uuid.uuid4().hex}"
     import_module(f"{airflow_io.__name__}.store").attach(protocol=protocol, conn_id=conn_id, fs=filesystem)
     return f"{protocol}://{conn_id}@"

@@ -1,4 +1,4 @@
-"""Stores one image of several under the same name, time after time: for processes that do so at once."""
+"""Stores images under the same name, one after the other, for processes that do so at the same time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def store_each(
     Returns:
         The final path of each.
     """
-    # The longest pause is made shorter, as writing to this machine's disk is.
+    # A shorter pause, because writing to a local disk is fast.
     images._PUT_PAUSE_SECONDS = 0.5
     paths = []
     for data, folder in zip(snapshots, folders, strict=True):

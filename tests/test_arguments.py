@@ -1,4 +1,4 @@
-"""What each argument may be, as one table says it: what is converted, what is refused, and how short it is shown."""
+"""Each argument: which values are converted, which are refused, and how briefly a refusal shows them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Level(int, Enum):
 
 
 class Minutes(int):
-    """As numpy's timedelta: an integer for Python, of a unit that it keeps to itself."""
+    """Like numpy's timedelta: an integer for Python, of an unknown unit."""
 
     dtype = SimpleNamespace(kind="m")
 
@@ -60,7 +60,7 @@ class Unwilling:
 
 
 class Int64:
-    """A number as numpy's are: no int, but an index."""
+    """Like a number of numpy: not an int, but an index."""
 
     def __init__(self, value: int) -> None:
         self._value = value
@@ -134,7 +134,7 @@ def test_other_numbers_are_refused(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("name", [*SECONDS, *WHOLES, "seed", "max_credits", "end_time"])
-def test_what_says_nothing_of_its_number_is_refused_by_name(name: str) -> None:
+def test_a_value_that_cannot_be_read_as_a_number_is_refused_by_name(name: str) -> None:
     for value in (Unwilling(), Decimal("sNaN")):
         with pytest.raises(ValueError, match=f"^{name} is .*; it must be "):
             read_argument(name, value)
@@ -172,7 +172,7 @@ def test_a_folder_may_be_a_path() -> None:
 @pytest.mark.parametrize(
     "value", ["", " ", "\n", "\ufeff", 5, True, b"/data", ["/data"], Path("/data/a.png"), "a\x00b", "\ud83d", "s3://"]
 )
-def test_what_is_no_folder_is_refused(value: object) -> None:
+def test_a_value_that_is_not_a_folder_is_refused(value: object) -> None:
     for readers in (ARGUMENTS, BATCH_ARGUMENTS):
         with pytest.raises(ValueError, match="^output_path is .*; it must "):
             readers["output_path"]("output_path", value)
@@ -218,7 +218,7 @@ def test_requests_that_are_not_the_same_at_each_parse_are_refused_with_the_reaso
 
 
 @pytest.mark.parametrize("value", [None, 5, True, b"p.csv", {"prompt": "A fox"}], ids=repr)
-def test_what_is_no_list_of_requests_is_refused(value: object) -> None:
+def test_a_value_that_is_not_a_list_of_requests_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"^requests is .*; it must be a list"):
         read_argument("requests", value)
 
@@ -242,11 +242,11 @@ ROWS: list[tuple[dict[str, Any], GenerateRequest]] = [
     ({"prompt": 1984}, GenerateRequest(prompt="1984")),
     ({"prompt": Fraction(1984)}, GenerateRequest(prompt="1984")),
     ({"prompt": Level.HIGH, "seed": Level.HIGH}, GenerateRequest(prompt="7", seed=7)),
-    # More digits than a float has.
+    # More digits than a float can have.
     ({"prompt": "A fox", "seed": Decimal(2**53 + 1)}, GenerateRequest(prompt="A fox", seed=2**53 + 1)),
     ({"prompt": "A fox", "seed": Fraction(2**53 + 1)}, GenerateRequest(prompt="A fox", seed=2**53 + 1)),
     ({"prompt": "A fox", "seed": "\ufeff", "size": "\u200b"}, GenerateRequest(prompt="A fox")),
-    # An emoji of several characters, two of which show nothing by themselves.
+    # An emoji of several characters, two of which are invisible by themselves.
     ({"prompt": "\u2764\ufe0f\u200d\U0001f525"}, GenerateRequest(prompt="\u2764\ufe0f\u200d\U0001f525")),
     ({"prompt": "1984", "seed": MAX_SEED}, GenerateRequest(prompt="1984", seed=MAX_SEED)),
 ]
@@ -330,7 +330,9 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(st.sampled_from(sorted(ARGUMENTS)), ANYTHING)
-def test_whatever_is_passed_is_read_or_refused_by_name_and_what_is_read_is_read_again(name: str, value: object) -> None:
+def test_any_value_is_refused_by_name_or_read_and_reading_the_result_again_changes_nothing(
+    name: str, value: object
+) -> None:
     message = refusal(name, value)
     if message is None:
         read = read_argument(name, value)

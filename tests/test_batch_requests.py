@@ -1,4 +1,4 @@
-"""The requests of a batch: what is taken, what is refused, and what of it is one image."""
+"""The requests of a batch: which are accepted, which are refused, and which share an image."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_lists_come_in_many_forms(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["A red fox", "[not a list", {"prompt": "a"}, None, 5, b"a"])
-def test_what_is_no_list_is_refused(value: Any) -> None:
+def test_a_value_that_is_not_a_list_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^requests is .*it must be a list of prompts"):
         batch(value)
 
@@ -79,19 +79,19 @@ def test_what_is_no_list_is_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", ["['a fox' 'a hare']", "['a fox'\n 'a hare']", '["it\'s a fox" "a hare"]', "['a' 'b', 'c']"]
 )
-def test_texts_that_python_would_join_to_one_prompt_are_refused(value: str) -> None:
+def test_strings_that_python_would_join_to_one_prompt_are_refused(value: str) -> None:
     with pytest.raises(ValueError, match=r"^requests is .*two strings side by side.*convert it to a list"):
         batch(value)
 
 
-def test_comments_are_no_texts_and_quotes_without_an_end_are_looked_for_once() -> None:
+def test_comments_are_not_strings_and_the_end_of_a_quote_is_searched_once() -> None:
     assert [item.request.prompt for item in batch("[ # it's\n'a fox', # 'a' 'b'\n'a hare']")] == ["a fox", "a hare"]
     with pytest.raises(ValueError, match=r"^requests is .*it must be a list of prompts"):
         batch("['" + r"\'" * 100_000)
     assert batch("[ # " + r"\'" * 100_000 + "\n]") == []
 
 
-def test_quotes_in_a_printed_list_are_no_end_of_its_texts() -> None:
+def test_quotes_in_a_printed_list_do_not_end_its_strings() -> None:
     prompts = ["a 'red' fox", 'a "red" fox', "it's", "both ' and \"", "back\\", "two\nlines", "''", '"" ""']
     assert [item.request.prompt for item in batch(repr(prompts))] == prompts
 
@@ -115,7 +115,7 @@ def test_equal_requests_with_one_seed_are_one_image() -> None:
     assert len(drawn(requests)) == 3
 
 
-def test_a_row_that_comes_before_others_makes_no_new_images_of_them() -> None:
+def test_a_row_inserted_before_others_does_not_change_their_images() -> None:
     before = drawn(batch(["fox", "hare", "fox", "fox"]))
     after = drawn(batch(["owl", "fox", "hare", "fox", "fox"]))
     assert after[1:] == before
@@ -150,7 +150,7 @@ def test_a_prompt_in_csv_may_have_commas_quotes_and_line_breaks() -> None:
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p", "A red fox", "", "a.jsonl\nb"])
-def test_other_names_are_no_files_of_requests(name: str) -> None:
+def test_other_suffixes_are_not_files_of_requests(name: str) -> None:
     assert file_reader(name) is None
 
 
@@ -177,7 +177,7 @@ def test_every_bad_row_is_named_in_one_error() -> None:
         assert f"row {place}: {story}" in str(caught.value)
 
 
-def test_of_very_many_bad_rows_the_first_are_described_some_numbered_and_all_counted() -> None:
+def test_many_bad_rows_are_counted_and_only_the_first_are_described_or_numbered() -> None:
     with pytest.raises(ValueError, match=r"^requests has 10000 bad row\(s\) of 10001") as caught:
         batch([{"prompt": "a", "seed": "x" * 10_000}] * 10_000 + ["good"])
     message = str(caught.value)
@@ -232,7 +232,7 @@ def test_a_csv_file_with_other_columns_is_refused(content: str, story: str) -> N
     "content",
     ["prompt\na\nprompt\nb\n", "prompt\na\n\ufeffprompt\nb\n", 'prompt,seed\na,1\n"prompt","seed"\nb,2\n'],
 )
-def test_files_that_were_joined_with_their_headers_do_not_draw_them(content: str) -> None:
+def test_the_headers_of_joined_files_are_not_drawn(content: str) -> None:
     with pytest.raises(ValueError, match=r"row 2 \(line 3\): the header again"):
         checked(rows_of("p.csv", content))
 
@@ -243,7 +243,7 @@ def test_a_csv_row_with_too_many_cells_is_a_bad_row() -> None:
 
 
 @pytest.mark.parametrize("content", ["{}", '"a"', "[", "", "[" * 100_000])
-def test_a_json_file_that_is_no_array_is_refused(content: str) -> None:
+def test_a_json_file_without_an_array_is_refused(content: str) -> None:
     with pytest.raises(ValueError, match="file of requests"):
         rows_of("p.json", content)
 

@@ -1,4 +1,4 @@
-"""What a batch may still submit, how it stands, and how it ends."""
+"""The counts of a batch: what it may still submit, its progress, and how it ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def told(batch: BatchTotals, interruption: str | None = None) -> QwenImageBatchE
 
 
 @pytest.mark.parametrize("error", [OSError("x" * 5_000_000), QwenImageAuthError("\x1b[2J\ud83d\n" + "x" * 5_000_000)])
-def test_however_much_an_error_says_the_batch_ends_in_a_few_printable_words(error: Exception) -> None:
+def test_the_error_of_a_batch_is_short_and_printable_however_long_its_cause_is(error: Exception) -> None:
     batch = totals(3, max_failures=5)
     batch.fail("row 1", error, paid=False)
     problem = str(told(batch, f"{type(error).__name__}: {error}"))
@@ -56,7 +56,7 @@ def test_however_much_an_error_says_the_batch_ends_in_a_few_printable_words(erro
     assert len(batch.why_not_to_submit() or "") < 1000
 
 
-def test_nothing_stands_in_the_way_of_a_batch_without_limits() -> None:
+def test_a_batch_without_limits_may_always_submit() -> None:
     batch = totals(2)
     batch.begin()
     assert batch.why_not_to_submit() is None
@@ -89,7 +89,7 @@ def test_max_credits_allows_exactly_what_it_says() -> None:
     assert "max_credits is 10" in str(batch.why_not_to_submit())
 
 
-def test_an_image_under_way_that_failed_may_take_its_own_place_again() -> None:
+def test_an_image_in_flight_that_failed_may_be_submitted_again_within_the_limit() -> None:
     batch = totals(max_credits=5)
     batch.begin()
     assert batch.why_not_to_submit() is not None
@@ -105,7 +105,7 @@ def test_one_failure_more_than_allowed_ends_the_submissions() -> None:
     assert batch.why_not_to_submit() == "2 failed, and max_failures is 1"
 
 
-def test_what_an_earlier_try_has_lost_does_not_keep_this_one_from_submitting() -> None:
+def test_a_failure_of_an_earlier_try_does_not_stop_this_try_from_submitting() -> None:
     batch = totals()
     batch.fail("row 1", QwenImageSubmissionUnknownError("lost"), paid=True, earlier=True)
     assert batch.why_not_to_submit() is None
@@ -133,7 +133,7 @@ def test_an_account_that_is_refused_ends_the_submissions_however_many_failures_a
         (QwenImageServerError("busy"), False, RowStatus.FAILED, 0, 0),
     ],
 )
-def test_what_a_failure_makes_of_its_row(
+def test_the_status_of_a_row_depends_on_its_failure(
     error: Exception, paid: bool, status: RowStatus, spent: float, at_risk: float
 ) -> None:
     batch = totals()
@@ -141,7 +141,7 @@ def test_what_a_failure_makes_of_its_row(
     assert (batch.spent, batch.at_risk) == (spent, at_risk)
 
 
-def test_progress_tells_the_rate_of_what_is_drawn_now_and_the_time_that_is_left() -> None:
+def test_progress_has_the_rate_of_this_try_and_the_time_left() -> None:
     batch = totals(10)
     batch.store(None, reused=True)
     batch.store(5, now=False)
@@ -160,18 +160,18 @@ def test_progress_tells_the_rate_of_what_is_drawn_now_and_the_time_that_is_left(
     }
 
 
-def test_nothing_is_said_of_the_time_left_before_the_first_image() -> None:
+def test_the_time_left_is_unknown_before_the_first_image() -> None:
     assert totals().progress(0.0)["seconds_left"] is None
     assert totals().progress(3.0)["seconds_left"] is None
 
 
-def test_what_will_not_be_submitted_takes_no_time() -> None:
+def test_images_that_will_not_be_submitted_do_not_count_for_the_time_left() -> None:
     batch = totals(10, max_credits=5)
     batch.store(5)
     assert batch.progress(2.0)["seconds_left"] == 0.0
 
 
-def test_an_image_whose_price_is_not_told_counts_as_documented() -> None:
+def test_an_image_without_a_reported_price_counts_with_the_documented_one() -> None:
     batch = totals()
     batch.store(None)
     assert batch.spent == CREDITS_PER_IMAGE
@@ -204,7 +204,7 @@ def test_a_batch_with_as_many_failures_as_allowed_ends_well() -> None:
         ([REFUSAL, QwenImageConnectionError("away")], False),
     ],
 )
-def test_a_retry_is_worth_it_where_a_failure_may_pass(errors: list[Exception], permanent: bool) -> None:
+def test_the_batch_error_allows_a_retry_if_a_failure_is_transient(errors: list[Exception], permanent: bool) -> None:
     batch = totals(len(errors))
     for error in errors:
         batch.fail("row 7", error, paid=not isinstance(error, QwenImageAuthError | QwenImageConnectionError))
@@ -214,7 +214,7 @@ def test_a_retry_is_worth_it_where_a_failure_may_pass(errors: list[Exception], p
     assert ("The next try" in str(problem)) is not permanent
 
 
-def test_a_batch_that_ran_out_of_credits_fails_for_good_and_says_what_is_missing() -> None:
+def test_a_batch_that_ran_out_of_credits_fails_without_a_retry_and_counts_the_missing_images() -> None:
     batch = totals(3, max_credits=5)
     batch.store(5)
     problem = told(batch)
@@ -222,7 +222,7 @@ def test_a_batch_that_ran_out_of_credits_fails_for_good_and_says_what_is_missing
     assert str(problem).startswith("2 of 3 images are missing: 2 were not submitted, because max_credits is 5, 5 are")
 
 
-def test_a_batch_that_is_ended_from_outside_can_go_on() -> None:
+def test_a_batch_that_was_ended_from_outside_can_be_retried() -> None:
     batch = totals(4)
     batch.store(5)
     batch.leave(RowStatus.UNFINISHED)

@@ -1,4 +1,4 @@
-"""Images arrive whole and verified, or not at all."""
+"""Images are stored whole and verified, or not at all."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_broken_download_is_tried_again_and_leaves_nothing_partial(
         ("wrong_size", "768\\*1024 was requested"),
     ],
 )
-def test_what_is_not_the_image_never_stands_under_a_final_name(
+def test_a_file_that_is_not_the_requested_image_never_gets_a_final_name(
     sandbox: Sandbox, finished: Callable[..., TaskSnapshot], tmp_path: Path, behaviour: str, message: str
 ) -> None:
     snapshot = finished()
@@ -219,7 +219,7 @@ def test_other_storages_of_airflow_work_too(finished: Callable[..., TaskSnapshot
 @pytest.mark.parametrize("output_format", ["jpeg", "png", "webp"])
 @settings(max_examples=60)
 @given(data=st.data())
-def test_no_cut_of_an_image_passes_for_whole(output_format: str, data: st.DataObject) -> None:
+def test_a_truncated_image_is_refused_wherever_it_ends(output_format: str, data: st.DataObject) -> None:
     content = WHOLE[output_format]
     cut = data.draw(st.integers(0, len(content) - 1) | st.integers(len(content) - 16, len(content) - 1))
     with pytest.raises(QwenImageImageError):
@@ -230,14 +230,14 @@ WHOLE = {output_format: encoded(output_format) for output_format in ("jpeg", "pn
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "png"])
-def test_garbage_inside_an_image_does_not_pass(output_format: str) -> None:
+def test_an_image_with_garbage_inside_is_refused(output_format: str) -> None:
     content, half = WHOLE[output_format], len(WHOLE[output_format]) // 2
     spoiled = content[:half] + Random(1).randbytes(2000) + content[half + 2000 :]
     with pytest.raises(QwenImageImageError, match="do not decode"):
         verify_image(spoiled, GenerateRequest(prompt="a", size="768*1024", output_format=output_format))
 
 
-def test_a_png_whose_checksum_is_wrong_does_not_pass() -> None:
+def test_a_png_with_a_wrong_checksum_is_refused() -> None:
     spoiled = bytearray(WHOLE["png"])
     data = spoiled.index(b"IDAT")
     checksum = data + 4 + int.from_bytes(spoiled[data - 4 : data], "big")
@@ -247,7 +247,7 @@ def test_a_png_whose_checksum_is_wrong_does_not_pass() -> None:
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "png", "webp"])
-def test_the_whole_image_passes(output_format: str) -> None:
+def test_a_whole_image_is_accepted(output_format: str) -> None:
     request = GenerateRequest(prompt="a", size="768*1024", output_format=output_format)
     facts = verify_image(WHOLE[output_format], request)
     assert (facts.width, facts.height, facts.output_format) == (768, 1024, output_format)

@@ -1,4 +1,4 @@
-"""Files that are no files of requests: refused within bounds, by place and kind, with nothing of what they say."""
+"""Files that contain no requests: refused within bounds, by position and kind, without being quoted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read(name: str, content: bytes | str | io.RawIOBase) -> BatchRequests:
 
 
 def refused(name: str, content: bytes | str | io.RawIOBase) -> str:
-    """Return the error, once neither it nor what it came from holds the secret."""
+    """Return the error, after checking that neither it nor its causes contain the secret."""
     with pytest.raises(ValueError, match="requests") as caught:
         read(name, content).close()
     link: BaseException | None = caught.value
@@ -107,7 +107,7 @@ class Endless(io.RawIOBase):
         f"é{SECRET}".encode("latin-1"),
     ],
 )
-def test_a_file_that_is_not_one_of_requests_is_not_quoted(name: str, content: str | bytes) -> None:
+def test_a_file_that_contains_no_requests_is_not_quoted(name: str, content: str | bytes) -> None:
     assert refused(name, content)
 
 
@@ -137,7 +137,7 @@ def test_a_file_that_is_not_one_of_requests_is_not_quoted(name: str, content: st
         ("r.csv", f'prompt\n"{"x" * 140_000}"\n', "is not CSV at line 2: field larger"),
     ],
 )
-def test_what_is_wrong_is_told_by_place_and_kind(name: str, content: str, story: str) -> None:
+def test_a_problem_is_described_by_its_position_and_kind(name: str, content: str, story: str) -> None:
     with pytest.raises(ValueError, match=story):
         read(name, content).close()
 
@@ -158,7 +158,7 @@ def test_what_is_wrong_is_told_by_place_and_kind(name: str, content: str, story:
         ('"a"'.encode("utf-16-le"), "has a NUL character"),
     ],
 )
-def test_what_is_no_text_in_utf_8_is_named(name: str, content: bytes, kind: str) -> None:
+def test_a_file_that_is_not_utf_8_is_named_by_its_kind(name: str, content: bytes, kind: str) -> None:
     assert kind in refused(name, content)
 
 
@@ -166,7 +166,7 @@ def test_what_is_no_text_in_utf_8_is_named(name: str, content: bytes, kind: str)
 @pytest.mark.parametrize("odd", [r"\ud83d", r"\udc00 a", r"\u0000", r"\ud83d\ud83d"])
 def test_a_text_that_no_manifest_can_hold_is_refused_before_the_first_credit(name: str, odd: str) -> None:
     row = f'{{"prompt": "a fox {odd}"}}'
-    # CSV has no escapes, so there the half of a character cannot even be UTF-8.
+    # CSV has no escapes, so half of a character cannot even be written in UTF-8.
     raw = json.loads(f'"{odd}"')
     content = {"r.jsonl": f'"a"\n{row}\n', "r.json": f'["a", {row}]', "r.csv": f"prompt\na\na fox {raw}\n"}[name]
     message = refused(name, content)
@@ -202,7 +202,7 @@ def test_a_seed_beyond_64_bits_is_refused(seed: object) -> None:
         ("r.csv", Endless(b'a\n","', b'prompt\n"'), 3 * MAX_ROW_BYTES),
     ],
 )
-def test_a_file_without_an_end_is_given_up(name: str, endless: Endless, most_bytes: int) -> None:
+def test_reading_a_file_without_an_end_stops_at_a_bound(name: str, endless: Endless, most_bytes: int) -> None:
     tracemalloc.start()
     try:
         refused(name, endless)
@@ -214,7 +214,9 @@ def test_a_file_without_an_end_is_given_up(name: str, endless: Endless, most_byt
 
 
 @pytest.mark.parametrize(("name", "part"), [("r.jsonl", b"\n"), ("r.csv", b"\n")])
-def test_empty_lines_without_an_end_are_given_up(name: str, part: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_empty_lines_without_an_end_stops_at_a_bound(
+    name: str, part: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert MAX_FILE_BYTES >= 1_000_000 * 2000, "a million prompts"
     monkeypatch.setattr("airflow_provider_qwenimage.rules.request_rows.MAX_FILE_BYTES", 1_000_000)
     assert " bytes" in refused(name, Endless(part, b"" if name == "r.jsonl" else b"prompt\n"))
@@ -265,7 +267,7 @@ def test_every_line_end_and_a_byte_order_mark_are_read(name: str, mark: bytes, e
     ),
     st.integers(1, 9),
 )
-def test_rows_are_the_same_in_whatever_pieces_a_storage_gives_them(prompts: list[str], size: int) -> None:
+def test_rows_do_not_depend_on_the_size_of_the_pieces_that_are_read(prompts: list[str], size: int) -> None:
     class Pieces(io.BytesIO):
         def read(self, _: int | None = -1) -> bytes:
             return super().read(size)

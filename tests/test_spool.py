@@ -1,4 +1,4 @@
-"""Rows on disk, read back by their number."""
+"""A list on disk, read by index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_rows_come_back_by_their_number_in_any_order() -> None:
         assert [spool.get(number) for number in (99, 0, 50)] == [{"prompt": f"Füchse {n}\n"} for n in (99, 0, 50)]
 
 
-def test_a_row_may_be_missing_or_put_anew() -> None:
+def test_a_row_may_be_missing_or_replaced() -> None:
     with closing(Spool()) as spool:
         spool[3] = {"a": 1}
         spool[1] = {"b": 2}
@@ -27,7 +27,7 @@ def test_a_row_may_be_missing_or_put_anew() -> None:
         assert [spool.get(number) for number in range(5)] == [None, {"b": 2}, None, {"a": 3}, None]
 
 
-def test_its_file_goes_with_it(tmp_path: Path) -> None:
+def test_its_file_is_removed_with_it(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.append({})
     spool.close()

@@ -62,7 +62,7 @@ def names_in(path: Path) -> list[str]:
     ],
     ids=repr,
 )
-def test_a_name_that_no_storage_keeps_as_it_is_written_is_refused(output_path: str) -> None:
+def test_a_path_that_a_storage_would_change_is_refused(output_path: str) -> None:
     with pytest.raises(ValueError, match="output_path is "):
         read_argument("output_path", output_path)
 
@@ -75,13 +75,13 @@ def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     assert "AKIAKEY" not in str(raised.value)
 
 
-def test_space_around_a_url_is_none_of_it(tmp_path: Path) -> None:
+def test_space_around_a_url_is_ignored(tmp_path: Path) -> None:
     storage.put_json({}, open_output_path(f" file://{tmp_path}/x\n") / "a.json")
     assert (tmp_path / "x" / "a.json").exists()
 
 
 def strange_file(path: Path, kind: str) -> Path:
-    """Make something that is no file under a name."""
+    """Make something other than a file under a name."""
     if kind == "folder":
         path.mkdir()
     elif kind == "pipe":
@@ -92,7 +92,7 @@ def strange_file(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to a device", "link to a folder"])
-def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path, kind: str) -> None:
+def test_anything_but_a_regular_file_is_neither_read_nor_replaced(tmp_path: Path, kind: str) -> None:
     strange_file(tmp_path / "record.json", kind)
     file = folder_of(tmp_path) / "record.json"
     for do in (
@@ -137,13 +137,13 @@ def test_no_more_is_read_than_a_file_may_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b'{"a": ' + b"9" * 5000 + b"}"])
-def test_json_that_is_deep_or_long_is_something_else(tmp_path: Path, content: bytes) -> None:
+def test_json_that_is_too_deep_or_long_reads_as_an_empty_object(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record.json").write_bytes(content)
     assert storage.read_json(folder_of(tmp_path) / "record.json") == {}
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="nothing else stops root from writing")
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_stored() -> None:
+def test_a_folder_that_cannot_be_written_is_reported_before_anything_is_stored() -> None:
     with pytest.raises(OSError, match="/proc/self"):
         check_storing(open_output_path("/proc/self"))
 
@@ -154,7 +154,7 @@ def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("output_path", ["", "  ", None, 5, "out/fox.png", "s3://bucket/fox.JPG", "file:///a/b.webp/"])
-def test_an_output_path_that_is_no_folder_is_refused(output_path: Any) -> None:
+def test_an_output_path_that_is_not_a_folder_is_refused(output_path: Any) -> None:
     with pytest.raises(ValueError, match=r"output_path is .*it must be the path or URL of a folder"):
         open_output_path(output_path)
 
@@ -189,19 +189,19 @@ def test_a_path_may_begin_at_home_or_where_the_worker_runs(
 
 @pytest.mark.parametrize("start", ["", "file://"])
 @pytest.mark.parametrize("odd", ["x/../new", "link/../new", "../{name}/new", "./new/.", "new/sub/.."])
-def test_no_path_that_is_recorded_leads_up(tmp_path: Path, start: str, odd: str) -> None:
+def test_a_recorded_path_never_contains_dots_that_lead_up(tmp_path: Path, start: str, odd: str) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to("a")
     folder = open_output_path(f"{start}{tmp_path}/{odd.format(name=tmp_path.name)}")
     storage.put_json({"a": 1}, folder / "a.json")
     assert names_in(tmp_path) == ["a.json"]
-    # The gallery refuses what leads up.
+    # The gallery refuses paths with `..`.
     assert ".." not in str(folder)
 
 
 @pytest.mark.parametrize("start", ["", "file://"])
 @pytest.mark.parametrize("odd", ["file", "file/x", "link to a file", "dangling", "loop"])
-def test_what_cannot_be_a_folder_is_told_in_a_sentence(tmp_path: Path, start: str, odd: str) -> None:
+def test_a_path_that_cannot_be_a_folder_is_explained(tmp_path: Path, start: str, odd: str) -> None:
     (tmp_path / "file").write_text("x")
     for name, target in (("link to a file", "file"), ("dangling", "gone"), ("loop", "loop")):
         (tmp_path / name).symlink_to(target)
@@ -216,7 +216,7 @@ def test_a_home_that_does_not_exist_is_a_bad_argument() -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_was_put_is_read_replaced_and_removed(protocol: str, tmp_path: Path) -> None:
+def test_a_stored_file_is_read_replaced_and_removed(protocol: str, tmp_path: Path) -> None:
     file = folder_at(protocol, tmp_path) / ".record.json"
     for content in ({"prompt": "狐 🦊 \x00", "spent": 2.5, "id": None}, {"shorter": True}):
         storage.put_json(content, file)
@@ -227,7 +227,7 @@ def test_what_was_put_is_read_replaced_and_removed(protocol: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_files_hash_is_that_of_all_of_its_bytes(protocol: str, tmp_path: Path) -> None:
+def test_the_hash_of_a_file_covers_all_of_its_bytes(protocol: str, tmp_path: Path) -> None:
     file = folder_at(protocol, tmp_path) / "image.png"
     assert storage.sha256_of(file) is None
     for content in (b"\x00\xff" * 1_000_000, b""):
@@ -237,7 +237,7 @@ def test_a_files_hash_is_that_of_all_of_its_bytes(protocol: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"nonsense", b"\xff\xfe", b"null", b"[]", b"5", b'"text"'])
-def test_what_is_no_json_object_is_told_from_no_file(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_a_json_object_differs_from_a_missing_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record.json").write_bytes(content)
     assert storage.read_json(folder_of(tmp_path) / "record.json") == {}
 
@@ -275,7 +275,7 @@ def test_a_disk_that_fills_up_changes_nothing(tmp_path: Path, before: dict[str, 
     assert names_in(tmp_path) == ([] if before is None else ["record.json"])
 
 
-def test_a_file_that_is_being_written_is_not_to_be_seen(tmp_path: Path) -> None:
+def test_a_file_is_not_visible_while_it_is_written(tmp_path: Path) -> None:
     half_written, may_go_on = threading.Event(), threading.Event()
 
     class SlowDisk(DiskThatFillsUp):
@@ -296,7 +296,7 @@ def test_a_file_that_is_being_written_is_not_to_be_seen(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["record.json"]
 
 
-def test_writers_of_one_name_do_not_meet_in_a_hidden_file(tmp_path: Path) -> None:
+def test_concurrent_writers_of_one_name_use_different_hidden_files(tmp_path: Path) -> None:
     writers = 2
     meeting = threading.Barrier(writers, timeout=100)
 
@@ -328,11 +328,11 @@ def test_a_writer_that_is_killed_leaves_no_broken_file_under_a_final_name(tmp_pa
     told = json.loads(killing.stderr.splitlines()[-1])
     assert told["broken"] == []
     assert told["found"] > 0
-    # Some were caught in the middle, or this test would show nothing.
+    # Some writers must have been killed while writing, or this test would prove nothing.
     assert told["cut_off"] > 0
 
 
-def test_what_a_killed_writer_has_left_half_written_goes_and_that_of_others_stays(tmp_path: Path) -> None:
+def test_only_the_half_written_files_of_the_task_itself_are_removed(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     task = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": 3, "max_tries": 2}
     mine, other = writer_of(task), writer_of(task | {"map_index": 4})
@@ -347,7 +347,7 @@ def test_what_a_killed_writer_has_left_half_written_goes_and_that_of_others_stay
     )
 
 
-def test_the_names_of_what_is_being_written_are_those_that_are_removed_later(tmp_path: Path) -> None:
+def test_files_being_written_have_the_names_that_are_removed_later(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     left: list[Path] = []
 

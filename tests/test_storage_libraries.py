@@ -1,4 +1,4 @@
-"""What a storage refused is one sentence, whatever library has said it and however."""
+"""Errors of storages become one message, whatever library raised them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.stores import MemoryStore, attach
 
 
 class HttpError(Exception):
-    """As the libraries of Google and Azure have theirs: no OSError, and the status under a name of its own."""
+    """Like the errors of Google's and Azure's libraries: not an OSError, and with the status under various names."""
 
     def __init__(self, message: str, **status: Any) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class HttpError(Exception):
 
 
 class StoreOfGoogle(MemoryStore):
-    """Takes what gcsfs takes for a content type, and notes it."""
+    """Accepts the argument of gcsfs for a content type, and records it."""
 
     __module__ = "gcsfs.core"
 
@@ -64,7 +64,7 @@ def test_a_disk_that_is_read_only_is_denied_as_well(tmp_path: Path) -> None:
     assert str(raised.value).startswith(f"{tmp_path} cannot be written: access was denied (OSError: [Errno")
 
 
-def test_a_bucket_that_does_not_exist_is_told_by_its_status() -> None:
+def test_a_missing_bucket_is_recognized_by_the_status() -> None:
     folder = open_output_path(f"{attach(MemoryStore('abfs'), 'abfs')}bucket/x")
     with pytest.raises(FileNotFoundError, match="its bucket or container does not exist"), explaining(WRITE, folder):
         raise HttpError("The specified container does not exist.", status_code=404)
@@ -83,11 +83,11 @@ def test_any_other_error_of_a_library_is_an_os_error_without_what_grants_access(
 @pytest.mark.parametrize(
     "error", [HttpError("x"), HttpError("x", status_code="403"), HttpError("x", code=404), FileNotFoundError("x")]
 )
-def test_what_was_not_denied_is_not_said_to_be(error: Exception) -> None:
+def test_other_errors_are_not_reported_as_denied(error: Exception) -> None:
     assert not is_denied(error)
 
 
-def test_a_store_of_google_is_told_what_a_file_is() -> None:
+def test_google_storage_gets_the_content_type_of_a_file() -> None:
     store = StoreOfGoogle("gs")
     folder = open_output_path(f"{attach(store, 'gs')}bucket/x")
     storage.put_bytes(b"x", folder / "fox.webp")
@@ -95,10 +95,10 @@ def test_a_store_of_google_is_told_what_a_file_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["fox.PNG", "a.b.png", ".hidden.png"])
-def test_the_end_of_a_name_tells_what_a_file_is(name: str) -> None:
+def test_the_content_type_follows_from_the_suffix(name: str) -> None:
     assert content_type_of(name) == "image/png"
 
 
 @pytest.mark.parametrize("url", ["s3://aws_default@bucket/a:b@c", "s3://bucket/x", "/data/a:b@c", "file:///a:b@c"])
-def test_what_holds_no_password_is_shown_as_it_is(url: str) -> None:
+def test_a_url_without_a_password_is_shown_unchanged(url: str) -> None:
     assert without_credentials(url) == url

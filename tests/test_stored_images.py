@@ -1,4 +1,4 @@
-"""What was stored is found again if it stands there whole, and an image never stands beside another one's sidecar."""
+"""Stored images are found again if they are whole, and no image is left next to the sidecar of another one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from airflow_provider_qwenimage.storage.paths import open_output_path
 from tests.stores import attach
 from tests.storing import store_each
 
-# With a random seed, each submission of it is another image.
+# It has a random seed, so each submission is another image.
 REQUEST = GenerateRequest(prompt="A red fox", size="768*1024")
 MADE_BY = {"dag_id": "foxes", "run_id": "manual__1", "task_id": "draw", "map_index": 3, "max_tries": 2}
 
@@ -96,7 +96,7 @@ def copy_of(original: Path, snapshot: TaskSnapshot, tmp_path: Path) -> Stored:
     return Stored(directory, open_output_path(f"file://{directory}"), snapshot)
 
 
-def test_a_stored_image_is_found_with_all_that_is_known_of_it(stored: Stored) -> None:
+def test_a_stored_image_is_found_with_all_of_its_facts(stored: Stored) -> None:
     found = find_images(REQUEST, stored.folder)
     assert found == images.StoredImages(
         image_task_id=stored.snapshot.task_id,
@@ -115,7 +115,7 @@ def test_all_images_of_a_task_are_found_in_their_order(three_stored: Stored, dra
     assert found.image_urls == tuple(snapshot.image_urls[0] for snapshot in drawn[:3])
 
 
-def test_where_nothing_is_stored_nothing_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_found_in_an_empty_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert find_images(REQUEST, open_output_path(f"file://{tmp_path}")) is None
     assert caplog.records == []
 
@@ -140,17 +140,19 @@ def test_the_image_of_another_request_is_not_found(stored: Stored, changes: dict
     assert find_images(request, stored.folder, variant=variant) is None
 
 
-def test_a_callback_url_makes_no_other_image(stored: Stored) -> None:
+def test_a_callback_url_does_not_change_the_image(stored: Stored) -> None:
     assert find_images(replace(REQUEST, callback_url="https://example.com"), stored.folder) is not None
 
 
-def test_with_a_seed_of_its_own_an_image_is_the_same_at_every_place(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
+def test_an_image_with_a_given_seed_is_the_same_for_every_variant(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
     folder, request = open_output_path(f"file://{tmp_path}"), replace(REQUEST, seed=7)
     save_images(drawn[0], request, folder, variant=1)
     assert find_images(request, folder, variant=2) is not None
 
 
-def test_equal_requests_with_a_random_seed_stand_side_by_side(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
+def test_variants_of_a_request_with_a_random_seed_are_stored_separately(
+    drawn: list[TaskSnapshot], tmp_path: Path
+) -> None:
     folder = open_output_path(f"file://{tmp_path}")
     for variant, snapshot in enumerate(drawn[:3]):
         save_images(snapshot, REQUEST, folder, variant=variant)
@@ -188,7 +190,7 @@ def test_an_image_that_is_not_whole_is_not_found(
     else:
         spoil(part(three_stored, number))
     assert find_images(REQUEST, three_stored.folder) is None
-    # Whoever pays for a new image is told why; with no first sidecar, nothing is stored at all.
+    # The log explains why a new image is paid; without the first sidecar, nothing is stored at all.
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == (part is not Stored.sidecar or spoil is not Path.unlink or number > 1)
     assert all(f"{three_stored.image(number)} is missing, or is not the file" in message for message in told)
@@ -196,44 +198,44 @@ def test_an_image_that_is_not_whole_is_not_found(
 
 @pytest.mark.parametrize("name", ["fingerprint", "task_id", "image_url", "sha256"])
 @pytest.mark.parametrize("value", [None, 5, [], {}])
-def test_a_sidecar_without_what_it_must_tell_does_not_count(three_stored: Stored, name: str, value: Any) -> None:
+def test_a_sidecar_without_a_required_field_does_not_count(three_stored: Stored, name: str, value: Any) -> None:
     three_stored.edit(2, **{name: value})
     assert find_images(REQUEST, three_stored.folder) is None
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "task_id", "sha256"])
-def test_a_sidecar_of_something_else_than_its_image_does_not_count(three_stored: Stored, name: str) -> None:
+def test_a_sidecar_that_does_not_match_its_image_does_not_count(three_stored: Stored, name: str) -> None:
     three_stored.edit(2, **{name: "something else"})
     assert find_images(REQUEST, three_stored.folder) is None
 
 
-def test_a_sidecar_without_a_hash_does_not_stand_for_an_image_that_is_not_there(stored: Stored) -> None:
+def test_a_sidecar_without_a_hash_does_not_count_if_the_image_is_missing(stored: Stored) -> None:
     stored.edit(sha256=None)
     stored.image().unlink()
     assert find_images(REQUEST, stored.folder) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{}", b"\xff\xfe", b'{"image_count": 0}'])
-def test_a_sidecar_of_something_else_does_not_count(stored: Stored, content: bytes) -> None:
+def test_a_sidecar_of_another_kind_does_not_count(stored: Stored, content: bytes) -> None:
     stored.sidecar().write_bytes(content)
     assert find_images(REQUEST, stored.folder) is None
 
 
 @pytest.mark.parametrize("count", [2, 4, 10**12])
-def test_a_count_of_more_images_than_there_are_is_not_believed(stored: Stored, count: int) -> None:
+def test_a_count_of_more_images_than_are_stored_does_not_count(stored: Stored, count: int) -> None:
     stored.edit(image_count=count)
     assert find_images(REQUEST, stored.folder) is None
 
 
 @pytest.mark.parametrize("count", [None, 0, -1, True, False, 1.5, "2", [], {}])
-def test_no_count_makes_a_result_without_an_image(stored: Stored, count: Any) -> None:
+def test_no_image_count_leads_to_a_result_without_an_image(stored: Stored, count: Any) -> None:
     stored.edit(image_count=count)
     found = find_images(REQUEST, stored.folder)
     assert found is None or found.paths == (f"file://{stored.image()}",)
 
 
 @pytest.mark.parametrize("made_by", [None, MADE_BY])
-def test_the_sidecar_tells_who_stored_the_image(
+def test_the_sidecar_records_the_task_that_stored_the_image(
     drawn: list[TaskSnapshot], tmp_path: Path, made_by: dict[str, Any] | None
 ) -> None:
     folder = open_output_path(f"file://{tmp_path}")
@@ -246,7 +248,7 @@ def test_the_sidecar_tells_who_stored_the_image(
 
 
 class UnsteadyDisk(LocalFileSystem):
-    """Takes its time now and then, so that writers meet everywhere."""
+    """Pauses now and then, so that writers meet at every step."""
 
     cachable = False
 
@@ -309,7 +311,7 @@ def test_processes_that_store_under_one_name_at_once_leave_a_pair(drawn: list[Ta
 
 
 class RottenDisk(LocalFileSystem):
-    """Returns other bytes than were written, a number of times."""
+    """Returns other bytes than were written, for some reads."""
 
     cachable = False
 
@@ -334,7 +336,7 @@ def test_a_storage_that_keeps_returning_other_bytes_is_an_error(drawn: list[Task
     ) as caught:
         save_images(drawn[0], REQUEST, folder)
     assert not caught.value.permanent
-    # The sidecar comes after its image: what has a sidecar is there.
+    # The sidecar is stored after its image: an image with a sidecar is complete.
     assert [".jpg" in put for put in disk.puts] == [True, False] * 5
     assert find_images(REQUEST, folder) is None
 
@@ -347,13 +349,13 @@ def test_a_storage_that_returned_other_bytes_once_is_written_again(drawn: list[T
 
 @pytest.mark.parametrize("name", ["task_id", "image_url"])
 @pytest.mark.parametrize("value", ["\ud83d", "a\x00b", "a\nb", "x" * 10_000])
-def test_a_sidecar_with_what_no_database_keeps_does_not_count(stored: Stored, name: str, value: str) -> None:
+def test_a_sidecar_with_text_that_no_database_can_store_does_not_count(stored: Stored, name: str, value: str) -> None:
     stored.edit(**{name: value})
     assert find_images(REQUEST, stored.folder) is None
 
 
 @pytest.mark.parametrize("value", [None, "5", True, [], {}, -1, float("nan"), float("inf"), 10**400])
-def test_credits_that_are_no_number_are_not_known(stored: Stored, value: Any) -> None:
+def test_credits_that_are_not_a_number_are_unknown(stored: Stored, value: Any) -> None:
     stored.edit(consumed_credits=value)
     found = find_images(REQUEST, stored.folder)
     assert found is not None
@@ -361,7 +363,7 @@ def test_credits_that_are_no_number_are_not_known(stored: Stored, value: Any) ->
 
 
 @pytest.mark.parametrize("value", [5, [], "x\x00", {"a": 1}])
-def test_who_stored_an_image_and_when_is_known_only_if_it_is_what_it_should_be(stored: Stored, value: Any) -> None:
+def test_task_and_time_of_storing_are_known_only_if_they_are_valid(stored: Stored, value: Any) -> None:
     stored.edit(made_by=value, stored_at=value)
     found = find_images(REQUEST, stored.folder)
     assert found is not None
@@ -383,7 +385,7 @@ def test_no_more_of_an_image_is_read_than_its_sidecar_says(stored: Stored) -> No
 
 @pytest.mark.parametrize("part", [Stored.image, Stored.sidecar])
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda file: file.symlink_to("/dev/zero")])
-def test_what_has_the_name_of_an_image_and_is_no_file_stops_before_anything_is_paid(
+def test_something_other_than_a_file_with_the_name_of_an_image_stops_before_anything_is_paid(
     stored: Stored, part: Callable[[Stored], Path], make: Callable[[Path], object]
 ) -> None:
     part(stored).unlink()

@@ -20,7 +20,7 @@ GOOD: dict[Kind, dict[str, Any]] = {
     QwenImageBatchOperator: {"requests": ["A fox"], "output_path": "/data"},
     QwenImageStatusSensor: {"image_task_id": "n43abc"},
 }
-# What to map over, so that all other arguments are those of `partial`.
+# The arguments to map over; all others are passed to `partial`.
 MAPPED: dict[Kind, dict[str, Any]] = {
     QwenImageGenerateOperator: {"prompt": ["A fox"]},
     QwenImageBatchOperator: {"requests": [["A fox"]]},
@@ -95,7 +95,7 @@ def upstream() -> Any:
 
 
 def _name(value: object) -> str:
-    """Name a case alike in every process: an address differs."""
+    """Return the same name of a case in every process, without addresses."""
     return ascii(value)[:40].partition(" at 0x")[0]
 
 
@@ -146,7 +146,7 @@ def test_an_unknown_argument_in_a_row_to_map_over_is_refused_while_the_dag_is_pa
         QwenImageGenerateOperator.partial(task_id="draw").expand_kwargs(rows)
 
 
-def test_what_users_have_at_hand_is_converted(tmp_path: Path) -> None:
+def test_values_of_common_types_are_converted(tmp_path: Path) -> None:
     draw = QwenImageGenerateOperator(
         task_id="draw",
         prompt=1984,
@@ -164,14 +164,14 @@ def test_what_users_have_at_hand_is_converted(tmp_path: Path) -> None:
     assert (draw.timeout, draw.poll_interval, draw.max_credits) == (1800.0, 2.0, None)
 
 
-def test_object_storage_paths_are_texts_that_a_worker_can_open_again(tmp_path: Path) -> None:
+def test_object_storage_paths_become_texts_that_a_worker_can_open(tmp_path: Path) -> None:
     folder = ObjectStoragePath(f"file://{tmp_path}")
     draw = QwenImageBatchOperator(task_id="draw", requests=folder / "prompts.csv", output_path=folder / "{{ ds }}")
     assert (draw.requests, draw.output_path) == (f"file://{tmp_path}/prompts.csv", f"file://{tmp_path}/{{{{ ds }}}}")
     assert ObjectStoragePath(draw.requests) == folder / "prompts.csv"
 
 
-def test_an_object_storage_path_with_options_that_a_url_cannot_tell_is_refused() -> None:
+def test_an_object_storage_path_with_options_that_a_url_cannot_contain_is_refused() -> None:
     with pytest.raises(ValueError, match="^output_path is 'file:///data' with the storage option 'anon'"):
         QwenImageGenerateOperator(
             task_id="draw", prompt="A fox", output_path=ObjectStoragePath("file:///data", anon=True)
@@ -179,7 +179,7 @@ def test_an_object_storage_path_with_options_that_a_url_cannot_tell_is_refused()
 
 
 @pytest.mark.parametrize("name", ["prompt", "size", "seed", "output_format", "callback_url", "output_path"])
-def test_what_is_known_only_when_the_task_runs_passes(name: str, dag: DAG) -> None:
+def test_values_that_are_known_only_when_the_task_runs_are_not_checked_earlier(name: str, dag: DAG) -> None:
     output: Any = upstream()
     later = ["{{ params.x }}", "{% if x %}a{% endif %}", output, output["key"], lambda context, jinja_env: "A fox"]
     for number, value in enumerate(later):
@@ -191,19 +191,19 @@ def test_what_is_known_only_when_the_task_runs_passes(name: str, dag: DAG) -> No
             mapped.expand(prompt=["A fox", "{{ params.x }}", output])
 
 
-def test_the_rows_of_a_batch_that_are_known_are_checked_beside_those_that_are_not() -> None:
+def test_the_known_rows_of_a_batch_are_checked_even_if_others_are_templates() -> None:
     rows = ["{{ params.x }}", {"prompt": "{{ params.y }}", "seed": "seven"}, upstream(), "A fox"]
     QwenImageBatchOperator(task_id="draw", requests=rows, output_path="/data")
     with pytest.raises(ValueError, match="bad row 5: prompt is ''"):
         QwenImageBatchOperator(task_id="bad", requests=[*rows, ""], output_path="/data")
 
 
-def test_of_several_bad_arguments_the_first_is_named() -> None:
+def test_the_first_of_several_bad_arguments_is_named() -> None:
     with pytest.raises(ValueError, match="^size is '9'"):
         QwenImageGenerateOperator(task_id="draw", retry_delay="1", overwrite="no", seed="x", size="9", prompt="A fox")
 
 
-# The last one is taken by Airflow's own sensor.
+# The last one is an argument of Airflow's own sensor.
 DEFAULTS: list[tuple[Kind, str, Any]] = [
     (QwenImageGenerateOperator, "overwrite", "False"),
     (QwenImageGenerateOperator, "size", "9*9"),
@@ -229,13 +229,13 @@ def test_default_arguments_are_checked_like_others(kind: Kind, name: str, value:
             kind.partial(task_id="mapped", **others, **own).expand(**MAPPED[kind])
 
 
-def test_an_argument_goes_before_a_default_and_defaults_of_others_are_not_checked() -> None:
+def test_an_argument_takes_precedence_over_a_default_and_defaults_of_other_operators_are_not_checked() -> None:
     with DAG("defaults", schedule=None, default_args={"overwrite": "False", "soft_fail": "of a sensor"}):
         QwenImageGenerateOperator(task_id="draw", prompt="A fox", overwrite=True)
         QwenImageGenerateOperator.partial(task_id="mapped", overwrite=True).expand(prompt=["A fox"])
 
 
-def test_a_class_made_of_the_operator_is_checked_as_it_is() -> None:
+def test_the_arguments_of_a_subclass_are_checked() -> None:
     class Watercolour(QwenImageGenerateOperator):
         def __init__(self, *, subject: str, **arguments: Any) -> None:
             super().__init__(prompt=f"{subject}, watercolour", **arguments)

@@ -1,4 +1,4 @@
-"""What a template prints: the same as Jinja, and what of it has no text that anybody means to pay."""
+"""Watched templates print the same as Jinja, and printed values without a text are noted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Animal:
 
 
 class Array:
-    """As numpy's: it has a text of its own, for programmers."""
+    """Like an array of numpy: its text is meant for programmers."""
 
     ndim = 1
 
@@ -36,14 +36,14 @@ class Array:
 
 
 class ArgNotSet:
-    """As Airflow's mark for a variable that it does not find."""
+    """Like Airflow's marker for a variable that does not exist."""
 
     def __str__(self) -> str:
         return "NOTSET"
 
 
 class Proxy:
-    """As Airflow's for what it looks up late: its class is that of what it stands for."""
+    """Like Airflow's proxy for a value that it looks up late: it reports the class of the value."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -86,7 +86,7 @@ def environments(undefined: type[jinja2.Undefined] = jinja2.StrictUndefined) -> 
 
 
 def told(environment: jinja2.Environment, template: str, *, lists: bool = False) -> list[str]:
-    """Return what a template that is watched prints without a text, once what it prints is known to be the same."""
+    """Return the noted problems of a watched template, after checking that it prints the same as Jinja."""
     watched, found = watch(environment, lists=lists)
     rendered = render_text(watched.from_string(template), dict(VALUES))
     assert rendered == render_text(environment.from_string(template), dict(VALUES))
@@ -118,7 +118,7 @@ def told(environment: jinja2.Environment, template: str, *, lists: bool = False)
         "{% set all %}{{ nothing }}{% endset %}{{ all }}",
     ],
 )
-def test_an_expression_without_a_value_is_told_however_it_becomes_a_text(template: str) -> None:
+def test_an_expression_without_a_value_is_noted_however_it_becomes_a_text(template: str) -> None:
     for environment in environments():
         assert set(told(environment, template)) == {"has no value"}
 
@@ -139,7 +139,7 @@ def test_an_expression_without_a_value_is_told_however_it_becomes_a_text(templat
         ("{{ items | string }}", "list"),
     ],
 )
-def test_what_only_python_has_a_word_for_is_told(template: str, kind: str) -> None:
+def test_a_value_that_prints_as_a_representation_is_noted(template: str, kind: str) -> None:
     for environment in environments():
         watched, found = watch(environment, lists=False)
         render_text(watched.from_string(template), dict(VALUES))
@@ -169,13 +169,13 @@ def test_what_only_python_has_a_word_for_is_told(template: str, kind: str) -> No
         "{% filter upper %}{{ text }}{% endfilter %}",
     ],
 )
-def test_what_has_a_text_is_printed_as_by_jinja_and_nothing_is_told(template: str) -> None:
+def test_a_value_with_a_text_is_printed_as_by_jinja_and_not_noted(template: str) -> None:
     for environment in environments():
         assert told(environment, template) == []
 
 
 @pytest.mark.parametrize("template", ["{{ missing }}", "{{ missing ~ ' fox' }}", "{{ text }}{{ row.missing | trim }}"])
-def test_an_undefined_value_is_told_where_a_dag_lets_it_be_printed(template: str) -> None:
+def test_an_undefined_value_is_noted_if_a_dag_allows_printing_it(template: str) -> None:
     for environment in environments(jinja2.Undefined):
         assert set(told(environment, template)) == {"has no value"}
     for environment in environments():
@@ -184,13 +184,13 @@ def test_an_undefined_value_is_told_where_a_dag_lets_it_be_printed(template: str
             render_text(watched.from_string(template), dict(VALUES))
 
 
-def test_lists_may_be_printed_where_they_can_be_read_again() -> None:
+def test_lists_may_be_printed_if_they_can_be_read_again() -> None:
     for environment in environments():
         assert told(environment, "{{ items }}{{ row }}", lists=True) == []
         assert told(environment, "{{ nothing }}{{ function }}", lists=True) != []
 
 
-def test_whatever_an_object_does_when_it_is_asked_it_is_printed() -> None:
+def test_an_object_is_printed_even_if_its_attributes_raise() -> None:
     class Odd:
         @property
         def ndim(self) -> int:

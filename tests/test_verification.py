@@ -1,4 +1,4 @@
-"""Whole pixels pass, whatever surrounds them; pixels that are damaged or missing do not."""
+"""Whole pixels are accepted with any data around them; damaged or incomplete pixels are refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def refused(content: bytes, output_format: str) -> None:
 
 
 def noise(seed: int, size: tuple[int, int]) -> Image.Image:
-    """Return noise that is the same each time: whether damage shows depends on what it meets."""
+    """Return the same noise each time: whether damage is detected depends on the data it hits."""
     random = Random(seed)
     return Image.frombytes(
         "L", size, bytes(min(255, max(0, round(random.gauss(128, 90)))) for _ in range(size[0] * size[1]))
@@ -94,7 +94,7 @@ def png(chunks: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def png_with(*extra: tuple[bytes, bytes]) -> bytes:
-    """Return a PNG with further chunks behind its header."""
+    """Return a PNG with further chunks after its header."""
     header, *others = png_chunks(encoded("png"))
     return png([header, *extra, *others])
 
@@ -253,14 +253,14 @@ WHOLE: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_whole_pixels_pass_whatever_surrounds_them(name: str) -> None:
+def test_whole_pixels_are_accepted_with_any_data_around_them(name: str) -> None:
     output_format, make = WHOLE[name]
     verify(make(), output_format)
 
 
 @pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (20, 160, 90)])
 @pytest.mark.parametrize("kind", JPEG_KINDS)
-def test_a_plain_area_passes_although_its_data_repeat(kind: str, colour: tuple[int, int, int]) -> None:
+def test_a_plain_area_is_accepted_although_its_data_repeat(kind: str, colour: tuple[int, int, int]) -> None:
     stream = BytesIO()
     Image.new("RGB", SIZE, colour).save(stream, "jpeg", **JPEG_KINDS[kind])
     verify(stream.getvalue(), "jpeg")
@@ -293,10 +293,10 @@ JPEG_DAMAGE = OVERWRITTEN | {
 
 @pytest.mark.parametrize("damage", JPEG_DAMAGE)
 @pytest.mark.parametrize("kind", JPEG_KINDS)
-def test_a_jpeg_that_is_damaged_inside_does_not_pass(kind: str, damage: str) -> None:
+def test_a_jpeg_that_is_damaged_inside_is_refused(kind: str, damage: str) -> None:
     content = encoded("jpeg", "RGB", kind)
     first, last = scan_of(content), len(content) - 5000
-    # Where a progressive scan ends in a plain area, that takes up the blocks that are too many.
+    # If a progressive scan ends in a plain area, that absorbs surplus blocks.
     places = (
         (first + 100, (first + last) // 2, last) if damage != "twice" or "progressive" not in kind else (first + 100,)
     )
@@ -304,8 +304,8 @@ def test_a_jpeg_that_is_damaged_inside_does_not_pass(kind: str, damage: str) -> 
         refused(JPEG_DAMAGE[damage](content, at), "jpeg")
 
 
-def test_zeros_that_happen_to_make_the_right_number_of_blocks_do_not_pass() -> None:
-    # In this one the number of blocks comes out even at most places: what ends an empty channel's block ends any.
+def test_zeros_that_happen_to_decode_to_the_right_number_of_blocks_are_refused() -> None:
+    # In this image, the number of blocks comes out even at most positions: the end of an empty block fits any block.
     source = Random(1)
     noise = bytes(max(0, min(255, int(source.gauss(128, 60)))) for _ in range(SIZE[0] * SIZE[1]))
     stream = BytesIO()
@@ -316,7 +316,7 @@ def test_zeros_that_happen_to_make_the_right_number_of_blocks_do_not_pass() -> N
         refused(overwritten(content, 1500 + (len(content) - 7000) * part // 12, bytes(4000)), "jpeg")
 
 
-def test_a_plain_area_passes_in_each_scan_of_a_progressive_jpeg() -> None:
+def test_a_plain_area_is_accepted_in_each_scan_of_a_progressive_jpeg() -> None:
     # Squares of all greys above, so that no difference between blocks is rare; below, the last bit of each is 0.
     image = Image.new("L", SIZE, 128)
     squares = Image.frombytes("L", (SIZE[0] // 8, 104), Random(1).randbytes(SIZE[0] // 8 * 104))
@@ -341,7 +341,7 @@ def scans_of(content: bytes) -> list[int]:
     return [*found, at]
 
 
-def test_a_progressive_jpeg_without_one_of_its_scans_does_not_pass() -> None:
+def test_a_progressive_jpeg_without_one_of_its_scans_is_refused() -> None:
     content = encoded("jpeg", "RGB", "progressive")
     starts = scans_of(content)
     assert len(starts) > 5
@@ -352,7 +352,7 @@ def test_a_progressive_jpeg_without_one_of_its_scans_does_not_pass() -> None:
 
 
 @pytest.mark.parametrize("kind", ["restarts", "progressive-restarts"])
-def test_a_jpeg_without_some_of_its_restart_markers_does_not_pass(kind: str) -> None:
+def test_a_jpeg_without_some_of_its_restart_markers_is_refused(kind: str) -> None:
     content = encoded("jpeg", "RGB", kind)
     first, ninth = (content.index(b"\xff\xd0"), content.index(b"\xff\xd0", content.index(b"\xff\xd7")))
     refused(content[:first] + content[first + 2 :], "jpeg")
@@ -360,7 +360,7 @@ def test_a_jpeg_without_some_of_its_restart_markers_does_not_pass(kind: str) -> 
     refused(content[:first] + content[ninth:], "jpeg")
 
 
-def test_a_jpeg_without_its_end_does_not_pass() -> None:
+def test_a_jpeg_without_its_end_is_refused() -> None:
     content = encoded("jpeg")
     for cut in (content[:-2], content[:-1], content[: len(content) // 2], content[:300], content[:3]):
         refused(cut, "jpeg")
@@ -372,13 +372,13 @@ def test_a_jpeg_of_very_many_scans_is_not_decoded() -> None:
     refused(header[: header.index(b"\xff\xda")] + scan * 100_000 + b"\xff\xd9", "jpeg")
 
 
-def test_a_jpeg_that_is_mostly_fill_bytes_takes_no_time_to_refuse() -> None:
+def test_a_jpeg_of_mostly_fill_bytes_is_refused_quickly() -> None:
     content = encoded("jpeg")
     middle = scan_of(content) + 1000
     refused(content[:middle] + b"\xff" * 20_000_000 + b"\0" + content[middle:], "jpeg")
 
 
-# By what they begin with, where the parts go, and one part.
+# The beginning of each file, the position of its parts, and one part.
 PARTS: dict[str, tuple[str, int, bytes]] = {
     "comments": ("jpeg", 2, b"\xff\xfe\x00\x02"),
     "empty tables": ("jpeg", 2, b"\xff\xc4\x00\x02"),
@@ -388,7 +388,7 @@ PARTS: dict[str, tuple[str, int, bytes]] = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_an_image_of_very_many_parts_is_not_looked_at_part_by_part(name: str) -> None:
+def test_an_image_of_very_many_parts_is_refused_quickly(name: str) -> None:
     """Some hundred megabytes of empty parts would hold the API server for minutes."""
     output_format, at, part = PARTS[name]
     content = encoded(output_format)
@@ -449,11 +449,11 @@ PNG_DAMAGE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", PNG_DAMAGE)
-def test_a_png_that_is_damaged_does_not_pass(name: str) -> None:
+def test_a_damaged_png_is_refused(name: str) -> None:
     refused(PNG_DAMAGE[name](), "png")
 
 
-def test_a_webp_that_is_not_complete_does_not_pass() -> None:
+def test_an_incomplete_webp_is_refused() -> None:
     content = encoded("webp")
     for cut in (content[:-1], content[: len(content) // 2], content[:20], content[:12]):
         refused(cut, "webp")
@@ -461,15 +461,15 @@ def test_a_webp_that_is_not_complete_does_not_pass() -> None:
 
 @pytest.mark.parametrize("damage", OVERWRITTEN)
 @pytest.mark.parametrize("kind", ["middling", "fine", "lossless"])
-def test_a_webp_that_is_damaged_inside_does_not_pass(kind: str, damage: str) -> None:
+def test_a_webp_that_is_damaged_inside_is_refused(kind: str, damage: str) -> None:
     content = encoded("webp", "RGB", kind)
-    # At its end are zeros: the plain area.
+    # It ends in zeros: the plain area.
     for part in (1, 2, 3):
         refused(OVERWRITTEN[damage](content, len(content) * part // 5), "webp")
 
 
 @pytest.mark.parametrize("damage", OVERWRITTEN)
-def test_a_webp_whose_transparency_is_damaged_does_not_pass(damage: str) -> None:
+def test_a_webp_with_damaged_transparency_is_refused(damage: str) -> None:
     content = encoded("webp", "RGBA", "middling")
     start = content.index(b"ALPH")
     length = int.from_bytes(content[start + 4 : start + 8], "little")
@@ -478,7 +478,7 @@ def test_a_webp_whose_transparency_is_damaged_does_not_pass(damage: str) -> None
         refused(OVERWRITTEN[damage](content, start + length * part // 5), "webp")
 
 
-def test_a_webp_whose_first_frame_is_damaged_does_not_pass() -> None:
+def test_a_webp_with_a_damaged_first_frame_is_refused() -> None:
     content = animation("webp")
     refused(overwritten(content, content.index(b"ANMF") + 20_000, bytes(4000)), "webp")
 
@@ -507,7 +507,7 @@ def test_an_image_of_very_many_pixels_is_not_decoded(output_format: str, content
 
 
 def test_a_png_that_unpacks_to_far_more_than_its_pixels_is_not_unpacked() -> None:
-    # One of its rows too many passes; gigabytes are not read.
+    # One row too many is accepted; gigabytes are not read.
     packer = zlib.compressobj(9)
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(300)) + packer.flush()
     verify(png_of(HEADER, bomb), "png")

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.batch.run import Batch
 
-# How often the rows are written while the batch runs, and the share of the time that it may take.
-_SECONDS = 10.0
-_SHARE = 0.02
+# While the batch runs, its rows are written at most this often, and writing them takes at most this share of the time.
+_LISTING_INTERVAL_SECONDS = 10.0
+_MOST_LISTING_TIME = 0.02
 # More than the longest row.
 _FIRST_ROW_BYTES = 256 * 1024
 
@@ -82,7 +82,7 @@ class BatchManifest:
                 self._put(self._rows_file)
                 self._is_listed = True
             took = time.monotonic() - began
-            self._next_time = began + max(_SECONDS, took / _SHARE)
+            self._next_time = began + max(_LISTING_INTERVAL_SECONDS, took / _MOST_LISTING_TIME)
         return str(self._rows_file) if self._is_listed else None
 
     def put(self, *, is_first_try: bool) -> str:

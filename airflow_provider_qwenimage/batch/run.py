@@ -48,7 +48,7 @@ _SUBMIT, _RESUME, _NOTHING = range(3)
 class _ImageInFlight:
     """An image under way: whether its submission has begun, and the API's id of its task."""
 
-    is_submitted: bool = False
+    submission_began: bool = False
     image_task_id: str | None = None
 
     @property
@@ -56,7 +56,7 @@ class _ImageInFlight:
         """The status of its row if the batch is stopped now; None if nothing was submitted."""
         if self.image_task_id is not None:
             return RowStatus.UNFINISHED
-        return RowStatus.UNKNOWN if self.is_submitted else None
+        return RowStatus.UNKNOWN if self.submission_began else None
 
 
 class Batch:
@@ -282,7 +282,7 @@ class Batch:
     async def _submit(
         self, pipeline: ImagePipeline, item: BatchRequest, ledger: Ledger, step: Submit, in_flight: _ImageInFlight
     ) -> None:
-        in_flight.is_submitted = True
+        in_flight.submission_began = True
         submission = asyncio.create_task(pipeline.submit(item, ledger, step))
         self._submissions.add(submission)
 

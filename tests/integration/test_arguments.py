@@ -1,4 +1,4 @@
-"""Arguments that are known only when a task runs: refused in its one try, before anything is paid, or read alike."""
+"""Arguments that are known only when a task runs: refused in one try before anything is paid, or read as usual."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOTHING = {
     "None beside a text": "{{ dag_run.conf.get('missing') ~ ' in the snow' }}",
     "None added to a text": "{{ 'A fox in ' + dag_run.conf.get('missing') }}",
     "no variable of Airflow": "{{ var.value.get('missing', none) }}",
-    # Older versions raise an error, which may be that of a secrets backend that is away.
+    # Older versions raise an error, which may be that of an unavailable secrets backend.
     **({"not even None": "{{ var.value.get('missing') }}"} if AIRFLOW >= (3, 3) else {}),
     "None that is looked up late": "Since {{ prev_start_date_success }}",
     "a function": "{{ dag_run.conf.get }}",
@@ -86,7 +86,7 @@ def test_a_template_that_renders_to_nothing_is_refused_in_one_try_and_pays_nothi
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["texts", "native"])
-def test_a_list_or_an_object_that_is_printed_is_no_prompt(connected_api: Sandbox, tmp_path: Path, native: bool) -> None:
+def test_a_printed_list_or_object_is_not_a_prompt(connected_api: Sandbox, tmp_path: Path, native: bool) -> None:
     dag = TestDag(
         render_template_as_native_obj=native,
         params={"animals": ["a fox", "a hare"], "row": {"prompt": "A row"}, "rows": [{"prompt": "A row of rows"}]},
@@ -105,7 +105,7 @@ def test_a_list_or_an_object_that_is_printed_is_no_prompt(connected_api: Sandbox
     refused = [f"prompt_{number}" for number in range(len(LISTS))] + ["folder", "in_a_row", "in_a_field"]
     for task_id in refused if native else [*refused, "row"]:
         assert_refused(run[task_id], ", not a text")
-    # With native rendering, an object is one.
+    # With native rendering, an object stays an object.
     assert run["row"].state == ("success" if native else "failed")
     assert run["rows"].state == "success"
     drawn = [submission.request["prompt"] for submission in connected_api.submissions]
@@ -140,7 +140,7 @@ def test_an_if_without_an_else_prints_nothing_and_is_fine(connected_api: Sandbox
     assert [submission.request["prompt"] for submission in connected_api.submissions] == ["a fox and a hare"]
 
 
-def test_fields_of_a_class_of_its_own_render_as_in_any_operator(connected_api: Sandbox) -> None:
+def test_template_fields_of_a_subclass_render_as_in_any_operator(connected_api: Sandbox) -> None:
     class Tagged(QwenImageGenerateOperator):
         template_fields = (*QwenImageGenerateOperator.template_fields, "tags")
 
@@ -161,7 +161,7 @@ def test_fields_of_a_class_of_its_own_render_as_in_any_operator(connected_api: S
     assert draw.xcoms["tags"] == ["['a']", "None", ""]
 
 
-def test_a_task_before_that_returned_nothing_is_refused_in_one_try(connected_api: Sandbox) -> None:
+def test_an_upstream_task_that_returned_nothing_is_refused_in_one_try(connected_api: Sandbox) -> None:
     dag = TestDag()
     with dag:
 
@@ -181,7 +181,7 @@ def test_a_task_before_that_returned_nothing_is_refused_in_one_try(connected_api
     assert connected_api.requests == []
 
 
-def test_none_that_is_meant_may_be_printed(connected_api: Sandbox) -> None:
+def test_none_may_be_printed_if_it_is_intended(connected_api: Sandbox) -> None:
     dag = TestDag()
     with dag:
         QwenImageGenerateOperator(task_id="word", prompt="None")
@@ -311,7 +311,7 @@ def test_a_bad_row_to_map_over_fails_its_own_task_in_one_try_with_its_reason(
     assert [submission.request["prompt"] for submission in connected_api.submissions] == ["A good fox"]
 
 
-def test_a_template_of_no_use_when_resuming_loses_no_paid_image(connected_api: Sandbox, tmp_path: Path) -> None:
+def test_a_bad_template_does_not_lose_a_paid_image_when_resuming(connected_api: Sandbox, tmp_path: Path) -> None:
     answers = iter(["A fox", None, None, None])
     dag = TestDag(user_defined_macros={"next_answer": lambda: next(answers)})
     with dag:
@@ -329,7 +329,7 @@ def test_a_template_of_no_use_when_resuming_loses_no_paid_image(connected_api: S
     assert len(draw.returned["paths"]) == 1
 
 
-def test_how_a_dag_prints_its_values_is_left_to_it(connected_api: Sandbox) -> None:
+def test_the_finalize_function_of_a_dag_is_respected(connected_api: Sandbox) -> None:
     dag = TestDag(jinja_environment_kwargs={"finalize": lambda value: "" if value is None else value})
     with dag:
         QwenImageGenerateOperator(task_id="draw", prompt="A fox{{ none }}")
@@ -341,7 +341,7 @@ def test_how_a_dag_prints_its_values_is_left_to_it(connected_api: Sandbox) -> No
     assert [submission.request["prompt"] for submission in connected_api.submissions] == ["A fox"]
 
 
-def test_a_template_that_prints_an_undefined_value_is_refused_in_a_dag_that_lets_it(connected_api: Sandbox) -> None:
+def test_a_template_that_prints_an_undefined_value_is_refused_even_if_the_dag_allows_it(connected_api: Sandbox) -> None:
     dag = TestDag(template_undefined=jinja2.Undefined)
     with dag:
         QwenImageGenerateOperator(task_id="draw", prompt="A fox and {{ missing }}")

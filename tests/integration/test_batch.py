@@ -1,4 +1,4 @@
-"""Many images in one task: what a user sees of a batch that goes well, of one that does not, and of its next try."""
+"""Many images in one task: the results of a batch that succeeds, of one that fails, and of its next try."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def hidden_files(folder: Path) -> list[str]:
 
 
 def asked_after(api: Sandbox) -> set[str | None]:
-    """Return the image tasks whose status was read: their ids are on record."""
+    """Return the image tasks that were polled: their ids are on record."""
     return {request.task_id for request in api.requests if request.route == "status"}
 
 
@@ -78,18 +78,18 @@ def has_ended() -> bool:
 
 @pytest.fixture
 def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a batch that is stopped wait for what it waits for then as long as a busy machine needs."""
+    """Give a stopped batch as much time for its last steps as a busy machine needs."""
     # After a signal, Airflow gives a process five seconds.
     assert 2 < batch._LAST_ANSWERS_SECONDS < batch_task._STOP_SECONDS < 5
     monkeypatch.setattr(batch, "_LAST_ANSWERS_SECONDS", 60.0)
     monkeypatch.setattr(batch_task, "_STOP_SECONDS", 90.0)
-    # An alarm is to hit the wait for the batch, not Airflow's work on an XCom.
+    # An alarm must interrupt the wait for the batch, not Airflow's work on an XCom.
     monkeypatch.setattr(batch_task, "_PROGRESS_SECONDS", 3600.0)
 
 
 @pytest.fixture
 def answer_when_stopped(patient_end: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have submissions be answered, however long their latency, once the batch is told to stop."""
+    """Answer submissions, however long their latency, once the batch is told to stop."""
     stopped = threading.Event()
     stop = batch.Batch.stop
 
@@ -139,7 +139,7 @@ def test_every_image_is_stored_and_listed_in_the_order_of_the_requests(api: Sand
     assert hidden_files(tmp_path) == []
 
 
-def test_a_signature_in_the_url_of_an_image_does_not_get_beside_the_images(
+def test_a_signature_in_the_url_of_an_image_is_not_stored(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow = QwenImageAsyncHook.follow
@@ -179,7 +179,7 @@ def test_no_more_than_max_in_flight_are_under_way_at_once(api: Sandbox, tmp_path
             assert len(in_flight) <= 3
         elif request.route == "status":
             looks[request.task_id] += 1
-            # The second look finds it drawn.
+            # The second poll finds it drawn.
             if looks[request.task_id] == 2:
                 in_flight.remove(request.task_id)
     assert in_flight == set()
@@ -195,7 +195,7 @@ def test_progress_is_pushed_and_logged_while_it_runs(
     def report_and_finish(self: BatchTask, *args: Any) -> None:
         report(self, *args)
         progress = self._reported
-        # Two are under way, but for the last one.
+        # Two are in flight, except at the end.
         if progress["in_flight"] == min(2, 6 - progress["done"]):
             for submission in api.submissions:
                 finish_image(api, submission.task_id)
@@ -271,7 +271,7 @@ def test_mapped_batches_have_manifests_and_images_of_their_own(api: Sandbox, tmp
         ({"requests": "{{ params.text }}"}, "requests is 'A fox'; it must be a list"),
     ],
 )
-def test_nothing_is_spent_where_a_request_is_bad(
+def test_nothing_is_spent_if_a_request_is_bad(
     api: Sandbox, tmp_path: Path, arguments: dict[str, Any], story: str
 ) -> None:
     params = {"rows": '["A fox", {"prompt": "A hare", "size": "9*9"}]', "text": "A fox"}
@@ -281,7 +281,7 @@ def test_nothing_is_spent_where_a_request_is_bad(
     assert api.submissions == []
 
 
-def test_a_file_that_is_not_there_yet_is_worth_a_retry(api: Sandbox, tmp_path: Path) -> None:
+def test_a_file_that_does_not_exist_yet_allows_a_retry(api: Sandbox, tmp_path: Path) -> None:
     end = draw(tmp_path, requests=str(tmp_path / "prompts.csv"))
     assert (end.state, end.tries) == ("failed", 3)
     assert "that file does not exist" in str(end.errors[0])
@@ -318,7 +318,7 @@ def test_an_empty_batch_is_done_at_once(api: Sandbox, tmp_path: Path) -> None:
     assert manifest(tmp_path) == []
 
 
-def test_what_stands_there_already_is_not_paid_again(api: Sandbox, tmp_path: Path) -> None:
+def test_an_image_that_is_stored_already_is_not_paid_again(api: Sandbox, tmp_path: Path) -> None:
     draw(tmp_path)
     end = draw(tmp_path, requests=["An owl", *FOXES])
     assert (end.returned["reused"], end.returned["consumed_credits"]) == (3, 5)
@@ -337,7 +337,7 @@ def test_a_batch_finds_what_single_tasks_have_drawn(api: Sandbox, tmp_path: Path
     assert draw(tmp_path).returned["reused"] == 1
 
 
-def test_overwrite_draws_anew_but_not_twice_in_one_task(
+def test_overwrite_draws_a_new_image_once_per_task(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(tmp_path)
@@ -356,7 +356,7 @@ def test_a_failure_ends_the_submissions_finishes_what_is_paid_and_the_retry_goes
     with run_when(lambda: prompts(api) == ["A fox", "Fog [fail]"], lambda: finish_images(api)):
         end = draw(tmp_path, requests=["A fox", "Fog [fail]", "A hare", "An owl"], max_in_flight=2)
     assert (end.state, end.tries) == ("failed", 3)
-    # Each try pays for what the one before it has left; the failure is met again each time.
+    # Each try pays for images that the one before it left; the failure repeats each time.
     assert Counter(prompts(api))["A fox"] == 1
     assert set(Counter(prompts(api)).values()) <= {1, 3}
     assert statuses(tmp_path)[:2] == ["SUCCESS", "FAILED"]
@@ -374,7 +374,7 @@ def test_a_refused_prompt_is_not_submitted_again_by_a_retry(api: Sandbox, tmp_pa
     assert "1 failed; 1 were not submitted, because 1 failed, and max_failures is 0" in str(end.error)
 
 
-def test_as_many_failures_as_allowed_are_told_and_the_batch_goes_on(api: Sandbox, tmp_path: Path) -> None:
+def test_a_batch_continues_after_as_many_failures_as_allowed(api: Sandbox, tmp_path: Path) -> None:
     end = draw(tmp_path, requests=["Fog [policy]", "A hare", "Fog [fail]"], max_in_flight=1, max_failures=2)
     assert (end.state, end.tries) == ("success", 1)
     assert (end.returned["images"], end.returned["failed"]) == (1, 2)
@@ -414,7 +414,7 @@ def test_a_wrong_key_ends_the_batch_at_once(api: Sandbox, tmp_path: Path, monkey
     assert "the API refuses this account" in str(end.error)
 
 
-def test_a_lost_answer_is_told_and_clearing_the_task_submits_that_row_again(api: Sandbox, tmp_path: Path) -> None:
+def test_a_lost_answer_is_reported_and_clearing_the_task_submits_that_row_again(api: Sandbox, tmp_path: Path) -> None:
     api.script("generate", "ok", "drop_after")
     dag = dag_with_batch(tmp_path, requests=["A", "B", "C"], max_in_flight=1, max_failures=0)
     end = dag.run()["draw"]
@@ -447,12 +447,12 @@ def test_a_crash_at_any_moment_costs_no_second_image(
 ) -> None:
     owner, name, after = CRASHES[moment]
     crash_once(monkeypatch, owner, name, after=after)
-    # A crash ends the process; here, where it only ends the batch, nothing of it may go on.
+    # A real crash ends the process; here it ends only the batch, so nothing of it may continue.
     monkeypatch.setattr(batch, "_LAST_ANSWERS_SECONDS", 0.0)
     dag = dag_with_batch(tmp_path, requests=[*FOXES, "An owl"], max_in_flight=1)
     end = dag.run()["draw"]
     if moment in UNKNOWN_AFTER:
-        # The others are drawn first; then the task says what may be paid.
+        # The others are drawn first; then the task reports the image that may be paid.
         assert end.state == "failed"
         assert Counter(statuses(tmp_path)) == {"UNKNOWN": 1, "SUCCESS": 3}
         end = dag.clear("draw")["draw"]
@@ -464,7 +464,7 @@ def test_a_crash_at_any_moment_costs_no_second_image(
     assert len(stored_files(tmp_path)) == 2 * 4 + 1
 
 
-def test_a_retry_goes_back_to_what_is_paid_before_it_submits(
+def test_a_retry_resumes_paid_images_before_it_submits(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
 ) -> None:
     crash_once(monkeypatch, QwenImageAsyncHook, "follow")
@@ -476,7 +476,7 @@ def test_a_retry_goes_back_to_what_is_paid_before_it_submits(
     assert routes[1] == ("status", first), "the image of the first try is asked for before another is submitted"
 
 
-def test_an_execution_timeout_loses_nothing_and_the_next_try_goes_on(
+def test_an_execution_timeout_loses_nothing_and_the_next_try_continues(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_end: None
 ) -> None:
     api.configure(seconds_per_image=3600)
@@ -534,14 +534,14 @@ def test_an_execution_timeout_waits_for_the_answer_of_a_submission_under_way(
     assert record["image_task_id"] == api.submissions[0].task_id
 
 
-def test_a_signal_that_does_not_wake_the_waiting_thread_is_heard_within_seconds(
+def test_a_signal_that_does_not_wake_the_waiting_thread_is_handled_within_seconds(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_task, "_PROGRESS_SECONDS", 3600)
     api.configure(seconds_per_image=3600)
 
     def alarm_this_thread() -> None:
-        # As one that comes just before the main thread blocks: noted for it, but it sleeps on.
+        # Like a signal just before the main thread blocks: it is noted, but does not wake the thread.
         signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
 
     with run_when(lambda: len(asked_after(api)) == 2, alarm_this_thread):
@@ -578,14 +578,14 @@ def test_a_batch_that_is_ended_from_outside_stops_within_seconds_with_everything
 
     with run_when(lambda: len(asked_after(api)) == 4, kill):
         end = dag.run()["draw"]
-    # Left alone, it would wait for half an hour.
+    # Otherwise it would wait for half an hour.
     assert time.monotonic() - stopped_at[0] < 60
     assert end.state == "failed"
     assert "are paid and will be fetched by the next try" in str(end.error)
     assert Counter(statuses(tmp_path)) == {"UNFINISHED": 4, "NOT_SUBMITTED": 16}
     accepted = {submission.task_id for submission in api.submissions}
     assert {row["task_id"] for row in manifest(tmp_path) if row["status"] == "UNFINISHED"} == accepted
-    # The next try, here after a Clear, goes back to them.
+    # The next try, here after a Clear, resumes them.
     on_record = [json.loads((tmp_path / name).read_text())["image_task_id"] for name in hidden_files(tmp_path)]
     assert set(on_record) == accepted
 
@@ -613,7 +613,7 @@ def test_storage_that_cannot_be_written_fails_before_anything_is_paid(api: Sandb
     assert api.submissions == []
 
 
-def test_blips_of_every_kind_lose_no_image(api: Sandbox, tmp_path: Path, quick_downloads: None) -> None:
+def test_transient_failures_of_every_kind_lose_no_image(api: Sandbox, tmp_path: Path, quick_downloads: None) -> None:
     api.script("status", ("server_error", 2), "html", "drop", "rate_limit")
     api.script("image", "truncate", "server_error", "drop")
     api.configure(retry_after=0)
@@ -637,7 +637,7 @@ def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
 
     async def save(*args: Any) -> str:
         if next(drawn) == 6:
-            # After the next step of the last of them, which is to wait for its turn, or to begin with its download.
+            # After the next step of the last image, which waits for a slot, or begins its download.
             asyncio.get_running_loop().call_soon(look)
         return await save_image(*args)
 
@@ -668,7 +668,7 @@ def test_an_image_that_storage_spoils_is_not_downloaded_again_in_the_same_try(
     assert len(api.submissions) == 1
 
 
-def test_one_image_that_cannot_be_stored_is_had_by_the_next_try_without_paying(
+def test_an_image_that_cannot_be_stored_is_stored_by_the_next_try_without_paying(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_bytes = storage.put_bytes

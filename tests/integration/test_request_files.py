@@ -1,4 +1,4 @@
-"""Files of requests that a batch is pointed at: whatever they are, they cost no credit and are not quoted."""
+"""Bad files of requests: whatever they contain, they cost no credit and are not quoted."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def refused(api: Sandbox, end: TaskEnd) -> str:
         ("passwords.json", f"{SECRET}\xff"),
     ],
 )
-def test_a_file_that_is_not_one_of_requests_is_quoted_nowhere(
+def test_a_file_that_contains_no_requests_is_quoted_nowhere(
     connected_api: Sandbox, tmp_path: Path, task_log: Callable[[], str], name: str, content: str
 ) -> None:
     file = tmp_path / name
@@ -68,7 +68,7 @@ def test_a_file_that_is_not_one_of_requests_is_quoted_nowhere(
 def test_a_url_with_a_password_is_refused_without_being_shown(
     connected_api: Sandbox, tmp_path: Path, task_log: Callable[[], str], url: str
 ) -> None:
-    # Airflow would take it for the id of a connection, and say that there is none of that name.
+    # Airflow would take it for the id of a connection, and log that this connection does not exist.
     end = draw(tmp_path / "images", url)
     assert "with credentials before the @" in refused(connected_api, end)
     assert SECRET not in "".join(traceback.format_exception(end.error))
@@ -89,7 +89,7 @@ def test_half_an_emoji_in_a_row_is_refused_before_the_first_credit(
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_what_is_no_regular_file_is_refused_at_once(
+def test_anything_but_a_regular_file_is_refused_at_once(
     connected_api: Sandbox, tmp_path: Path, kind: str, scheme: str
 ) -> None:
     file = tmp_path / "requests.jsonl"
@@ -113,7 +113,7 @@ def test_what_is_no_regular_file_is_refused_at_once(
     ],
     ids=lambda value: value[:25],
 )
-def test_what_can_never_be_opened_is_named_in_one_try(
+def test_a_path_that_can_never_be_opened_is_reported_in_one_try(
     connected_api: Sandbox, tmp_path: Path, source: str, story: str
 ) -> None:
     (tmp_path / "file.csv").write_text("prompt\nA fox\n")

@@ -238,8 +238,8 @@ def test_a_batch_lists_its_rows_while_it_runs_and_leaves_no_list_behind(
 ) -> None:
     connected_api.configure(seconds_per_image=3600)
     monkeypatch.setattr(batch_task, "_PROGRESS_SECONDS", 0.02)
-    monkeypatch.setattr(batch_manifest, "_SECONDS", 0.0)
-    monkeypatch.setattr(batch_manifest, "_SHARE", 1.0)
+    monkeypatch.setattr(batch_manifest, "_LISTING_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(batch_manifest, "_MOST_LISTING_TIME", 1.0)
     listed: list[list[dict[str, Any]]] = []
     report = BatchTask._report
 

@@ -1,4 +1,4 @@
-"""What storage does on a real S3 server, through a connection of Airflow."""
+"""Storage on a real S3 server, through an Airflow connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from airflow_provider_qwenimage.storage.paths import check_storing, is_empty, op
 from airflow_provider_qwenimage.tasks.stores import FileStore
 from tests.s3_server import Bucket
 
-# What keys may hold, and URLs give a meaning to.
+# Characters that keys may contain, and that have a meaning in URLs.
 ODD_FOLDERS = [
     "a folder",
     "50%",
@@ -52,7 +52,7 @@ def test_a_folder_may_have_any_name(bucket: Bucket, odd: str) -> None:
     folder = open_output_path(f"{bucket.url}/{odd}")
     storage.put_bytes(b"x", folder / "fox.png")
     assert bucket.keys == [f"{odd}/fox.png"]
-    # What is returned and pushed is opened by the next task, and by the gallery.
+    # The next task and the gallery open the path that is returned and pushed.
     again = ObjectStoragePath(str(folder / "fox.png"))
     assert str(again) == f"{bucket.url}/{odd}/fox.png"
     assert storage.read_bytes(again) == b"x"
@@ -75,7 +75,9 @@ def test_a_folder_may_have_any_name(bucket: Bucket, odd: str) -> None:
         ("something", "application/octet-stream"),
     ],
 )
-def test_a_browser_is_told_what_a_file_is(bucket: Bucket, tmp_path: Path, name: str, content_type: str) -> None:
+def test_a_browser_gets_the_content_type_of_a_file(
+    bucket: Bucket, tmp_path: Path, name: str, content_type: str
+) -> None:
     folder = open_output_path(bucket.url)
     storage.put_bytes(b"x", folder / name)
     assert bucket.content_type(name) == content_type
@@ -103,13 +105,13 @@ def test_a_bucket_that_goes_away_is_not_made_again(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("output_path", ["s3://", "s3://s3@", "s3://s3@/x", "s3:///x", "s3://s3@No_Such*Bucket/x"])
-def test_what_can_be_no_bucket_is_a_bad_argument(bucket: Bucket, output_path: str) -> None:
+def test_an_impossible_bucket_name_is_a_bad_argument(bucket: Bucket, output_path: str) -> None:
     with pytest.raises((ValueError, OSError), match=r"output_path|Check the path"):
         open_output_path(output_path)
 
 
 @pytest.mark.parametrize("end", ["/..", "/../x", "/x/..", "/x/../y"])
-def test_no_key_leads_up(bucket: Bucket, end: str) -> None:
+def test_dots_that_lead_up_are_refused_in_a_key(bucket: Bucket, end: str) -> None:
     with pytest.raises(ValueError, match=r"object stores do not resolve `\.\.`"):
         open_output_path(bucket.url + end)
     assert bucket.keys == []
@@ -157,8 +159,8 @@ def test_without_the_right_to_delete_a_submission_is_overwritten(bucket: Bucket)
     assert store.read() is None
 
 
-def test_keys_that_aws_does_not_know_are_a_sentence(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nobody listens there.
+def test_unknown_aws_keys_are_explained(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nothing listens there.
     connection = json.loads(bucket.server.connection())
     connection["extra"] |= {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
     monkeypatch.setenv("AIRFLOW_CONN_S3_AWAY", json.dumps(connection))
@@ -166,11 +168,11 @@ def test_keys_that_aws_does_not_know_are_a_sentence(bucket: Bucket, monkeypatch:
         open_output_path("s3://s3_away@bucket/x")
 
 
-def test_a_role_that_cannot_be_had_is_a_sentence(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_role_that_cannot_be_assumed_is_explained(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = json.loads(bucket.server.connection())
     connection["extra"] |= {
         "role_arn": "arn:aws:iam::123456789012:role/foxes",
-        # Nobody listens there.
+        # Nothing listens there.
         "service_config": {"sts": {"endpoint_url": "http://127.0.0.1:9"}},
         "config_kwargs": {"retries": {"max_attempts": 0}},
     }
@@ -208,7 +210,7 @@ def test_no_more_of_a_file_is_read_than_it_may_have(bucket: Bucket) -> None:
 def test_a_file_of_requests_is_read_as_it_is_now(bucket: Bucket) -> None:
     bucket.put("x/a.jsonl", b'"a fox"\n')
     folder = open_output_path(f"{bucket.url}/x")
-    # As code of the user's does: what is listed is remembered.
+    # As a user's code may do: the listing is cached.
     assert folder.fs.ls(folder.path)
     for name, content in (("a.jsonl", b'"a fox"\n"a hare"\n'), ("b.jsonl", b'"a kite"\n'), ("a.jsonl", b'"a"\n')):
         bucket.put(f"x/{name}", content)
@@ -218,13 +220,13 @@ def test_a_file_of_requests_is_read_as_it_is_now(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("end", ["", "/"])
 @pytest.mark.parametrize("key", ["a.jsonl/part-0", "a.jsonl/"])
-def test_a_folder_is_no_empty_file_of_requests(bucket: Bucket, key: str, end: str) -> None:
+def test_a_folder_is_not_read_as_an_empty_file_of_requests(bucket: Bucket, key: str, end: str) -> None:
     bucket.put(key, b"")
     with pytest.raises(ValueError, match="which is not a regular file"):
         open_requests(f"{bucket.url}/a.jsonl{end}")
 
 
-def test_a_file_of_requests_that_may_not_be_read_is_a_sentence(bucket: Bucket) -> None:
+def test_a_file_of_requests_without_the_right_to_read_it_is_explained(bucket: Bucket) -> None:
     bucket.put("a.jsonl", b'"a fox"\n')
     url = f"{bucket.url_without('read')}/a.jsonl"
     with pytest.raises(PermissionError, match=rf"{url} cannot be read: .*'s3_without_read'.*s3:GetObject"):
@@ -241,10 +243,10 @@ storage.put_bytes(b"y" * 20_000_000, folder / "b.png")
 """
 
 
-def test_a_listing_that_is_remembered_hides_nothing_that_another_process_stores(bucket: Bucket) -> None:
+def test_a_cached_listing_does_not_hide_files_that_another_process_stores(bucket: Bucket) -> None:
     folder = open_output_path(f"{bucket.url}/x")
     storage.put_bytes(b"y" * 10_000_000, folder / "b.png")
-    # As code of the user's, an XCom backend or a listing of the folder does.
+    # As a user's code, an XCom backend or a listing of the folder may do.
     assert [file.name for file in folder.iterdir()] == ["b.png"]
     assert folder.fs.ls(folder.path, detail=False)
     command = [sys.executable, "-c", _OTHER_PROCESS, str(folder)]
@@ -259,7 +261,7 @@ def test_a_listing_that_is_remembered_hides_nothing_that_another_process_stores(
     assert storage.read_json(folder / "a.json") is None
 
 
-def test_a_folder_of_thousands_is_looked_at_with_one_request(bucket: Bucket) -> None:
+def test_whether_a_folder_of_thousands_is_empty_takes_one_request(bucket: Bucket) -> None:
     for number in range(20):
         bucket.put(f"x/{number}", b"")
     folder = open_output_path(f"{bucket.url}/x")
