@@ -241,7 +241,7 @@ def _conn_id(name: str, value: object) -> str:
 
 def _connection(name: str, value: object) -> Any:
     if not hasattr(value, "conn_id"):
-        raise ValueError(f"{name} is {shown(value)}; it must be an Airflow connection, or None.")
+        raise _refused(name, value, "an Airflow connection, or None")
     return value
 
 
