@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import requests
 
 from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADERS
-from tests.cluster.metadata import InstanceKey
+from tests.chaos.cluster import InstanceKey
 
 _ATTEMPT = re.compile(r"attempt=(\d+)\.log$")
 _RECORDED_REQUESTS = 1_000_000

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import sqlalchemy
 
-InstanceKey = tuple[str, str, int]
+from tests.chaos.cluster import InstanceKey
 
 _TASKS = sqlalchemy.text(
     "SELECT dag_id, task_id, map_index, run_id, state, try_number, start_date, end_date FROM task_instance"

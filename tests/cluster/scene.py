@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scripts.progress import Progress
+from tests.chaos.cluster import OVER, UNKNOWN, InstanceKey
 from tests.chaos.evidence import whole_images
 from tests.chaos.judge import Evidence
 from tests.chaos.tables import table
@@ -18,13 +19,11 @@ from tests.cluster.api import AirflowApi
 from tests.cluster.composition import Composition
 from tests.cluster.disturbances import Disturbances
 from tests.cluster.evidence import Books, last_try
-from tests.cluster.metadata import InstanceKey, Metadata, TaskRow, states
+from tests.cluster.metadata import Metadata, TaskRow, states
 from tests.cluster.polls import ConnectionWatch, Poll, overlaps
 from tests.cluster.workload import DRAW, SENSE, TIMEOUT_SECONDS, Workload, prompt_of, submit
 from tests.integration.standalone import wait_for
 
-_OVER = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
-_UNKNOWN = "QwenImageSubmissionUnknownError"
 _LOAD_SECONDS = 90.0
 _END_SECONDS = 1500.0
 _PAUSE_SECONDS = 2.0
@@ -82,7 +81,7 @@ class Scene:
     def clear_unknown(self) -> None:
         """Clear the tasks that stopped because a submission may be paid, as a user does."""
         rows = self.metadata.tasks()
-        stopped = [row for row in rows.values() if row.state == "failed" and _UNKNOWN in self._last_try(row)]
+        stopped = [row for row in rows.values() if row.state == "failed" and UNKNOWN in self._last_try(row)]
         if not stopped:
             return
         wait_for("the end of the DAG run", lambda: self._api.run_state(DRAW, self._runs[DRAW]) != "running", 60)
@@ -140,7 +139,7 @@ class Scene:
                     container.restart_if_ended()
                 rows = self.metadata.tasks()
                 mapped = [row for key, row in rows.items() if key[2] >= 0]
-                done = sum(row.state in _OVER for row in mapped)
+                done = sum(row.state in OVER for row in mapped)
                 is_done = done == len(mapped) == self.workload.tasks
                 counted = Counter(str(row.state) for row in mapped)
                 if time.monotonic() >= next_update or is_done:
@@ -180,7 +179,7 @@ class Scene:
                     state=row.state if row else None,
                     accepted=len(ids[prompt]),
                     result_is_whole=stored.get(prompt) in ids[prompt],
-                    last_try_unknown=row is not None and row.state == "failed" and _UNKNOWN in self._last_try(row),
+                    last_try_unknown=row is not None and row.state == "failed" and UNKNOWN in self._last_try(row),
                     clears=self._clears[key],
                 )
             )
