@@ -135,7 +135,7 @@ class QwenImageHook(BaseQwenImageHook):
             ValueError: If the id is empty, or the connection is not usable.
             QwenImageRequestError: If the API said no.
             QwenImageConnectionError: If no answer came.
-            QwenImageContractError: If the answer is not of the documented shape.
+            QwenImageContractError: If the answer does not have the documented shape.
         """
         return self._call(answers.status_call(image_task_id))
 

@@ -364,20 +364,24 @@ def says_no(code: int) -> TaskSnapshot | QwenImageError:
             False,
             "is not the Qwen-Image API (it redirects to https://www.api.example/a.b): correct the base URL",
         ),
-        (answered(502, b"<html>"), False, "not the Qwen-Image API (code 502 without the API's JSON), or a proxy"),
+        (
+            answered(502, b"<html>"),
+            False,
+            "not the Qwen-Image API, or a proxy in front of it failed (code 502 without the API's JSON)",
+        ),
         (
             says_no(500),
             False,
-            "https://api.example was reached, but the API is in trouble (code 500): test again later",
+            "https://api.example was reached, but the API failed (code 500): test again later",
         ),
-        (says_no(429), False, "takes no more requests for now (code 429): test again in a minute"),
+        (says_no(429), False, "accepts no more requests for now (code 429): test again in a minute"),
         (
             answered(429, b"slow", retry_after="7"),
             False,
-            "takes no more requests for now (code 429): test again in 7 s",
+            "accepts no more requests for now (code 429): test again in 7 s",
         ),
         (says_no(402), False, "no credits left (code 402): buy credits"),
-        (says_no(400), False, "did not accept the test's question (code 400), which proves the key neither"),
+        (says_no(400), False, "rejected the test request (code 400), so the key could not be checked: run"),
         (QwenImageConnectionError("cut off"), False, "Cannot reach https://api.example: the response was incomplete"),
     ],
 )
@@ -405,8 +409,8 @@ def test_a_connection_test_does_not_show_a_key_that_it_was_sent() -> None:
     ("cause", "story"),
     [
         (ConnectionRefusedError(111, "refused"), "nothing listens on that port"),
-        (socket.gaierror(-2, "Name or service not known"), "the name api.example is not known here"),
-        (TimeoutError("timed out"), "no whole answer came within 14 s"),
+        (socket.gaierror(-2, "Name or service not known"), "the host name api.example could not be resolved"),
+        (TimeoutError("timed out"), "no complete response within 14 s"),
         (ssl.SSLCertVerificationError(1, "self-signed"), "its TLS certificate is not trusted"),
         (ssl.SSLError(1, "wrong version number"), "the TLS handshake failed"),
         (OSError(101, "Network is unreachable"), "the response was incomplete (Network is unreachable)"),
@@ -477,7 +481,7 @@ def test_a_test_names_a_port_where_nothing_listens(tested: Callable[..., str]) -
 def test_a_test_names_an_unknown_host(tested: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
     message = tested(host="https://no-such-host.invalid")
-    assert "the name no-such-host.invalid is not known here" in message
+    assert "the host name no-such-host.invalid could not be resolved" in message
 
 
 def test_a_test_names_a_proxy_that_is_in_the_way(tested: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ def test_a_connection_that_is_not_usable_leaves_nothing_behind(
     (event,) = run(lambda: fired("n43"))
     assert "/nowhere/ca.pem" in event["message"]
     assert event["permanent"]
-    with QwenImageHook() as hook, pytest.raises(ValueError, match="allowed are true, false or the path"):
+    with QwenImageHook() as hook, pytest.raises(ValueError, match="it must be true, false or the path"):
         hook.get_conn()
 
 

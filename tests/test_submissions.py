@@ -252,14 +252,14 @@ def test_going_back_says_that_a_changed_request_is_not_what_counts() -> None:
     step = step_after(UNFINISHED, changed=True)
     assert isinstance(step, GoBack)
     assert step.request == REQUEST
-    assert "asks for something else; what was submitted counts" in step.notice
+    assert "The request has changed since; the submitted one counts" in step.notice
 
 
 @pytest.mark.parametrize(
     ("record", "changed", "reason"),
     [
-        (MISSED, False, "could not be had"),
-        (MISSED, True, "could not be had"),
+        (MISSED, False, "could not be fetched"),
+        (MISSED, True, "could not be fetched"),
         (UNFINISHED, True, "request has changed"),
     ],
 )

@@ -332,7 +332,7 @@ def test_a_kill_says_what_stays_paid_and_does_nothing_else(
     asyncio.run(kill_as_airflow_does())
     (record,) = trigger_log.records
     assert record.levelno == logging.WARNING
-    for part in (task_id, "5 credits, as the API said last", "clear this task", "QwenImageStatusSensor"):
+    for part in (task_id, "5 credits, as the API last reported", "clear this task", "QwenImageStatusSensor"):
         assert part in record.getMessage()
     assert {record.method for record in sandbox.requests[1:]} == {"GET"}
     assert [submission.task_id for submission in sandbox.submissions] == [task_id]
@@ -367,7 +367,7 @@ def test_a_wait_that_is_cut_off_is_told_where_airflow_does_not_tell_kills_from_m
     asyncio.run(cut_off())
     told = [record.getMessage() for record in trigger_log.records]
     assert [trigger.image_task_id in message for message in told] == [True] * times
-    assert all("5 credits, as the API said last" in message for message in told)
+    assert all("5 credits, as the API last reported" in message for message in told)
 
 
 def test_a_wait_that_is_moved_goes_on_in_another_triggerer(sandbox: Sandbox) -> None:

@@ -1,7 +1,7 @@
-"""Looks up an Airflow connection, and tells one that is missing from one that cannot be looked up for the moment.
+"""Looks up an Airflow connection, and distinguishes a missing one from one that cannot be looked up for the moment.
 
-Airflow raises the same "isn't defined" for both: it skips a secrets backend that fails. So where it finds nothing, each
-backend is asked once more, and its error is seen.
+Airflow raises the same "isn't defined" for both, since it skips a secrets backend that fails. So if it finds nothing,
+each backend is called once more to see its error.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from airflow_provider_qwenimage.text.messages import printable, shorten
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.client.connection import AirflowConnection
 
-# It asks nobody who could be away, so an error of it is about what is written there.
+# It needs no service, so its error is about the value of the variable.
 _ENVIRONMENT = "EnvironmentVariablesBackend"
-# It hides errors of Airflow's API; those are asked for otherwise.
+# It hides errors of Airflow's API, which is called directly instead.
 _API = "ExecutionAPISecretsBackend"
 
 
@@ -46,12 +46,9 @@ class ConnectionNotDefinedError(AirflowNotFoundException, ValueError):
 def look_up_connection(conn_id: str) -> AirflowConnection:
     """Return an Airflow connection.
 
-    Args:
-        conn_id: Its id.
-
     Raises:
-        ConnectionNotDefinedError: If there is none, or it is not readable.
-        QwenImageConnectionError: If Airflow cannot look for it now.
+        ConnectionNotDefinedError: If it does not exist or cannot be read.
+        QwenImageConnectionError: If Airflow cannot look it up now.
     """
     try:
         connection: AirflowConnection = BaseHook.get_connection(conn_id)
@@ -69,16 +66,16 @@ async def look_up_connection_async(conn_id: str) -> AirflowConnection:
     except AirflowNotFoundException:
         supervisor = _supervisor()
         if not hasattr(supervisor, "asend"):
-            # Under dag.test() the async look-up does not see the metadata database; the sync one does.
+            # Under dag.test() only the sync look-up sees the metadata database.
             return await asyncio.to_thread(look_up_connection, conn_id)
         problems = await asyncio.to_thread(_ask_backends, conn_id)
         try:
             answer = await supervisor.asend(_question(conn_id))
-        except Exception as error:  # noqa: BLE001  whatever it is, nobody has said that there is no such connection
+        except Exception as error:  # noqa: BLE001  any error: the connection may exist
             answer = error
         raise _not_found(conn_id, [*problems, *_read_answer(answer)]) from None
     except Exception as error:
-        # Airflow's own API or database may be away for a moment: no reason to lose the wait for a paid image.
+        # A short outage of Airflow's API or database must not end the wait for a paid image.
         raise _look_up_failed(conn_id, describe(error)) from error
     return connection
 
@@ -112,7 +109,7 @@ def _shown(conn_id: str) -> str:
 
 
 def _ask_backends(conn_id: str) -> list[str]:
-    """Return the names of the backends that fail, with the class of their error and nothing that it says."""
+    """Return the names of the backends that fail, with the class of their error but not its message."""
     problems = []
     for backend in _backends():
         name = type(backend).__name__
@@ -123,7 +120,7 @@ def _ask_backends(conn_id: str) -> list[str]:
         except Exception as error:  # noqa: BLE001  each backend has errors of its own
             problems.append(name if name == _ENVIRONMENT else f"{name} failed with {type(error).__name__}")
         else:
-            problems += [f"{name} has it only now"] if found else []
+            problems += [f"{name} returned it only when it was called again"] if found else []
     return problems
 
 
@@ -144,13 +141,13 @@ def _ask_api(conn_id: str) -> list[str]:
         return []
     try:
         answer = supervisor.send(_question(conn_id))
-    except Exception as error:  # noqa: BLE001  whatever it is, nobody has said that there is no such connection
+    except Exception as error:  # noqa: BLE001  any error: the connection may exist
         answer = error
     return _read_answer(answer)
 
 
 def _supervisor() -> Any:
-    """Return what a task or triggerer of Airflow 3 asks its supervisor with, or None."""
+    """Return the channel of a task or triggerer of Airflow 3 to its supervisor, or None."""
     try:
         from airflow.sdk.execution_time import task_runner
     except ImportError:
@@ -165,6 +162,6 @@ def _question(conn_id: str) -> Any:
 
 
 def _read_answer(answer: Any) -> list[str]:
-    """Return what Airflow's API has, other than that it knows no such connection."""
+    """Return the problem of Airflow's API, unless the connection is just missing."""
     reason = str(getattr(getattr(answer, "error", None), "value", type(answer).__name__))
     return [] if reason == "CONNECTION_NOT_FOUND" else [f"Airflow's API answered {reason}"]

@@ -1,4 +1,4 @@
-"""One request and its answer: its deadline, whether it was sent, and what was received. Shared by both clients."""
+"""Tracks one request of either client: its deadline, whether it was sent, and its answer."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _CURRENT: ContextVar[Exchange | None] = ContextVar("qwenimage_exchange", default
 
 
 class Exchange:
-    """What is known of one request while it is under way.
+    """The state of one request while it is under way.
 
     Args:
-        seconds: How long all of it may take: name, connection, TLS, proxy, request and answer.
+        seconds: The time limit for all of it: host name, connection, TLS, proxy, request and answer.
 
     Attributes:
-        seconds: As given.
+        seconds: The time limit.
         was_sent: Whether any of the request may have reached the server; a proxy's CONNECT does not count.
-        is_connected: Whether there is a connection to the server, through the proxy's tunnel if there is one.
+        is_connected: Whether a connection to the server exists, through the proxy's tunnel if it needs one.
         reader: Reads the answer.
-        fault: Why the bytes that came are no answer, if they are none.
+        fault: Why the received bytes are not an answer, if they are not.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -35,15 +35,15 @@ class Exchange:
 
     @classmethod
     def current(cls) -> Exchange | None:
-        """Return the exchange that this thread or task is in, if any."""
+        """Return the exchange of this thread or task, if any."""
         return _CURRENT.get()
 
     def under_way(self) -> _UnderWay:
-        """Make this the current exchange, for whatever the block sends."""
+        """Make this the current exchange for the requests of a block."""
         return _UnderWay(self)
 
     def begin_answer(self) -> AnswerReader:
-        """Forget what came before, and return what reads the answer that comes now."""
+        """Forget an earlier answer, and return the reader of the next one."""
         self.reader, self.fault = AnswerReader(), None
         return self.reader
 
@@ -52,14 +52,14 @@ class Exchange:
         """Status and headers of the answer.
 
         Raises:
-            UnreadableAnswerError: If they have not come.
+            UnreadableAnswerError: If they were not received.
         """
         if self.reader.head is None:
-            raise UnreadableAnswerError("no answer came")
+            raise UnreadableAnswerError("no response was received")
         return self.reader.head
 
     def seconds_left(self) -> float:
-        """Return how long the rest may take.
+        """Return how many seconds the rest may take.
 
         Raises:
             TimeoutError: If the deadline has passed.
@@ -70,7 +70,7 @@ class Exchange:
         return left
 
     def allow(self, seconds: float) -> None:
-        """Let the rest take so many seconds from now, whatever was allowed before."""
+        """Set the limit for the rest, in seconds from now."""
         self._deadline = time.monotonic() + seconds
 
     @property
@@ -80,11 +80,11 @@ class Exchange:
 
     def timed_out(self) -> TimeoutError:
         """Return the error for a deadline that has passed."""
-        return TimeoutError(f"no whole answer within {self.seconds:g} s")
+        return TimeoutError(f"no complete response within {self.seconds:g} s")
 
 
 class _UnderWay:
-    """A block in which an exchange is the current one; not a generator, since every poll makes one."""
+    """A block in which an exchange is the current one. It is not a generator, which is slower for each poll."""
 
     __slots__ = ("_exchange", "_token")
     _token: Token[Exchange | None]

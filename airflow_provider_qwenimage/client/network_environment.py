@@ -1,4 +1,4 @@
-"""What this machine's environment says about certificate authorities and proxies: one reading for both clients."""
+"""Reads certificate authorities and proxies from this machine's environment, for both clients."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from urllib.parse import unquote, urlsplit
 
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError
 
-# The first that is set counts, and only it; the last two are OpenSSL's own.
+# Only the first that is set counts; the last two are OpenSSL's own.
 _AUTHORITY_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def tls_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  the connection's field
-    """Return how TLS certificates are checked.
+    """Return the TLS context that checks certificates.
 
     Args:
         verify: True for the authorities that ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE`` or
@@ -46,16 +46,15 @@ def tls_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  the conn
 def _of_connection(path: str) -> ssl.SSLContext:
     if not Path(path).is_file():
         raise ValueError(
-            f"The connection has verify = {path!r} in its extra, and there is no such file on this machine; "
-            "allowed are true, false or the path of a file of certificate authorities (PEM), which must be on every "
-            "worker and triggerer."
+            f"The connection has verify = {path!r} in its extra, but this machine has no such file; it must be true, "
+            "false or the path of a file of certificate authorities (PEM) that exists on every worker and triggerer."
         )
     try:
         return ssl.create_default_context(cafile=path)
     except OSError as error:
         raise ValueError(
-            f"The connection has verify = {path!r} in its extra, and that file holds no certificates "
-            f"({_reason(error)}); allowed is a file of certificate authorities in PEM form."
+            f"The connection has verify = {path!r} in its extra, but that file holds no certificates "
+            f"({_reason(error)}); it must be a file of certificate authorities in PEM form."
         ) from None
 
 
@@ -66,11 +65,11 @@ def _of_variable(variable: str, path: str) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=path)
     except (OSError, ValueError) as error:
         reason = _reason(error)
-    story = (
-        f"the environment variable {variable} names {path!r}, which is no file of certificate authorities "
+    # Outside of the handler, so that the error has no context.
+    raise _unusable(
+        f"the environment variable {variable} names {path!r}, which is not a file of certificate authorities "
         f"({reason}); correct the variable, or unset it"
     )
-    raise _unusable(story)
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -81,7 +80,7 @@ def proxy_for(url: str) -> str | None:
     """Return the proxy that the environment names for a URL, with its scheme, or None to go without one.
 
     Args:
-        url: Where a request goes. ``NO_PROXY`` is minded as requests does: names, addresses and networks.
+        url: The URL of a request. ``NO_PROXY`` is applied as in requests: names, addresses and networks.
 
     Raises:
         QwenImageConnectionError: If the variable does not hold the URL of a proxy.
@@ -106,16 +105,16 @@ def proxy_for(url: str) -> str | None:
             "http://proxy.example:3128; correct the variable, or unset it"
         )
     if parts.username and parts.password is None:
-        # Of a user without a password, such as a token, requests sends nothing.
+        # requests does not send a user without a password, such as a token.
         proxy = parts._replace(netloc=parts.netloc.replace("@", ":@", 1)).geturl()
     return proxy
 
 
 def http_proxy_for(url: str) -> str | None:
-    """Return what `proxy_for` does, for a client that knows no SOCKS.
+    """Return the proxy as `proxy_for` does, for a client without SOCKS.
 
     Raises:
-        QwenImageConnectionError: If the variable names anything else than an HTTP proxy.
+        QwenImageConnectionError: If the variable does not name an HTTP proxy.
     """
     proxy = proxy_for(url)
     if proxy is not None and urlsplit(proxy).scheme.lower() in _SOCKS:
@@ -130,14 +129,14 @@ _SOCKS = ("socks4", "socks4a", "socks5", "socks5h")
 
 
 def proxy_variable(url: str) -> str:
-    """Return the name of the environment variable that decides about the proxy of a URL."""
+    """Return the name of the environment variable that sets the proxy of a URL."""
     scheme = urlsplit(url).scheme.lower()
     names = (f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY")
     return next(filter(os.environ.get, names), names[1])
 
 
 def proxy_passwords() -> set[str]:
-    """Return the passwords that the environment has for proxies, as they are written there and as they are sent."""
+    """Return the passwords of proxies in the environment, as written there and as sent."""
     found: set[str] = set()
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         for value in filter(None, map(os.environ.get, (name, name.upper()))):
@@ -147,7 +146,7 @@ def proxy_passwords() -> set[str]:
     return found - {""}
 
 
-def _unusable(story: str) -> QwenImageConnectionError:
-    error = QwenImageConnectionError(f"Nothing was sent: {story}.")
-    error.reason = story
+def _unusable(reason: str) -> QwenImageConnectionError:
+    error = QwenImageConnectionError(f"Nothing was sent: {reason}.")
+    error.reason = reason
     return error

@@ -1,4 +1,4 @@
-"""What the API's calls are, and what every possible HTTP answer to them means. No I/O."""
+"""Defines the calls of the API, and the meaning of every possible HTTP answer to them. No I/O."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _MESSAGE_CHARACTERS = 1000
 
 @dataclass(frozen=True)
 class HttpAnswer:
-    """An HTTP answer as either client received it.
+    """An HTTP answer, from either client.
 
     Args:
         status: The HTTP status.
         headers: The headers, with lower-case names.
-        body: The body, cut shortly after `MAX_ANSWER_BYTES`, which makes it unreadable.
-        mask: Blots the API key out of texts of the answer.
+        body: The body, cut shortly after `MAX_ANSWER_BYTES`. A cut one cannot be read.
+        mask: Masks the API key in texts of the answer.
     """
 
     status: int
@@ -63,11 +63,11 @@ class ApiCall(Generic[Result]):
 
     Args:
         method: ``GET`` or ``POST``.
-        path: Where, below the base URL.
-        read: What the answer means; raises a `QwenImageError` where it is not a success.
+        path: The path below the base URL.
+        read: Returns the result of an answer; raises a `QwenImageError` if it is not a success.
         params: The query.
         body: The encoded JSON body.
-        submission: Whether the call costs credits, so that a lost answer is no reason to send it again.
+        submission: Whether the call costs credits, so that it must not be sent again if its answer is lost.
     """
 
     method: str
@@ -85,21 +85,18 @@ def submission_call(request: GenerateRequest) -> ApiCall[str]:
 
 
 def status_call(image_task_id: str) -> ApiCall[TaskSnapshot]:
-    """Return the call that asks after an image task.
-
-    Args:
-        image_task_id: The API's id of the task.
+    """Return the call that reads the status of an image task.
 
     Raises:
-        ValueError: If the id is not a text that can be sent, or empty.
+        ValueError: If the id is empty or cannot be sent.
     """
-    asked = image_task_id.strip() if isinstance(image_task_id, str) else ""
-    if not is_usable(asked):
+    task_id = image_task_id.strip() if isinstance(image_task_id, str) else ""
+    if not is_usable(task_id):
         raise ValueError(
-            f"image_task_id is {shorten(repr(image_task_id))}; allowed is the task id that a submission returned. "
+            f"image_task_id is {shorten(repr(image_task_id))}; it must be the task id that a submission returned. "
             "Check that the upstream task ran and pushed it."
         )
-    expected = printable_id(asked)
+    expected = printable_id(task_id)
     return ApiCall(
         "GET", STATUS_PATH, lambda answer: parse_status(answer, expected), params={"task_id": wire_id(expected)}
     )
@@ -112,14 +109,14 @@ def parse_submission(answer: HttpAnswer) -> str:
         The API's id of the new image task.
 
     Raises:
-        QwenImageRequestError: If the API said no.
-        QwenImageContractError: If the answer is not of the documented shape.
+        QwenImageRequestError: If the API answered with an error.
+        QwenImageContractError: If the answer does not have the documented shape.
     """
     data = (_read_envelope(answer) or {}).get("data")
     task_id = data.get("task_id") if isinstance(data, Mapping) else None
     if not is_usable(task_id):
         _parse_envelope(answer)
-    # With an id it is an acceptance, whatever status and code stand around it: sent again, it would be paid twice.
+    # With an id it is an acceptance, whatever its status and code: sent again, the image would be paid twice.
     return read_task_id(task_id)
 
 
@@ -128,23 +125,23 @@ def parse_status(answer: HttpAnswer, image_task_id: str) -> TaskSnapshot:
 
     Args:
         answer: The answer.
-        image_task_id: The id that was asked for.
+        image_task_id: The id in the request.
 
     Raises:
-        QwenImageRequestError: If the API said no.
-        QwenImageContractError: If the answer is not of the documented shape, or about another task.
+        QwenImageRequestError: If the API answered with an error.
+        QwenImageContractError: If the answer does not have the documented shape, or about another task.
     """
     snapshot = TaskSnapshot.from_data(_parse_envelope(answer))
     if snapshot.task_id != image_task_id:
-        raise not_documented("data.task_id", snapshot.task_id, f"the id that was asked for, {image_task_id!r}")
+        raise not_documented("data.task_id", snapshot.task_id, f"the requested id, {image_task_id!r}")
     return snapshot
 
 
 def _parse_envelope(answer: HttpAnswer) -> object:
-    """Return ``data`` of a success; raise what the answer stands for otherwise."""
+    """Return ``data`` of a success; raise the error of any other answer."""
     envelope = _read_envelope(answer)
     code = envelope["code"] if envelope is not None else answer.status
-    # A status and a code that disagree are both believed as far as they say no.
+    # If the status and the code disagree, the one that is an error counts.
     if code == _HTTP_OK and answer.status != _HTTP_OK:
         code = answer.status
     if code == _HTTP_OK and envelope is not None:
@@ -152,15 +149,13 @@ def _parse_envelope(answer: HttpAnswer) -> object:
     retry_after = read_retry_after(answer.headers)
     if envelope is not None and code >= 400:  # noqa: PLR2004  the HTTP boundary of errors
         message = envelope.get("message")
-        said = (
-            printable(shorten(without_access(message), _MESSAGE_CHARACTERS))
-            if isinstance(message, str) and message
-            else "no message"
-        )
-        raise _error_for_code(code, said, from_api=answer.status in (_HTTP_OK, code), retry_after=retry_after)
+        detail = "no message"
+        if isinstance(message, str) and message:
+            detail = printable(shorten(without_access(message), _MESSAGE_CHARACTERS))
+        raise _error_for_code(code, detail, from_api=answer.status in (_HTTP_OK, code), retry_after=retry_after)
     if answer.status >= 400:  # noqa: PLR2004  the HTTP boundary of errors
-        said = f"not the API's JSON but {_excerpt(answer)}"
-        raise _error_for_code(answer.status, said, from_api=False, retry_after=retry_after)
+        detail = f"not the API's JSON but {_excerpt(answer)}"
+        raise _error_for_code(answer.status, detail, from_api=False, retry_after=retry_after)
     if 300 <= answer.status < 400:  # noqa: PLR2004  the HTTP range of redirects
         target = shorten(displayed_url(answer.mask(answer.headers.get("location", "nowhere"))))
         raise QwenImageContractError(
@@ -174,7 +169,7 @@ def _parse_envelope(answer: HttpAnswer) -> object:
     )
 
 
-def _error_for_code(code: int, said: str, *, from_api: bool, retry_after: float | None) -> QwenImageRequestError:
+def _error_for_code(code: int, detail: str, *, from_api: bool, retry_after: float | None) -> QwenImageRequestError:
     if code in _ERRORS:
         error_class, advice = _ERRORS[code]
     elif code >= 500:  # noqa: PLR2004  the HTTP boundary of server errors
@@ -182,7 +177,7 @@ def _error_for_code(code: int, said: str, *, from_api: bool, retry_after: float 
     else:
         error_class, advice = QwenImageBadRequestError, "Correct the request; sending it again changes nothing."
     return error_class(
-        f"The API answered with code {code}: {said.rstrip('.')}. {advice}",
+        f"The API answered with code {code}: {detail.rstrip('.')}. {advice}",
         code=code,
         from_api=from_api,
         retry_after=retry_after,
@@ -196,7 +191,7 @@ _ERRORS: Mapping[int, tuple[type[QwenImageRequestError], str]] = {
     403: (QwenImageAuthError, "Check that the API key in the connection's password may do this."),
     404: (
         QwenImageNotFoundError,
-        "Check the task id, that the key is of the account that submitted it, and the connection's host.",
+        "Check the task id, whether the API key belongs to the account that submitted it, and the connection's host.",
     ),
     408: (QwenImageServerError, "Try again."),
     429: (QwenImageRateLimitError, "Send fewer requests: set max_requests_per_second in the connection's extra."),
@@ -207,9 +202,9 @@ def _read_envelope(answer: HttpAnswer) -> dict[str, Any] | None:
     if len(answer.body) > MAX_ANSWER_BYTES:
         return None
     try:
-        # Masked as it is decoded: no escaping hides the key, wherever the answer quotes it.
+        # Masked after decoding: no escaping hides the key, wherever the answer quotes it.
         envelope = answer.mask.read_json(_text_of(answer.body))
-    # RecursionError: deeply nested JSON is somebody's junk, not an envelope.
+    # RecursionError: deeply nested JSON is not an envelope.
     except (ValueError, RecursionError):
         return None
     if not isinstance(envelope, dict):
@@ -225,28 +220,28 @@ def _text_of(body: bytes) -> str:
     try:
         return body.decode(encoding, "surrogatepass")
     except UnicodeDecodeError:
-        # A text that was cut between the bytes of a character, say: the rest of the answer counts.
+        # The text may be cut between the bytes of a character: the rest of the answer counts.
         return body.decode(encoding, "replace")
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that ``Retry-After`` asks for: 0 to a day, or None if it says nothing that can be read.
+    """Return the seconds that ``Retry-After`` asks for: 0 to a day, or None if it is missing or unreadable.
 
     Args:
-        headers: With lower-case names. The value may be a number of seconds or a date in any form of HTTP's; a date
+        headers: With lower-case names. The value may be a number of seconds or a date in any of HTTP's forms; a date
             is UTC, whatever zone it names or leaves out.
     """
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
-        # More digits than a day of seconds needs are nonsense or an attack, and int() refuses very long ones.
+        # A day of seconds needs five digits, and int() refuses very long numbers.
         return float(min(int(value.lstrip("0")[:9] or "0"), _MAX_RETRY_AFTER_SECONDS))
     seconds = _seconds_until(value[:_LONGEST_DATE])
     return None if seconds is None else min(max(0.0, seconds), float(_MAX_RETRY_AFTER_SECONDS))
 
 
 def _seconds_until(date: str) -> float | None:
-    # The zone of an HTTP date is GMT, even if it is left out or another name stands there; figures are meant.
-    # Python reads RFC 850's form with a zone only, and that of asctime without one only.
+    # The zone of an HTTP date is GMT, whatever name it has or if it has none; only a numeric offset counts.
+    # Python reads RFC 850's form only with a zone, and that of asctime only without one.
     fields = parsedate_tz(date) or parsedate_tz(f"{date} GMT")
     if fields is None:
         return None
@@ -263,7 +258,7 @@ _LONGEST_DATE = 100
 
 
 def _excerpt(answer: HttpAnswer) -> str:
-    # Masked before it is cut: half a key is no longer found.
+    # Masked before it is shortened: half a key is no longer found.
     text = without_access(answer.mask(_text_of(answer.body)))
     text = " ".join(text[:_QUOTED_CHARACTERS].split())
     return repr(shorten(printable(text))) if text else "an empty body"

@@ -1,8 +1,7 @@
-"""Reads one HTTP answer from the bytes of a connection: the same rules and bounds for both clients. No I/O.
+"""Reads one HTTP answer from the bytes of a connection: the same rules and limits for both clients. No I/O.
 
-The bytes come from whatever calls itself a server, so h11 reads them, and each client only carries them here. An answer
-that comes at once and in the plainest form, as almost every status does, is read without h11, which would take longer
-than all the rest of a poll.
+Any server may have sent the bytes, so h11 reads them; the clients only pass them on. An answer that arrives at once and
+in the plainest form, as almost every status does, is read without h11, which would take longer than the rest of a poll.
 """
 
 from __future__ import annotations
@@ -14,28 +13,28 @@ from dataclasses import dataclass
 
 import h11
 
-# Company proxies add headers of several kilobytes; more than this in all is no answer of a service.
+# Company proxies add headers of several kilobytes; no service sends more than this in all.
 MAX_HEADER_BYTES = 64 * 1024
 
 _LONG_HEADERS = f"its headers are longer than {MAX_HEADER_BYTES} bytes"
-_CUT_OFF = "the connection was closed before the answer was complete"
+_CUT_OFF = "the connection was closed before the response was complete"
 _SLICE_BYTES = 16 * 1024
-# Whoever compresses in parts makes them large; each costs some microseconds, even an empty one.
+# Servers that compress in parts make them large; each part takes some microseconds, even an empty one.
 _MOST_PARTS = 1000
-# Of any other form, h11 has to say what it is.
+# h11 reads every other form.
 _PLAIN_HEAD = re.compile(
     rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*)?\r\n((?:[A-Za-z0-9-]+: ?(?:[!-~](?:[ -~]*[!-~])?)?\r\n)+)\r\n"
 )
 _PLAIN_LENGTH = re.compile(r"[0-9]{1,7}", re.ASCII)
 _WITHOUT_BODY = (204, 304)
-# Of what is not registered, a message does not quote anything: a header may hold anything.
+# A message quotes no others, since a header may contain anything.
 _REGISTERED_CODINGS = ("aes128gcm", "br", "compress", "dcb", "dcz", "exi", "pack200-gzip", "x-compress", "zstd")
 _DEFLATE = zlib.MAX_WBITS
 _GZIP = zlib.MAX_WBITS + 16
 
 
 class UnreadableAnswerError(Exception):
-    """The bytes are not one whole HTTP answer within the bounds."""
+    """The bytes are not a complete HTTP answer within the limits."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class AnswerHead:
 
     Attributes:
         status: The HTTP status.
-        headers: The headers, with lower-case names; of one that came more than once, all values with commas between.
-            Bytes that are not UTF-8 became U+FFFD.
+        headers: The headers, with lower-case names; the values of a repeated one are joined by commas.
+            Bytes that are not UTF-8 are replaced by U+FFFD.
     """
 
     status: int
@@ -53,13 +52,13 @@ class AnswerHead:
 
 
 class AnswerReader:
-    """Takes the bytes of a connection as they come, and returns those of the answer's body.
+    """Takes the bytes of a connection as they arrive, and returns those of the answer's body.
 
     Interim answers (1xx) are skipped, and bytes after the end of the answer are dropped.
 
     Attributes:
-        head: Status and headers, as soon as they are there.
-        is_complete: Whether the answer is there to its end.
+        head: Status and headers, as soon as they were read.
+        is_complete: Whether the answer was read to its end.
     """
 
     def __init__(self) -> None:
@@ -77,37 +76,34 @@ class AnswerReader:
 
     @property
     def closes(self) -> bool:
-        """Whether the answer is complete, and nothing else may be read from the connection."""
+        """Whether the answer is complete and the connection must not be used again."""
         return self.is_complete and not self.keeps_open
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes that were received, and return what they hold of the body.
-
-        Args:
-            data: At least one byte.
+        """Take received bytes, at least one, and return those of the body.
 
         Raises:
-            UnreadableAnswerError: If this is no HTTP answer, or its headers are longer than `MAX_HEADER_BYTES`.
+            UnreadableAnswerError: If this is not an HTTP answer, or its headers are longer than `MAX_HEADER_BYTES`.
         """
         if self._http is None and (plain := _read_plain(data)):
             self.head, content = plain
             self.is_complete = True
             return content
         body = bytearray()
-        # In slices, so that the bound of the headers holds however much comes at once.
+        # In slices, so that the limit of the headers holds however much arrives at once.
         for start in range(0, len(data), _SLICE_BYTES):
             if self.is_complete:
                 break
             piece = data[start : start + _SLICE_BYTES]
             body += self._receive(piece)
-            # Of interim answers each may be short, and there may be more of them for ever.
+            # Each interim answer may be short, and their number has no limit.
             self._bytes_before_head += len(piece) if self.head is None else 0
             if self._bytes_before_head > MAX_HEADER_BYTES:
                 raise UnreadableAnswerError(_LONG_HEADERS)
         return bytes(body)
 
     def feed_eof(self) -> bytes:
-        """Take the end of the connection, and return what it completes of the body.
+        """Take the end of the connection, and return the rest of the body.
 
         Raises:
             UnreadableAnswerError: If the answer is not complete.
@@ -135,22 +131,22 @@ class AnswerReader:
                     case _:
                         break
         except h11.RemoteProtocolError as error:
-            # Without what h11 quotes of it: a line of an answer may hold anything.
+            # h11 quotes the answer after a colon, and a line of it may contain anything.
             reason = str(error).partition(":")[0]
-            raise UnreadableAnswerError(f"what came is no HTTP answer ({reason})" if data else _CUT_OFF) from None
+            raise UnreadableAnswerError(f"the response is not HTTP ({reason})" if data else _CUT_OFF) from None
         return bytes(body)
 
 
 def _open_http() -> h11.Connection:
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER_BYTES)
-    # h11 wants to know which request is answered; only its method matters, and GET and POST are alike.
+    # h11 needs the request that is answered; only its method matters, and GET and POST are alike.
     http.send(h11.Request(method="GET", target="/", headers=[("Host", "api")]))
     http.send(h11.EndOfMessage())
     return http
 
 
 def _read_plain(data: bytes) -> tuple[AnswerHead, bytes] | None:
-    """Return head and body of an answer that is whole and of the plainest form, or None for any other."""
+    """Return head and body of a complete answer of the plainest form, or None for any other."""
     found = _PLAIN_HEAD.match(data, 0, _SLICE_BYTES)
     if found is None:
         return None
@@ -177,8 +173,8 @@ def _read_head(response: h11.Response) -> AnswerHead:
     size = 0
     for name, value in response.headers:
         size += len(name) + len(value)
-        known, text = name.decode("ascii"), value.decode("utf-8", "replace")
-        headers[known] = f"{headers[known]}, {text}" if known in headers else text
+        key, text = name.decode("ascii"), value.decode("utf-8", "replace")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
     if size > MAX_HEADER_BYTES:
         raise UnreadableAnswerError(_LONG_HEADERS)
     return AnswerHead(response.status_code, headers)
@@ -188,12 +184,12 @@ def decoded_body(head: AnswerHead, body: bytes, max_bytes: int) -> bytes:
     """Return a body without its compression.
 
     Args:
-        head: Says in Content-Encoding how the body is compressed.
-        body: What was received.
+        head: Names the compression in Content-Encoding.
+        body: The received bytes.
         max_bytes: The result ends there or shortly after, so that a small body cannot fill the memory.
 
     Raises:
-        UnreadableAnswerError: If the body is not compressed as its head says, not whole, or in a way that no
+        UnreadableAnswerError: If the body is incomplete or not compressed as its head names it, or in a way that no
             request of this package asks for.
     """
     codings = [coding.strip().lower() for coding in head.headers.get("content-encoding", "").split(",")]
@@ -202,7 +198,7 @@ def decoded_body(head: AnswerHead, body: bytes, max_bytes: int) -> bytes:
             continue
         if coding not in ("gzip", "x-gzip", "deflate"):
             name = repr(coding) if coding in _REGISTERED_CODINGS else "is unknown, and"
-            raise UnreadableAnswerError(f"its Content-Encoding {name} was not asked for")
+            raise UnreadableAnswerError(f"its Content-Encoding {name} was not requested")
         body = _inflated(body, coding, max_bytes)
     return body
 
@@ -221,14 +217,14 @@ def _inflated(body: bytes, coding: str, max_bytes: int) -> bytes:
             if parts > _MOST_PARTS:
                 raise UnreadableAnswerError(f"its {coding} body has more than {_MOST_PARTS} parts")
             stream = zlib.decompressobj(window)
-            # In slices, since the end of a part leaves a copy of what was given behind it.
+            # In slices, since at the end of a part zlib copies the rest of its input.
             while not stream.eof and end < len(view) and len(found) <= max_bytes:
                 piece = view[end : end + _SLICE_BYTES]
                 found += stream.decompress(piece, max_bytes + 1 - len(found))
                 end += len(piece) - len(stream.unused_data)
             if not stream.eof and len(found) <= max_bytes:
-                raise UnreadableAnswerError(f"its {coding} body is not whole")
-            # A gzip file may have several members; anything else behind the first is padding.
+                raise UnreadableAnswerError(f"its {coding} body is incomplete")
+            # A gzip file may have several members; anything else after the first is padding.
             if window != _GZIP or body[end : end + 2] != b"\x1f\x8b":
                 break
     except zlib.error as error:

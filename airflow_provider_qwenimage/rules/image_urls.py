@@ -22,19 +22,19 @@ _REDIRECTS = (
     HTTPStatus.TEMPORARY_REDIRECT,
     HTTPStatus.PERMANENT_REDIRECT,
 )
-# All that the path and the query of a URL may hold. Only the rest is encoded, as requests does and servers ask for;
-# what is encoded already stays as it is.
+# The characters that the path and the query of a URL may have. Only others are encoded, as requests does and servers
+# expect; what is encoded already stays unchanged.
 _AS_IT_IS = "!$%&'()*+,-./:;=?@_~"
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 
 def is_allowed_image_url(url: object, *, plain_http: bool) -> bool:
-    """Whether a URL may be shown or followed as an image's: https, and http only where that was plain before.
+    """Whether a URL may be shown or followed as an image's.
 
     Args:
-        url: What should be a URL.
-        plain_http: Whether what named the URL came over http itself.
+        url: A URL, or anything instead of one.
+        plain_http: Whether http is allowed besides https, since the answer with the URL came over http itself.
     """
     if not isinstance(url, str) or not is_http_url(url):
         return False
@@ -43,10 +43,10 @@ def is_allowed_image_url(url: object, *, plain_http: bool) -> bool:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """A URL as it is sent.
+    """The request for an image.
 
     Attributes:
-        url: In ASCII, without user, password and fragment. What was encoded stays as it was: a signature may cover it.
+        url: In ASCII, without user, password and fragment. What was encoded stays unchanged: a signature may cover it.
         headers: The URL's own user and password, for its own host only.
     """
 
@@ -55,10 +55,10 @@ class ImageRequest:
 
     @classmethod
     def of(cls, url: str) -> ImageRequest:
-        """Return how a URL is sent.
+        """Return the request for a URL.
 
         Raises:
-            ValueError: If it is no http(s) URL with a possible host.
+            ValueError: If it is not an http(s) URL with a possible host.
         """
         if not is_http_url(url):
             raise ValueError("it is not an http(s) URL")
@@ -79,22 +79,22 @@ def _encoded(text: str) -> str:
 
 
 def redirect_of(head: AnswerHead, url: str) -> str | None:
-    """Return the URL that an answer sends on to, or None if it is no redirect.
+    """Return the URL that an answer redirects to, or None if it is not a redirect.
 
     Args:
-        head: The answer.
-        url: What was asked for.
+        head: Status and headers of the answer.
+        url: The requested URL.
 
     Raises:
-        ValueError: If the redirect is not followed. The message holds neither user nor query of any URL.
+        ValueError: If the redirect is not followed. The message has neither user nor query of any URL.
     """
     if head.status not in _REDIRECTS:
         return None
     location = head.headers.get("location", "")
     if not location or _UNREADABLE in location:
-        raise ValueError(f"its redirect (HTTP {head.status}) names no readable URL")
+        raise ValueError(f"its redirect (HTTP {head.status}) has no readable URL")
     try:
-        # A file's name often has spaces, and whoever sends it on forgets them.
+        # A file's name often has spaces, and some servers do not encode them.
         target = urljoin(url, location.replace(" ", "%20"))
     except ValueError:
         target = ""

@@ -1,4 +1,4 @@
-"""Compares and shows URLs: which origin one belongs to, and what of it a message may hold. No I/O."""
+"""Compares the origins of URLs, and shows URLs in messages. No I/O."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ class Origin(NamedTuple):
         """
         parts = urlsplit(url)
         scheme = parts.scheme.lower()
-        # A dot at the end only says that the name is complete.
+        # A dot at the end only marks the name as complete.
         host = host_in_ascii(parts.hostname or "").removesuffix(".")
         return cls(scheme, host, parts.port or DEFAULT_PORTS.get(scheme))
 
     @classmethod
     def is_of(cls, origin: Origin, url: str) -> bool:
-        """Whether a URL belongs to an origin; not if it is no URL at all."""
+        """Whether a URL belongs to an origin; False if the text is not a URL."""
         try:
             return cls.of(url) == origin
         except ValueError:
             return False
 
 
-# Each request asks for the host that it goes to, and a client talks to few.
+# It runs for each request, and a client talks to few hosts.
 @functools.lru_cache(maxsize=256)
 def host_in_ascii(host: str) -> str:
-    """Return a host as the network spells it: lower case, IDNA for other alphabets, IPv6 in its short form.
+    """Return a host as it is sent: in lower case, IDNA for other alphabets, IPv6 in its short form.
 
     Args:
         host: A name or an address, without brackets.
 
     Raises:
-        ValueError: If the text is no possible host.
+        ValueError: If the text cannot be a host.
     """
     if ":" in host:
         return ipaddress.IPv6Address(host).compressed
@@ -64,8 +64,8 @@ def host_in_ascii(host: str) -> str:
         host = host.lower()
         if not _NAME.fullmatch(host):
             # Some clients decode a percent sign, others send it.
-            raise ValueError("a host has letters, digits, dots, hyphens and underscores only")
-        # Python's codec checks the length of each label, and nothing else of a text in ASCII.
+            raise ValueError("a host may only have letters, digits, dots, hyphens and underscores")
+        # For ASCII, Python's codec checks only the length of each label.
         host.encode("idna")
         return host
     return idna.encode(host, uts46=True).decode("ascii").lower()
@@ -74,8 +74,7 @@ def host_in_ascii(host: str) -> str:
 def displayed_url(url: str) -> str:
     """Return a URL for a message: without its user, password, query and fragment, which may grant access.
 
-    Args:
-        url: What should be a URL; a text that is none is shown up to its first ``?`` or ``#``.
+    A text that is not a URL is shown up to its first ``?`` or ``#``.
     """
     scheme, colon, rest = public_url(url).partition("://")
     return printable(f"{scheme.lower()}{colon}{rest}" if colon else scheme)

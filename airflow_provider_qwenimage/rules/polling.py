@@ -1,6 +1,6 @@
-"""Decides what a wait for an image task does next: wait on, done, or give up. No I/O.
+"""Decides what a wait for an image task does next: poll again, finish or give up. No I/O.
 
-Every wait of this package (worker, triggerer, sensor, hook) asks `decide`, so they cannot drift apart.
+Every wait of this package (worker, triggerer, sensor, hook) calls `decide`, so they cannot drift apart.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ SLOWEST_RECOMMENDED_INTERVAL = 10.0
 DEFAULT_TIMEOUT = 1800.0
 DEFAULT_MAX_CONSECUTIVE_FAILURES = 10
 
-# A read ends with the deadline of its wait, except the last one, which begins there: it is given so long.
+# A read ends at the deadline of its wait, except the last one, which begins there and may take this long.
 LAST_READ_SECONDS = 5.0
-# How long after the deadline a read may still wait for its turn: less than what Airflow is given on top of it.
+# How long after the deadline a read may still wait for its turn: less than the margin of Airflow's own timeouts.
 LAST_TURN_SECONDS = 60.0
 
 _GROWTH = 1.2
 _JITTER = 0.2
-# What the end of a process and the scheduler's loop take on a machine with a core for each process, with a margin.
+# The end of a process and the scheduler's loop, on a machine with a core for each process, with a margin.
 _SCHEDULER_SECONDS = 3.0
 _MAX_LOAD = 10.0
-# An error may quote an answer, or what another library made of it.
+# An error may quote an answer, or a message of another library.
 _ERROR_CHARACTERS = 1500
 
 
 @dataclass(frozen=True)
 class PollPolicy:
-    """How a wait is paced and bounded.
+    """The pace and the limits of a wait.
 
     Args:
         poll_interval: Seconds between the first polls. It grows by a fifth each time, up to twice itself
@@ -77,7 +77,7 @@ class PollPolicy:
             timeout: Seconds to wait at most, or None for no limit.
             poll_interval: As for the class.
             max_consecutive_failures: As for the class.
-            now: The time in epoch seconds.
+            now: Epoch seconds.
         """
         end_time = None if timeout is None else now + WAIT_ARGUMENTS["timeout"]("timeout", timeout)
         return cls(
@@ -87,12 +87,7 @@ class PollPolicy:
         )
 
     def interval(self, polls: int, draw: Callable[[], float] = random.random) -> float:
-        """Return the seconds to wait after that many polls, with jitter.
-
-        Args:
-            polls: How many polls were made before.
-            draw: Returns a random number from 0 to 1.
-        """
+        """Return the seconds to wait after that many polls, with jitter; `draw` returns a random number from 0 to 1."""
         slowest = max(self.poll_interval, min(2 * self.poll_interval, SLOWEST_RECOMMENDED_INTERVAL))
         plain = min(slowest, self.poll_interval * _GROWTH ** min(polls, 16))
         return plain * (1 - _JITTER + 2 * _JITTER * draw())
@@ -101,40 +96,32 @@ class PollPolicy:
         """Return the seconds before the first poll of a wait that may be one of many.
 
         Args:
-            now: The time in epoch seconds.
+            now: Epoch seconds.
             draw: Returns a random number from 0 to 1.
 
         Returns:
             One interval on average, drawn evenly from half of one to one and a half: a thousand waits that
-            begin at once poll no faster than they will later. Not past the deadline.
+            begin at once poll no faster than they will later. At most the time until the deadline.
         """
         return _until_deadline(self, now, self.poll_interval * (0.5 + draw()))
 
     def seconds_for_a_read(self, now: float) -> float | None:
-        """Return how long a read may take that begins now, or None for no limit by this wait.
-
-        Args:
-            now: The time in epoch seconds.
-        """
+        """Return how many seconds a read may take that begins now, or None for no limit by this wait."""
         return None if self.end_time is None else max(self.end_time - now, LAST_READ_SECONDS)
 
     def seconds_for_a_turn(self, now: float) -> float | None:
-        """Return how long a read may take that has to wait for its turn first, or None for no limit by this wait.
-
-        Args:
-            now: The time in epoch seconds.
-        """
+        """Return how many seconds a read may take together with the wait for its turn, or None for no limit."""
         return None if self.end_time is None else max(0.0, self.end_time - now) + LAST_TURN_SECONDS
 
 
 @dataclass(frozen=True)
 class PollState:
-    """What a wait remembers between two polls.
+    """The state of a wait between two polls.
 
     Attributes:
-        polls: How many polls were made.
-        failures: How many of the last ones failed in a row.
-        status: The last status seen.
+        polls: The number of polls so far.
+        failures: The number of failed reads in a row at their end.
+        status: The last status that was read.
     """
 
     polls: int = 0
@@ -144,7 +131,7 @@ class PollState:
 
 @dataclass(frozen=True)
 class Wait:
-    """Ask again after `delay` seconds, with `state`; `notice` is worth a log line, if there is one."""
+    """Poll again after `delay` seconds, with `state`. A `notice` is for the log."""
 
     delay: float
     state: PollState
@@ -177,14 +164,14 @@ def decide(
     now: float,
     draw: Callable[[], float] = random.random,
 ) -> Decision:
-    """Return what follows from the outcome of one poll.
+    """Return what a wait does after a poll.
 
     Args:
-        policy: The wait's pace and bounds.
-        state: What the wait remembers.
-        outcome: The API's answer, or the error that the read ended with.
+        policy: The wait's pace and limits.
+        state: The state before this poll.
+        outcome: The API's answer, or the error of the read.
         image_task_id: The API's id of the task, for messages.
-        now: The time in epoch seconds.
+        now: Epoch seconds.
         draw: Returns a random number from 0 to 1.
     """
     image_task_id = printable_id(image_task_id)
@@ -194,7 +181,7 @@ def decide(
         if outcome.status == TaskStatus.FAILED:
             return GiveUp(task_failure(outcome))
         if outcome.is_documented:
-            return _wait_on(policy, state, outcome, image_task_id=image_task_id, now=now, draw=draw)
+            return _after_status(policy, state, outcome, image_task_id=image_task_id, now=now, draw=draw)
         status = printable(shorten(outcome.status))
         error: QwenImageError = QwenImageContractError(
             f"The API reports the undocumented status {status!r} for image task {image_task_id}."
@@ -204,7 +191,7 @@ def decide(
     return _after_failure(policy, state, error, image_task_id=image_task_id, now=now, draw=draw)
 
 
-def _wait_on(
+def _after_status(
     policy: PollPolicy,
     state: PollState,
     snapshot: TaskSnapshot,
@@ -236,7 +223,7 @@ def _after_failure(
     failures = state.failures + 1
     if failures >= policy.max_consecutive_failures:
         return GiveUp(
-            _told_again(error, f"Gave up on image task {image_task_id} after {failures} failed reads in a row: ")
+            _with_prefix(error, f"Gave up on image task {image_task_id} after {failures} failed reads in a row: ")
         )
     if _is_over(policy, now):
         return GiveUp(timed_out(image_task_id, error, policy.end_time))
@@ -244,17 +231,17 @@ def _after_failure(
     delay = _until_deadline(policy, now, delay)
     notice = (
         f"Reading the status of image task {image_task_id} failed ({failures} of at most "
-        f"{policy.max_consecutive_failures} in a row); asking again in {delay:.1f} s: {_brief(error)}"
+        f"{policy.max_consecutive_failures} in a row); polling again in {delay:.1f} s: {_brief(error)}"
     )
     return Wait(delay, replace(state, polls=state.polls + 1, failures=failures), notice)
 
 
 def settling_seconds(heartbeat: float, load: float) -> float:
-    """Return how long after a deferral Airflow may still be told that the deferred task's process has ended.
+    """Return how many seconds after a deferral Airflow may still be informed of the end of the deferred process.
 
-    A supervisor can miss the end of its process until its next heartbeat, and the scheduler takes what it says then
-    for a crash if the task is queued again already: it would fail a task whose image is drawn and paid. The rest, the
-    process's end and the scheduler's loop, takes the longer the more processes share a core.
+    A supervisor can miss the end of its process until its next heartbeat. If the task is queued again by then, the
+    scheduler takes that report for a crash, and fails a task whose image is drawn and paid. The end of the process and
+    the scheduler's loop take the longer the more processes share a core.
 
     Args:
         heartbeat: Airflow's ``[workers] min_heartbeat_interval`` in seconds.
@@ -264,14 +251,10 @@ def settling_seconds(heartbeat: float, load: float) -> float:
 
 
 def read_too_late(seconds: float) -> QwenImageConnectionError:
-    """Return the error for a read that was given up because the deadline has passed by far.
-
-    Args:
-        seconds: How long it took.
-    """
+    """Return the error for a read that was given up after `seconds`, because the deadline has passed by far."""
     return QwenImageConnectionError(
-        f"No answer within {seconds:.0f} s, which is all that the deadline left. Requests may be queueing: for a slow "
-        "API, for the connection's max_requests_per_second, or because the API asked to slow down (429)."
+        f"No response within {seconds:.0f} s, the time that was left until the deadline. Requests may be queueing: "
+        "for a slow API, for the connection's max_requests_per_second, or because the API asked to slow down (429)."
     )
 
 
@@ -294,26 +277,26 @@ def timed_out(
 
     Args:
         image_task_id: The API's id of the image task.
-        outcome: What the last read ended with; None if there was none.
-        end_time: The deadline in epoch seconds; None if only somebody else knows it.
+        outcome: The outcome of the last read; None if there was none.
+        end_time: The deadline in epoch seconds; None if unknown.
     """
     deadline = (
         "the deadline" if end_time is None else f"the deadline {pendulum.from_timestamp(end_time).to_iso8601_string()}"
     )
     if outcome is None:
-        story = "its status was not read"
+        last = "its status was not read"
     elif isinstance(outcome, TaskSnapshot):
-        story = f"its last status was {printable(shorten(outcome.status))}"
+        last = f"its last status was {printable(shorten(outcome.status))}"
     else:
-        story = f"the last read failed: {_brief(outcome)}"
+        last = f"the last read failed: {_brief(outcome)}"
     return QwenImageTimeoutError(
-        f"Image task {image_task_id} did not end before {deadline}; {story}. It may still end, and is "
-        "paid for: wait for it with a QwenImageStatusSensor with this task id, and raise the timeout."
+        f"Image task {image_task_id} did not end before {deadline}; {last}. It may still end, and is "
+        "paid: wait for this id with a QwenImageStatusSensor, and raise the timeout."
     )
 
 
-def _told_again(error: QwenImageError, prefix: str) -> QwenImageError:
-    """Return a copy of `error`, of the same class and fields, with more in its message."""
-    told = copy.copy(error)
-    told.args = (f"{prefix}{_brief(error)}", *error.args[1:])
-    return told
+def _with_prefix(error: QwenImageError, prefix: str) -> QwenImageError:
+    """Return a copy of an error, of the same class and fields, with a longer message."""
+    longer = copy.copy(error)
+    longer.args = (f"{prefix}{_brief(error)}", *error.args[1:])
+    return longer

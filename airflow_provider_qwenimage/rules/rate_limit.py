@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageRateLimitError
 
-# What a 429 without a `Retry-After` asks for, and the most that one may hold all requests of a client.
+# How long a 429 without a `Retry-After` holds all requests of a client, and how long any 429 may hold them.
 _DEFAULT_HOLD_SECONDS = 1.0
 _LONGEST_HOLD_SECONDS = 60.0
-# After a 429 the pace is halved, but not below a request every two seconds; each answer then wins some of it back.
+# A 429 halves the pace, but not below a request every two seconds; each later answer raises it again by 2 %.
 _SLOWDOWN = 2.0
 _SLOWEST_SPACING = 2.0
 _RECOVERY = 0.98
 _FASTEST_LEARNED_SPACING = 0.001
-# How much the newest gap between two requests counts in what is known of the pace.
+# The weight of the newest gap between two requests in their moving average.
 _NEWEST_SHARE = 0.1
 
 
 class RateLimit:
     """Spaces the requests of one client evenly, however many of its users want to send.
 
-    Whoever sends asks `wait` first, sleeps as long, and calls `sent` at the moment of sending.
+    A sender calls `wait` first, sleeps as long, and calls `sent` when it sends.
 
     Args:
-        per_second: How many requests a second are allowed, or None for no limit.
+        per_second: The limit of requests per second, or None for no limit.
     """
 
     def __init__(self, per_second: float | None = None) -> None:
@@ -34,37 +34,29 @@ class RateLimit:
         self.allow(per_second)
 
     def allow(self, per_second: float | None) -> None:
-        """Change the rate.
-
-        Args:
-            per_second: How many requests a second are allowed, or None for no limit.
-        """
+        """Change the limit of requests per second; None for no limit."""
         self._spacing = 1.0 / per_second if per_second else 0.0
 
     @property
     def is_idle(self) -> bool:
-        """Whether every request may be sent at once: there is no limit, and no 429 to mind."""
+        """Whether every request may be sent at once: there is no limit, and no 429 has effect."""
         return not self._spacing and not self._learned and self._held_until == float("-inf")
 
     @property
     def spacing(self) -> float:
-        """The least seconds between two requests, as it stands."""
+        """The current minimum of seconds between two requests."""
         return max(self._spacing, self._learned)
 
     def wait(self, now: float) -> float:
         """Return how many seconds the next request has to wait; 0 if it may be sent.
 
         Args:
-            now: The time on a clock that never goes back, in seconds.
+            now: Seconds on a monotonic clock.
         """
         return max(0.0, self._held_until - now, self._sent_at + self.spacing - now)
 
     def sent(self, now: float) -> None:
-        """Note that a request is sent.
-
-        Args:
-            now: The time, as for `wait`.
-        """
+        """Note that a request is sent now."""
         gap = now - self._sent_at
         if gap < float("inf"):
             usual = gap if self._usual_gap is None else self._usual_gap
@@ -72,12 +64,12 @@ class RateLimit:
         self._sent_at = now
 
     def learn(self, error: QwenImageError | None, sent_at: float, now: float) -> None:
-        """Let the pace follow an answer.
+        """Adapt the pace to an answer.
 
         Args:
-            error: What the answer stands for, or None for a success.
-            sent_at: When the request was sent, as for `wait`.
-            now: The time.
+            error: The error of the answer, or None for a success.
+            sent_at: When the request was sent, on the clock of `wait`.
+            now: The time on that clock.
         """
         if isinstance(error, QwenImageRateLimitError):
             self.refused(sent_at, now, error.retry_after)
@@ -88,10 +80,10 @@ class RateLimit:
         """Slow down, because the API answered 429: hold every request for a while, and halve the pace.
 
         Args:
-            sent_at: When the refused request was sent, as for `wait`. One that was under way before the
+            sent_at: When the refused request was sent, on the clock of `wait`. One that was under way before the
                 pace was last halved does not halve it again.
-            now: The time.
-            retry_after: The seconds that the API asks for, if it does. At most 60 are minded here.
+            now: The time on that clock.
+            retry_after: The seconds that the API asks for, if it does. At most 60 have effect.
         """
         pause = min(_DEFAULT_HOLD_SECONDS if retry_after is None else retry_after, _LONGEST_HOLD_SECONDS)
         was_under_way = sent_at < self._held_until
@@ -101,11 +93,7 @@ class RateLimit:
             self._learned = min(_SLOWDOWN * pace, _SLOWEST_SPACING)
 
     def answered(self, now: float) -> None:
-        """Win back some of the pace, because the API answered with something else than a 429.
-
-        Args:
-            now: The time, as for `wait`.
-        """
+        """Raise the pace a little, because the API answered with something else than a 429."""
         if self._learned and now >= self._held_until:
             self._learned *= _RECOVERY
             if self._learned <= max(self._spacing, _FASTEST_LEARNED_SPACING):

@@ -1,9 +1,9 @@
 """Decides when one request to the API is sent again, and after how long. No I/O.
 
 Reading a status costs nothing, so it is sent again after any fault that may pass. A submission costs
-credits and the API has no idempotency key, so it is sent again only where the API surely did not accept
+credits and the API has no idempotency key, so it is sent again only if the API surely did not accept
 it: never reached, refused with 429, or answered with the documented envelope of code 500 ("try again").
-Everything else that is not a clear answer is a `QwenImageSubmissionUnknownError`.
+Without any other clear answer, the result is a `QwenImageSubmissionUnknownError`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from airflow_provider_qwenimage.rules.answers import ApiCall, HttpAnswer, Result
 from airflow_provider_qwenimage.rules.arguments import read_argument
 
 MAX_DELAY_SECONDS = 30.0
-# A server that asks for longer is better served by a retry of the Airflow task than by a sleeping worker.
+# If a server asks for a longer wait, a retry of the Airflow task is better than a sleeping worker.
 MAX_RETRY_AFTER_SECONDS = 60.0
 
 _TRY_AGAIN_CODE = 500
-# The redirects that say "not handled here"; 302 and 303 may follow a handled POST.
+# These redirects mean "not handled here"; 302 and 303 may follow a handled POST.
 _NOT_HANDLED_STATUSES = (301, 307, 308)
 
 
@@ -62,32 +62,32 @@ class RequestRetries:
         """Return how many seconds to wait before the request is sent again, or None to give up.
 
         Args:
-            error: What the last try ended with (a submission's: as `read_answer` and `lost` return it).
+            error: The error of the last try (of a submission, as `read_answer` and `lost` return it).
             sent_again: How often it was sent again before.
             draw: Returns a random number from 0 to 1.
         """
         if sent_again >= self.limit or not is_transient(error):
             return None
-        asked = getattr(error, "retry_after", None) or 0.0
-        if asked > MAX_RETRY_AFTER_SECONDS:
+        retry_after = getattr(error, "retry_after", None) or 0.0
+        if retry_after > MAX_RETRY_AFTER_SECONDS:
             return None
         longest = min(MAX_DELAY_SECONDS, self.delay_seconds * 2.0 ** min(sent_again, 32))
-        return max(asked, draw() * longest)
+        return max(retry_after, draw() * longest)
 
 
 def is_transient(error: QwenImageError) -> bool:
-    """Whether the fault of one request may pass, so that the same request is worth sending again."""
+    """Whether the fault of a request may pass, so that the same request may succeed."""
     if isinstance(error, QwenImageImageError):
         return not error.permanent
     return isinstance(error, QwenImageConnectionError | QwenImageRateLimitError | QwenImageServerError)
 
 
 def read_answer(call: ApiCall[Result], answer: HttpAnswer) -> Result:
-    """Return what `answer` means.
+    """Return the result of a call.
 
     Raises:
-        QwenImageError: What the answer stands for where it is not a success. For a submission, anything
-            that leaves open whether it was accepted is a `QwenImageSubmissionUnknownError`.
+        QwenImageError: If the answer is not a success. If it leaves open whether a submission was accepted, this is
+            a `QwenImageSubmissionUnknownError`.
     """
     try:
         return call.read(answer)
@@ -98,18 +98,18 @@ def read_answer(call: ApiCall[Result], answer: HttpAnswer) -> Result:
 
 
 def lost(call: ApiCall[Any], detail: str, *, sent: bool, reason: str | None = None) -> QwenImageError:
-    """Return the error for a call that got no whole answer.
+    """Return the error for a call without a complete answer.
 
     Args:
         call: The call.
-        detail: What the client library said, as a sentence.
+        detail: The error of the client library, as a sentence.
         sent: Whether any of the request may have reached the API.
         reason: Why, and what to do about it, as a part of a sentence.
     """
     if call.submission and sent:
         return submission_unknown(detail)
     if sent:
-        error = QwenImageConnectionError(f"The API gave no whole answer to {call.method} {call.path}: {detail}")
+        error = QwenImageConnectionError(f"The response to {call.method} {call.path} was incomplete: {detail}")
     else:
         advice = reason or "check the connection's host, port and schema, and the network"
         error = QwenImageConnectionError(
@@ -128,13 +128,9 @@ def _surely_not_accepted(error: QwenImageError, http_status: int) -> bool:
 
 
 def submission_unknown(detail: str) -> QwenImageSubmissionUnknownError:
-    """Return the error for a submission that may have been accepted.
-
-    Args:
-        detail: What happened instead of an answer, as a sentence.
-    """
+    """Return the error for a submission that may have been accepted; `detail` is a sentence about what happened."""
     return QwenImageSubmissionUnknownError(
-        f"The submission was sent, but no clear answer came back: {detail} It may have been accepted and paid "
+        f"The submission was sent, but there was no clear response: {detail} It may have been accepted and paid "
         f"({CREDITS_PER_IMAGE} credits, as documented), and the API has no way to look it up, so it is not sent again "
-        "by itself. Compare the credits on your account, then clear the task to submit it again."
+        "automatically. Compare the credits on your account, then clear the task to submit it again."
     )

@@ -48,17 +48,17 @@ def _read_time(value: object) -> pendulum.DateTime | None:
         with suppress(ValueError):
             return _documented_time(value)
     if not _YEAR_FIRST.match(value):
-        # A time of day, or "now", would be one of today.
+        # pendulum reads a time of day, or "now", as one of today.
         return None
     try:
         parsed = pendulum.parse(value)
-        # It takes offsets of a whole day, with which nothing can be told of the time later.
+        # It accepts offsets of a whole day, with which a time cannot be formatted later.
         return parsed if isinstance(parsed, pendulum.DateTime) and parsed.isoformat() else None
     except Exception:  # noqa: BLE001  pendulum documents no closed set, and no date is worth losing a paid image
         return None
 
 
-# Many waits, and all polls of one, read the same few times.
+# All polls of a wait, and many waits, read the same few times.
 @functools.lru_cache(maxsize=1024)
 def _documented_time(value: str) -> pendulum.DateTime:
     at = datetime.fromisoformat(value)
@@ -69,7 +69,7 @@ def _read_request(value: object) -> dict[str, Any] | None:
     return dict(value) if isinstance(value, Mapping) else None
 
 
-# How each is read: to its value, or None if it is missing or not of the documented type.
+# Each returns the value, or None if it is missing or does not have the documented type.
 _OPTIONAL_FIELDS: Mapping[str, Callable[[object], Any]] = {
     "consumed_credits": _read_credits,
     "error_message": _read_text,
@@ -81,13 +81,10 @@ _SNAPSHOT_FIELDS = frozenset({"task_id", "status", "response", *_OPTIONAL_FIELDS
 
 
 def read_snapshot(data: object) -> TaskSnapshot:
-    """Read the ``data`` object of a status answer.
-
-    Args:
-        data: The decoded JSON value.
+    """Read the ``data`` object of a status answer, as decoded JSON.
 
     Raises:
-        QwenImageContractError: If it is not of the documented shape.
+        QwenImageContractError: If it does not have the documented shape.
     """
     if not isinstance(data, Mapping):
         raise not_documented("data", data, "an object")
@@ -96,15 +93,15 @@ def read_snapshot(data: object) -> TaskSnapshot:
         raise not_documented("data.status", status, "a non-empty string")
     status = _STATUSES.get(status, status)
     read: dict[str, Any] = {name: reader(data.get(name)) for name, reader in _OPTIONAL_FIELDS.items()}
-    # What nobody needs for the image must not lose it.
-    odd = {name for name, value in read.items() if value is None and data.get(name) is not None}
+    # A field that is not needed for the image must not lose it.
+    undocumented = {name for name, value in read.items() if value is None and data.get(name) is not None}
     image_urls: tuple[str, ...] = ()
     try:
         image_urls = _read_image_urls(data.get("response"), status)
     except QwenImageContractError:
         if status == TaskStatus.SUCCESS:
             raise
-        odd.add("response")
+        undocumented.add("response")
     return TaskSnapshot(
         task_id=read_task_id(data.get("task_id")),
         status=status,
@@ -113,18 +110,15 @@ def read_snapshot(data: object) -> TaskSnapshot:
         created_at=read["created_at"],
         request=read["request"] or {},
         image_urls=image_urls,
-        extra={name: data[name] for name in data if name in odd or name not in _SNAPSHOT_FIELDS},
+        extra={name: data[name] for name in data if name in undocumented or name not in _SNAPSHOT_FIELDS},
     )
 
 
 def read_task_id(value: object) -> str:
     """Return the task id of an answer in the form that is logged and stored; see `task_ids.printable_id`.
 
-    Args:
-        value: The decoded JSON value.
-
     Raises:
-        QwenImageContractError: If it cannot be asked after.
+        QwenImageContractError: If it cannot be sent in a request.
     """
     if not is_usable(value):
         raise not_documented(
@@ -143,7 +137,7 @@ def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
     if status == TaskStatus.SUCCESS and not urls:
         raise _no_urls(value, "a list of at least one URL, because the status is SUCCESS")
     first = urls[:MAX_IMAGES]
-    # A paid image is not lost for what comes with it.
+    # One unusable URL must not lose the paid images of the others.
     found = tuple(url for url in first if is_http_url(url) and len(url) <= MAX_URL_CHARACTERS)
     if first and not found:
         raise _no_urls(first[0], f"http(s) URLs of at most {MAX_URL_CHARACTERS} characters")
@@ -151,37 +145,31 @@ def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
 
 
 def _no_urls(value: object, allowed: str) -> QwenImageContractError:
-    # Whatever it is, it is about URLs, and what ends one grants access.
+    # The value may contain URLs, whose queries may grant access.
     return _undocumented("data.response", _REST_OF_QUOTED_URL.sub("", safe_repr(value)), allowed)
 
 
 def not_documented(name: str, value: object, allowed: str) -> QwenImageContractError:
-    """Return the error for a field of an answer that is not what the API documents.
-
-    Args:
-        name: The field.
-        value: What it is.
-        allowed: What it should be.
-    """
+    """Return the error for a field of an answer that the API documents otherwise."""
     return _undocumented(name, safe_repr(value), allowed)
 
 
-def _undocumented(name: str, told: str, allowed: str) -> QwenImageContractError:
+def _undocumented(name: str, text: str, allowed: str) -> QwenImageContractError:
     return QwenImageContractError(
-        f"The API's answer is not of the documented shape: {name} is {shorten(without_access(told))}, not {allowed}. "
+        f"The API's response does not have the documented shape: {name} is {shorten(without_access(text))}, not "
+        f"{allowed}. "
         "If this persists, the API has changed: report it to the maintainers of this package."
     )
 
 
 def task_failure(snapshot: TaskSnapshot) -> QwenImageTaskFailedError:
-    """Return the error that a FAILED snapshot stands for, with the API's reason and what it cost."""
-    told = snapshot.reason
-    reason = printable(shorten(without_access(told), _REASON_CHARACTERS)) or "the API gave no reason"
+    """Return the error of a FAILED snapshot, with the API's reason and the cost."""
+    reason = printable(shorten(without_access(snapshot.reason), _REASON_CHARACTERS)) or "the API gave no reason"
     cost = "an unknown number of" if snapshot.consumed_credits is None else f"{snapshot.consumed_credits:g}"
-    story = f"Image task {snapshot.task_id} failed: {reason}. It cost {cost} credits."
+    summary = f"Image task {snapshot.task_id} failed: {reason}. It cost {cost} credits."
     # The documented text is "Content policy violation detected".
-    if "policy" in told.lower():
+    if "policy" in snapshot.reason.lower():
         return QwenImageContentPolicyError(
-            f"{story} Change the prompt: the same one will be refused again.", snapshot=snapshot
+            f"{summary} Change the prompt: the same one will be refused again.", snapshot=snapshot
         )
-    return QwenImageTaskFailedError(f"{story} Submit the prompt again for a new image.", snapshot=snapshot)
+    return QwenImageTaskFailedError(f"{summary} Submit the prompt again for a new image.", snapshot=snapshot)

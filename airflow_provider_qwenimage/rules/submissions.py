@@ -1,10 +1,10 @@
-"""Decides what a new try of a task does about what an earlier one has submitted. No I/O.
+"""Decides what a new try of a task does about the submission of an earlier one. No I/O.
 
-- An image task whose outcome is not known: go back to it.
-- An intent without an id: stop, because the submission may have been accepted.
-- Nothing, or something that is over and done with: submit.
+- The outcome of an image task is unknown: resume it.
+- An intent has no id: stop, because the submission may have been accepted.
+- There is no submission, or it has ended: submit.
 
-A user's Clear is told from an automatic retry by the task instance's `max_tries`, which only Clear changes.
+The task instance's `max_tries` distinguishes a user's Clear, which alone changes it, from an automatic retry.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from airflow_provider_qwenimage.rules.task_ids import is_usable, printable_id
 from airflow_provider_qwenimage.text.messages import printable, shorten
 from airflow_provider_qwenimage.text.storable import MAX_MESSAGE_CHARACTERS, storable
 
-# The fingerprint of a submission of which nothing more is known than that there was one.
+# The fingerprint of a submission whose record cannot be read.
 UNREADABLE = "unreadable"
-# More than anybody spends on one task.
+# Nobody spends more on one task.
 _MOST_CREDITS = 10**12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What is remembered of a task's last submission. Plain JSON, without the key and the callback URL.
+    """The record of a task's last submission. Plain JSON, without the key and the callback URL.
 
     Attributes:
-        request: What was asked for, as `GenerateRequest.description` tells it.
+        request: The requested image, as in `GenerateRequest.description`.
         fingerprint: The request's fingerprint.
         intended_at: When the intent was written, in ISO 8601.
         try_number: The try that wrote it.
-        max_tries: The task instance's, when this was last written. Another one means that the task was cleared since.
-        image_task_id: The API's id of the image task, once the answer came.
-        finished: Whether the Airflow task has done all that it was to do with it.
+        max_tries: That of the task instance when this was last written. If it differs now, the task was cleared.
+        image_task_id: The API's id of the image task, once the API has answered.
+        finished: Whether the Airflow task has finished with it.
         failure: The API's reason, if the image task FAILED.
         refused: Whether it FAILED because of the content policy.
-        reported: Whether the user was told that the submission may have been accepted, which makes a Clear consent.
-        missed: Whether a cleared task has gone back to the image task in vain.
+        reported: Whether an error reported that the submission may have been accepted, so that a Clear is consent.
+        missed: Whether a cleared task has resumed the image task and failed.
         counted: Whether its images and credits are in the metrics.
-        spent: Credits that this task spent before, since it was first run or last cleared.
+        spent: Credits of earlier submissions of this task, since its first run or last Clear.
     """
 
     request: Mapping[str, Any]
@@ -65,7 +65,7 @@ class Submission:
 
     @classmethod
     def from_json(cls, value: object) -> Submission | None:
-        """Read what `to_json` wrote; None if it is something else, be it by hand or by another version."""
+        """Read the result of `to_json`; None for anything else, such as a record of another version."""
         if not isinstance(value, Mapping):
             return None
         known = {field.name for field in fields(cls)}
@@ -85,7 +85,7 @@ class Submission:
         return record._fit_for_messages()
 
     def _fit_for_messages(self) -> Submission:
-        """Return it with texts of a record that others can write, in a shared folder, as logs and errors can hold."""
+        """Return it with texts that fit into logs and errors: others can write to a shared folder."""
         return replace(
             self,
             intended_at=_line(self.intended_at),
@@ -94,7 +94,7 @@ class Submission:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON that every store takes."""
+        """Return it as plain JSON that every store accepts."""
         record: dict[str, Any] = storable(asdict(self) | {"request": dict(self.request)})
         return record
 
@@ -121,13 +121,13 @@ def _line(text: str) -> str:
 
 
 def _is_of_kind(value: object, kind: tuple[type, ...]) -> bool:
-    # In Python a truth value is an integer as well.
+    # In Python a bool is an int as well.
     return isinstance(value, kind) and (not isinstance(value, bool) or bool in kind)
 
 
 @dataclass(frozen=True)
 class Submit:
-    """Submit the request. `spent` is what this task has spent before; `notice` is worth a warning, if there is one."""
+    """Submit the request. `spent` is the credits that this task has spent before; a `notice` is logged as a warning."""
 
     spent: float = 0.0
     notice: str | None = None
@@ -135,7 +135,7 @@ class Submit:
 
 @dataclass(frozen=True)
 class GoBack:
-    """Go back to a submitted image task; nothing is paid for that."""
+    """Resume a submitted image task, which costs nothing."""
 
     image_task_id: str
     request: GenerateRequest
@@ -156,11 +156,11 @@ def next_step(record: Submission | None, *, fingerprint: str, max_tries: int) ->
     """Return what a new try does.
 
     Args:
-        record: What is remembered of the last submission.
-        fingerprint: That of the request which this try would submit.
-        max_tries: The task instance's now.
+        record: The record of the last submission.
+        fingerprint: The fingerprint of the request of this try.
+        max_tries: The current one of the task instance.
     """
-    # Not only a higher one: where a DAG has fewer retries than before, a Clear lowers it.
+    # It may be lower as well: if a DAG has fewer retries than before, a Clear lowers it.
     cleared = record is not None and max_tries != record.max_tries
     if record is None or (cleared and record.finished):
         return Submit()
@@ -168,13 +168,11 @@ def next_step(record: Submission | None, *, fingerprint: str, max_tries: int) ->
         return _after_failure(record, record.failure, cleared=cleared)
     if record.image_task_id is None:
         return _after_intent(record, cleared=cleared)
-    if not cleared:
-        return _go_back(record, fingerprint)
-    if record.missed or record.fingerprint != fingerprint:
-        reason = "the image could not be had" if record.missed else "the request has changed since"
+    if cleared and (record.missed or record.fingerprint != fingerprint):
+        reason = "its image could not be fetched" if record.missed else "the request has changed since"
         return Submit(
-            notice=f"This task was cleared, and {reason}: it submits anew. The image task before, "
-            f"{record.image_task_id}, may be paid; a QwenImageStatusSensor with that id asks after it."
+            notice=f"This task was cleared, and {reason}: it submits a new image. The earlier image task, "
+            f"{record.image_task_id}, may be paid; to get its image, wait for that id with a QwenImageStatusSensor."
         )
     return _go_back(record, fingerprint)
 
@@ -186,15 +184,15 @@ def _after_failure(record: Submission, reason: str, *, cleared: bool) -> Step:
 
 
 def what_stays_paid(image_task_id: str, consumed_credits: float | None) -> str:
-    """Return what to tell the user when a wait is ended from outside.
+    """Return the message for a wait that is ended from outside.
 
     Args:
         image_task_id: The API's id of the image task.
-        consumed_credits: What the API said last that it cost, if it has.
+        consumed_credits: The cost that the API last reported, if any.
     """
     paid = f"{CREDITS_PER_IMAGE} credits, as documented"
     if consumed_credits is not None:
-        paid = f"{consumed_credits:g} credits, as the API said last"
+        paid = f"{consumed_credits:g} credits, as the API last reported"
     return (
         f"Airflow ends this wait (or moves it). Image task {printable_id(image_task_id)} goes on: the API cannot "
         f"cancel it, and it stays paid ({paid}). To get the image, clear this task, or wait for that id with a "
@@ -205,29 +203,29 @@ def what_stays_paid(image_task_id: str, consumed_credits: float | None) -> str:
 def _after_intent(record: Submission, *, cleared: bool) -> Step:
     if record.reported and cleared:
         return Submit(
-            notice=f"This task was cleared after a submission whose answer was lost (try {record.try_number}, "
+            notice=f"This task was cleared after a submission whose response was lost (try {record.try_number}, "
             f"{record.intended_at}): it submits again."
         )
-    story = (
-        f"Try {record.try_number} of this task ended while it submitted the request ({record.intended_at}), before an "
-        "answer was written down."
+    cause = (
+        f"Try {record.try_number} of this task ended while it submitted the request ({record.intended_at}), before a "
+        "response was stored."
     )
     if record.fingerprint == UNREADABLE:
-        story = "An earlier try of this task has written down a submission that cannot be read."
+        cause = "An earlier try of this task stored the record of a submission that cannot be read."
     return Stop(
         QwenImageSubmissionUnknownError(
-            f"{story} It may have been accepted and paid ({CREDITS_PER_IMAGE} credits, as "
-            "documented), and the API has no way to look it up, so it is not sent again by itself. Compare the credits "
-            "on your account, then clear the task to submit it again."
+            f"{cause} It may have been accepted and paid ({CREDITS_PER_IMAGE} credits, as documented), and the API has "
+            "no way to look it up, so it is not sent again automatically. Compare the credits on your account, then "
+            "clear the task to submit it again."
         )
     )
 
 
 def _go_back(record: Submission, fingerprint: str) -> GoBack:
     notice = (
-        f"Going back to image task {record.image_task_id}, submitted by try {record.try_number} of this task "
+        f"Resuming image task {record.image_task_id}, submitted by try {record.try_number} of this task "
         f"({record.intended_at}). Nothing is submitted or paid again."
     )
     if record.fingerprint != fingerprint:
-        notice += " This try asks for something else; what was submitted counts."
+        notice += " The request has changed since; the submitted one counts."
     return GoBack(str(record.image_task_id), GenerateRequest(**record.request), notice)

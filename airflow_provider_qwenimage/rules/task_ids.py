@@ -1,7 +1,7 @@
-"""The API's ids of image tasks as this package hands them on: printable, short and without a line break. No I/O.
+"""Makes the API's ids of image tasks printable, for logs, databases and templates. No I/O.
 
-The documented ids are letters and digits, and stay as they are. An id with other characters is paid for as well, so it
-is kept in a form that every log, database and template can hold, and sent as the API gave it.
+The documented ids are letters and digits, and stay unchanged. An image task with another id is paid as well, so its id
+is stored in a printable form, and sent as the API gave it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def is_usable(task_id: object) -> TypeGuard[str]:
-    """Whether a value can be sent as a task id: a short text that is not empty and has a UTF-8 form."""
+    """Whether a value can be sent as a task id: a short, non-empty text with a UTF-8 form."""
     if not isinstance(task_id, str) or not 0 < len(wire_id(task_id)) <= MAX_TASK_ID_CHARACTERS:
         return False
     return _SURROGATE.search(task_id) is None
@@ -34,9 +34,5 @@ def printable_id(task_id: str) -> str:
 
 
 def wire_id(task_id: str) -> str:
-    """Return an id in the form that the API knows.
-
-    Args:
-        task_id: What `printable_id` returned.
-    """
+    """Return the API's form of an id that `printable_id` returned."""
     return unquote(task_id.removeprefix(_ESCAPED)) if task_id.startswith(_ESCAPED) else task_id

@@ -70,7 +70,7 @@ def test_the_test_says_in_one_sentence_what_is_wrong(
         "wrong_key": (world.api.url, "sk-wrong", f"{world.api.url} refused the key"),
         "unreachable": ("http://127.0.0.1:9", API_KEY, "Cannot reach http://127.0.0.1:9: nothing listens"),
         "unknown_host": ("https://no-such-host.invalid", API_KEY, "Cannot reach https://no-such-host.invalid"),
-        "other": (web_server, API_KEY, f"What answers at {web_server} is not the Qwen-Image API"),
+        "other": (web_server, API_KEY, f"The server at {web_server} is not the Qwen-Image API"),
     }
     charged = world.api.credits_charged
     for conn_id, (base_url, api_key, told) in cases.items():

@@ -21,7 +21,7 @@ InstanceKey = tuple[str, str, int]
 OVER = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 UNKNOWN = "QwenImageSubmissionUnknownError"
 # The log of a try contains one of these once the image is submitted.
-SUBMITTED = ("Submitted image task", "Going back to image task")
+SUBMITTED = ("Submitted image task", "Resuming image task")
 
 _ATTEMPT = re.compile(r"attempt=(\d+)\.log$")
 _TASKS = sqlalchemy.text("SELECT dag_id, task_id, map_index, state, pid, try_number FROM task_instance")

@@ -118,7 +118,7 @@ def test_a_call_ends_though_its_answer_drips_and_a_submission_may_be_paid(
 ) -> None:
     for name, outcome in outcomes_of_drips(client, monkeypatch, clock, verb, argument).items():
         assert outcome.startswith(f"{error}: "), f"{name}: {outcome}"
-        assert "no whole answer within 120 s" in outcome, name
+        assert "no complete response within 120 s" in outcome, name
 
 
 def test_a_tls_handshake_that_drips_means_that_nothing_was_sent(
@@ -304,7 +304,7 @@ def test_connection_tests_of_a_slow_service_leave_room_for_others(monkeypatch: p
         wait_until(lambda: len(server.requests) == 8, "eight tests")
         # The others would hold the threads that the API server answers everybody with.
         for _ in range(37):
-            assert test() == (False, "Already 8 connection tests are running here: test again in 10 s.")
+            assert test() == (False, "8 connection tests are already running in this process: test again in 10 s.")
         server.released.set()
         assert not any(outcome.result()[0] for outcome in running)
     with RawServer(answer(body=b'{"code": 404, "message": "no"}', status=b"HTTP/1.1 404 No")) as server:
@@ -321,7 +321,7 @@ def test_a_connection_test_takes_ten_seconds_at_most_whatever_the_connection_all
     with dripping_server(OK, b"X: y\r\n") as server:
         connect(monkeypatch, server.url, timeout_seconds=3600)
         with run_when(lambda: server.requests, partial(clock.advance, 60)):
-            assert "no whole answer came within 60 s" in client("test_connection")[1]
+            assert "no complete response within 60 s" in client("test_connection")[1]
 
 
 @pytest.mark.parametrize("error_class", [AirflowTaskTimeout, AirflowException, KeyboardInterrupt])

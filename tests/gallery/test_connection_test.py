@@ -41,7 +41,7 @@ def test_many_connection_tests_of_a_service_that_drips_end_and_others_are_answer
         outcomes = [test.result() for test in tests]
     assert [outcome["status"] for outcome in outcomes] == [False] * 45
     stories = Counter(outcome["message"].partition(": ")[2].partition(";")[0] for outcome in outcomes)
-    assert stories == {"no whole answer came within 200 s": 8, "test again in 10 s.": 37}
+    assert stories == {"no complete response within 200 s": 8, "test again in 10 s.": 37}
 
 
 def ask_for_a_test(server: Server, host: str) -> dict[str, Any]:

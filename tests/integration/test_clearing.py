@@ -63,7 +63,7 @@ def test_a_clear_of_a_task_that_failed_goes_back_to_what_is_paid(
     (submission,) = connected_api.submissions
     assert end.returned["task_id"] == submission.task_id
     assert (end.returned["consumed_credits"], end.returned["reused"]) == (5, False)
-    assert f"Going back to image task {submission.task_id}" in task_log()
+    assert f"Resuming image task {submission.task_id}" in task_log()
 
 
 @waiting
@@ -86,7 +86,7 @@ def test_the_second_clear_submits_where_the_image_task_is_gone(
     assert end.returned["task_id"] == connected_api.submissions[-1].task_id
     assert len(connected_api.submissions) == 2
     log = task_log()
-    assert "This task was cleared, and the image could not be had: it submits anew" in log
+    assert "This task was cleared, and its image could not be fetched: it submits a new image" in log
     assert f"The image task before, {submission.task_id}, may be paid" in log
 
 

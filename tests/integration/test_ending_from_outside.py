@@ -111,7 +111,7 @@ class Case:
 
     def wait_until_it_went_back(self) -> None:
         """Wait until the next try waits for the image task of the one before."""
-        wait_for("the way back", lambda: f"Going back to image task {self.image_task_id}" in self.log)
+        wait_for("the way back", lambda: f"Resuming image task {self.image_task_id}" in self.log)
         self.wait_for_another_look("the next try's look")
 
     def finish_images(self) -> None:
@@ -186,7 +186,7 @@ def test_marking_a_deferred_task_failed_leaves_the_way_to_its_image_in_the_log(s
 
     wait_for("the log", lambda: _ended_from_outside(case.image_task_id) in case.log)
     assert case.log.count(_ENDS) == 1
-    assert "the API cannot cancel it, and it stays paid (5 credits, as the API said last)" in case.log
+    assert "the API cannot cancel it, and it stays paid (5 credits, as the API last reported)" in case.log
     assert "clear this task, or wait for that id with a QwenImageStatusSensor" in case.log
     assert f"Submitted image task {case.image_task_id}" in case.log
     assert case.state == "failed"
@@ -203,7 +203,7 @@ def test_clearing_a_deferred_task_goes_back_to_its_image(start: StartCase) -> No
     case.wait_for_success()
 
     case.assert_stored_once()
-    assert f"Going back to image task {case.image_task_id}" in case.log
+    assert f"Resuming image task {case.image_task_id}" in case.log
     assert _ended_from_outside(case.image_task_id) in case.log
 
 
@@ -216,9 +216,9 @@ def test_clearing_a_running_task_goes_back_to_its_image(start: StartCase) -> Non
     case.wait_for_success()
 
     case.assert_stored_once()
-    assert f"Going back to image task {case.image_task_id}" in case.log
+    assert f"Resuming image task {case.image_task_id}" in case.log
     assert case.log.count(_ended_from_outside(case.image_task_id)) == 1
-    assert "it stays paid (5 credits, as the API said last)" in case.log
+    assert "it stays paid (5 credits, as the API last reported)" in case.log
 
 
 @pytest.mark.parametrize("dag_id", ["moved_from_a_dead_triggerer", "moved_from_an_ended_triggerer"])
@@ -264,7 +264,7 @@ def test_the_retry_of_a_worker_that_is_killed_while_it_waits_goes_back(start: St
 
     assert case.returned["task_id"] == case.image_task_id
     assert case.returned["consumed_credits"] == case.api.credits_charged == 5
-    assert f"Going back to image task {case.image_task_id}, submitted by try 1" in case.log
+    assert f"Resuming image task {case.image_task_id}, submitted by try 1" in case.log
 
 
 def test_the_retry_of_a_worker_that_is_killed_while_it_submits_stops_until_it_is_cleared(start: StartCase) -> None:
@@ -289,7 +289,7 @@ def test_the_retry_of_a_worker_that_is_killed_at_the_end_returns_what_was_submit
     case.wait_for_success()
 
     assert case.returned == case.image_task_id
-    assert f"Going back to image task {case.image_task_id}" in case.log
+    assert f"Resuming image task {case.image_task_id}" in case.log
 
 
 def test_tasks_that_store_one_image_at_once_leave_it_whole(start: StartCase) -> None:

@@ -37,7 +37,7 @@ def test_the_log_of_a_retry_says_what_it_goes_back_to(
 
     (submission,) = connected_api.submissions
     log = task_log()
-    assert log.count(f"Going back to image task {submission.task_id}, submitted by try 1 of this task") == 1
+    assert log.count(f"Resuming image task {submission.task_id}, submitted by try 1 of this task") == 1
     assert "Nothing is submitted or paid again." in log
 
 
