@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class QwenImageHook(BaseQwenImageHook):
-    """Talks to the Qwen-Image API from a worker, over requests.
+    """Calls the Qwen-Image API from a worker, over requests.
 
     Args:
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL.
@@ -50,7 +50,7 @@ class QwenImageHook(BaseQwenImageHook):
     # Airflow 3.1 and older look for these in the class that the provider info names, but not in its bases.
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return how the connection form of Airflow 3.1 and older looks."""
+        """Return the look of the connection form in Airflow 3.1 and older."""
         return connection_form.ui_field_behaviour()
 
     @classmethod
@@ -72,7 +72,7 @@ class QwenImageHook(BaseQwenImageHook):
         return RequestsTransport(self.settings)
 
     def get_conn(self) -> requests.Session:
-        """Return the session that carries the key, to the API's own host only.
+        """Return the session, which sends the key to the API's own host only.
 
         Raises:
             ValueError: If a field of the connection is not usable.
@@ -80,7 +80,7 @@ class QwenImageHook(BaseQwenImageHook):
         return self._transport.session
 
     def close(self) -> None:
-        """Close the session's connections. The hook opens them again when it is used again."""
+        """Close the session's connections. The hook may be used again, which opens new ones."""
         transport = self.__dict__.pop("_transport", None)
         if transport is not None:
             transport.close()
@@ -114,9 +114,9 @@ class QwenImageHook(BaseQwenImageHook):
 
         Raises:
             ValueError: If an argument or the connection is not usable; nothing was sent.
-            QwenImageRequestError: If the API said no; nothing was accepted.
+            QwenImageRequestError: If the API answered with an error; nothing was accepted.
             QwenImageConnectionError: If the API was never reached.
-            QwenImageSubmissionUnknownError: If the answer was lost; the image may be paid.
+            QwenImageSubmissionUnknownError: If the response was lost; the image may be paid.
         """
         fields = (prompt, size, seed, output_format, callback_url)
         return self.submit(read_request(dict(zip(REQUEST_FIELDS, fields, strict=True))))
@@ -126,25 +126,25 @@ class QwenImageHook(BaseQwenImageHook):
         return self._call(answers.submission_call(request))
 
     def get_status(self, image_task_id: str) -> TaskSnapshot:
-        """Ask after an image task. Costs nothing.
+        """Read the status of an image task. Costs nothing.
 
         Args:
             image_task_id: The id that a submission returned.
 
         Raises:
             ValueError: If the id is empty, or the connection is not usable.
-            QwenImageRequestError: If the API said no.
-            QwenImageConnectionError: If no answer came.
-            QwenImageContractError: If the answer does not have the documented shape.
+            QwenImageRequestError: If the API answered with an error.
+            QwenImageConnectionError: If there was no response.
+            QwenImageContractError: If the response does not have the documented shape.
         """
         return self._call(answers.status_call(image_task_id))
 
     def check(self, image_task_id: str, *, seconds: float | None = None) -> TaskSnapshot | QwenImageError:
-        """Ask after an image task once, and return an error instead of raising it: one poll of a wait.
+        """Read the status of an image task once, and return an error instead of raising it: one poll of a wait.
 
         Args:
             image_task_id: The id that a submission returned.
-            seconds: How long it may take in all, if that is less than the connection allows for a call.
+            seconds: The time limit, if it is less than the connection allows for a call.
         """
         try:
             snapshot = self._transport.send(answers.status_call(image_task_id), seconds)
@@ -175,7 +175,7 @@ class QwenImageHook(BaseQwenImageHook):
         Raises:
             QwenImageTaskFailedError: If the task ended as FAILED.
             QwenImageTimeoutError: If it did not end in time.
-            QwenImageError: If the API refused to tell, or failed to answer too often in a row.
+            QwenImageError: If the API refused a read, or too many reads failed in a row.
         """
         policy = polling.PollPolicy.for_timeout(timeout, poll_interval, max_consecutive_failures, now=time.time())
         state = polling.PollState()
@@ -216,9 +216,9 @@ class QwenImageHook(BaseQwenImageHook):
 
 
 class QwenImageAsyncHook(BaseQwenImageHook):
-    """Talks to the Qwen-Image API from an event loop, over aiohttp: same verbs, results and errors.
+    """Calls the Qwen-Image API from an event loop, over aiohttp, with the same methods, results and errors.
 
-    Use it as an ``async with`` block, or call `close` at the end. One hook belongs to one event loop, where all
+    Use it in an ``async with`` block, or call `close` at the end. One hook belongs to one event loop, in which all
     hooks of one connection share a session and the connection's `max_requests_per_second`.
 
     Args:
@@ -243,7 +243,7 @@ class QwenImageAsyncHook(BaseQwenImageHook):
         return self._settings or self._read_connection(await self._find_connection())
 
     async def get_conn(self) -> aiohttp.ClientSession:
-        """Return the session that carries the key, to the API's own host only. Others use it too: don't close it.
+        """Return the session, which sends the key to the API's own host only. Other hooks share it: do not close it.
 
         Raises:
             ValueError: If a field of the connection is not usable.
@@ -251,7 +251,7 @@ class QwenImageAsyncHook(BaseQwenImageHook):
         return (await self._client.join()).session
 
     async def close(self) -> None:
-        """Leave the session; the last hook to leave closes it. The hook joins again when it is used again."""
+        """Leave the session; the last hook that leaves closes it. The hook may be used again, which joins again."""
         await self._client.leave()
 
     async def __aenter__(self) -> Self:
@@ -278,11 +278,11 @@ class QwenImageAsyncHook(BaseQwenImageHook):
         return await self._call(answers.submission_call(request))
 
     async def get_status(self, image_task_id: str) -> TaskSnapshot:
-        """Ask after an image task; see `QwenImageHook.get_status`."""
+        """Read the status of an image task; see `QwenImageHook.get_status`."""
         return await self._call(answers.status_call(image_task_id))
 
     async def check(self, image_task_id: str, *, seconds: float | None = None) -> TaskSnapshot | QwenImageError:
-        """Ask after an image task once, and return an error instead of raising it; see `QwenImageHook.check`."""
+        """Read the status once, and return an error instead of raising it; see `QwenImageHook.check`."""
         try:
             transport = self._client.transport or await self._client.join()
             snapshot = await transport.send(answers.status_call(image_task_id), seconds)
@@ -309,11 +309,11 @@ class QwenImageAsyncHook(BaseQwenImageHook):
     async def follow(
         self, image_task_id: str, policy: polling.PollPolicy, *, first_delay: float = 0.0
     ) -> polling.Done | polling.GiveUp:
-        """Wait until an image task ends, and return how.
+        """Wait until an image task ends, and return the end.
 
         Args:
             image_task_id: The id that a submission returned.
-            policy: The wait's pace and bounds.
+            policy: The wait's pace and limits.
             first_delay: Seconds before the first poll.
         """
         state = polling.PollState()
@@ -326,7 +326,7 @@ class QwenImageAsyncHook(BaseQwenImageHook):
             if not isinstance(decision, polling.Wait):
                 return decision
             state, delay = decision.state, decision.delay
-            # Ten thousand waits sleep here, and what each holds is looked at by Python's garbage collection.
+            # Ten thousand waits may sleep here, and Python's garbage collection visits every object that one keeps.
             del outcome, decision
 
     async def _check_in_time(self, image_task_id: str, policy: polling.PollPolicy) -> TaskSnapshot | QwenImageError:

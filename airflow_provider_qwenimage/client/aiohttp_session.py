@@ -1,4 +1,4 @@
-"""An aiohttp session whose exchanges read answers as `http_answers` says. Outside of an exchange it is a plain one."""
+"""An aiohttp session that reads the answers of exchanges with `http_answers`. Without an exchange it is a plain one."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
     _Response: TypeAlias = AbstractAsyncContextManager[aiohttp.ClientResponse]
 
-# As long as the other client lets a line of it be.
-_BOUNDS_OF_A_PROXY = {"max_line_size": MAX_HEADER_BYTES, "max_field_size": MAX_HEADER_BYTES}
+# The other client's limits for a line of a proxy's answer.
+_PROXY_LIMITS = {"max_line_size": MAX_HEADER_BYTES, "max_field_size": MAX_HEADER_BYTES}
 
 
 class _BoundedProtocol(ResponseHandler):
-    """Reads the bytes of an answer, and hands aiohttp the same answer as one that it has no questions about."""
+    """Reads the bytes of an answer, and passes aiohttp the same answer in the simplest form."""
 
     _rewritten: _RewrittenAnswer | None = None
 
     def set_response_params(self, **params: Any) -> None:
-        # A proxy's answer to CONNECT comes before there is a connection, and aiohttp reads it itself.
+        # A proxy's answer to CONNECT arrives before the connection exists, and aiohttp reads it itself.
         exchange = Exchange.current()
         self._rewritten = None
         if exchange is not None and exchange.is_connected:
             self._rewritten = _RewrittenAnswer(exchange)
         elif exchange is not None:
-            params |= _BOUNDS_OF_A_PROXY
+            params |= _PROXY_LIMITS
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
@@ -56,32 +56,32 @@ class _BoundedProtocol(ResponseHandler):
 
     def _take(self, answer: _RewrittenAnswer, data: bytes) -> None:
         if answer.has_ended():
-            # Whatever comes behind the end of an answer, this connection is not used again. If it is idle already,
-            # aiohttp looks at nothing but whether it is open.
+            # With data after the end of an answer, this connection must not be used again. If it is idle already,
+            # aiohttp only checks whether it is open.
             self.force_close()
             self.close()
             return
         try:
             plain = answer.rewrite(data)
         except UnreadableAnswerError:
-            # What aiohttp makes of a lost connection is told apart by the exchange's fault.
+            # aiohttp reports a lost connection; the exchange's fault has the reason.
             if self.transport is not None:
                 self.transport.abort()
             return
         if answer.reader.closes:
             self.force_close()
         if answer.has_ended():
-            # Nothing else is waited for, so aiohttp need not begin another timeout.
+            # Nothing more is expected, so aiohttp need not begin another timeout.
             self.read_timeout = None
         if plain:
             super().data_received(plain)
         else:
-            # What was received is no whole line or chunk, but it is a sign of life.
+            # The data is not a complete line or chunk, but the server is alive.
             self.start_timeout()
 
 
 class _RewrittenAnswer:
-    """The answer of an exchange in the plainest spelling that there is."""
+    """The answer of an exchange, rewritten in the simplest form."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -89,11 +89,11 @@ class _RewrittenAnswer:
         self._has_begun = False
 
     def has_ended(self) -> bool:
-        """Whether all of it was received."""
+        """Whether the complete answer was received."""
         return self.reader.is_complete
 
     def rewrite(self, data: bytes) -> bytes:
-        """Return what aiohttp is to read for the bytes that were received; none means the end of the connection."""
+        """Return the rewritten form of received bytes; empty `data` means the end of the connection."""
         try:
             body = self.reader.feed(data) if data else self.reader.feed_eof()
         except UnreadableAnswerError as fault:
@@ -102,7 +102,8 @@ class _RewrittenAnswer:
         head = self.reader.head
         if head is None:
             return b""
-        begins, self._has_begun = not self._has_begun, True
+        begins = not self._has_begun
+        self._has_begun = True
         if head.status in _WITHOUT_BODY:
             return b"HTTP/1.1 %d -\r\n\r\n" % head.status if begins else b""
         if begins and self.reader.is_complete:
@@ -117,7 +118,7 @@ _WITHOUT_BODY = (204, 304)
 
 
 class _NotingConnector(aiohttp.TCPConnector):
-    """Notes in the exchange when there is a connection, whether new or used before."""
+    """Notes in the exchange that a connection exists, whether new or used before."""
 
     async def connect(
         self,
@@ -181,15 +182,15 @@ def open_session(
     """Return a session of the running event loop.
 
     Args:
-        context: How the certificates of TLS servers are checked, or None for aiohttp's own way.
+        context: Checks the certificates of TLS servers; None for aiohttp's default.
         headers: Sent with each request.
-        connections: How many are open at once, at most.
-        timeout_seconds: To wait for a connection, and for each part of an answer.
-        proxy: Which proxy to use.
-        middleware: Changes each request, if there is anything to change.
+        connections: The maximum of open connections.
+        timeout_seconds: The timeout for a connection, and for each part of an answer.
+        proxy: The URL of the proxy, if any.
+        middleware: Changes each request, if given.
     """
     connector = _NotingConnector(limit=connections, ssl=True if context is None else context)
-    # aiohttp has no other place for it; a test fails should this one go.
+    # aiohttp offers no public way; a test fails if this one disappears.
     connector._factory = functools.partial(_BoundedProtocol, loop=connector._loop)  # type: ignore[assignment]  # noqa: SLF001
     return AiohttpSession(
         aiohttp.ClientSession(

@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 CONN_TYPE = "qwenimage"
 DEFAULT_CONN_ID = "qwenimage_default"
 DEFAULT_TIMEOUT_SECONDS = 30.0
-# The id that a connection test asks after: the API answers 404, and nothing is paid.
+# A connection test reads the status of this id: the API answers 404, and nothing is paid.
 TEST_TASK_ID = "connection-test"
 
-# The connection page's Test button sends 0 for an empty port; 443 is what the default base URL has anyway.
-_NO_PORT_OF_ITS_OWN = (None, 0, 443)
+# The connection page's Test button sends 0 for an empty port; 443 is the port of the default base URL.
+_DEFAULT_PORTS = (None, 0, 443)
 _HIGHEST_PORT = 65_535
-# Messages quote it.
+# Messages quote the URL.
 _LONGEST_URL = 2000
 # With a slash or a colon too few or too many, it is still a user.
 _MISSPELT_USER = re.compile(r"(?:https?)?[:/\\]+[^/\\]*@", re.IGNORECASE)
@@ -44,7 +44,7 @@ _LONGEST_KEY = 50
 
 
 class AirflowConnection(Protocol):
-    """What is read of an Airflow connection, whichever Airflow made it."""
+    """The fields of an Airflow connection, of any version of Airflow."""
 
     conn_id: str
     host: str | None
@@ -56,15 +56,15 @@ class AirflowConnection(Protocol):
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """What a connection says, checked.
+    """The checked fields of a connection.
 
     Attributes:
         base_url: The API's base URL, without a slash at its end.
         api_key: The API key; never part of a log line or message.
         timeout_seconds: How long to wait for the connection, and for each part of an answer; see `seconds_for_a_call`.
-        max_requests_per_second: The rate that a task, or all waits of a triggerer, do not exceed, or None for no limit.
+        max_requests_per_second: The request limit per process, shared by all waits of a triggerer; None for no limit.
         verify: Whether TLS certificates are checked, or the path of a file of authorities to check with.
-        ignored: What of the extra is ignored, and what was probably meant; empty where nothing is.
+        ignored: A sentence about the keys of the extra that have no effect; empty if all have.
     """
 
     base_url: str
@@ -72,21 +72,21 @@ class ConnectionSettings:
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     max_requests_per_second: float | None = None
     verify: bool | str = True
-    # Connections that differ in it alone share a session.
+    # Connections that differ only in it share a session.
     ignored: str = field(default="", repr=False, compare=False)
 
     @cached_property
     def mask(self) -> Mask:
-        """Blots out the API key, should the API or a library have quoted it."""
+        """Masks the API key in texts of the API or of libraries."""
         return Mask(self.api_key)
 
     def without_key(self, text: str) -> str:
-        """Return `text` without the API key, in whatever way it is spelled there."""
+        """Return `text` without the API key, however it is spelled."""
         return self.mask(text)
 
     @property
     def seconds_for_a_call(self) -> float:
-        """How long one call may take in all: to connect, and as long again for the answer."""
+        """How long one call may take: to connect, and as long again for the answer."""
         return 2 * self.timeout_seconds
 
 
@@ -156,7 +156,7 @@ def _read_key(name: str, password: str | None) -> str:
 
 def _read_base_url(connection: AirflowConnection) -> str:
     host = (connection.host or "").strip()
-    if not host and connection.port in _NO_PORT_OF_ITS_OWN:
+    if not host and connection.port in _DEFAULT_PORTS:
         return DEFAULT_BASE_URL
     if "://" not in host:
         schema = (connection.schema or "https").strip().lower()
@@ -186,7 +186,7 @@ def _read_base_url(connection: AirflowConnection) -> str:
 
 
 def _bracketed(host: str) -> str:
-    """Return a host field with brackets around an IPv6 address that has none."""
+    """Return a host field with brackets around an IPv6 address."""
     address, slash, path = host.partition("/")
     try:
         return f"[{IPv6Address(address).compressed}]{slash}{path}"
@@ -244,7 +244,7 @@ def _warn_once(warning: str) -> None:
 
 def _positive(extra: Mapping[str, Any], name: str, default: Any) -> Any:
     value = extra.get(name)
-    # The connection form sends null or "" for a field that was left empty.
+    # The connection form sends null or "" for an empty field.
     if value is None or value == "":
         return default
     try:
@@ -265,7 +265,7 @@ def _read_verify(value: object) -> bool | str:
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
-        # The URI form makes strings of everything.
+        # In the URI form every value is a string.
         return {"true": True, "false": False}.get(value.strip().lower(), value)
     raise ValueError(
         f"has verify = {shorten(safe_repr(value))} in its extra; it must be true, false or the path of a file of "

@@ -85,14 +85,8 @@ def explain(error: BaseException, settings: ConnectionSettings, seconds: float, 
             f"the proxy of this machine did not connect to it; check {variable} and NO_PROXY in the environment of "
             "Airflow's processes"
         )
-    for cause in reversed(causes):
-        explanation = _explain_cause(cause, settings, seconds)
-        if explanation is not None:
-            break
-    else:
-        last = causes[-1]
-        detail = (isinstance(last, OSError) and last.strerror) or type(last).__name__
-        explanation = f"the response was incomplete ({detail}); check the base URL (host) and the network"
+    explanations = (_explain_cause(cause, settings, seconds) for cause in reversed(causes))
+    explanation = next(filter(None, explanations), None) or _explain_other(causes[-1])
     return settings.without_key(printable(explanation))
 
 
@@ -211,6 +205,11 @@ def _explain_cause(cause: BaseException, settings: ConnectionSettings, seconds: 
         case _:
             return None
     return explanation
+
+
+def _explain_other(error: BaseException) -> str:
+    detail = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+    return f"the response was incomplete ({detail}); check the base URL (host) and the network"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

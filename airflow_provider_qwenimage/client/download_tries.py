@@ -1,4 +1,4 @@
-"""Decides what becomes of one image's download: its time, redirects, bounds, errors and further tries."""
+"""Decides the time limits, redirects, size limits, errors and retries of one image's download."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DownloadPace:
-    """How long a download may take: a while, and more for what it has received.
+    """How long a download may take: a fixed time, and more for each received byte.
 
     Attributes:
-        first_seconds: To look the host up, to connect, and until the bytes come.
-        bytes_per_second: The slowest rate that is waited for, on average.
-        most_seconds: All tries of one image together, with the pauses between them.
+        first_seconds: The fixed time: to look the host up, to connect, and until the first bytes.
+        bytes_per_second: The slowest average rate that is allowed.
+        most_seconds: The limit for all tries of one image, with the pauses between them.
     """
 
     first_seconds: float = 60.0
@@ -36,16 +36,16 @@ class DownloadPace:
 
 
 class DownloadTries:
-    """What becomes of the answers of image hosts, whichever client reads them, over all tries of one image.
+    """All tries to download one image, with either client.
 
     Args:
-        url: Where the image is.
+        url: The URL of the image.
         max_image_bytes: A longer image is refused.
-        retries: How often it is tried again.
-        pace: How long that may take.
+        retries: The number and the pace of retries.
+        pace: The time limits.
 
     Attributes:
-        request: What to send next, in an exchange that `next_exchange` returned.
+        request: The next request to send, in the exchange that `next_exchange` returned.
         is_complete: Whether all bytes of the image were received.
     """
 
@@ -63,7 +63,7 @@ class DownloadTries:
         return f"<download of {self._shown}>"
 
     def begin(self) -> Exchange:
-        """Begin a try, and return an exchange in which nothing is sent yet."""
+        """Begin a try, and return an exchange without a request."""
         self._began = time.monotonic()
         self._next = self._url
         self._redirects = 0
@@ -73,7 +73,7 @@ class DownloadTries:
         return Exchange(self._seconds_left())
 
     def next_exchange(self) -> Exchange:
-        """Return an exchange for the next request of a try: the first, or what a redirect leads to."""
+        """Return an exchange for the next request of a try: the first one, or that of a redirect."""
         self.request = ImageRequest.of(self._next)
         return Exchange(self._seconds_left())
 
@@ -97,7 +97,7 @@ class DownloadTries:
     def add(self, chunk: bytes) -> float:
         """Take bytes of the image, and return how many seconds the rest may take."""
         self._received += chunk
-        # However much came at once, the message is the same.
+        # The message does not depend on the size of the chunks.
         self._check_size(min(len(self._received), self._max_image_bytes + 1))
         return self._seconds_left()
 
@@ -108,30 +108,30 @@ class DownloadTries:
     def content(self) -> bytes:
         """Return the image without compression."""
         if self._head is None:
-            raise UnreadableAnswerError("no answer came")
+            raise UnreadableAnswerError("no response was received")
         content = decoded_body(self._head, bytes(self._received), self._max_image_bytes)
         self._received.clear()
         self._check_size(len(content))
         return content
 
     def failure(self, error: Exception, exchange: Exchange) -> Exception:
-        """Return what a try ended with that brought no image."""
+        """Return the error of a try that failed."""
         # Airflow interrupts what runs by raising errors of its own from a signal's handler.
         if isinstance(error, QwenImageImageError) or type(error).__module__.partition(".")[0] == "airflow":
             return error
         cause: Exception = exchange.fault or error
         if exchange.fault is None and (exchange.is_over or isinstance(cause, TimeoutError)):
             seconds = time.monotonic() - self._began
-            story = f"it was too slow ({len(self._received)} bytes in {seconds:.0f} s)."
+            reason = f"it was too slow ({len(self._received)} bytes in {seconds:.0f} s)."
         elif isinstance(cause, ValueError | QwenImageError | UnreadableAnswerError):
-            # Libraries raise such errors too, and quote the URL.
-            story = f"{without_access(str(cause)).removesuffix('.')}."
+            # Libraries also raise such errors, and quote the URL.
+            reason = f"{without_access(str(cause)).removesuffix('.')}."
         else:
-            story = describe(cause)
+            reason = describe(cause)
         advice = "Check that the worker may reach the image host."
-        if "CERTIFICATE_VERIFY_FAILED" in story:
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
             advice = "If a proxy inspects TLS, give the file of its certificate authority as verify in the extra."
-        return QwenImageImageError(f"{self._shown} could not be downloaded: {story} {advice}")
+        return QwenImageImageError(f"{self._shown} could not be downloaded: {reason} {advice}")
 
     def pause(self, error: QwenImageImageError) -> float | None:
         """Return how many seconds to wait before the next try, or None to give up."""
@@ -148,9 +148,9 @@ class DownloadTries:
 
     def _refused(self, head: AnswerHead) -> QwenImageImageError:
         retry_after = read_retry_after(head.headers)
-        asked = "" if retry_after is None else f" It asks to wait {retry_after:.0f} s."
+        wait = "" if retry_after is None else f" It asks to wait {retry_after:.0f} s."
         return QwenImageImageError(
-            f"{self._shown} answered HTTP {head.status} instead of the image.{asked} Image URLs may expire; "
+            f"{self._shown} answered HTTP {head.status} instead of the image.{wait} Image URLs may expire; "
             "if it is too late, submit the prompt again.",
             retry_after=retry_after,
         )

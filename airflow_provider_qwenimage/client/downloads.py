@@ -1,7 +1,7 @@
-"""Downloads an image from the host that the API names, and checks it. The API key never goes there.
+"""Downloads an image from the host that the API names, and verifies it. The API key is never sent there.
 
-A download has to make progress: see `DownloadPace`. It goes through the same bounded sessions as the calls of the API,
-with the connection's `verify`.
+A download must make progress: see `DownloadPace`. It uses the same kind of session as the calls of the API, with the
+connection's `verify`.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ log = logging.getLogger(__name__)
 
 _RETRIES = RequestRetries(limit=5, delay_seconds=1.0)
 _PACE = DownloadPace()
-# Small, as what was received gives a download more time.
+# Small, since each received chunk gives a download more time.
 _CHUNK_BYTES = 16 * 1024
 _HEADERS = {
     "User-Agent": f"airflow-provider-qwenimage/{__version__}",
     "Accept": "image/*, */*",
-    # What `decoded_body` reads.
+    # `decoded_body` reads these.
     "Accept-Encoding": "gzip, deflate",
 }
 
 
 class ImageClient:
-    """Asks image hosts, over requests. A context manager.
+    """Sends requests to image hosts, over requests. A context manager.
 
     Args:
         verify: The connection's: whether TLS certificates are checked, or the path of a file of authorities.
@@ -58,16 +58,16 @@ class ImageClient:
         _hide_queries_in_logs()
 
     def session(self, url: str) -> BoundedSession:
-        """Return the session for a URL. Certificates are read for https alone.
+        """Return the session for a URL. Certificates are only read for https.
 
         Raises:
             ValueError: If `verify` is not a file of authorities.
-            QwenImageConnectionError: If a variable of the environment does not name one.
+            QwenImageConnectionError: If an environment variable for TLS does not name one.
         """
         is_secure = url.startswith("https:")
         if is_secure not in self._sessions:
             session = open_requests_session(tls_context(self._verify) if is_secure else None, _HEADERS)
-            # Otherwise requests would look for credentials in a netrc file.
+            # Without it, requests would look for credentials in a netrc file.
             session.auth = lambda request: request
             self._sessions[is_secure] = session
         return self._sessions[is_secure]
@@ -83,10 +83,10 @@ class ImageClient:
 
 
 class AsyncImageClient:
-    """Asks image hosts, over aiohttp. An asynchronous context manager, of the event loop that runs.
+    """Sends requests to image hosts, over aiohttp. An async context manager of the running event loop.
 
     Args:
-        connections: How many are open at once, at most.
+        connections: The maximum of open connections.
         verify: As for `ImageClient`.
     """
 
@@ -123,21 +123,21 @@ class AsyncImageClient:
 
 
 def fetch(client: ImageClient, url: str, request: GenerateRequest, max_image_bytes: int) -> tuple[bytes, ImageFacts]:
-    """Download one image and verify it, again after a fault that may pass.
+    """Download one image and verify it, with retries after a fault that may pass.
 
-    It is held in memory: to be verified it is decoded, which takes as much again.
+    The image is held in memory, and verifying decodes it, which takes additional memory.
 
     Args:
-        client: Asks the image host.
-        url: Where the image is.
-        request: What was asked for.
+        client: Sends the requests.
+        url: The URL of the image.
+        request: The request that the image must match.
         max_image_bytes: A longer download is refused, compressed or not.
 
     Returns:
-        The bytes of the file, and what was verified of them.
+        The bytes of the file, and the verified facts about them.
 
     Raises:
-        QwenImageImageError: If it does not come, or is not what was asked for.
+        QwenImageImageError: If the download fails, or the image is not the requested one.
     """
     download = DownloadTries(url, max_image_bytes, _RETRIES, _PACE)
     while True:
@@ -154,19 +154,19 @@ def fetch(client: ImageClient, url: str, request: GenerateRequest, max_image_byt
 async def fetch_async(
     client: AsyncImageClient, url: str, max_image_bytes: int, use: Callable[[bytes], Awaitable[Result]]
 ) -> Result:
-    """Download one image and hand it on, again after a fault that may pass.
+    """Download one image and pass it on, with retries after a fault that may pass.
 
     Args:
-        client: Asks the image host.
-        url: Where the image is.
+        client: Sends the requests.
+        url: The URL of the image.
         max_image_bytes: A longer download is refused, compressed or not.
         use: Verifies the bytes of the file, in a thread.
 
     Returns:
-        What `use` returned.
+        The result of `use`.
 
     Raises:
-        QwenImageImageError: If it does not come, or is not what was asked for.
+        QwenImageImageError: If the download fails, or the image is not the requested one.
     """
     download = DownloadTries(url, max_image_bytes, _RETRIES, _PACE)
     while True:
@@ -186,9 +186,9 @@ def _download(client: ImageClient, download: DownloadTries) -> bytes:
             exchange = download.next_exchange()
             _receive(client, download, exchange)
         return download.content()
-    except Exception as error:  # noqa: BLE001  whatever a library raises, the image did not come
+    except Exception as error:  # noqa: BLE001  any error of a library: the download has failed
         failure = download.failure(error, exchange)
-    # Outside of the handler: no error of a library, which may hold the URL's signature, comes along.
+    # Outside of the handler, so that no error of a library, which may contain the URL's signature, becomes its context.
     raise failure
 
 
@@ -220,7 +220,7 @@ async def _download_async(client: AsyncImageClient, download: DownloadTries) -> 
             exchange = download.next_exchange()
             await _receive_async(client, download, exchange)
         return download.content()
-    except Exception as error:  # noqa: BLE001  whatever a library raises, the image did not come
+    except Exception as error:  # noqa: BLE001  any error of a library: the download has failed
         failure = download.failure(error, exchange)
     # As above.
     raise failure
@@ -242,7 +242,7 @@ async def _receive_async(client: AsyncImageClient, download: DownloadTries, exch
 
 
 class _QueriesHidden(logging.Filter):
-    """Cuts the queries of URLs out of what is logged while an image is downloaded: they may grant access."""
+    """Removes the queries of URLs, which may grant access, from log records of a download."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if Exchange.current() is not None and isinstance(record.args, tuple):
@@ -256,5 +256,5 @@ _QUERIES_HIDDEN = _QueriesHidden()
 
 
 def _hide_queries_in_logs() -> None:
-    # urllib3 logs each path with its query; a filter that is there already is not added again.
+    # urllib3 logs each path with its query. Adding the same filter twice has no effect.
     logging.getLogger("urllib3.connectionpool").addFilter(_QUERIES_HIDDEN)

@@ -1,6 +1,6 @@
-"""A requests session whose exchanges have a deadline in total, and read answers as `http_answers` says.
+"""A requests session that gives exchanges a total deadline, and reads their answers with `http_answers`.
 
-Outside of an exchange it is a plain session.
+Without an exchange it is a plain session.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class BoundedSession(requests.Session):
     """A session for exchanges: see `Exchange.under_way`.
 
     Args:
-        context: How the certificates of TLS servers are checked, or None for requests' own way.
+        context: Checks the certificates of TLS servers; None for requests' default.
     """
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         super().__init__()
         for scheme in ("https://", "http://"):
             self.mount(scheme, _BoundedAdapter(context))
-        # Nobody logs in by a cookie here, and the other client keeps none either.
+        # No login uses a cookie here, and the other client stores none either.
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
     def get_as_written(self, url: str, headers: Mapping[str, str], **options: Any) -> requests.Response:
@@ -56,11 +56,11 @@ class BoundedSession(requests.Session):
         return self.send(request, **options)
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Return nothing within an exchange: requests reads even a redirect's target that it is not to follow."""
+        """Return None within an exchange: requests would read even the target of a redirect that it must not follow."""
         return super().get_redirect_target(resp) if Exchange.current() is None else None
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        """Return what was given, within an exchange: the environment was read for both clients alike."""
+        """Return the arguments within an exchange: `network_environment` has read the environment for both clients."""
         if Exchange.current() is None:
             return super().merge_environment_settings(url, proxies, stream, verify, cert)
         return {"proxies": proxies or {}, "stream": stream, "verify": True, "cert": cert}
@@ -86,7 +86,7 @@ class _BoundedAdapter(HTTPAdapter):
         return manager
 
     def close(self) -> None:
-        # Pools that are only dropped close their connections once nothing refers to them, as an error's traceback may.
+        # Otherwise connections would stay open while anything, such as an error's traceback, refers to their pool.
         for manager in (self.poolmanager, *self.proxy_manager.values()):
             for key in manager.pools.keys():  # noqa: SIM118  it cannot be iterated over, on purpose
                 pool = manager.pools.get(key)
@@ -103,7 +103,7 @@ class _BoundedAdapter(HTTPAdapter):
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         by_context = verify is True and self._context is not None
-        # Without a file of requests' own: the context has its authorities.
+        # The context has its own authorities, so requests must not load its file.
         super().cert_verify(conn, url, verify and not by_context, cert)  # type: ignore[no-untyped-call]
         if verify is True and self._context is not None:
             conn.cert_reqs = _requirement(self._context)
@@ -114,7 +114,7 @@ def _requirement(context: ssl.SSLContext) -> Literal["CERT_REQUIRED", "CERT_NONE
 
 
 class _TimedReader(io.RawIOBase):
-    """Reads from a socket until the deadline of the exchange, however little comes at a time."""
+    """Reads from a socket until the deadline of the exchange, however little arrives at a time."""
 
     def __init__(self, sock: Any, raw: io.RawIOBase, exchange: Exchange) -> None:
         self._sock, self._raw, self._exchange = sock, raw, exchange
@@ -139,26 +139,26 @@ class _Body(io.RawIOBase):
     def __init__(self, sock: Any, received: io.BufferedReader[Any], exchange: Exchange) -> None:
         self._sock, self._received, self._exchange = sock, received, exchange
         self._reader = exchange.begin_answer()
-        self._found = b""
+        self._buffer = b""
 
     def head(self) -> AnswerHead:
         """Read status and headers."""
         while self._reader.head is None:
-            self._found += self._receive()
+            self._buffer += self._receive()
         return self._reader.head
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._found and not self._reader.is_complete:
-            self._found = self._receive()
-        size = min(len(buffer), len(self._found))
-        buffer[:size], self._found = self._found[:size], self._found[size:]
+        while not self._buffer and not self._reader.is_complete:
+            self._buffer = self._receive()
+        size = min(len(buffer), len(self._buffer))
+        buffer[:size], self._buffer = self._buffer[:size], self._buffer[size:]
         return size
 
     def close(self) -> None:
-        """Close what is read from; the socket as well, unless another answer may come over it."""
+        """Close the reader; the socket as well, unless another request may use it."""
         if not self.closed:
             if not self._reader.keeps_open:
                 try:
@@ -178,7 +178,7 @@ class _Body(io.RawIOBase):
 
 
 class _BoundedResponse(HTTPResponse):
-    """An answer within an exchange; whatever reads a proxy's answer to CONNECT gets the deadline only."""
+    """An answer within an exchange. A proxy's answer to CONNECT gets only the deadline."""
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -194,7 +194,7 @@ class _BoundedResponse(HTTPResponse):
             return
         body = _Body(self._sock, self.fp, self._exchange)
         head = body.head()
-        # What is left for http.client and urllib3 is a body that ends where the file does.
+        # http.client and urllib3 only see a body that ends with the file.
         self.code = self.status = head.status
         self.reason, self.version = "", 11
         self.headers = self.msg = HTTPMessage()
@@ -206,7 +206,7 @@ class _BoundedResponse(HTTPResponse):
 
 
 class _NotingConnection(HTTPConnection):
-    """Sends and receives in the time of the exchange, and notes in it what was sent; whoever connects it."""
+    """Sends and receives within the deadline of the exchange, and notes in it whether anything was sent."""
 
     response_class = _BoundedResponse
     _is_connecting = False
@@ -268,7 +268,7 @@ _POOLS: Mapping[str, Any] = {"http": _HttpPool, "https": _HttpsPool}
 
 @functools.cache
 def _socks_pools() -> Mapping[str, Any]:
-    # It can only be imported where PySocks is installed.
+    # It can only be imported if PySocks is installed.
     from urllib3.contrib import socks
 
     class SocksConnection(_NotingConnection, socks.SOCKSConnection):
@@ -292,17 +292,17 @@ def _limit(sock: Any, exchange: Exchange, longest: float | None) -> None:
 
 
 def _connected(host: str, port: int, options: Any, attempt: Exchange) -> socket.socket:
-    """Return a socket that is connected to the first address of a host that answers, before the attempt's deadline."""
+    """Return a socket connected to the first address of a host that answers before the attempt's deadline."""
     failure: OSError | None = None
     addresses = _addresses(host.strip("[]"), port, attempt)
     for number, (family, kind, protocol, _, address) in enumerate(addresses):
         sock: socket.socket | None = None
         try:
-            # A machine without IPv6 has no such sockets, but addresses for them.
+            # A machine without IPv6 finds such addresses, but has no sockets for them.
             sock = socket.socket(family, kind, protocol)
             for option in options or ():
                 sock.setsockopt(*option)
-            # One that never answers leaves the others their share of the time.
+            # An address that never answers must leave the others their share of the time.
             sock.settimeout(attempt.seconds_left() / (len(addresses) - number))
             sock.connect(address)
         except BaseException as error:
@@ -317,13 +317,13 @@ def _connected(host: str, port: int, options: Any, attempt: Exchange) -> socket.
 
 
 def _addresses(host: str, port: int, attempt: Exchange) -> list[Any]:
-    """Look a host up. The look-up cannot be cut off; its thread is left to the resolver, which gives up by itself."""
+    """Look a host up. The look-up cannot be cancelled; its thread ends when the resolver gives up."""
     found: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
 
     def look_up() -> None:
         try:
             found.put(list(socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)))
-        except Exception as error:  # noqa: BLE001  raised where it is waited for
+        except Exception as error:  # noqa: BLE001  raised in the waiting thread
             found.put(error)
 
     threading.Thread(target=look_up, name="qwenimage-look-up", daemon=True).start()

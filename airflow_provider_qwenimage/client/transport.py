@@ -1,4 +1,4 @@
-"""Sends one call of the API and receives its answer: over requests, and over aiohttp. Decides nothing."""
+"""Sends one call of the API and receives its answer, over requests or over aiohttp."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.client.connection import ConnectionSettings
 
 _HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-qwenimage/{__version__}"}
-# What `decoded_body` reads.
+# `decoded_body` reads these.
 _HEADERS |= {"Accept-Encoding": "gzip, deflate"}
 _CHUNK_BYTES = 65_536
-# How many connections one session opens at most, for however many waits.
+# One session opens at most this many connections, for any number of waits.
 MAX_CONNECTIONS = 100
 
 
@@ -40,14 +40,14 @@ class RequestsTransport:
     """Sends calls over one requests session.
 
     Args:
-        settings: What the connection says.
+        settings: The settings of the connection.
 
     Attributes:
-        session: Carries the key, to the API's own origin only.
+        session: Sends the key, to the API's own origin only.
 
     Raises:
         ValueError: If the connection's `verify` is not usable.
-        QwenImageConnectionError: If a variable of the environment for TLS or the proxy is not.
+        QwenImageConnectionError: If an environment variable for TLS or the proxy is not usable.
     """
 
     def __init__(self, settings: ConnectionSettings) -> None:
@@ -59,12 +59,12 @@ class RequestsTransport:
         origin, authorization = Origin.of(settings.base_url), _authorization(settings)
 
         def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            # Whatever else is fetched with this session, the key goes to the API's own origin only.
+            # Users may send other requests with this session; the key goes to the API's own origin only.
             if request.url and Origin.is_of(origin, request.url):
                 request.headers.update(authorization)
             return request
 
-        # As a function, so that no netrc file replaces the key either.
+        # A function, so that a netrc file does not replace the key.
         self.session.auth = authorize
 
     def close(self) -> None:
@@ -72,14 +72,14 @@ class RequestsTransport:
         self.session.close()
 
     def send(self, call: ApiCall[Result], seconds: float | None = None) -> Result:
-        """Send `call` once and return what its answer means.
+        """Send a call once and return its result.
 
         Args:
-            call: What to send.
-            seconds: How long it may take in all, if that is less than the connection allows for a call.
+            call: The call.
+            seconds: Its time limit, if that is less than the connection allows for a call.
 
         Raises:
-            QwenImageError: If the answer is not a success, or did not come.
+            QwenImageError: If there is no answer, or it is not a success.
         """
         settings = self._settings
         pause = self._rate_limit.wait(time.monotonic())
@@ -89,7 +89,7 @@ class RequestsTransport:
         time.sleep(pause)
         sent_at = time.monotonic()
         self._rate_limit.sent(sent_at)
-        exchange = Exchange(_least(seconds, settings.seconds_for_a_call))
+        exchange = Exchange(_shorter(seconds, settings.seconds_for_a_call))
         try:
             with (
                 exchange.under_way(),
@@ -110,20 +110,20 @@ class RequestsTransport:
                     content += chunk
                     if len(content) > MAX_ANSWER_BYTES:
                         break
-        except Exception as error:  # noqa: BLE001  whatever a library raises, what counts is whether it sent anything
+        except Exception as error:  # noqa: BLE001  any error of a library: only whether the call was sent matters
             failure = _lost(call, error, exchange, settings)
         else:
             return _read_in_pace(self._rate_limit, sent_at, call, _answer(settings, exchange, content))
-        # Outside of the handler: no error of a library, which may hold the key, comes along.
+        # Outside of the handler, so that no error of a library, which may contain the key, becomes its context.
         raise failure
 
 
 class Pace:
-    """A rate limit that the tasks of an event loop wait for in one line."""
+    """A rate limit that the tasks of an event loop share, in the order in which they ask."""
 
     def __init__(self) -> None:
         self.limit = RateLimit()
-        self._line = asyncio.Lock()
+        self._queue = asyncio.Lock()
 
     async def turn(self) -> float:
         """Wait until the next request may be sent, and return that moment on the monotonic clock."""
@@ -131,7 +131,7 @@ class Pace:
         if self.limit.is_idle:
             self.limit.sent(now)
             return now
-        async with self._line:
+        async with self._queue:
             now = time.monotonic()
             while (pause := self.limit.wait(now)) > 0:
                 await asyncio.sleep(pause)
@@ -144,9 +144,9 @@ class AiohttpTransport:
     """Sends calls over one aiohttp session, in the event loop that opened it.
 
     Args:
-        settings: What the connection says.
-        session: Carries the key, to the API's own origin only.
-        pace: When to send.
+        settings: The settings of the connection.
+        session: Sends the key, to the API's own origin only.
+        pace: The rate limit.
 
     Attributes:
         session: The client of the session.
@@ -174,27 +174,27 @@ class AiohttpTransport:
         return self._pace.limit.is_idle
 
     async def send(self, call: ApiCall[Result], seconds: float | None = None) -> Result:
-        """Send `call` once and return what its answer means.
+        """Send a call once and return its result.
 
         Args:
-            call: What to send.
-            seconds: How long it may take in all, if that is less than the connection allows for a call.
+            call: The call.
+            seconds: Its time limit, if that is less than the connection allows for a call.
 
         Raises:
-            QwenImageError: If the answer is not a success, or did not come.
+            QwenImageError: If there is no answer, or it is not a success.
         """
         settings = self._settings
         sent_at = await self._pace.turn()
-        exchange = Exchange(_least(seconds, settings.seconds_for_a_call))
+        exchange = Exchange(_shorter(seconds, settings.seconds_for_a_call))
         try:
             async with asyncio.timeout(exchange.seconds):
                 with exchange.under_way():
                     content = await self._receive(call)
-        except Exception as error:  # noqa: BLE001  whatever a library raises, what counts is whether it sent anything
+        except Exception as error:  # noqa: BLE001  any error of a library: only whether the call was sent matters
             failure = _lost(call, error, exchange, settings)
         else:
             return _read_in_pace(self._pace.limit, sent_at, call, _answer(settings, exchange, content))
-        # Outside of the handler: no error of a library, which may hold the key, comes along.
+        # Outside of the handler, so that no error of a library, which may contain the key, becomes its context.
         raise failure
 
     async def _receive(self, call: ApiCall[Any]) -> bytearray:
@@ -204,7 +204,7 @@ class AiohttpTransport:
             call.params,
             data=call.body,
             headers=_content_headers(call) | self._authorization,
-            # The session's own looks where each request goes; this one goes to the API.
+            # The session's own middleware checks the target of each request; this one is known to be the API.
             middlewares=(),
         ) as response:
             content = bytearray()
@@ -216,7 +216,7 @@ class AiohttpTransport:
 
 
 def _read_in_pace(limit: RateLimit, sent_at: float, call: ApiCall[Result], answer: HttpAnswer) -> Result:
-    """Return what an answer means, and let the pace follow it."""
+    """Return the result of a call, and adapt the pace to its answer."""
     try:
         result = retries.read_answer(call, answer)
     except QwenImageError as error:
@@ -227,7 +227,7 @@ def _read_in_pace(limit: RateLimit, sent_at: float, call: ApiCall[Result], answe
 
 
 def _lost(call: ApiCall[Any], error: Exception, exchange: Exchange, settings: ConnectionSettings) -> QwenImageError:
-    """Return the error for a call that a library gave up."""
+    """Return the error for a call that failed in a library."""
     # Airflow interrupts what runs by raising errors of its own from a signal's handler.
     if type(error).__module__.partition(".")[0] == "airflow":
         raise error
@@ -239,7 +239,7 @@ def _lost(call: ApiCall[Any], error: Exception, exchange: Exchange, settings: Co
     return retries.lost(call, describe(cause, settings), sent=exchange.was_sent, reason=reason)
 
 
-def _least(seconds: float | None, most: float) -> float:
+def _shorter(seconds: float | None, most: float) -> float:
     return most if seconds is None else min(seconds, most)
 
 
@@ -267,7 +267,7 @@ async def _open_api_session(settings: ConnectionSettings) -> AiohttpSession:
 
 
 def _tls_context(settings: ConnectionSettings) -> ssl.SSLContext | None:
-    """Return how certificates are checked; without TLS only a file that the connection names is looked at."""
+    """Return the TLS context; for a base URL without TLS only if the connection names a file, to check that."""
     if settings.base_url.startswith("https:") or isinstance(settings.verify, str):
         return tls_context(settings.verify)
     return None
@@ -286,6 +286,6 @@ def _answer(settings: ConnectionSettings, exchange: Exchange, content: bytearray
     try:
         body = decoded_body(head, bytes(content), MAX_ANSWER_BYTES)
     except UnreadableAnswerError as fault:
-        # Nothing that can be read, but the status still counts.
+        # The body cannot be read, but the status still counts.
         body = f"({fault})".encode()
     return HttpAnswer(head.status, head.headers, body, settings.mask)

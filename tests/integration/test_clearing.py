@@ -87,7 +87,7 @@ def test_the_second_clear_submits_where_the_image_task_is_gone(
     assert len(connected_api.submissions) == 2
     log = task_log()
     assert "This task was cleared, and its image could not be fetched: it submits a new image" in log
-    assert f"The image task before, {submission.task_id}, may be paid" in log
+    assert f"The earlier image task, {submission.task_id}, may be paid" in log
 
 
 @in_storage
@@ -128,7 +128,7 @@ def test_a_task_that_asks_for_something_else_when_it_is_cleared_submits_that(
     assert end.xcoms["request"] == second.request
     log = task_log()
     assert "the request has changed since" in log
-    assert f"The image task before, {first.task_id}, may be paid" in log
+    assert f"The earlier image task, {first.task_id}, may be paid" in log
 
 
 @waiting
