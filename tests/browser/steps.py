@@ -1,4 +1,4 @@
-"""What a person does in Airflow's pages."""
+"""The steps of a user in Airflow's pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run_path(dag_id: str, run_id: str) -> str:
 
 
 def gallery(page: Page) -> FrameLocator:
-    """Return the gallery that is in the open tab or page of Airflow."""
+    """Return the gallery in the open tab or page of Airflow."""
     return page.frame_locator("iframe")
 
 
@@ -54,7 +54,7 @@ def follow(page: Page, link: Locator, address: str) -> None:
 
 
 def click_for(button: Locator, sought: Locator) -> None:
-    """Click on a button until what it opens is there."""
+    """Click on a button until the element that it opens is visible."""
     for _ in _tries():
         if sought.is_visible():
             return
@@ -65,7 +65,7 @@ def click_for(button: Locator, sought: Locator) -> None:
 
 
 def _tries() -> Iterator[int]:
-    """Count tries as long as there is time: Airflow draws its page anew as it loads, and a click meanwhile is lost."""
+    """Count tries as long as there is time: Airflow renders its page again as it loads, and loses clicks meanwhile."""
     deadline = time.monotonic() + _SECONDS
     number = 0
     while time.monotonic() < deadline:
@@ -79,7 +79,7 @@ def cards(shown: Any) -> Locator:
 
 
 def total(shown: Any, name: str) -> Locator:
-    """Return the number that stands above a name in the totals."""
+    """Return the number of a name in the totals."""
     found: Locator = shown.locator(f'#totals div:has(dt:text-is("{name}")) dd')
     return found
 
@@ -145,11 +145,11 @@ def edit_connection(page: Page, conn_id: str) -> Locator:
 
 
 def test_connection(page: Page, conn_id: str) -> str:
-    """Click on Test in a connection's row and return what is said."""
+    """Click on Test in a connection's row and return the message."""
     page.goto("/connections")
     row = page.get_by_role("row").filter(has_text=conn_id)
     row.get_by_role("button", name="Test Connection").click()
-    # In one step: it goes away by itself.
+    # Read in one step, because the message disappears.
     said = page.wait_for_function(_WHAT_IS_SAID, arg="Test Connection").json_value()
     assert isinstance(said, str)
     return said

@@ -1,4 +1,4 @@
-"""The gallery in each of its states, as a person sees and uses it."""
+"""The gallery in each of its states, in a browser."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def many(world: World) -> str:
     return world.draw("many_images", number=500, folder="many")
 
 
-def test_nothing_drawn_is_said_in_words(
+def test_an_empty_gallery_has_a_message(
     world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
 ) -> None:
     run_id = world.draw("no_images")
     page = open_page()
-    for path, told in {
+    for path, text in {
         "/dags/no_images": "This DAG has no generated images yet",
         steps.run_path("no_images", run_id): "This run has no generated images",
         steps.run_path("no_images", run_id) + "/tasks/nothing": "This task has no generated images",
     }.items():
         gallery = steps.open_tab(page, path)
-        expect(gallery.get_by_text(told)).to_be_visible()
+        expect(gallery.get_by_text(text)).to_be_visible()
         expect(steps.total(gallery, "images")).to_have_text("0")
     photograph(page, "gallery-empty")
 
 
-def test_one_image_in_each_of_its_places(
+def test_one_image_on_the_pages_of_its_dag_run_and_task(
     world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
 ) -> None:
     run_id = world.draw("one_image", prompt="A single teapot", seed=2)
@@ -67,7 +67,7 @@ def test_one_image_in_each_of_its_places(
     photograph(page, "gallery-one-image")
 
 
-def test_prompts_of_all_kinds_are_text(
+def test_prompts_of_all_kinds_are_shown_as_text(
     world: World, open_page: Callable[..., Any], photograph: Callable[..., None], prompts: str
 ) -> None:
     page = open_page()
@@ -78,12 +78,12 @@ def test_prompts_of_all_kinds_are_text(
     for prompt in set(PROMPTS.values()) - {PROMPTS["refused"]}:
         expect(gallery.get_by_role("img", name=prompt, exact=True)).to_have_count(1)
     steps.expect_pictures(page, gallery, len(PROMPTS) - 1)
-    # Nothing of a prompt was run or loaded.
+    # No part of a prompt was executed or loaded.
     frame = page.frames[-1]
     assert frame.evaluate("document.scripts.length") == 1
     assert frame.title() != "run"
     assert page.title() != "run"
-    # No card is wider than its place.
+    # No card is wider than the page.
     assert frame.evaluate("document.documentElement.scrollWidth <= innerWidth")
     direction = gallery.get_by_text(PROMPTS["arabic"], exact=True).evaluate(
         "element => getComputedStyle(element).direction"
@@ -95,7 +95,7 @@ def test_prompts_of_all_kinds_are_text(
     photograph(page, "image-long-prompt")
 
 
-def test_a_failure_tells_its_reason_and_leads_to_its_task(
+def test_a_failure_shows_its_reason_and_links_its_task(
     world: World, open_page: Callable[..., Any], photograph: Callable[..., None], prompts: str
 ) -> None:
     page = open_page()
@@ -108,7 +108,7 @@ def test_a_failure_tells_its_reason_and_leads_to_its_task(
     expect(steps.total(gallery, "failed")).to_have_text("1")
     photograph(page, "gallery-failure")
     steps.follow(page, card.get_by_role("link", name="draw[6]"), r"/tasks/draw/mapped/6")
-    # The link of the task is there after the failure as well, and an image is not.
+    # A failed task has the link to the gallery, and none to an image.
     steps.follow(page, page.get_by_role("link", name="Details", exact=True), r"/tasks/draw/mapped/6/details")
     expect(page.get_by_role("link", name="Generated images")).to_be_visible()
     expect(page.get_by_role("link", name="Image", exact=True)).to_have_count(0)
@@ -125,9 +125,9 @@ def test_an_image_that_is_not_stored_is_linked_and_never_loaded(
     # The sandbox is on Airflow's own host here, whose addresses are not even linked; elsewhere it would be this one.
     def be_elsewhere(route: Route) -> None:
         answer = route.fetch()
-        told = answer.json()
-        told["items"][0] |= {"address": "https://cdn.example/cdn/a.png", "message": None}
-        route.fulfill(response=answer, json=told)
+        page_data = answer.json()
+        page_data["items"][0] |= {"address": "https://cdn.example/cdn/a.png", "message": None}
+        route.fulfill(response=answer, json=page_data)
 
     page.route(re.compile(r"/data\?"), be_elsewhere)
     gallery = steps.open_tab(page, steps.run_path("not_stored", run_id))
@@ -189,7 +189,7 @@ def test_words_typed_while_the_page_loads_are_searched_for(open_page: Callable[.
     expect(steps.cards(gallery)).to_have_count(15)
 
 
-def test_the_gallery_is_dark_where_airflow_is(
+def test_the_gallery_follows_the_dark_mode_of_airflow(
     open_page: Callable[..., Any], photograph: Callable[..., None], many: str
 ) -> None:
     page = open_page()
@@ -199,12 +199,12 @@ def test_the_gallery_is_dark_where_airflow_is(
     ground = "getComputedStyle(document.documentElement).backgroundColor"
     assert sum(map(int, re.findall(r"\d+", page.frames[-1].evaluate(ground))[:3])) < 150
     photograph(page, "gallery-dark")
-    # And changes with it, without being loaded again.
+    # The theme changes without a reload.
     page.evaluate("document.documentElement.classList.replace('dark', 'light')")
     expect(gallery.locator("html")).to_have_attribute("data-theme", "light")
 
 
-def test_it_is_used_from_the_keyboard(open_page: Callable[..., Any], many: str) -> None:
+def test_the_gallery_is_usable_with_the_keyboard(open_page: Callable[..., Any], many: str) -> None:
     page = open_page(f"/qwenimage{steps.run_path('many_images', many)}")
     first = page.get_by_role("button", name="Done: Robot 0 on a shelf of toys")
     first.wait_for()

@@ -29,14 +29,14 @@ class Server:
         self.url = url
 
     def get(self, path: str, user: str | None = "*", **arguments: Any) -> requests.Response:
-        """Ask for a page as a user who may read the DAGs in the name, or as nobody."""
+        """Request a page as a user who may read the DAGs in the user's name, or without a login."""
         headers = dict(arguments.pop("headers", {}))
         if user is not None:
             headers["Authorization"] = f"Bearer {token(user)}"
         return requests.get(f"{self.url}{path}", headers=headers, timeout=100, allow_redirects=False, **arguments)
 
     def raw(self, target: str, user: str = "*", method: str = "GET") -> bytes:
-        """Send a request line as it is, which a client library would tidy up, and return the whole answer."""
+        """Send an exact request line, which a client library would normalize, and return the whole response."""
         host, port = self.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=100) as connection:
             connection.sendall(
@@ -47,7 +47,7 @@ class Server:
 
 
 def token(user: str, role: str = "viewer") -> str:
-    """Return what a user who is logged in has."""
+    """Return the token of a logged-in user."""
     from airflow.api_fastapi.app import get_auth_manager
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 

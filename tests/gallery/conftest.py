@@ -24,7 +24,7 @@ if HAS_PLUGIN_PAGES:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let Airflow warn as it likes; ours still fail."""
+    """Ignore Airflow's warnings; those of this package are still errors."""
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.filterwarnings("ignore", "error:::airflow_provider_qwenimage"))
@@ -41,7 +41,7 @@ def server(airflow_home: Path, airflow_database: None) -> Iterator[Any]:
 
 @dataclass
 class Shown:
-    """A DAG run and where the gallery shows it.
+    """A DAG run and its page in the gallery.
 
     Attributes:
         dag_id: The DAG.

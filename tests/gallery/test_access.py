@@ -1,4 +1,4 @@
-"""Who sees what: every page demands a user who may read the DAG, and only what its tasks have drawn is served."""
+"""Access: every page requires a user who may read the DAG, and only images of its tasks are served."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def image(shown: Shown, kind: str = "") -> str:
 
 
 def push(shown: Shown, key: str, value: Any) -> None:
-    """Write an XCom as somebody could who may, and have no page remember the old one."""
+    """Overwrite an XCom, and drop the cached runs."""
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
 
@@ -65,7 +65,7 @@ def push(shown: Shown, key: str, value: Any) -> None:
 
 @pytest.fixture
 def forge(foxes: Shown) -> Iterator[Callable[..., None]]:
-    """Return a function that changes what the foxes' task has returned, until the end of the test."""
+    """Return a function that changes the return value of the foxes' task until the end of the test."""
     returned = foxes.run["draw"].returned
 
     def change(**fields: Any) -> None:
@@ -75,7 +75,7 @@ def forge(foxes: Shown) -> Iterator[Callable[..., None]]:
     push(foxes, "return_value", returned)
 
 
-def test_no_page_loads_an_image_from_elsewhere(server: Server, foxes: Shown) -> None:
+def test_no_page_loads_an_image_from_another_host(server: Server, foxes: Shown) -> None:
     policy = server.get(foxes.path).headers["Content-Security-Policy"]
     assert "img-src 'self';" in policy
     assert "http" not in policy
@@ -101,7 +101,7 @@ def test_an_address_on_airflows_own_host_is_neither_loaded_nor_linked(
     assert url not in answer.text
 
 
-def test_an_address_elsewhere_is_linked_and_not_loaded(
+def test_an_address_on_another_host_is_linked_and_not_loaded(
     server: Server, foxes: Shown, forge: Callable[..., None]
 ) -> None:
     forge(paths=[], image_urls=["https://user:password@cdn.example/a.png?signature=1"])
@@ -110,9 +110,7 @@ def test_an_address_elsewhere_is_linked_and_not_loaded(
     assert item["address"] == "https://cdn.example/a.png?signature=1"
 
 
-def test_what_was_forged_into_xcoms_is_cut_and_can_be_sent(
-    server: Server, foxes: Shown, forge: Callable[..., None]
-) -> None:
+def test_forged_xcoms_are_limited_and_can_be_encoded(server: Server, foxes: Shown, forge: Callable[..., None]) -> None:
     request = foxes.run["draw"].xcoms["request"]
     paths = [f"/images/{number}.jpg" for number in range(5000)]
     forge(paths=paths, image_urls=paths, seed=10**31)
@@ -137,16 +135,16 @@ def test_what_was_forged_into_xcoms_is_cut_and_can_be_sent(
 
 
 @pytest.mark.parametrize("value", ["[" * 100_000 + "]" * 100_000, "1" * 5000, "nothing", '"\\ud800"'])
-def test_an_xcom_that_no_decoder_takes_hides_no_other_run(server: Server, foxes: Shown, value: str) -> None:
+def test_an_xcom_that_cannot_be_decoded_hides_no_other_run(server: Server, foxes: Shown, value: str) -> None:
     import sqlite3
 
     from airflow import settings
 
     with sqlite3.connect(str(settings.SQL_ALCHEMY_CONN).removeprefix("sqlite:///"), timeout=60) as database:
-        place = (foxes.dag_id, "consumed_credits")
-        (before,) = database.execute("SELECT value FROM xcom WHERE dag_id = ? AND key = ?", place).fetchone()
+        key = (foxes.dag_id, "consumed_credits")
+        (before,) = database.execute("SELECT value FROM xcom WHERE dag_id = ? AND key = ?", key).fetchone()
         change = "UPDATE xcom SET value = ? WHERE dag_id = ? AND key = ?"
-        database.execute(change, (value, *place))
+        database.execute(change, (value, *key))
         database.commit()
         RUNS._cache.clear()
         try:
@@ -154,7 +152,7 @@ def test_an_xcom_that_no_decoder_takes_hides_no_other_run(server: Server, foxes:
             assert (item["status"], item["credits"]) == ("done", None)
             assert server.get("/qwenimage/data").status_code == 200
         finally:
-            database.execute(change, (before, *place))
+            database.execute(change, (before, *key))
             database.commit()
             RUNS._cache.clear()
 
@@ -165,7 +163,7 @@ def test_there_are_pages_to_test() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_nobody_sees_anything_without_logging_in(server: Server, foxes: Shown, path: str) -> None:
+def test_every_page_requires_a_login(server: Server, foxes: Shown, path: str) -> None:
     answer = server.get(filled(path, foxes), user=None)
     assert answer.status_code == 401
     assert "fox" not in answer.text
@@ -174,7 +172,7 @@ def test_nobody_sees_anything_without_logging_in(server: Server, foxes: Shown, p
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if "{dag_id}" in path])
-def test_a_user_who_may_not_read_the_dag_sees_nothing_of_it(
+def test_a_user_who_may_not_read_the_dag_sees_none_of_its_images(
     server: Server, foxes: Shown, hares: Shown, path: str
 ) -> None:
     answer = server.get(filled(path, foxes), user=hares.dag_id)
@@ -183,7 +181,7 @@ def test_a_user_who_may_not_read_the_dag_sees_nothing_of_it(
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_user_who_may_read_the_dag_sees_all_of_it_under_strict_headers(
+def test_a_user_who_may_read_the_dag_sees_every_page_with_strict_headers(
     server: Server, foxes: Shown, path: str
 ) -> None:
     answer = server.get(filled(path, foxes), user=foxes.dag_id)
@@ -200,7 +198,7 @@ def test_a_user_who_may_read_the_dag_sees_all_of_it_under_strict_headers(
     assert answer.headers["Referrer-Policy"] == "no-referrer"
 
 
-def test_the_session_cookie_of_the_browser_counts(server: Server, foxes: Shown) -> None:
+def test_the_session_cookie_of_the_browser_logs_in(server: Server, foxes: Shown) -> None:
     from tests.gallery.airflow_server import token
 
     assert server.get(image(foxes), user=None, cookies={"_token": token(foxes.dag_id)}).status_code == 200
@@ -230,13 +228,13 @@ def test_the_page_of_all_dags_leaves_out_those_whose_xcoms_the_user_may_not_read
 
 
 @pytest.mark.parametrize("dag_id", ["~", "%7E", "*", ""])
-def test_no_id_stands_for_all_dags(server: Server, foxes: Shown, dag_id: str) -> None:
+def test_no_id_means_all_dags(server: Server, foxes: Shown, dag_id: str) -> None:
     for path in (f"/qwenimage/dags/{dag_id}/data", f"/qwenimage/dags/{dag_id}/runs/{foxes.run_id}/data"):
         answer = server.get(path, user="another_dag")
         assert answer.status_code in (403, 404, 307) or answer.json()["items"] == []
 
 
-def test_a_stored_image_is_sent_whole_with_its_type(server: Server, foxes: Shown) -> None:
+def test_a_stored_image_is_sent_complete_with_its_type(server: Server, foxes: Shown) -> None:
     (path,) = foxes.run["draw"].returned["paths"]
     answer = server.get(image(foxes))
     assert answer.headers["Content-Type"] == "image/jpeg"
@@ -319,7 +317,7 @@ def test_an_image_is_not_served_after_it_was_changed(
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".html", ".json"])
 @pytest.mark.parametrize("content", [b"<svg onload='alert(1)'/>", b"<script>alert(1)</script>", b"GIF89a"])
-def test_what_is_no_image_is_not_served_whatever_vouches_for_it(
+def test_a_file_that_is_not_an_image_is_not_served_even_with_a_valid_sidecar(
     *, server: Server, foxes: Shown, forge: Callable[..., None], tmp_path: Path, suffix: str, content: bytes
 ) -> None:
     (path,) = foxes.run["draw"].returned["paths"]
@@ -335,7 +333,7 @@ def test_what_is_no_image_is_not_served_whatever_vouches_for_it(
 
 
 @pytest.mark.parametrize("sha256", ["../../../etc/passwd", "", None, 5, "A" * 64, "0" * 63])
-def test_a_sidecar_cannot_name_a_file_of_the_thumbnails(
+def test_a_sidecar_cannot_choose_the_file_of_a_thumbnail(
     server: Server, foxes: Shown, forge: Callable[..., None], tmp_path: Path, sha256: Any
 ) -> None:
     (path,) = foxes.run["draw"].returned["paths"]
@@ -406,7 +404,7 @@ def test_the_client_cannot_name_a_file(server: Server, foxes: Shown, rest: str) 
         "",
     ],
 )
-def test_only_the_pages_own_files_are_static(server: Server, name: str) -> None:
+def test_no_other_file_is_served_as_a_static_file(server: Server, name: str) -> None:
     assert server.raw(f"/qwenimage/static/{name}").split()[1] == b"404"
 
 
@@ -442,7 +440,7 @@ def test_the_headers_of_a_static_file_can_be_requested_alone(server: Server) -> 
     assert server.raw("/qwenimage/static/gallery.css", method="POST").split()[1] == b"405"
 
 
-def test_the_api_of_the_pages_is_not_described_to_strangers(server: Server) -> None:
+def test_the_pages_have_no_public_api_description(server: Server) -> None:
     for path in ("/qwenimage/docs", "/qwenimage/redoc", "/qwenimage/openapi.json"):
         assert server.get(path, user=None).status_code in (401, 404)
 
@@ -468,7 +466,7 @@ def test_a_manifest_cannot_be_forged_to_read_another_file(
         assert answer.json()["batches"][0]["problem"]
 
 
-def test_a_page_does_not_run_what_its_address_holds(server: Server) -> None:
+def test_a_page_does_not_execute_text_from_its_address(server: Server) -> None:
     for dag_id in ("%3Cscript%3Ealert(1)", "a%22%20onload=%22x", "%3Fq#%25"):
         answer = server.get(f"/qwenimage/dags/{dag_id}", headers={"Accept": "text/html"})
         assert answer.status_code == 200
@@ -477,7 +475,7 @@ def test_a_page_does_not_run_what_its_address_holds(server: Server) -> None:
         assert f'data-url="/qwenimage/dags/{quote(unquote(dag_id.split("#")[0]), safe="")}/data"' in answer.text
 
 
-def test_a_person_is_told_in_words_why_there_is_nothing_to_see(server: Server, foxes: Shown) -> None:
+def test_an_error_page_describes_the_error_in_words(server: Server, foxes: Shown) -> None:
     page = server.get(foxes.path, user="another_dag", headers={"Accept": "text/html"})
     assert "You need permission to read the XComs of this DAG." in page.text
     page = server.get(foxes.path, user=None, headers={"Accept": "text/html"})
@@ -494,7 +492,7 @@ def copied(shown: Shown, folder: Path) -> Path:
     return copy
 
 
-def test_a_path_that_leads_out_of_its_folder_is_refused_wherever_it_leads(
+def test_a_path_with_dots_is_refused_wherever_it_leads(
     server: Server, foxes: Shown, forge: Callable[..., None], tmp_path: Path
 ) -> None:
     copy = copied(foxes, tmp_path)
@@ -506,7 +504,7 @@ def test_a_path_that_leads_out_of_its_folder_is_refused_wherever_it_leads(
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "ftp", "data"])
-def test_the_api_server_asks_no_web_server_for_an_image(scheme: str) -> None:
+def test_the_api_server_does_not_read_images_from_web_servers(scheme: str) -> None:
     # Airflow would open it.
     path = f"{attach(MemoryStore(scheme), scheme)}host/images/a.png"
     with pytest.raises(RefusedError, match=f"does not read images from {scheme}://"):
@@ -514,7 +512,7 @@ def test_the_api_server_asks_no_web_server_for_an_image(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["nothing://host/a\n[error] forged.png", "nothing://\x1b[2J\r/\u2028\x9b.png"])
-def test_a_recorded_path_forges_no_line_of_the_log(path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_recorded_path_cannot_forge_a_log_line(path: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), pytest.raises(RefusedError):
         open_recorded(path)
     log_problem("read", path, OSError(path))
@@ -522,7 +520,7 @@ def test_a_recorded_path_forges_no_line_of_the_log(path: str, caplog: pytest.Log
     assert all(message.isprintable() for message in caplog.messages)
 
 
-def test_an_image_that_was_drawn_anew_is_not_taken_for_the_one_before(
+def test_an_overwritten_image_is_not_shown_for_the_previous_one(
     server: Server, show: Callable[[TestDag], Shown], tmp_path: Path
 ) -> None:
     dag = dag_that_draws(output_path=str(tmp_path), prompt="A fox", seed=1, overwrite=True)

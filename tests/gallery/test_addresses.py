@@ -59,7 +59,7 @@ OWN = hosts_in("Airflow.Example:8080", "proxy.example, inner.example:80", "https
         "https://cdn.example/" + 3000 * "x",
     ],
 )
-def test_what_could_lead_to_airflow_is_not_linked(url: str) -> None:
+def test_an_address_that_may_lead_to_airflow_is_not_linked(url: str) -> None:
     assert linkable_address(url, OWN, is_page_secure=True) is None
 
 
@@ -73,23 +73,23 @@ def test_what_could_lead_to_airflow_is_not_linked(url: str) -> None:
         ("https://[2001:db8::1]/a.png", "https://[2001:db8::1]/a.png"),
     ],
 )
-def test_an_address_elsewhere_is_linked_without_its_user(url: str, shown: str) -> None:
+def test_an_address_on_another_host_is_linked_without_its_user(url: str, shown: str) -> None:
     assert linkable_address(url, OWN, is_page_secure=True) == shown
 
 
-def test_http_is_linked_only_from_a_page_that_came_without_tls() -> None:
+def test_http_is_linked_only_from_a_page_loaded_without_tls() -> None:
     assert linkable_address("http://cdn.example/a.png", OWN, is_page_secure=False) == "http://cdn.example/a.png"
     assert linkable_address("http://airflow.example/a.png", OWN, is_page_secure=False) is None
 
 
 @given(st.integers(min_value=0, max_value=2**32 - 1), st.sampled_from(["{}", "0x{:x}", "0{:o}"]))
-def test_an_ipv4_address_is_one_host_however_it_is_written(number: int, spelling: str) -> None:
+def test_all_notations_of_an_ipv4_address_are_the_same_host(number: int, spelling: str) -> None:
     plain = socket.inet_ntoa(number.to_bytes(4, "big"))
     assert host_of(spelling.format(number)) == host_of(plain)
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_decided(text: str) -> None:
+def test_any_text_can_be_checked(text: str) -> None:
     for url in (text, f"https://{text}", f"https://cdn.example/{text}"):
         shown = linkable_address(url, OWN, is_page_secure=True)
         assert shown is None or shown.startswith("https://")

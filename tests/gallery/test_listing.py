@@ -1,4 +1,4 @@
-"""What the pages are told of real DAG runs: each image once, in its place, with its cost."""
+"""What the pages are page of real DAG runs: each image once, in its key_fields, with its cost."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Show = Callable[[TestDag], Shown]
 def listing(server: Server, path: str, **params: Any) -> dict[str, Any]:
     answer = server.get(f"{path}/data", params=params)
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    page: dict[str, Any] = answer.json()
+    return page
 
 
-def prompts(told: dict[str, Any]) -> list[str]:
-    return [item["prompt"] for item in told["items"]]
+def prompts(page: dict[str, Any]) -> list[str]:
+    return [item["prompt"] for item in page["items"]]
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +44,20 @@ def mapped(show: Show, tmp_path_factory: pytest.TempPathFactory) -> Shown:
 
 
 def test_a_mapped_task_shows_each_image_in_its_place(server: Server, mapped: Shown) -> None:
-    told = listing(server, mapped.path)
-    assert prompts(told) == ["A fox", "Fog [policy]", "A hare"]
-    assert [item["status"] for item in told["items"]] == ["done", "failed", "done"]
-    assert [item["map_index"] for item in told["items"]] == [0, 1, 2]
-    assert told["totals"]["credits"] == 10
-    assert told["totals"]["counts"] == {"done": 2, "drawing": 0, "waiting": 0, "failed": 1, "unknown": 0}
-    assert told["is_active"] is False
-    fox = told["items"][0]
+    page = listing(server, mapped.path)
+    assert prompts(page) == ["A fox", "Fog [policy]", "A hare"]
+    assert [item["status"] for item in page["items"]] == ["done", "failed", "done"]
+    assert [item["map_index"] for item in page["items"]] == [0, 1, 2]
+    assert page["totals"]["credits"] == 10
+    assert page["totals"]["counts"] == {"done": 2, "drawing": 0, "waiting": 0, "failed": 1, "unknown": 0}
+    assert page["is_active"] is False
+    fox = page["items"][0]
     assert (fox["size"], fox["seed"], fox["output_format"], fox["credits"]) == ("1024*1024", 1, "jpeg", 5)
     assert server.get(fox["thumbnail"]).headers["Content-Type"] == "image/webp"
     details = server.get(fox["details"]).json()
     assert details["task_id"] == fox["image_task_id"]
     assert details["path"] == mapped.run.tasks["draw", 0].returned["paths"][0]
-    assert "Content policy violation" in told["items"][1]["message"]
+    assert "Content policy violation" in page["items"][1]["message"]
 
 
 def test_a_task_instance_shows_its_own_images(server: Server, mapped: Shown) -> None:
@@ -66,7 +66,7 @@ def test_a_task_instance_shows_its_own_images(server: Server, mapped: Shown) -> 
     assert prompts(listing(server, f"{mapped.path}/tasks/another")) == []
 
 
-def test_the_page_of_a_task_takes_airflows_placeholder_for_no_map_index(server: Server, mapped: Shown) -> None:
+def test_the_page_of_a_task_accepts_airflows_placeholder_instead_of_a_map_index(server: Server, mapped: Shown) -> None:
     page = server.get(f"{mapped.path}/tasks/draw?map_index=%7BMAP_INDEX%7D").text
     assert 'tasks/draw/data"' in page
     page = server.get(f"{mapped.path}/tasks/draw?map_index=2").text
@@ -76,22 +76,22 @@ def test_the_page_of_a_task_takes_airflows_placeholder_for_no_map_index(server: 
 def test_the_page_of_a_dag_shows_its_runs_newest_first(server: Server, show: Show, tmp_path: Path) -> None:
     dag = dag_that_draws(output_path=str(tmp_path), prompt="A {{ run_id }}")
     first, second = show(dag), show(dag)
-    told = listing(server, first.path.rpartition("/runs/")[0])
-    assert prompts(told) == [f"A {second.run_id}", f"A {first.run_id}"]
-    assert told["totals"]["credits"] == 10
-    assert told["note"] is None
+    page = listing(server, first.path.rpartition("/runs/")[0])
+    assert prompts(page) == [f"A {second.run_id}", f"A {first.run_id}"]
+    assert page["totals"]["credits"] == 10
+    assert page["note"] is None
 
 
 def test_pages_of_a_list_are_parts_of_it(server: Server, mapped: Shown) -> None:
     assert prompts(listing(server, mapped.path, offset=1, limit=1)) == ["Fog [policy]"]
     assert prompts(listing(server, mapped.path, offset=9)) == []
-    told = listing(server, mapped.path, limit=0)
-    assert (told["items"], told["found"]) == ([], 3)
+    page = listing(server, mapped.path, limit=0)
+    assert (page["items"], page["found"]) == ([], 3)
 
 
 def test_a_filter_leaves_the_totals_as_they_are(server: Server, mapped: Shown) -> None:
-    told = listing(server, mapped.path, status="failed")
-    assert (prompts(told), told["found"], told["totals"]["images"]) == (["Fog [policy]"], 1, 3)
+    page = listing(server, mapped.path, status="failed")
+    assert (prompts(page), page["found"], page["totals"]["images"]) == (["Fog [policy]"], 1, 3)
     assert prompts(listing(server, mapped.path, text="HARE")) == ["A hare"]
     assert prompts(listing(server, mapped.path, text="fox", status="failed")) == []
 
@@ -99,11 +99,11 @@ def test_a_filter_leaves_the_totals_as_they_are(server: Server, mapped: Shown) -
 @pytest.mark.parametrize(
     "params", [{"status": "lost"}, {"offset": -1}, {"limit": 201}, {"limit": "x"}, {"text": "x" * 201}]
 )
-def test_a_bad_part_of_a_list_is_refused(server: Server, mapped: Shown, params: dict[str, Any]) -> None:
+def test_invalid_parameters_of_a_list_are_refused(server: Server, mapped: Shown, params: dict[str, Any]) -> None:
     assert server.get(f"{mapped.path}/data", params=params).status_code == 422
 
 
-def test_what_was_submitted_and_waited_for_is_one_image(server: Server, show: Show) -> None:
+def test_a_submission_and_its_sensor_show_one_image(server: Server, show: Show) -> None:
     dag = TestDag()
     with dag:
         submit = QwenImageGenerateOperator(task_id="submit", prompt="A lighthouse", seed=5)
@@ -130,20 +130,20 @@ def batch_dag(folder: str, requests: Any) -> TestDag:
 
 def test_a_batch_shows_its_rows(server: Server, show: Show, tmp_path: Path) -> None:
     shown = show(batch_dag(str(tmp_path), ["A fox", "Fog [policy]", {"prompt": "An owl", "seed": 1}]))
-    told = listing(server, shown.path)
-    assert [item["status"] for item in told["items"]] == ["done", "failed", "done"]
-    assert told["totals"]["credits"] == 10
-    assert server.get(told["items"][2]["thumbnail"]).status_code == 200
-    assert server.get(told["items"][2]["image"]).headers["Content-Type"] == "image/jpeg"
-    assert all(item["time"] for item in told["items"])
+    page = listing(server, shown.path)
+    assert [item["status"] for item in page["items"]] == ["done", "failed", "done"]
+    assert page["totals"]["credits"] == 10
+    assert server.get(page["items"][2]["thumbnail"]).status_code == 200
+    assert server.get(page["items"][2]["image"]).headers["Content-Type"] == "image/jpeg"
+    assert all(item["time"] for item in page["items"])
     # Again in the same folder: the images are shown as used again, and the first run says why it has none left.
     again = show(shown.dag)
     assert [item["state"] for item in listing(server, again.path)["items"]] == ["reused", "failed", "reused"]
     forget_manifests()
-    told = listing(server, shown.path)
-    assert told["items"] == []
-    assert "A later batch replaced the manifest of this one" in told["batches"][0]["problem"]
-    assert told["totals"]["credits"] == 10
+    page = listing(server, shown.path)
+    assert page["items"] == []
+    assert "A later batch replaced the manifest of this one" in page["batches"][0]["problem"]
+    assert page["totals"]["credits"] == 10
 
 
 def forget_manifests() -> None:
@@ -151,16 +151,16 @@ def forget_manifests() -> None:
     RUNS._cache.clear()
 
 
-def test_a_manifest_that_was_removed_is_said_to_be_gone(server: Server, show: Show, tmp_path: Path) -> None:
+def test_a_missing_manifest_is_reported(server: Server, show: Show, tmp_path: Path) -> None:
     shown = show(batch_dag(str(tmp_path), ["A fox"]))
     shutil.rmtree(tmp_path)
     forget_manifests()
-    told = listing(server, shown.path)
-    assert "manifest.jsonl no longer exists" in told["batches"][0]["problem"]
-    assert told["totals"]["counts"]["done"] == 1
+    page = listing(server, shown.path)
+    assert "manifest.jsonl no longer exists" in page["batches"][0]["problem"]
+    assert page["totals"]["counts"]["done"] == 1
 
 
-def test_a_batch_that_could_not_begin_shows_why(server: Server, show: Show, tmp_path: Path) -> None:
+def test_a_batch_that_could_not_start_shows_why(server: Server, show: Show, tmp_path: Path) -> None:
     shown = show(batch_dag(str(tmp_path), "{{ ['A fox', ''] | tojson }}"))
     (item,) = listing(server, shown.path)["items"]
     assert item["status"] == "failed"
@@ -182,7 +182,7 @@ def test_images_in_any_storage_are_shown(server: Server, show: Show, protocol: s
 
 
 class BrokenStore(WatchedStore):
-    """Fails, once it is broken, as libraries do where a machine has no credentials: with errors of their own."""
+    """Fails when it has an error to raise, as storage libraries do without credentials."""
 
     error: Exception | None = None
 
@@ -208,40 +208,42 @@ def test_storage_that_fails_hides_no_other_run(server: Server, show: Show, mappe
         answer = server.get(item[kind])
         assert answer.status_code == 404
         assert "The API server cannot read" in answer.text
-    told = listing(server, listed.path)
-    assert "The API server cannot read" in told["batches"][0]["problem"]
-    assert "A hare" not in prompts(told)
+    page = listing(server, listed.path)
+    assert "The API server cannot read" in page["batches"][0]["problem"]
+    assert "A hare" not in prompts(page)
     assert "A fox" in prompts(listing(server, "/qwenimage"))
 
 
-def test_a_run_that_goes_on_is_read_anew(
+def test_a_run_that_continues_is_read_again(
     server: Server, show: Show, tmp_path: Path, gallery_api: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", gallery_api.connection_json)
     gallery_api.script("generate", "drop_after")
     shown = show(dag_that_draws(output_path=str(tmp_path), prompt="A fox", seed=1))
-    told = listing(server, shown.path)
-    (item,) = told["items"]
-    assert (item["status"], item["at_risk"], told["totals"]["at_risk"]) == ("unknown", 5, 5)
+    page = listing(server, shown.path)
+    (item,) = page["items"]
+    assert (item["status"], item["at_risk"], page["totals"]["at_risk"]) == ("unknown", 5, 5)
     shown.dag.clear("draw")
     RUNS.get(shown.dag_id, shown.run_id, float("inf"))._read_at = float("-inf")
-    told = listing(server, shown.path)
-    (item,) = told["items"]
-    assert (item["status"], item["at_risk"], told["totals"]["credits"]) == ("done", 0, 5)
+    page = listing(server, shown.path)
+    (item,) = page["items"]
+    assert (item["status"], item["at_risk"], page["totals"]["credits"]) == ("done", 0, 5)
 
 
-def test_a_task_that_runs_is_read_anew_whatever_airflow_notes_of_it(server: Server, show: Show, tmp_path: Path) -> None:
+def test_a_running_task_is_read_again_although_its_database_row_is_unchanged(
+    server: Server, show: Show, tmp_path: Path
+) -> None:
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import update
 
     shown = show(batch_dag(str(tmp_path), ["A fox"]))
-    place = {"dag_id": shown.dag_id, "run_id": shown.run_id, "task_id": "draw"}
+    key_fields = {"dag_id": shown.dag_id, "run_id": shown.run_id, "task_id": "draw"}
 
     def push(key: str, value: Any) -> None:
         with create_session() as session:
-            XComModel.set(key=key, value=value, map_index=-1, session=session, **place)
+            XComModel.set(key=key, value=value, map_index=-1, session=session, **key_fields)
 
     with create_session() as session:
         mine = update(TaskInstance).where(TaskInstance.dag_id == shown.dag_id)
@@ -256,7 +258,7 @@ def test_a_task_that_runs_is_read_anew_whatever_airflow_notes_of_it(server: Serv
     assert listing(server, shown.path)["is_active"]
 
 
-def test_a_run_that_could_not_be_read_to_its_end_is_read_again(
+def test_a_run_whose_reading_failed_is_read_again(
     server: Server, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = show(dag_that_draws(output_path=str(tmp_path), prompt="A fox", seed=1))
@@ -271,11 +273,11 @@ def test_a_run_that_could_not_be_read_to_its_end_is_read_again(
 
 
 def test_a_run_that_does_not_exist_has_no_images(server: Server, mapped: Shown) -> None:
-    told = listing(server, mapped.path.rpartition("/")[0] + "/manual__never")
-    assert (told["items"], told["totals"]["images"], told["is_active"]) == ([], 0, False)
+    page = listing(server, mapped.path.rpartition("/")[0] + "/manual__never")
+    assert (page["items"], page["totals"]["images"], page["is_active"]) == ([], 0, False)
 
 
-def test_what_is_kept_of_runs_is_bounded(server: Server, mapped: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_runs_is_limited(server: Server, mapped: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RUNS._cache, "most_weight", 2)
     listing(server, mapped.path)
     assert RUNS._cache.keys() == [(mapped.dag_id, mapped.run_id)]
@@ -293,23 +295,23 @@ def test_of_a_run_that_does_not_fit_into_memory_the_first_images_are_shown(
     forget_manifests()
     with monkeypatch.context() as patch:
         patch.setattr(runs_module, "_MOST_BYTES", 2500)
-        told = listing(server, mapped.path)
+        page = listing(server, mapped.path)
     forget_manifests()
-    assert prompts(told) == ["A fox"]
-    assert "more images than the gallery can show" in told["note"]
+    assert prompts(page) == ["A fox"]
+    assert "more images than the gallery can show" in page["note"]
 
 
-def test_xcoms_that_are_too_many_together_are_not_all_read(
+def test_xcoms_beyond_the_limit_of_a_run_are_not_read(
     server: Server, mapped: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget_manifests()
     with monkeypatch.context() as patch:
         patch.setattr(metadata_db, "_MOST_CHARACTERS", 1)
-        told = listing(server, mapped.path)
+        page = listing(server, mapped.path)
     forget_manifests()
-    assert [item["status"] for item in told["items"]] == ["done", "failed", "done"]
-    assert sum(item["prompt"] is not None for item in told["items"]) <= 1
-    assert "the limit of the gallery" in (told["items"][0]["message"] or told["items"][2]["message"])
+    assert [item["status"] for item in page["items"]] == ["done", "failed", "done"]
+    assert sum(item["prompt"] is not None for item in page["items"]) <= 1
+    assert "the limit of the gallery" in (page["items"][0]["message"] or page["items"][2]["message"])
     assert prompts(listing(server, mapped.path)) == ["A fox", "Fog [policy]", "A hare"]
 
 
@@ -319,8 +321,8 @@ def test_only_the_newest_runs_are_shown_together(
     dag = dag_that_draws(output_path=str(tmp_path), prompt="A {{ run_id }}")
     ran = [show(dag) for _ in range(3)]
     monkeypatch.setattr(runs_module, "MOST_RUNS", 2)
-    told = listing(server, ran[0].path.rpartition("/runs/")[0])
-    assert prompts(told) == [f"A {shown.run_id}" for shown in reversed(ran[1:])]
-    assert "newest 2 runs" in told["note"]
+    page = listing(server, ran[0].path.rpartition("/runs/")[0])
+    assert prompts(page) == [f"A {shown.run_id}" for shown in reversed(ran[1:])]
+    assert "newest 2 runs" in page["note"]
     monkeypatch.setattr(runs_module, "MOST_IMAGES", 1)
     assert len(prompts(listing(server, ran[0].path.rpartition("/runs/")[0]))) == 1

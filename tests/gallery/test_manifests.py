@@ -1,4 +1,4 @@
-"""Manifests and images that others wrote are read within bounds of bytes, rows and memory."""
+"""Manifests and images are read within limits of bytes, rows and memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from airflow_provider_qwenimage.plugin.stored_images import read_image, read_sid
 from airflow_provider_qwenimage.plugin.time_limits import TimeLimitedReads
 from airflow_provider_qwenimage.rules.made_by import writer_of
 
-PLACE = {"dag_id": "foxes", "run_id": "r", "task_id": "draw", "map_index": -1}
-TASK = TaskInstance(**PLACE, state="success", operator=None, try_number=1, changed_at=None)
-ROW = {"row": 1, "status": "SUCCESS", "prompt": "A fox", "writer": writer_of(PLACE)}
+KEY_FIELDS = {"dag_id": "foxes", "run_id": "r", "task_id": "draw", "map_index": -1}
+TASK = TaskInstance(**KEY_FIELDS, state="success", operator=None, try_number=1, changed_at=None)
+ROW = {"row": 1, "status": "SUCCESS", "prompt": "A fox", "writer": writer_of(KEY_FIELDS)}
 READS = TimeLimitedReads(100)
 
 
@@ -32,7 +32,7 @@ def rows_of(folder: Path, *lines: bytes) -> tuple[Any, str | None]:
 
 
 def peak_of(function: Callable[[], Any]) -> int:
-    """Return how many bytes a function takes at most, whatever it raises."""
+    """Return the peak memory of a function in bytes, even if it refuses."""
     tracemalloc.start()
     try:
         function()
@@ -51,13 +51,13 @@ def test_one_bad_row_hides_no_other(tmp_path: Path) -> None:
     assert (len(rows), problem) == (2, None)
 
 
-def test_an_endless_line_is_passed_over(tmp_path: Path) -> None:
+def test_an_overlong_line_is_skipped(tmp_path: Path) -> None:
     long = json.dumps(ROW | {"prompt": 10**6 * "x"}).encode()
     rows, _ = rows_of(tmp_path, json.dumps(ROW).encode(), long)
     assert len(rows) == 1
 
 
-def test_rows_are_cut_to_what_is_shown_of_them(tmp_path: Path) -> None:
+def test_rows_are_limited_to_the_fields_that_are_shown(tmp_path: Path) -> None:
     odd = ROW | {"prompt": 200_000 * "x", "more": 1000 * ["y"], "paths": 5000 * ["/a"], "seed": 10**31}
     ((row,), _) = rows_of(tmp_path, json.dumps(odd).encode())
     assert len(json.dumps(row)) < 5000
@@ -65,7 +65,7 @@ def test_rows_are_cut_to_what_is_shown_of_them(tmp_path: Path) -> None:
     assert row["paths"] == MAX_IMAGES * ["/a"]
 
 
-def test_a_million_rows_are_read_up_to_a_number_and_the_page_says_so(
+def test_rows_beyond_the_limit_are_not_read_and_the_page_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(manifests, "MOST_ROWS", 10)
@@ -76,8 +76,8 @@ def test_a_million_rows_are_read_up_to_a_number_and_the_page_says_so(
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"[]"])
-def test_lines_that_are_no_rows_count_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
-    """A file of 100 MiB may hold a hundred million of them."""
+def test_invalid_lines_count_toward_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
+    """A file of 100 MiB may have a hundred million such lines."""
     monkeypatch.setattr(manifests, "MOST_ROWS", 10)
     good = json.dumps(ROW).encode()
     rows, problem = rows_of(tmp_path, good, *[line] * 9, good)

@@ -1,4 +1,4 @@
-"""What the gallery tells of an image, from what its task has pushed: decided without a database, a server or a file."""
+"""The records of images from the XComs of their tasks, without a database, a server or a file."""
 
 from __future__ import annotations
 
@@ -65,25 +65,25 @@ def sensor(state: str, xcoms: dict[str, Any]) -> list[ImageRecord]:
 
 
 @pytest.mark.parametrize("state", [None, "scheduled", "queued"])
-def test_a_task_that_has_not_begun_waits(state: str | None) -> None:
+def test_a_task_that_has_not_started_is_waiting(state: str | None) -> None:
     assert record(state, {}).status is Status.WAITING
 
 
 @pytest.mark.parametrize("state", ["running", "deferred", "up_for_retry", "restarting"])
-def test_a_task_under_way_draws_and_shows_its_prompt(state: str) -> None:
+def test_a_running_task_is_drawing_and_shows_its_prompt(state: str) -> None:
     drawing = record(state, SUBMITTED)
     assert (drawing.status, drawing.state, drawing.image_task_id) == (Status.DRAWING, state, TASK_ID)
     assert drawing.request == REQUEST
     assert (drawing.consumed_credits, drawing.at_risk) == (None, 0)
 
 
-def test_a_stored_image_is_done_with_all_that_is_known_of_it() -> None:
+def test_a_stored_image_is_done_with_all_known_fields() -> None:
     done = record("success", {**SUBMITTED, "return_value": STORED, "consumed_credits": 5})
     assert (done.status, done.path, done.image_url) == (Status.DONE, "/images/a-fox.jpg", "https://cdn.example/1.jpeg")
     assert (done.request, done.consumed_credits, done.at_risk, done.reused) == (REQUEST, 5, 0, False)
 
 
-def test_an_image_that_is_used_again_says_so_and_costs_nothing() -> None:
+def test_a_reused_image_is_marked_and_costs_nothing() -> None:
     result = STORED | {"reused": True, "consumed_credits": 0}
     reused = record("success", {**SUBMITTED, "return_value": result, "consumed_credits": 0})
     assert (reused.status, reused.state, reused.consumed_credits) == (Status.DONE, "reused", 0)
@@ -127,7 +127,7 @@ def test_a_killed_task_that_could_push_nothing_has_failed() -> None:
 
 
 @pytest.mark.parametrize("state", ["skipped", "upstream_failed", "removed"])
-def test_what_was_never_to_be_drawn_is_not_shown(state: str) -> None:
+def test_a_task_that_never_ran_is_not_shown(state: str) -> None:
     assert records_of_task(task(state), {}) == []
     assert records_of_batch(task(state, operator=BATCH_OPERATOR), {}, [], None) == Records()
 
@@ -138,7 +138,7 @@ def test_a_sensor_that_was_skipped_softly_shows_why() -> None:
     assert (skipped.status, skipped.message, skipped.at_risk) == (Status.FAILED, "Not done in time.", 0)
 
 
-def test_tasks_of_others_are_not_shown() -> None:
+def test_tasks_of_other_packages_are_not_shown() -> None:
     pushed = {"return_value": ["https://cdn.example/1.jpeg"], "task_id": "x", "error": {"error": "a", "message": "b"}}
     assert records_of_task(task("success", operator="PythonOperator"), pushed) == []
     for request in ({"url": "https://a"}, {"prompt": "A fox"}, {"size": "1024*1024"}, REQUEST | {"size": "XL"}):
@@ -165,7 +165,7 @@ def test_the_kind_of_a_task_is_known_from_its_operator_or_its_xcoms(operator: An
     assert kind_of(task(operator=operator), xcoms) is kind
 
 
-def test_a_submission_and_its_wait_are_one_image() -> None:
+def test_a_submission_and_its_sensor_are_one_image() -> None:
     submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
     assert submitted[0].state == "submitted"
     waited = sensor(
@@ -180,13 +180,13 @@ def test_a_submission_and_its_wait_are_one_image() -> None:
     assert not image.belongs_to("other", None)
 
 
-def test_a_wait_under_way_belongs_to_the_submission() -> None:
+def test_a_running_sensor_belongs_to_the_submission() -> None:
     submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
     (image,) = merge_waits([*submitted, *sensor("deferred", {"task_id": TASK_ID})])
     assert (image.status, image.state) == (Status.DRAWING, "deferred")
 
 
-def test_the_failure_of_a_wait_is_one_of_the_image() -> None:
+def test_the_failure_of_a_sensor_is_a_failure_of_the_image() -> None:
     submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
     error = {"error": "QwenImageTimeoutError", "message": "Not done in time."}
     (image,) = merge_waits([*submitted, *sensor("failed", {"task_id": TASK_ID, "error": error})])
@@ -195,7 +195,7 @@ def test_the_failure_of_a_wait_is_one_of_the_image() -> None:
     assert (image.status, image.at_risk) == (Status.FAILED, 0)
 
 
-def test_of_several_waits_the_one_that_got_furthest_counts() -> None:
+def test_of_several_sensors_the_one_that_got_furthest_counts() -> None:
     submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
     done = sensor("success", {"task_id": TASK_ID, "return_value": ["https://cdn.example/1.jpeg"]})
     late = [
@@ -221,28 +221,28 @@ def test_many_tasks_that_claim_one_image_do_not_multiply_it() -> None:
     assert {image.task.map_index for image in images} == set(range(many))
 
 
-def test_the_images_of_a_batch_are_bounded_however_many_a_row_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_of_a_batch_are_limited_however_many_a_row_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_records, "MOST_IMAGES_OF_A_BATCH", 250)
     row = STORED | REQUEST | {"paths": [f"/images/{number}.jpg" for number in range(100)]}
-    told = records_of_batch(task("success", operator=BATCH_OPERATOR), {}, [row] * 1000, None)
-    assert (len(told.images), told.is_cut) == (300, True)
-    told = records_of_batch(task("success", operator=BATCH_OPERATOR), {}, [row] * 2, None)
-    assert (len(told.images), told.is_cut) == (200, False)
+    found = records_of_batch(task("success", operator=BATCH_OPERATOR), {}, [row] * 1000, None)
+    assert (len(found.images), found.is_cut) == (300, True)
+    found = records_of_batch(task("success", operator=BATCH_OPERATOR), {}, [row] * 2, None)
+    assert (len(found.images), found.is_cut) == (200, False)
 
 
-def test_what_does_not_fit_into_memory_is_left_out_and_said() -> None:
+def test_images_beyond_the_memory_limit_are_left_out_and_reported() -> None:
     images = [record("running", SUBMITTED | {"request": REQUEST | {"prompt": "x" * 1000}}) for _ in range(10)]
-    told = Records(images, is_partial=True)
-    whole = told.within(10**6)
+    found = Records(images, is_partial=True)
+    whole = found.within(10**6)
     assert (whole.images, whole.is_cut, whole.is_partial) == (images, False, True)
     assert 10_000 < whole.weight < 30_000
-    half = told.within(whole.weight // 2)
+    half = found.within(whole.weight // 2)
     assert (len(half.images), half.is_cut, half.weight) == (5, True, whole.weight // 2)
     wide = Records([replace(images[0], request={"prompt": "\N{FOX FACE}" + "x" * 999})])
     assert wide.within(10**6).weight > images[0].weight + 2500
 
 
-def test_a_wait_for_an_image_of_another_dag_stands_alone() -> None:
+def test_a_sensor_for_an_image_of_another_dag_shows_its_own_record() -> None:
     waited = sensor("success", {"task_id": "another", "return_value": ["https://cdn.example/1.jpeg"]})
     submitted = records_of_task(task("success"), {**SUBMITTED, "return_value": TASK_ID})
     assert [image.image_task_id for image in merge_waits([*submitted, *waited])] == [TASK_ID, "another"]
@@ -272,7 +272,7 @@ def test_the_rows_of_a_batch_are_its_images() -> None:
     assert (images[0].path, images[1].message) == ("/a.jpg", "Refused.")
 
 
-def test_rows_that_a_dead_batch_has_left_under_way_may_be_paid() -> None:
+def test_unfinished_rows_of_a_failed_batch_may_be_paid() -> None:
     images = batch("failed", [row("IN_PROGRESS", 1, task_id="a"), row("NOT_SUBMITTED", 2)]).images
     assert [(image.status, image.at_risk) for image in images] == [(Status.FAILED, 5), (Status.FAILED, 0)]
 
@@ -347,12 +347,12 @@ def test_whatever_was_pushed_the_page_can_be_shown(state: Any, operator: Any, xc
         assert image.path is None or isinstance(image.path, str)
 
 
-def test_a_batch_record_tells_numbers_only() -> None:
-    (told,) = batch("running", [], progress={"requests": 2, "done": "<b>", "rows": "/a", "failed": True}).batches
-    assert told == BatchRecord(task=told.task, progress={"requests": 2})
+def test_a_batch_record_has_only_numbers() -> None:
+    (found,) = batch("running", [], progress={"requests": 2, "done": "<b>", "rows": "/a", "failed": True}).batches
+    assert found == BatchRecord(task=found.task, progress={"requests": 2})
 
 
-def test_texts_and_lists_are_cut_and_every_encoder_takes_them() -> None:
+def test_texts_and_lists_are_limited_and_can_be_encoded() -> None:
     request = REQUEST | {"prompt": 3_000_000 * "\U0001f98a", "size": 10**6 * "x", "seed": 10**31}
     result = STORED | {"paths": [f"/{number}.jpg" for number in range(300_000)], "seed": 10**31, "size": 5}
     error = {"error": 10**6 * "E", "message": "half a fox \ud83d" + 10**6 * "m"}
@@ -360,15 +360,15 @@ def test_texts_and_lists_are_cut_and_every_encoder_takes_them() -> None:
     images += records_of_task(task("failed"), {"request": request, "error": error, "consumed_credits": 10**31})
     assert len(images) == 101
     for image in images:
-        told = repr(vars(image))
-        assert len(told.encode("utf-8")) < 20_000
-        assert "1" + 31 * "0" not in told
+        found = repr(vars(image))
+        assert len(found.encode("utf-8")) < 20_000
+        assert "1" + 31 * "0" not in found
     assert images[-1].consumed_credits is None
     assert str(images[-1].message).startswith("half a fox ?m")
 
 
 @given(value=JUNK | st.text(max_size=5000) | st.lists(st.integers(), max_size=500))
-def test_whatever_a_sidecar_tells_can_be_sent(value: Any) -> None:
+def test_any_sidecar_can_be_encoded(value: Any) -> None:
     sent = json.dumps(json_value({"made_by": value, "request": [value]}), allow_nan=False, ensure_ascii=False)
     assert len(sent.encode("utf-8")) < 200_000
 

@@ -1,4 +1,4 @@
-"""The gallery shows what is in a bucket, as it is now."""
+"""The gallery shows the current content of a bucket."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_images_in_a_bucket_are_shown(
     assert server.get(item["thumbnail"]).status_code == 200
 
 
-def test_a_listing_that_the_api_server_remembers_hides_no_rows(bucket: Bucket) -> None:
+def test_a_cached_directory_listing_hides_no_rows(bucket: Bucket) -> None:
     from airflow_provider_qwenimage.plugin.image_records import TaskInstance
     from airflow_provider_qwenimage.plugin.runs import READS
 
-    place = {"dag_id": "foxes", "run_id": "r", "task_id": "draw", "map_index": -1}
-    writer = writer_of(place)
-    task = TaskInstance(**place, state="success", operator=None, try_number=1, changed_at=None)
+    key_fields = {"dag_id": "foxes", "run_id": "r", "task_id": "draw", "map_index": -1}
+    writer = writer_of(key_fields)
+    task = TaskInstance(**key_fields, state="success", operator=None, try_number=1, changed_at=None)
     row = f'{{"row": 1, "writer": "{writer}"}}\n'.encode()
     bucket.put("x/manifest.jsonl", row)
     manifest = {"manifest": f"{bucket.url}/x/manifest.jsonl"}

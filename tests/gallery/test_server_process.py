@@ -1,4 +1,4 @@
-"""A real API server before an object store that takes connections and never answers."""
+"""A real API server with an object storage that accepts connections and never responds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def silent_store() -> Iterator[tuple[str, list[Any]]]:
-    """Yield a connection to a server that answers nothing, and who has connected to it."""
+    """Yield an Airflow connection to a server that never responds, and the list of its open connections."""
     asked: list[Any] = []
     with socket.create_server(("127.0.0.1", 0), backlog=100) as bound:
 
@@ -51,7 +51,7 @@ def silent_store() -> Iterator[tuple[str, list[Any]]]:
 
 @pytest.fixture
 def process(server: Server, silent_store: tuple[str, list[Any]], tmp_path: Path) -> Iterator[tuple[Server, Any]]:
-    """Yield an API server as a process of its own, on the database of the tests."""
+    """Yield an API server in its own process, on the database of the tests."""
     (port,) = free_ports(1)
     environment = os.environ | {"AIRFLOW_CONN_SILENT": silent_store[0], "PYTHONPATH": str(_ROOT)}
     command = [sys.executable, "-m", "airflow", "api-server", "--host", "127.0.0.1", "--port", str(port)]
@@ -74,7 +74,7 @@ def process(server: Server, silent_store: tuple[str, list[Any]], tmp_path: Path)
         started.wait()
 
 
-def test_the_others_go_on_and_sigterm_ends_it(
+def test_other_dags_keep_responding_and_sigterm_stops_the_server(
     process: tuple[Server, Any],
     silent_store: tuple[str, list[Any]],
     show: Callable[[TestDag], Shown],

@@ -1,4 +1,4 @@
-"""Storage that never answers, or never ends, costs its own DAG; the other galleries and the API server go on."""
+"""A storage that never responds, or a file that never ends, affects only its DAG; other pages keep responding."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.stores import MemoryStore, WatchedStore, attach
 
 
 class SilentStore(WatchedStore):
-    """Answers nothing until it may."""
+    """Does not respond until it may."""
 
     def __init__(self, protocol: str) -> None:
         super().__init__(protocol)
@@ -80,7 +80,7 @@ def forget() -> None:
     RUNS._cache.clear()
 
 
-def test_a_store_that_never_answers_costs_its_own_dag_and_is_asked_again_when_it_does(
+def test_a_storage_that_never_responds_affects_only_its_dag_and_is_read_again_later(
     server: Server, show: Callable[[TestDag], Shown], foxes: Shown, silent: SilentStore, impatient: TimeLimitedReads
 ) -> None:
     folder = f"{attach(silent, 's3')}bucket/images"
@@ -138,9 +138,7 @@ def test_no_session_is_open_while_storage_is_read(
 
 @pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "link to a device", "socket", "folder"])
 @pytest.mark.parametrize("what", ["image", "sidecar"])
-def test_what_is_no_regular_file_is_not_opened(
-    server: Server, foxes: Shown, tmp_path: Path, kind: str, what: str
-) -> None:
+def test_only_regular_files_are_opened(server: Server, foxes: Shown, tmp_path: Path, kind: str, what: str) -> None:
     copy = copied(foxes, tmp_path)
     target = copy if what == "image" else copy.with_suffix(".json")
     target.unlink()
@@ -192,7 +190,7 @@ def test_a_manifest_that_is_a_pipe_is_refused(server: Server, show: Callable[[Te
     assert "not a regular file" in server.get(f"{owls.path}/data").json()["batches"][0]["problem"]
 
 
-def test_no_more_is_read_of_a_file_than_its_sidecar_says(tmp_path: Path) -> None:
+def test_no_more_of_a_file_is_read_than_its_sidecar_states(tmp_path: Path) -> None:
     huge = tmp_path / "huge.png"
     with huge.open("wb") as stream:
         stream.truncate(3 * 1024**3)
@@ -246,7 +244,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded(
         push(foxes, "return_value", returned)
 
 
-def test_threads_are_abandoned_within_bounds_of_each_dag_and_storage() -> None:
+def test_abandoned_threads_are_limited_for_each_dag_and_storage() -> None:
     reads = TimeLimitedReads(60, most_of_dag=2, most_of_storage=3, most=4)
     end = threading.Event()
 
@@ -268,7 +266,7 @@ def test_threads_are_abandoned_within_bounds_of_each_dag_and_storage() -> None:
     assert reads.run("a", "disk", lambda: 6) == 6
 
 
-def test_a_read_ends_with_the_page_that_it_is_for() -> None:
+def test_a_read_ends_at_the_deadline_of_its_page() -> None:
     reads = TimeLimitedReads(100)
     end = threading.Event()
     with pytest.raises(RefusedError, match="did not respond"):
@@ -278,7 +276,7 @@ def test_a_read_ends_with_the_page_that_it_is_for() -> None:
     end.set()
 
 
-def test_an_error_of_a_read_is_raised_where_it_is_waited_for() -> None:
+def test_an_error_of_a_read_is_raised_in_the_waiting_thread() -> None:
     with pytest.raises(FileNotFoundError):
         TimeLimitedReads(10).run("a", "disk", lambda: Path("/nothing/here").stat())
 
@@ -300,7 +298,7 @@ def test_a_dag_has_its_share_of_the_threads() -> None:
     asyncio.run(run())
 
 
-def test_a_storage_that_cannot_be_connected_to_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_cannot_be_connected_to_does_not_block_others(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.sdk.io import fs
 
     end, asked = threading.Event(), threading.Event()
@@ -331,11 +329,11 @@ def test_a_storage_that_cannot_be_connected_to_keeps_no_other_from_it(monkeypatc
         ("/a.png", ""),
     ],
 )
-def test_what_hangs_together_is_one_storage(path: str, storage: str) -> None:
+def test_files_of_one_bucket_or_mount_are_one_storage(path: str, storage: str) -> None:
     assert storage_of(path) == storage
 
 
-def test_a_file_that_is_written_has_another_mark(tmp_path: Path) -> None:
+def test_a_file_that_is_written_has_another_version(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_text("1")
     before = version_of(ObjectStoragePath(str(file)))
@@ -355,6 +353,6 @@ except RefusedError:
 """
 
 
-def test_a_process_ends_though_a_thread_of_it_hangs() -> None:
+def test_a_process_exits_although_a_read_hangs() -> None:
     ended = subprocess.run([sys.executable, "-c", _PROCESS], capture_output=True, text=True, timeout=100, check=True)
     assert ended.stdout.strip().endswith("given up")

@@ -37,7 +37,7 @@ def picture(kind: str = "JPEG", mode: str = "RGB", pixels: tuple[int, int] = (10
     ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("WEBP", "RGB")]
 )
 @pytest.mark.parametrize("pixels", [(1024, 1536), (1536, 1024), (1024, 1024), (64, 64)])
-def test_a_small_picture_keeps_the_shape_of_the_image(kind: str, mode: str, pixels: tuple[int, int]) -> None:
+def test_a_thumbnail_keeps_the_aspect_ratio_of_the_image(kind: str, mode: str, pixels: tuple[int, int]) -> None:
     with Image.open(io.BytesIO(make_thumbnail(picture(kind, mode, pixels)))) as small:
         assert small.format == "WEBP"
         assert small.width <= 480
@@ -67,9 +67,7 @@ def with_picture_index() -> bytes:
     [(with_long_text(), "image/png"), (with_picture_index(), "image/jpeg")],
     ids=["png", "jpeg"],
 )
-def test_what_surrounds_the_pixels_keeps_no_image_from_being_shown(
-    content: bytes, media_type: str, tmp_path: Path
-) -> None:
+def test_metadata_of_an_image_does_not_prevent_its_thumbnail(content: bytes, media_type: str, tmp_path: Path) -> None:
     with Image.open(io.BytesIO(make_thumbnail(content))) as small:
         assert small.size == (480, 360)
     file = tmp_path / f"a.{media_type.removeprefix('image/').replace('jpeg', 'jpg')}"
@@ -79,7 +77,7 @@ def test_what_surrounds_the_pixels_keeps_no_image_from_being_shown(
     assert read_image(record, sidecar).media_type == media_type
 
 
-def test_a_small_picture_is_made_once_also_for_other_processes(tmp_path: Path) -> None:
+def test_a_thumbnail_is_made_once_for_all_processes(tmp_path: Path) -> None:
     reads = []
 
     def read() -> bytes:
@@ -94,7 +92,7 @@ def test_a_small_picture_is_made_once_also_for_other_processes(tmp_path: Path) -
     assert len(reads) == 3
 
 
-def test_what_was_not_asked_for_longest_makes_room(tmp_path: Path) -> None:
+def test_the_least_recently_used_thumbnails_are_deleted(tmp_path: Path) -> None:
     content = picture(pixels=(256, 256))
     size = len(make_thumbnail(content))
     cache = ThumbnailCache(tmp_path, most_bytes=20 * size)
@@ -106,16 +104,16 @@ def test_what_was_not_asked_for_longest_makes_room(tmp_path: Path) -> None:
     assert sum(file.stat().st_size for file in kept) <= 22 * size
     assert len(kept) > 10
 
-    def made_anew() -> bytes:
+    def make_again() -> bytes:
         raise AssertionError
 
-    cache.get("0", "", made_anew)
-    cache.get("99", "", made_anew)
+    cache.get("0", "", make_again)
+    cache.get("99", "", make_again)
     with pytest.raises(AssertionError):
-        cache.get("3", "", made_anew)
+        cache.get("3", "", make_again)
 
 
-def test_a_disk_that_cannot_be_written_makes_it_slow_and_not_empty(tmp_path: Path) -> None:
+def test_thumbnails_are_shown_without_a_writable_disk(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert ThumbnailCache(tmp_path / "file").get("/a.jpg", "1", picture)
 
@@ -130,6 +128,6 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(kind: str) 
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg/>", picture()[:5000], picture("PNG", pixels=(64, 64))[:200]])
-def test_what_does_not_decode_is_refused(content: bytes) -> None:
+def test_an_image_that_cannot_be_decoded_is_refused(content: bytes) -> None:
     with pytest.raises(RefusedError, match="cannot be decoded"):
         make_thumbnail(content)

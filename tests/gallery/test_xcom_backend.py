@@ -1,4 +1,4 @@
-"""With an XCom backend that stores values elsewhere, the gallery reads them there, or says what it cannot show."""
+"""The gallery reads the values of an object storage XCom backend, and reports values that it cannot read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Show = Callable[[TestDag], Shown]
 
 
 def resolve_backend() -> None:
-    """Have Airflow and the gallery look at the configuration, as a process that starts does."""
+    """Make Airflow and the gallery read the configuration again, as at the start of a process."""
     from airflow.sdk.execution_time import task_runner, xcom
 
     backend = xcom.resolve_xcom_backend()
@@ -36,7 +36,7 @@ def resolve_backend() -> None:
 
 @pytest.fixture(params=[0, 100])
 def store_xcoms(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Have values of so many bytes stored as files; return where."""
+    """Store values from so many bytes on as files; return the folder."""
     from airflow.providers.common.io.xcom import backend
 
     folder = tmp_path / "xcoms"
@@ -56,8 +56,8 @@ def store_xcoms(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
 def listing(server: Server, shown: Shown) -> dict[str, Any]:
     answer = server.get(f"{shown.path}/data")
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    page: dict[str, Any] = answer.json()
+    return page
 
 
 def stored_link(shown: Shown, link: BaseOperatorLink, task_id: str = "draw") -> Any:
@@ -84,23 +84,23 @@ def test_a_stored_image_is_shown_with_its_cost_and_its_links_lead_to_it(
 ) -> None:
     shown = show(dag_that_draws(output_path=str(tmp_path / "images"), prompt="A fox", seed=1))
     assert list(store_xcoms.rglob("*")), "the backend stored nothing"
-    told = listing(server, shown)
-    (item,) = told["items"]
+    page = listing(server, shown)
+    (item,) = page["items"]
     assert (item["status"], item["prompt"], item["credits"]) == ("done", "A fox", 5)
-    assert (told["totals"]["images"], told["totals"]["credits"], told["is_active"]) == (1, 5, False)
+    assert (page["totals"]["images"], page["totals"]["credits"], page["is_active"]) == (1, 5, False)
     assert server.get(item["thumbnail"]).status_code == 200
     assert "/plugin/qwenimage_task_images" in stored_link(shown, GENERATED_IMAGES)
     assert "/images/1" in stored_link(shown, IMAGE)
 
 
-def test_what_is_waited_for_is_one_image(server: Server, show: Show, store_xcoms: Path) -> None:
+def test_a_submission_and_its_sensor_show_one_image(server: Server, show: Show, store_xcoms: Path) -> None:
     dag = TestDag()
     with dag:
         submit = QwenImageGenerateOperator(task_id="submit", prompt="A lighthouse", seed=5)
         QwenImageStatusSensor(task_id="wait", image_task_id=submit.output, poke_interval=0.05)
     shown = show(dag)
-    told = listing(server, shown)
-    (item,) = told["items"]
+    page = listing(server, shown)
+    (item,) = page["items"]
     assert (item["status"], item["prompt"], item["credits"]) == ("done", "A lighthouse", 5)
     assert "/plugin/qwenimage_task_images" in stored_link(shown, GENERATED_IMAGES, "wait")
 
@@ -110,13 +110,15 @@ def test_a_batch_shows_its_rows(server: Server, show: Show, store_xcoms: Path, t
     with dag:
         folder = str(tmp_path / "images")
         QwenImageBatchOperator(task_id="draw", requests=["A", "B"], output_path=folder, poll_interval=0.05)
-    told = listing(server, show(dag))
-    assert [item["status"] for item in told["items"]] == ["done", "done"]
-    assert (told["totals"]["images"], told["totals"]["credits"]) == (2, 10)
-    assert told["batches"][0]["problem"] is None
+    page = listing(server, show(dag))
+    assert [item["status"] for item in page["items"]] == ["done", "done"]
+    assert (page["totals"]["images"], page["totals"]["credits"]) == (2, 10)
+    assert page["batches"][0]["problem"] is None
 
 
-def test_what_the_backend_no_longer_has_is_said(server: Server, show: Show, store_xcoms: Path, tmp_path: Path) -> None:
+def test_a_value_that_the_backend_lost_is_reported(
+    server: Server, show: Show, store_xcoms: Path, tmp_path: Path
+) -> None:
     shown = show(dag_that_draws(output_path=str(tmp_path / "images"), prompt="A fox", seed=1))
     for file in store_xcoms.rglob("*"):
         if file.is_file():
@@ -127,25 +129,25 @@ def test_what_the_backend_no_longer_has_is_said(server: Server, show: Show, stor
     assert "no longer exists" in item["message"]
 
 
-def test_without_a_return_value_the_page_says_that_it_is_missing(server: Server, show: Show, tmp_path: Path) -> None:
+def test_a_missing_return_value_is_reported(server: Server, show: Show, tmp_path: Path) -> None:
     for arguments in ({"output_path": str(tmp_path)}, {"wait_for_completion": True}):
         shown = show(dag_that_draws(prompt="A fox", seed=1, do_xcom_push=False, **arguments))
-        told = listing(server, shown)
-        (item,) = told["items"]
+        page = listing(server, shown)
+        (item,) = page["items"]
         assert (item["status"], item["prompt"]) == ("done", "A fox")
         assert "do_xcom_push=False" in item["message"]
-        assert told["totals"]["counts"]["drawing"] == 0
+        assert page["totals"]["counts"]["drawing"] == 0
 
 
-def test_an_image_that_nobody_waited_for_is_not_under_way_for_ever(server: Server, show: Show) -> None:
-    told = listing(server, show(dag_that_draws(prompt="A fox", seed=1)))
-    (item,) = told["items"]
+def test_an_image_without_a_sensor_does_not_stay_drawing(server: Server, show: Show) -> None:
+    page = listing(server, show(dag_that_draws(prompt="A fox", seed=1)))
+    (item,) = page["items"]
     assert (item["status"], item["state"]) == ("unknown", "submitted")
     assert "No sensor of this run waited" in item["message"]
 
 
 def values_of(base: Path, pushed: str, monkeypatch: pytest.MonkeyPatch, **task: Any) -> dict[str, Any]:
-    """Return what the gallery reads of a text that a task of the DAG "foxes" has pushed as its return value."""
+    """Return how the gallery reads a text that a task of the DAG "foxes" pushed as its return value."""
     from airflow_provider_qwenimage.plugin.image_records import TaskInstance
 
     known: dict[str, Any] = {"dag_id": "foxes", "run_id": "manual", "task_id": "draw", "map_index": -1}
@@ -185,7 +187,7 @@ def test_only_a_tasks_own_values_are_read(tmp_path: Path, monkeypatch: pytest.Mo
     # The bytes of gzip hold the time.
     ids=["nested", "long", "long when unpacked", "not packed", "number"],
 )
-def test_what_a_backend_stores_is_read_within_bounds(
+def test_values_of_a_backend_are_read_within_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, reason: str
 ) -> None:
     own = put(tmp_path, f"foxes/manual/draw/{name}", content)
@@ -198,7 +200,7 @@ def test_a_compressed_value_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert values_of(tmp_path, own, monkeypatch) == {"return_value": {"paths": ["/a.jpg"]}}
 
 
-def test_with_another_backend_the_page_says_that_it_cannot_see(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_backend_is_reported_as_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_qwenimage.plugin.image_records import Status, TaskInstance
     from airflow_provider_qwenimage.plugin.task_records import records_of_task
 
