@@ -135,7 +135,7 @@ folder_of = $(patsubst .tox/dev,$(VENV),.tox/$(1))
 		echo "Installing tox with $$("$$python" --version) ..."; \
 		rm -rf .tox/bootstrap; \
 		"$$python" -m venv .tox/bootstrap || exit; \
-		.tox/bootstrap/bin/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -c $< tox tox-uv && exit; \
+		.tox/bootstrap/bin/python -m pip install -qq --disable-pip-version-check --root-user-action=ignore -c $< tox tox-uv && exit; \
 		echo "tox could not be installed; the reason is above. Check that this machine reaches its package index, then run make again." >&2; \
 		exit 1; \
 	done; \

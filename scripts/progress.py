@@ -48,8 +48,8 @@ class Progress:
         self._print_elsewhere()
 
     def update(self, text: str) -> None:
-        """Change the text of the running step."""
-        if text != self._text:
+        """Change the text of the running step, if there is one."""
+        if self._text and text != self._text:
             self._text = text
             self._line.update(self._task, description=text)
             self._print_elsewhere()
