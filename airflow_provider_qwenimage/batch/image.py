@@ -67,8 +67,6 @@ class ImageOptions:
 class ImagePipeline:
     """Takes images from request to storage, with one client for all images and threads for blocking work.
 
-    Create it in the event loop that uses it.
-
     Args:
         hook: The client.
         options: How the images are drawn and stored.

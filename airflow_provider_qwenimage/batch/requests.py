@@ -19,7 +19,7 @@ from airflow_provider_qwenimage.contract import (
     GenerateRequest,
 )
 from airflow_provider_qwenimage.rules import arguments
-from airflow_provider_qwenimage.rules.arguments import ALLOWED_REQUESTS, REQUEST_FIELDS, is_rendered_later
+from airflow_provider_qwenimage.rules.arguments import ALLOWED_REQUESTS, REQUEST_FIELDS
 from airflow_provider_qwenimage.rules.request_rows import (
     NotJsonError,
     Row,
@@ -29,6 +29,7 @@ from airflow_provider_qwenimage.rules.request_rows import (
     read_json,
     shown_source,
 )
+from airflow_provider_qwenimage.rules.templates import is_rendered_later
 from airflow_provider_qwenimage.text.messages import shorten, shown
 
 _REQUIREMENTS = {

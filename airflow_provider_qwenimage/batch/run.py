@@ -89,6 +89,7 @@ class Batch:
         self._max_in_flight = max_in_flight
         self._threads = min(max_in_flight, _MOST_THREADS)
         self._hook = QwenImageAsyncHook(connection.conn_id, connection=connection, log_statuses=False)
+        self._pipeline = ImagePipeline(self._hook, options, self._threads)
         self.totals = BatchTotals(requests.number_to_draw, limits)
         self.outcomes = Spool(options.scratch)
         self.interruption: str | None = None
@@ -181,27 +182,26 @@ class Batch:
             raise group.exceptions[0] from None
 
     async def _draw(self) -> None:
-        pipeline = ImagePipeline(self._hook, self._options, self._threads)
         is_complete = False
         try:
             async with self._hook:
                 try:
-                    await self._find_earlier_work(pipeline)
+                    await self._find_earlier_work()
                     self._began = time.monotonic()
-                    is_progressing = await self._draw_remaining(pipeline)
+                    is_progressing = await self._draw_remaining()
                     # An image that failed leaves its credits to a row that was skipped because of max_credits.
                     while is_progressing and not self.totals.why_not_to_submit():
-                        is_progressing = await self._draw_remaining(pipeline)
+                        is_progressing = await self._draw_remaining()
                     is_complete = True
                 finally:
                     await asyncio.shield(self._await_last_submissions())
         finally:
-            await pipeline.close(wait=is_complete)
+            await self._pipeline.close(wait=is_complete)
 
-    async def _draw_remaining(self, pipeline: ImagePipeline) -> bool:
+    async def _draw_remaining(self) -> bool:
         """Draw each row that has no outcome and is allowed by the limits; return whether there was one."""
         before = self.totals.not_submitted
-        await self._for_each(self._rows_without_outcome(), lambda number: self._draw_row(pipeline, number))
+        await self._for_each(self._rows_without_outcome(), self._draw_row)
         return self.totals.not_submitted < before
 
     def _rows_without_outcome(self) -> Iterator[int]:
@@ -223,7 +223,7 @@ class Batch:
             for _ in range(min(self._max_in_flight, len(self.requests))):
                 group.create_task(work())
 
-    async def _find_earlier_work(self, pipeline: ImagePipeline) -> None:
+    async def _find_earlier_work(self) -> None:
         """Find the images that are stored, paid or refused already, before anything is submitted: they count."""
         folder_is_empty = await asyncio.to_thread(is_empty, self._options.folder)
 
@@ -232,16 +232,16 @@ class Batch:
             if item.same_as is not None:
                 self._left_to_do[number] = _NOTHING
             elif not folder_is_empty:
-                step, ledger = await asyncio.to_thread(pipeline.next_step, item)
+                step, ledger = await asyncio.to_thread(self._pipeline.next_step, item)
                 self.totals.spend(ledger.spent)
                 if isinstance(step, GoBack):
                     self._left_to_do[number] = _RESUME
                 elif not isinstance(step, Submit):
-                    self._record_end(pipeline, item, step)
+                    self._record_end(item, step)
 
         await self._for_each(range(len(self.requests)), find)
 
-    async def _draw_row(self, pipeline: ImagePipeline, number: int) -> None:
+    async def _draw_row(self, number: int) -> None:
         is_paid = self._left_to_do[number] == _RESUME
         if not is_paid and self.totals.why_not_to_submit():
             return
@@ -249,25 +249,23 @@ class Batch:
         in_flight = self._in_flight[number] = _ImageInFlight()
         self.totals.begin()
         try:
-            end, is_new = await self._draw_image(pipeline, item, in_flight)
+            end, is_new = await self._draw_image(item, in_flight)
         except Exception as error:  # noqa: BLE001  whatever is wrong with one image, the others go on
             self._remove_from_flight(number)
             self._record_failure(item, error, paid=in_flight.image_task_id is not None, task_id=in_flight.image_task_id)
         else:
             self._remove_from_flight(number)
-            self._record_end(pipeline, item, end, is_new=is_new)
+            self._record_end(item, end, is_new=is_new)
 
-    async def _draw_image(
-        self, pipeline: ImagePipeline, item: BatchRequest, in_flight: _ImageInFlight
-    ) -> tuple[StoredImages | Stop, bool]:
+    async def _draw_image(self, item: BatchRequest, in_flight: _ImageInFlight) -> tuple[StoredImages | Stop, bool]:
         """Return how an image ends, and whether this try has drawn it."""
-        step, ledger = await asyncio.to_thread(pipeline.next_step, item)
+        step, ledger = await asyncio.to_thread(self._pipeline.next_step, item)
         if isinstance(step, StoredImages | Stop):
             return step, False
         if isinstance(step, GoBack):
             in_flight.image_task_id = step.image_task_id
             try:
-                return await pipeline.wait_and_store(item, ledger, step.image_task_id, check_at_once=True), True
+                return await self._pipeline.wait_and_store(item, ledger, step.image_task_id, check_at_once=True), True
             except QwenImageTaskFailedError as error:
                 if error.permanent or self.totals.why_not_to_submit_again(error.cost):
                     raise
@@ -276,14 +274,12 @@ class Batch:
                 self.totals.spend(error.cost)
                 in_flight.image_task_id = None
                 step = Submit(ledger.spent)
-        await self._submit(pipeline, item, ledger, step, in_flight)
-        return await pipeline.wait_and_store(item, ledger, str(in_flight.image_task_id), check_at_once=False), True
+        image_task_id = await self._submit(item, ledger, step, in_flight)
+        return await self._pipeline.wait_and_store(item, ledger, image_task_id, check_at_once=False), True
 
-    async def _submit(
-        self, pipeline: ImagePipeline, item: BatchRequest, ledger: Ledger, step: Submit, in_flight: _ImageInFlight
-    ) -> None:
+    async def _submit(self, item: BatchRequest, ledger: Ledger, step: Submit, in_flight: _ImageInFlight) -> str:
         in_flight.submission_began = True
-        submission = asyncio.create_task(pipeline.submit(item, ledger, step))
+        submission = asyncio.create_task(self._pipeline.submit(item, ledger, step))
         self._submissions.add(submission)
 
         def note(done: asyncio.Task[str]) -> None:
@@ -294,6 +290,7 @@ class Batch:
         submission.add_done_callback(note)
         # If the batch is stopped, the submission goes on until its response is written down.
         in_flight.image_task_id = await asyncio.shield(submission)
+        return in_flight.image_task_id
 
     async def _await_last_submissions(self) -> None:
         """Wait some seconds for the submissions under way; then record the images that are left unfinished."""
@@ -314,15 +311,13 @@ class Batch:
         if self._in_flight.pop(number, None) is not None:
             self.totals.end()
 
-    def _record_end(
-        self, pipeline: ImagePipeline, item: BatchRequest, end: StoredImages | Stop, *, is_new: bool = False
-    ) -> None:
+    def _record_end(self, item: BatchRequest, end: StoredImages | Stop, *, is_new: bool = False) -> None:
         self._left_to_do[item.number] = _NOTHING
         if isinstance(end, Stop):
             was_lost_earlier = isinstance(end.error, QwenImageSubmissionUnknownError)
             self._record_failure(item, end.error, paid=True, earlier=was_lost_earlier)
             return
-        reused = not pipeline.was_stored_by_this_task(end)
+        reused = not self._pipeline.was_stored_by_this_task(end)
         self.totals.store(end.consumed_credits, reused=reused, now=is_new)
         self.outcomes[item.number] = {
             "status": str(RowStatus.SUCCESS),

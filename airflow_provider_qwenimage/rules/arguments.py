@@ -43,7 +43,6 @@ _MAX_CONN_ID_CHARACTERS = 250
 # The limit of Linux for a path.
 _MAX_PATH_CHARACTERS = 4096
 _A_FOLDER = "the path or URL of a folder"
-_JINJA = ("{{", "{%", "{#")
 # fsspec and s3fs give these a meaning of their own.
 _NOT_IN_NAMES = ("::", "?versionId=")
 _INCOMPLETE_URL = re.compile(r"(s3[an]?|gc?s|abfss?|az|adl|wasbs?|file|local|hdfs|s?ftp|https?):(?!/)", re.IGNORECASE)
@@ -103,26 +102,6 @@ def read_seed(value: object) -> int:
     if seed is None or not RANDOM_SEED <= seed <= MAX_SEED:
         raise ValueError(f"seed is {shown(value)}; it must be -1 (random) or an integer from 0 to {MAX_SEED}.")
     return seed
-
-
-def is_template(value: object) -> bool:
-    """Whether a value is a text with Jinja in it, so that it cannot be checked while the DAG is parsed."""
-    return isinstance(value, str) and any(mark in value for mark in _JINJA)
-
-
-def is_rendered_later(value: object) -> bool:
-    """Whether Airflow replaces the value of a template field before the task runs.
-
-    Args:
-        value: A literal, a template, the output of another task, or a function.
-    """
-    text = value if isinstance(value, str) else path_text(value)
-    if text is not None:
-        return is_template(text)
-    # A task function that was not called has the class of its operator.
-    is_function = callable(value) and not hasattr(value, "operator_class")
-    # A `Param` of the DAG has a `resolve` as well, which does not concern tasks.
-    return is_function or (callable(getattr(value, "resolve", None)) and not hasattr(value, "has_value"))
 
 
 def read_path(name: str, value: object) -> str | None:

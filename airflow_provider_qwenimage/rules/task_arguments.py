@@ -19,11 +19,15 @@ from airflow_provider_qwenimage.rules.arguments import (
     ARGUMENTS,
     REQUEST_FIELDS,
     Reader,
-    is_rendered_later,
-    is_template,
     read_path,
 )
-from airflow_provider_qwenimage.rules.templates import is_of_the_template, render_text, watch
+from airflow_provider_qwenimage.rules.templates import (
+    is_of_the_template,
+    is_rendered_later,
+    is_template,
+    render_text,
+    watch,
+)
 from airflow_provider_qwenimage.text.messages import is_blank, shown
 
 if TYPE_CHECKING:

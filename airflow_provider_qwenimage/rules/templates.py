@@ -1,4 +1,4 @@
-"""Renders Jinja templates and notes printed values that have no text of their own, so that nobody pays for them.
+"""Finds and renders Jinja templates, and notes printed values without a text of their own, for which nobody should pay.
 
 Jinja prints None as a word, a list as Python does, and a function by its address. No I/O.
 """
@@ -14,10 +14,13 @@ from contextlib import suppress
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_qwenimage.rules.arguments import path_text
+
 if TYPE_CHECKING:
     import jinja2
     from jinja2 import nodes
 
+_JINJA = ("{{", "{%", "{#")
 # Filters that turn any value into a text. `join` does so with the entries.
 _TEXT_FILTERS = frozenset(
     {"capitalize", "center", "e", "escape", "forceescape", "format", "lower", "replace", "safe", "string"}
@@ -26,6 +29,26 @@ _TEXT_FILTERS = frozenset(
 _PRINTED, _JOINED = "qwenimage_printed", "qwenimage_joined"
 # The number of arguments with which `join` joins an attribute of the entries.
 _WITH_ATTRIBUTE = 2
+
+
+def is_template(value: object) -> bool:
+    """Whether a value is a text with Jinja in it, so that it cannot be checked while the DAG is parsed."""
+    return isinstance(value, str) and any(mark in value for mark in _JINJA)
+
+
+def is_rendered_later(value: object) -> bool:
+    """Whether Airflow replaces the value of a template field before the task runs.
+
+    Args:
+        value: A literal, a template, the output of another task, or a function.
+    """
+    text = value if isinstance(value, str) else path_text(value)
+    if text is not None:
+        return is_template(text)
+    # A task function that was not called has the class of its operator.
+    is_function = callable(value) and not hasattr(value, "operator_class")
+    # A `Param` of the DAG has a `resolve` as well, which does not concern tasks.
+    return is_function or (callable(getattr(value, "resolve", None)) and not hasattr(value, "has_value"))
 
 
 def watch(environment: jinja2.Environment, *, lists: bool) -> tuple[jinja2.Environment, list[str]]:
