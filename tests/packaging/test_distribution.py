@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 
 from airflow_provider_qwenimage._version import __version__
 from tests.packaging.conftest import ROOT
+from tests.packaging.test_index_readme import for_an_index
 
 PACKAGE = "airflow_provider_qwenimage"
 # The files of the package that are no modules.
@@ -101,6 +102,7 @@ def test_the_wheel_is_the_same_from_the_source_distribution_as_from_the_reposito
 
 def test_the_description_has_no_links_into_the_repository(metadata: Message) -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload() == for_an_index((ROOT / "README.md").read_text())
     blocks = MarkdownIt("commonmark").enable("table").parse(metadata.get_payload())
     inline = [child for block in blocks for child in block.children or []]
     targets = [str(token.attrs[name]) for token in inline for name in ("href", "src") if name in token.attrs]
@@ -165,7 +167,6 @@ def test_the_source_distribution_has_what_is_needed_to_work_on_it(source: Path) 
         "example_dags/prompt_to_file.py",
         "pyproject.toml",
         "scripts/demo.py",
-        "scripts/index_readme.py",
         "tests/packaging/test_distribution.py",
     }
     assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", ".airflow", ".demo"))]

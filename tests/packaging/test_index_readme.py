@@ -1,16 +1,25 @@
-"""The README that a package index shows leads nowhere that only a repository has."""
+"""The README that a package index shows has no links and images that work only in the repository."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 
 import pytest
 
-from scripts.index_readme import for_an_index
 from tests.packaging.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 NOTE = "\nFiles that this text names are in the source distribution.\n"
+HOOKS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"]["hooks"]
+
+
+def for_an_index(text: str) -> str:
+    """Return what an index would show if the README had this text."""
+    hook = HOOKS["fancy-pypi-readme"]
+    for each in hook["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    return f"{text}{hook['fragments'][1]['text']}"
 
 
 @pytest.mark.parametrize(
