@@ -29,8 +29,8 @@ _QUICK_SECONDS_PER_IMAGE = 1.0
 # many tries.
 _SHARE_UNDER_KILLS = 0.8
 _SLOW_TRIES = 4.0
-# The log of a try contains this once the operator runs.
-_STARTED = "QwenImageBatchOperator"
+# The log of a try contains this logger name once the batch runs.
+_STARTED = "airflow_provider_qwenimage.batch"
 # The log of a try contains this if there are images that only a Clear submits again.
 _MAYBE_PAID = "may be paid"
 
