@@ -38,13 +38,16 @@ MAX_URL_CHARACTERS = 4096
 
 # Names that could be imported from here once, and the modules that define them now.
 _MOVED = {
-    **dict.fromkeys(("not_documented", "read_snapshot", "read_task_id", "task_failure"), "rules.snapshots"),
-    **dict.fromkeys(("is_usable", "printable_id"), "rules.task_ids"),
-    **dict.fromkeys(("printable", "shorten"), "text.messages"),
-    "without_access": "text.urls",
-    **dict.fromkeys(
-        ("QwenImageContentPolicyError", "QwenImageContractError", "QwenImageTaskFailedError"), "exceptions"
-    ),
+    name: module
+    for module, names in {
+        "exceptions": ("QwenImageContentPolicyError", "QwenImageContractError", "QwenImageTaskFailedError"),
+        "rules.snapshots": ("OPTIONAL_FIELDS", "not_documented", "read_snapshot", "read_task_id", "task_failure"),
+        "rules.task_ids": ("MAX_TASK_ID_CHARACTERS", "is_usable", "printable_id"),
+        "text.messages": ("printable", "shorten"),
+        "text.storable": ("NOT_STORABLE",),
+        "text.urls": ("without_access",),
+    }.items()
+    for name in names
 }
 
 

@@ -407,8 +407,9 @@ class TestErrorAnswer:
         assert caught.value.code == 500
 
     def test_a_redirect_is_not_followed_but_named(self) -> None:
-        with pytest.raises(QwenImageContractError, match=r"redirect .* to https://other\.example/.*host"):
-            parse_status(answer(b"", 301, location="https://other.example/"), "n43abc")
+        with pytest.raises(QwenImageContractError, match=r"redirect .* to https://other\.example/.*host") as caught:
+            parse_status(answer(b"", 301, location="https://other.example/?token=1"), "n43abc")
+        assert caught.value.redirect == "https://other.example/"
 
     @pytest.mark.parametrize("code", [429, 503])
     @pytest.mark.parametrize(
@@ -524,3 +525,17 @@ SNAPSHOTS = st.builds(
 @given(snapshot=SNAPSHOTS)
 def test_a_snapshot_survives_a_round_trip(snapshot: TaskSnapshot) -> None:
     assert TaskSnapshot.from_data(json.loads(json.dumps(snapshot.to_data()))) == snapshot
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MAX_TASK_ID_CHARACTERS", "NOT_STORABLE", "OPTIONAL_FIELDS", "QwenImageContractError", "read_snapshot", "shorten"],
+)
+def test_names_that_moved_can_still_be_imported_from_the_contract(name: str) -> None:
+    assert getattr(contract, name) is not None
+    assert all(getattr(contract, moved) is not None for moved in contract._MOVED)
+
+
+def test_an_unknown_name_of_the_contract_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        contract.no_such_name  # noqa: B018

@@ -112,13 +112,13 @@ def read_connection(
     try:
         settings = _read_settings(connection, key, mask, timeout_seconds)
     except ValueError as error:
-        problem = mask(str(error))
+        problem = mask(f"{name or by_id} {error}")
     else:
         if settings.ignored:
             _warn_once(f"{by_id}: {settings.ignored}")
         return settings
     # Outside of the handler: the caught error may quote the key, if somebody has put it into another field as well.
-    raise ValueError(f"{name or by_id} {problem}")
+    raise ValueError(problem)
 
 
 def _read_settings(

@@ -68,6 +68,11 @@ def _text_of(error: BaseException) -> str:
     return str(error)
 
 
+def is_interruption(error: BaseException) -> bool:
+    """Whether Airflow raised an error: it interrupts running code by raising errors in a signal handler."""
+    return type(error).__module__.partition(".")[0] == "airflow"
+
+
 def explain(error: BaseException, settings: ConnectionSettings, seconds: float, *, by_proxy: bool = False) -> str:
     """Return why the API could not be reached and what to do, as one sentence without a full stop.
 

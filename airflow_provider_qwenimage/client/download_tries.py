@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from airflow_provider_qwenimage.client.diagnosis import describe
+from airflow_provider_qwenimage.client.diagnosis import describe, is_interruption
 from airflow_provider_qwenimage.client.exchanges import Exchange
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError
 from airflow_provider_qwenimage.rules.answers import read_retry_after
@@ -116,8 +116,7 @@ class DownloadTries:
 
     def failure(self, error: Exception, exchange: Exchange) -> Exception:
         """Return the error of a try that failed."""
-        # Airflow interrupts what runs by raising errors of its own from a signal's handler.
-        if isinstance(error, QwenImageImageError) or type(error).__module__.partition(".")[0] == "airflow":
+        if isinstance(error, QwenImageImageError) or is_interruption(error):
             return error
         cause: Exception = exchange.fault or error
         if exchange.fault is None and (exchange.is_over or isinstance(cause, TimeoutError)):

@@ -92,22 +92,27 @@ def proxy_for(url: str) -> str | None:
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
-    try:
-        parts = urlsplit(proxy)
-        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        spaced = any(character.isspace() or not character.isprintable() for character in proxy)
-        usable = usable and not spaced and parts.scheme.lower() in ("http", "https", *_SOCKS)
-    except ValueError:
-        usable = False
-    if not usable:
+    if not _is_proxy_url(proxy):
         raise _unusable(
-            f"the environment variable {proxy_variable(url)} does not hold the URL of a proxy, such as "
+            f"the environment variable {proxy_variable(url)} does not contain the URL of a proxy, such as "
             "http://proxy.example:3128; correct the variable, or unset it"
         )
+    parts = urlsplit(proxy)
     if parts.username and parts.password is None:
         # requests does not send a user without a password, such as a token.
         proxy = parts._replace(netloc=parts.netloc.replace("@", ":@", 1)).geturl()
     return proxy
+
+
+def _is_proxy_url(proxy: str) -> bool:
+    if any(character.isspace() or not character.isprintable() for character in proxy):
+        return False
+    try:
+        parts = urlsplit(proxy)
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    return bool(parts.hostname) and has_port and parts.scheme.lower() in ("http", "https", *_SOCKS)
 
 
 def http_proxy_for(url: str) -> str | None:

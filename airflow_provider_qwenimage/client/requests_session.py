@@ -102,11 +102,11 @@ class _BoundedAdapter(HTTPAdapter):
         return host, tls
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        by_context = verify is True and self._context is not None
-        # The context has its own authorities, so requests must not load its file.
-        super().cert_verify(conn, url, verify and not by_context, cert)  # type: ignore[no-untyped-call]
-        if verify is True and self._context is not None:
-            conn.cert_reqs = _requirement(self._context)
+        context = self._context if verify is True else None
+        # A context has its own authorities, so requests must not load its file.
+        super().cert_verify(conn, url, verify and context is None, cert)  # type: ignore[no-untyped-call]
+        if context is not None:
+            conn.cert_reqs = _requirement(context)
 
 
 def _requirement(context: ssl.SSLContext) -> Literal["CERT_REQUIRED", "CERT_NONE"]:

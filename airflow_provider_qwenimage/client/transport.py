@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage._version import __version__
-from airflow_provider_qwenimage.client.diagnosis import describe, explain
+from airflow_provider_qwenimage.client.diagnosis import describe, explain, is_interruption
 from airflow_provider_qwenimage.client.exchanges import Exchange
 from airflow_provider_qwenimage.client.network_environment import http_proxy_for, proxy_for, tls_context
 from airflow_provider_qwenimage.client.sessions import open_aiohttp_session, open_requests_session
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.client.aiohttp_session import AiohttpSession
     from airflow_provider_qwenimage.client.connection import ConnectionSettings
 
-_HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-qwenimage/{__version__}"}
-# `decoded_body` reads these.
-_HEADERS |= {"Accept-Encoding": "gzip, deflate"}
+_HEADERS = {
+    "User-Agent": f"airflow-provider-qwenimage/{__version__}",
+    "Accept": "application/json",
+    # `decoded_body` reads these.
+    "Accept-Encoding": "gzip, deflate",
+}
 _CHUNK_BYTES = 65_536
 # One session opens at most this many connections, for any number of waits.
 MAX_CONNECTIONS = 100
@@ -228,8 +231,7 @@ def _read_in_pace(limit: RateLimit, sent_at: float, call: ApiCall[Result], answe
 
 def _lost(call: ApiCall[Any], error: Exception, exchange: Exchange, settings: ConnectionSettings) -> QwenImageError:
     """Return the error for a call that failed in a library."""
-    # Airflow interrupts what runs by raising errors of its own from a signal's handler.
-    if type(error).__module__.partition(".")[0] == "airflow":
+    if is_interruption(error):
         raise error
     cause: BaseException = exchange.fault or error
     if exchange.fault is None and exchange.is_over:

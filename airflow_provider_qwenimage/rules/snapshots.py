@@ -70,14 +70,14 @@ def _read_request(value: object) -> dict[str, Any] | None:
 
 
 # Each returns the value, or None if it is missing or does not have the documented type.
-_OPTIONAL_FIELDS: Mapping[str, Callable[[object], Any]] = {
+OPTIONAL_FIELDS: Mapping[str, Callable[[object], Any]] = {
     "consumed_credits": _read_credits,
     "error_message": _read_text,
     "created_at": _read_time,
     "request": _read_request,
 }
 _STATUSES: Mapping[str, str] = dict(TaskStatus.__members__)
-_SNAPSHOT_FIELDS = frozenset({"task_id", "status", "response", *_OPTIONAL_FIELDS})
+_SNAPSHOT_FIELDS = frozenset({"task_id", "status", "response", *OPTIONAL_FIELDS})
 
 
 def read_snapshot(data: object) -> TaskSnapshot:
@@ -92,7 +92,7 @@ def read_snapshot(data: object) -> TaskSnapshot:
     if not isinstance(status, str) or not status:
         raise not_documented("data.status", status, "a non-empty string")
     status = _STATUSES.get(status, status)
-    read: dict[str, Any] = {name: reader(data.get(name)) for name, reader in _OPTIONAL_FIELDS.items()}
+    read: dict[str, Any] = {name: reader(data.get(name)) for name, reader in OPTIONAL_FIELDS.items()}
     # A field that is not needed for the image must not lose it.
     undocumented = {name for name, value in read.items() if value is None and data.get(name) is not None}
     image_urls: tuple[str, ...] = ()
