@@ -1,1 +1,1 @@
-"""HTTP to the API and to the image host."""
+"""HTTP clients of the API and of image hosts."""

@@ -1,1 +1,1 @@
-"""What is decided: pure functions and values, without I/O, for the sync and the async path alike."""
+"""Decisions without I/O: pure functions and values, for the sync and the async client alike."""
