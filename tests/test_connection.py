@@ -1,4 +1,4 @@
-"""What an Airflow connection may look like, and the one clear error where it cannot be used."""
+"""The fields of an Airflow connection, and the one clear error if it cannot be used."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_key_inside_the_host_is_refused_without_being_shown(host: str) -> None
     assert KEY not in str(caught.value)
 
 
-def test_an_at_sign_may_stand_in_the_path_of_a_host() -> None:
+def test_the_path_of_a_host_may_contain_an_at_sign() -> None:
     assert settings(host="https://proxy.example/@team/a@b").base_url == "https://proxy.example/@team/a@b"
     assert settings(host="proxy.example/@team").base_url == "https://proxy.example/@team"
 
@@ -155,7 +155,7 @@ def test_a_query_of_the_host_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("password", [None, "", "  \n"])
-def test_a_missing_key_says_where_it_goes(password: str | None) -> None:
+def test_the_error_for_a_missing_key_names_the_field_for_it(password: str | None) -> None:
     with pytest.raises(ValueError, match=r"'my_qwen' has no API key.*password"):
         settings(password=password)
 
@@ -165,7 +165,7 @@ def test_white_space_around_a_pasted_key_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("password", ["sk-one two", "sk-\x00zero", "sk-schlüssel", "sk-a\r\nX-Evil: 1"])
-def test_what_cannot_be_a_key_is_refused_without_being_shown(password: str) -> None:
+def test_a_password_that_cannot_be_a_key_is_refused_without_being_shown(password: str) -> None:
     with pytest.raises(ValueError, match="cannot be an API key") as caught:
         settings(password=password)
     assert password not in str(caught.value)
@@ -306,7 +306,7 @@ def test_a_bad_extra_value_is_shown_short() -> None:
     assert len(str(caught.value)) < 500
 
 
-def test_the_connection_test_tells_of_unknown_keys() -> None:
+def test_the_connection_test_reports_unknown_keys() -> None:
     found = settings(conn_id="tested", extra={"max_request_per_second": 1})
     works, story = judge_connection(says_no(404), found)
     assert works
@@ -385,7 +385,7 @@ def says_no(code: int) -> TaskSnapshot | QwenImageError:
         (QwenImageConnectionError("cut off"), False, "Cannot reach https://api.example: the response was incomplete"),
     ],
 )
-def test_a_connection_test_tells_its_outcomes_apart_in_one_sentence(
+def test_a_connection_test_reports_each_outcome_in_one_sentence(
     outcome: TaskSnapshot | QwenImageError, works: bool, story: str
 ) -> None:
     result, message = judge_connection(outcome, settings(host="https://api.example"))
@@ -464,7 +464,7 @@ def tested(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         ({"extra": {"verify": "/no/such/file.pem"}}, "The connection has verify = '/no/such/file.pem'"),
     ],
 )
-def test_a_test_of_an_unusable_connection_says_why_without_the_id_that_the_test_button_made_up(
+def test_a_test_of_an_unusable_connection_explains_why_without_the_temporary_id_of_the_test_button(
     tested: Callable[..., str], fields: dict[str, Any], story: str
 ) -> None:
     message = tested(**fields)

@@ -1,4 +1,4 @@
-"""The wire contract: what may be asked, and what every possible answer means."""
+"""The wire contract: valid requests, and the meaning of every possible answer."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class TestRequest:
             ("callback_url", 5),
         ],
     )
-    def test_a_bad_field_is_named_with_its_value_and_what_is_allowed(self, field: str, value: object) -> None:
+    def test_a_bad_field_is_named_with_its_value_and_the_allowed_ones(self, field: str, value: object) -> None:
         with pytest.raises(ValueError, match=rf"^{field} is .*; it must be ") as caught:
             GenerateRequest(**{"prompt": "a fox"} | {field: value})
         assert repr(value) in str(caught.value)
@@ -143,7 +143,7 @@ class TestRequest:
     def test_a_request_is_printed_without_the_token_of_its_callback_url(self) -> None:
         assert "s3cr3t" not in repr(GenerateRequest(prompt="a fox", callback_url="https://example.com/s3cr3t?s3cr3t"))
 
-    def test_the_place_tells_random_images_apart_and_seeded_ones_not(self) -> None:
+    def test_the_place_distinguishes_random_images_but_not_seeded_ones(self) -> None:
         random, seeded = GenerateRequest(prompt="a fox"), GenerateRequest(prompt="a fox", seed=1)
         assert random.fingerprint(0) != random.fingerprint(1)
         assert seeded.fingerprint(0) == seeded.fingerprint(1)
@@ -312,7 +312,7 @@ class TestStatusAnswer:
             snapshot = parse_status(answer(envelope(DOCUMENTED | {"response": urls})), "n43abc")
             assert snapshot.image_urls == tuple(good)
 
-    def test_every_time_that_is_read_can_be_told_again(self) -> None:
+    def test_every_time_that_is_read_can_be_formatted(self) -> None:
         for offset in ("", "Z", "+00:00", "+23:59", "-23:59", "+24:00", "-24:00", "+99", "+5", "+05:30:15"):
             data = DOCUMENTED | {"created_at": f"2024-12-19T10:00:00{offset}"}
             snapshot = parse_status(answer(envelope(data)), "n43abc")
@@ -445,7 +445,7 @@ class TestErrorAnswer:
             (b"\xff" * 1_000_000, 500),
         ],
     )
-    def test_whatever_an_answer_says_its_message_is_short_and_printable(self, body: bytes, status: int) -> None:
+    def test_the_error_for_any_answer_is_short_and_printable(self, body: bytes, status: int) -> None:
         def outcome() -> TaskSnapshot | QwenImageError:
             try:
                 return parse_status(answer(body, status), "n43abc")
@@ -460,7 +460,7 @@ class TestErrorAnswer:
 
 
 class TestFailure:
-    def test_a_reason_that_is_no_text_is_shown_and_still_tells_a_policy_refusal(self) -> None:
+    def test_a_reason_that_is_not_a_string_is_shown_and_still_marks_a_policy_refusal(self) -> None:
         data = DOCUMENTED | {"status": "FAILED", "error_message": {"text": "Content policy violation"}}
         error = contract.task_failure(TaskSnapshot.from_data(data))
         assert type(error) is QwenImageContentPolicyError

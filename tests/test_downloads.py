@@ -68,7 +68,7 @@ def downloads_of(sandbox: Sandbox) -> int:
 @pytest.mark.parametrize(
     "behaviour", ["truncate", "truncate_with_length", "html", "garbage", "not_found", "server_error", "drop"]
 )
-def test_what_breaks_is_downloaded_again(sandbox: Sandbox, url: str, download: Download, behaviour: str) -> None:
+def test_a_broken_download_is_retried(sandbox: Sandbox, url: str, download: Download, behaviour: str) -> None:
     whole = download(url, DEFAULT_MAX_IMAGE_BYTES)
     sandbox.script("image", behaviour, behaviour)
     assert download(url, DEFAULT_MAX_IMAGE_BYTES) == whole
@@ -85,7 +85,7 @@ def test_what_breaks_is_downloaded_again(sandbox: Sandbox, url: str, download: D
         ("not_found", "HTTP 404.*may expire"),
     ],
 )
-def test_what_stays_broken_is_one_clear_error(
+def test_a_download_that_stays_broken_ends_in_one_clear_error(
     sandbox: Sandbox, url: str, download: Download, behaviour: str, message: str
 ) -> None:
     # More often than it is tried: aiohttp sends a GET once more by itself when a connection drops.
@@ -102,7 +102,7 @@ def test_what_stays_broken_is_one_clear_error(
         ("oversized", "larger than allowed.*Raise max_image_bytes"),
     ],
 )
-def test_what_another_download_would_not_mend_is_not_downloaded_again(
+def test_a_download_that_would_fail_again_is_not_retried(
     sandbox: Sandbox, url: str, download: Download, behaviour: str, message: str
 ) -> None:
     sandbox.script("image", (behaviour, 9))
@@ -123,7 +123,7 @@ def test_a_host_that_cannot_be_reached_is_named(download: Download, monkeypatch:
         download("http://127.0.0.1:9/a.png?signature=secret", DEFAULT_MAX_IMAGE_BYTES)
 
 
-def test_no_key_and_no_netrc_file_reaches_the_image_host_even_where_a_proxy_is_set(
+def test_no_key_and_no_netrc_file_reaches_the_image_host_even_with_a_proxy(
     sandbox: Sandbox, url: str, download: Download, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
@@ -161,7 +161,7 @@ def test_a_signed_url_is_asked_for_as_it_is_written(url: str, download: Download
     assert asked == [path]
 
 
-def test_the_image_is_had_through_a_proxy_where_one_is_set(
+def test_the_image_is_downloaded_through_the_proxy_if_one_is_set(
     sandbox: Sandbox, url: str, download: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("no_proxy", "NO_PROXY"):

@@ -92,7 +92,7 @@ LINES = st.lists(
     ),
     LINES,
 )
-def test_an_answer_that_comes_at_once_means_what_it_means_in_pieces(status: bytes, lines: list[bytes]) -> None:
+def test_an_answer_is_read_alike_at_once_and_in_pieces(status: bytes, lines: list[bytes]) -> None:
     whole = b"\r\n".join([status, *lines, b"", BODY])
 
     def outcome(*pieces: bytes) -> object:
@@ -137,7 +137,7 @@ def test_a_hundred_interim_answers_are_skipped_and_a_long_body_is_no_header() ->
     assert read([whole])[1] == body
 
 
-def test_a_header_that_comes_twice_has_both_values() -> None:
+def test_a_repeated_header_has_both_values() -> None:
     reader = AnswerReader()
     reader.feed(b"HTTP/1.1 200 OK\r\nVia: a\r\nVia: R\xe9seau\r\n\r\n")
     assert reader.head == AnswerHead(200, {"via": "a, R\N{REPLACEMENT CHARACTER}seau"})

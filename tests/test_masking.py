@@ -78,7 +78,7 @@ def test_a_key_is_found_in_names_and_lists_however_deep() -> None:
 
 
 @pytest.mark.parametrize("key", ["123456789012", "12345678.5", "9" * 40])
-def test_a_key_of_digits_is_found_where_a_number_is_written(key: str) -> None:
+def test_a_key_of_digits_is_found_in_a_number(key: str) -> None:
     answer = f'{{"error": {key}, "list": [{{"n": -{key}}}], "other": 1234, "yes": true, "nothing": null}}'
     masked = Mask(key).read_json(answer)
     assert masked == {"error": "***", "list": [{"n": "***"}], "other": 1234, "yes": True, "nothing": None}
@@ -109,7 +109,7 @@ def test_other_texts_stay_as_they_are() -> None:
 
 
 @given(PRINTABLE, st.text(max_size=40), st.text(max_size=40))
-def test_no_key_comes_through_an_answer(key: str, before: str, after: str) -> None:
+def test_no_answer_passes_the_key_on(key: str, before: str, after: str) -> None:
     mask = Mask(key)
     for spelled in (key, json.dumps(key)[1:-1], quote(key, safe=""), html.escape(key)):
         assert spelled not in mask(before + spelled + after)

@@ -1,4 +1,4 @@
-"""One origin has one spelling, and what is shown of a URL grants nothing."""
+"""Each origin has one spelling, and no shown URL contains credentials."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_two_spellings_of_one_origin_are_equal(one: str, other: str) -> None:
         "",
     ],
 )
-def test_what_is_not_the_origin_is_told_apart(other: str) -> None:
+def test_other_origins_are_recognized(other: str) -> None:
     assert not Origin.is_of(Origin.of("https://api.example"), other)
 
 
 @pytest.mark.parametrize(
     "host", ["", "a..b", f"{'a' * 64}.example", "::g", "ü" * 64, "\u2025", "%31", "a%2eb", "a b", "a,b", "a\\b"]
 )
-def test_what_is_no_host_is_refused(host: str) -> None:
+def test_a_text_that_cannot_be_a_host_is_refused(host: str) -> None:
     if host:
         with pytest.raises(ValueError):  # noqa: PT011  IDNA's, ipaddress's and the codec's errors are such
             host_in_ascii(host)
@@ -76,7 +76,7 @@ def test_what_is_no_host_is_refused(host: str) -> None:
         ("https://h.example/R\udce9seaux", "https://h.example/R\N{REPLACEMENT CHARACTER}seaux"),
     ],
 )
-def test_a_url_is_shown_without_what_may_grant_access(url: str, shown: str) -> None:
+def test_a_url_is_shown_without_credentials(url: str, shown: str) -> None:
     assert displayed_url(url) == shown
 
 

@@ -109,7 +109,7 @@ def test_the_bound_on_failures_can_be_set() -> None:
     assert isinstance(waits(BLIP, policy=PollPolicy(max_consecutive_failures=1))[0], GiveUp)
 
 
-def test_an_unknown_status_is_told_and_waited_on_within_the_same_bound() -> None:
+def test_an_unknown_status_is_logged_and_polled_again_within_the_same_limit() -> None:
     odd = TaskSnapshot(task_id="n43", status="ON_HOLD\n")
     decisions = waits(*[odd] * 10)
     assert isinstance(decisions[0], Wait)
@@ -140,7 +140,7 @@ def test_the_last_poll_is_at_the_deadline_not_after_it() -> None:
     assert delays([after(QwenImageRateLimitError("slow", retry_after=60.0), policy)]) == [3.0]
 
 
-def test_a_status_is_told_once_and_a_failure_each_time() -> None:
+def test_a_status_is_logged_once_and_a_failure_each_time() -> None:
     notices = [
         decision.notice
         for decision in waits(PENDING, PENDING, DRAWING, DRAWING, BLIP, BLIP)

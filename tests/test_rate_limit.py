@@ -78,7 +78,7 @@ def after_a_429(gap: float = 0.01, refusals: int = 1) -> RateLimit:
     return limit
 
 
-def test_after_a_hold_the_pace_is_half_of_what_it_was() -> None:
+def test_after_a_hold_the_pace_is_half_the_earlier_one() -> None:
     limit = after_a_429()
     first = send(limit, 0.5)
     second = send(limit, first)
@@ -117,7 +117,7 @@ def test_answers_win_the_pace_back_until_nothing_is_left_to_mind() -> None:
     assert limit.is_idle
 
 
-def test_what_is_won_back_is_never_more_than_the_rate() -> None:
+def test_the_recovered_pace_never_exceeds_the_rate() -> None:
     limit = RateLimit(10)
     limit.sent(0.0)
     limit.refused(0.0, 0.1, 0.0)

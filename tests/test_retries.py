@@ -109,7 +109,7 @@ def test_any_other_answer_to_a_submission_leaves_it_unknown_and_never_sent_again
         (200, HTML, False),
     ],
 )
-def test_a_status_read_is_sent_again_after_what_may_pass(status: int, body: bytes, again: bool) -> None:
+def test_a_status_read_is_sent_again_after_a_fault_that_may_pass(status: int, body: bytes, again: bool) -> None:
     assert is_sent_again(error_of(STATUS, status, body)) is again
 
 

@@ -1,4 +1,4 @@
-"""What `Retry-After` says is a sane number of seconds, whoever wrote it."""
+"""`Retry-After` becomes a reasonable number of seconds, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def assert_is_soon(moment: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("_zone")
-def test_a_date_is_utc_in_every_form_of_http_wherever_the_worker_is(form: str) -> None:
+def test_a_date_is_utc_in_every_form_of_http_and_every_time_zone_of_the_worker(form: str) -> None:
     assert_is_soon((datetime.now(UTC) + timedelta(seconds=300)).strftime(form))
 
 

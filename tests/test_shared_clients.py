@@ -210,7 +210,7 @@ def test_a_thousand_waits_look_their_connection_up_once() -> None:
     assert len(looked_up) == 1
 
 
-def test_a_look_up_that_failed_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_look_up_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_clients, "_LOOK_UP_SECONDS", 3600.0)
     answers = [QwenImageError("Airflow is away"), "connection"]
 

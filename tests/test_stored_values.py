@@ -200,7 +200,7 @@ def test_a_success_with_an_odd_value_that_nobody_needs_is_a_success(
     assert snapshot_of(event).image_urls == (IMAGE,)
 
 
-def test_an_event_has_what_the_resumed_task_reads_and_nothing_else(api: SameAnswer, database: Database) -> None:
+def test_an_event_has_only_the_fields_that_the_resumed_task_reads(api: SameAnswer, database: Database) -> None:
     told = DOCUMENTED | {"request": DOCUMENTED["request"] | {"callback_url": "https://a.example/?token=1"}, "queue": 3}
     event = through_airflow(fired({"code": 200, "data": told}, api), database)
     assert snapshot_of(event) == TaskSnapshot.from_data(DOCUMENTED)
@@ -217,7 +217,7 @@ def test_an_event_has_what_the_resumed_task_reads_and_nothing_else(api: SameAnsw
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize(("module", "function"), [(polling, "decide"), (triggers, "_needed")], ids=["wait", "event"])
-def test_what_breaks_in_a_trigger_ends_its_own_wait_in_an_event(
+def test_an_error_in_a_trigger_ends_only_its_own_wait_with_an_event(
     *,
     api: SameAnswer,
     database: Database,
@@ -272,12 +272,12 @@ def test_every_value_is_made_storable(value: object, database: Database) -> None
         "x" * MAX_TEXT_CHARACTERS,
     ],
 )
-def test_what_can_be_stored_stays_as_it_is(value: object) -> None:
+def test_a_storable_value_stays_unchanged(value: object) -> None:
     kept = storable(value)
     assert (kept, type(kept)) == (value, type(value))
 
 
-def test_what_cannot_be_stored_is_replaced_visibly() -> None:
+def test_an_unstorable_value_is_replaced_visibly() -> None:
     odd = {
         "half \ud83d": "a\x00b",
         "infinite": math.inf,

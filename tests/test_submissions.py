@@ -1,4 +1,4 @@
-"""What a new try does about what an earlier one has submitted: for every kind of record, cleared or not."""
+"""A new try and the submission of an earlier one: every kind of record, cleared or not."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ UNKNOWN, POLICY = "stop with QwenImageSubmissionUnknownError", "stop with QwenIm
         pytest.param(REFUSED, POLICY, SUBMIT, SUBMIT, id="refused"),
     ],
 )
-def test_a_try_goes_on_where_the_last_one_ended(
+def test_a_try_continues_the_last_one(
     record: Submission | None, retried: str, cleared: str, cleared_and_changed: str
 ) -> None:
     assert kind_of(step_after(record)) == retried
@@ -121,7 +121,7 @@ def steps(record: Submission, max_tries: int, *, changed: bool) -> Step:
 
 
 @given(record=records(failure=None, finished=False), max_tries=st.integers(0, 99), changed=flags)
-def test_an_unfinished_image_task_is_paid_again_only_after_a_clear_that_says_so(
+def test_an_unfinished_image_task_is_paid_again_only_after_a_clear_and_with_a_notice(
     record: Submission, max_tries: int, changed: bool
 ) -> None:
     cleared = max_tries != record.max_tries
@@ -132,7 +132,7 @@ def test_an_unfinished_image_task_is_paid_again_only_after_a_clear_that_says_so(
         assert step.notice
 
 
-def test_a_clear_counts_also_where_the_dag_has_fewer_retries_than_before() -> None:
+def test_a_clear_counts_even_if_the_dag_has_fewer_retries_than_before() -> None:
     """Airflow sets `max_tries` to the number of the try and the task's retries: that may be less than it was."""
     reported = Submission(
         request={}, fingerprint="f", intended_at="then", try_number=1, max_tries=MAX_TRIES, reported=True
@@ -142,7 +142,7 @@ def test_a_clear_counts_also_where_the_dag_has_fewer_retries_than_before() -> No
 
 
 @given(record=records(), max_tries=st.integers(0, 99), changed=flags)
-def test_going_back_is_to_what_was_submitted(record: Submission, max_tries: int, changed: bool) -> None:
+def test_a_resumed_image_task_has_the_submitted_request(record: Submission, max_tries: int, changed: bool) -> None:
     step = steps(record, max_tries, changed=changed)
     if isinstance(step, GoBack):
         assert step.image_task_id == record.image_task_id
@@ -150,7 +150,7 @@ def test_going_back_is_to_what_was_submitted(record: Submission, max_tries: int,
 
 
 @given(record=records(), later=st.integers(1, 50), changed=flags)
-def test_what_was_spent_counts_until_the_task_is_cleared(record: Submission, later: int, changed: bool) -> None:
+def test_spent_credits_count_until_the_task_is_cleared(record: Submission, later: int, changed: bool) -> None:
     retried = steps(record, record.max_tries, changed=changed)
     if isinstance(retried, Submit):
         assert retried.spent == record.spent
@@ -180,7 +180,7 @@ def test_half_a_record_is_none(missing: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, True, 5, "", "n43", [], ["request"], {}, {"image_task_id": "n43"}, b"{}"])
-def test_what_is_no_record_is_none(value: object) -> None:
+def test_anything_but_a_record_is_read_as_none(value: object) -> None:
     assert Submission.from_json(value) is None
 
 
@@ -201,7 +201,7 @@ def test_a_record_of_an_id_that_cannot_be_asked_after_is_none(task_id: str) -> N
 
 
 @pytest.mark.parametrize("text", ["\x1b[31m", "a\nb", "\ud83d\x00", "x" * 1_000_000])
-def test_whatever_a_record_says_a_task_says_it_in_a_short_line(text: str) -> None:
+def test_messages_quote_any_record_in_a_short_line(text: str) -> None:
     for record in (INTENT, UNFINISHED, REFUSED):
         read = Submission.from_json(record.to_json() | {"intended_at": text} | {"failure": record.failure and text})
         step = step_after(read)
@@ -223,7 +223,7 @@ def test_a_record_holds_no_callback_url() -> None:
 
 
 @pytest.mark.parametrize("reported", [False, True])
-def test_a_lost_submission_says_which_try_what_it_may_cost_and_what_to_do(reported: bool) -> None:
+def test_the_error_for_a_lost_submission_names_the_try_the_cost_and_the_next_step(reported: bool) -> None:
     step = step_after(replace(INTENT, reported=reported))
     assert isinstance(step, Stop)
     assert isinstance(step.error, QwenImageSubmissionUnknownError)
@@ -240,7 +240,7 @@ def test_consent_to_submit_again_is_confirmed_with_the_lost_try() -> None:
 
 
 @pytest.mark.parametrize("cleared", [False, True])
-def test_going_back_says_to_what_and_that_it_costs_nothing(cleared: bool) -> None:
+def test_the_notice_of_a_resume_names_the_image_task_and_that_nothing_is_paid(cleared: bool) -> None:
     step = step_after(UNFINISHED, cleared=cleared)
     assert isinstance(step, GoBack)
     for part in ("n43", "try 3", INTENT.intended_at, "Nothing is submitted or paid again"):
@@ -248,7 +248,7 @@ def test_going_back_says_to_what_and_that_it_costs_nothing(cleared: bool) -> Non
     assert "something else" not in step.notice
 
 
-def test_going_back_says_that_a_changed_request_is_not_what_counts() -> None:
+def test_the_notice_of_a_resume_names_a_changed_request() -> None:
     step = step_after(UNFINISHED, changed=True)
     assert isinstance(step, GoBack)
     assert step.request == REQUEST
@@ -272,7 +272,7 @@ def test_leaving_an_image_task_behind_names_it_and_how_to_get_it(
         assert part in str(step.notice)
 
 
-def test_a_refusal_is_told_again_with_the_apis_words() -> None:
+def test_a_refusal_is_reported_again_with_the_reason_of_the_api() -> None:
     step = step_after(replace(REFUSED, failure="Image task n43 failed: Content policy violation detected."))
     assert isinstance(step, Stop)
     assert type(step.error) is QwenImageContentPolicyError
@@ -288,7 +288,7 @@ def test_a_refusal_is_told_again_with_the_apis_words() -> None:
         (2.5, "2.5 credits, as the API"),
     ],
 )
-def test_a_wait_that_ends_from_outside_says_what_stays_paid_and_how_to_get_it(
+def test_a_wait_that_ends_from_outside_names_the_paid_image_task_and_how_to_get_it(
     consumed_credits: float | None, paid: str
 ) -> None:
     message = what_stays_paid("n43", consumed_credits)

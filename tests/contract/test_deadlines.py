@@ -325,7 +325,7 @@ def test_a_connection_test_takes_ten_seconds_at_most_whatever_the_connection_all
 
 
 @pytest.mark.parametrize("error_class", [AirflowTaskTimeout, AirflowException, KeyboardInterrupt])
-def test_what_airflow_interrupts_a_call_with_passes(
+def test_an_interruption_by_airflow_passes_through(
     monkeypatch: pytest.MonkeyPatch, error_class: type[BaseException]
 ) -> None:
     def interrupt(*_: object) -> None:

@@ -345,7 +345,7 @@ def test_a_redirect_is_followed_as_it_is_written_and_without_the_user_of_the_fir
         ("?x=1", b"/?x=1"),
     ],
 )
-def test_what_a_url_must_not_hold_is_encoded_once(download: Download, written: str, sent: bytes) -> None:
+def test_characters_that_a_url_must_not_contain_are_encoded_once(download: Download, written: str, sent: bytes) -> None:
     with ImageHost(answer()) as host:
         assert outcome(download, host.url.removesuffix("/a/fox.png") + written) == THE_IMAGE
     assert host.requests[0].split(b" ")[1] == sent
@@ -415,7 +415,7 @@ def test_a_variable_that_names_no_proxy_is_named(proxy: str, monkeypatch: pytest
     assert "the environment variable https_proxy" in found.pop().lower()
 
 
-def test_an_error_of_a_library_that_quotes_the_url_is_told_without_what_grants_access() -> None:
+def test_an_error_of_a_library_that_quotes_the_url_is_shown_without_credentials() -> None:
     url = f"https://me:s3cr3t@a.example/1.png{QUERY}#s3cr3t"
     tries = DownloadTries(url, MAX_BYTES, RequestRetries(), DownloadPace())
     # requests' InvalidURL and aiohttp's are both.

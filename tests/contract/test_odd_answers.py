@@ -382,7 +382,7 @@ SIGNED = f"https://me:s3cr3t@cdn.example/1.png{QUERY}#s3cr3t"
         SIGNED,
     ],
 )
-def test_an_answer_that_is_not_understood_is_shown_without_what_grants_access(
+def test_an_unreadable_answer_is_shown_without_credentials(
     client: SyncClient, monkeypatch: pytest.MonkeyPatch, data: Any
 ) -> None:
     if isinstance(data, dict):
@@ -406,7 +406,7 @@ def test_an_answer_that_is_not_understood_is_shown_without_what_grants_access(
         json.dumps({"code": 200, "data": {"task_id": TASK, "status": "FAILED", "error_message": [{"url": SIGNED}]}}),
     ],
 )
-def test_what_an_answer_says_is_shown_without_what_grants_access(
+def test_the_message_of_an_answer_is_shown_without_credentials(
     client: SyncClient, monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
     with RawServer(answer(body=body.encode())) as server:
@@ -447,7 +447,7 @@ def test_nothing_that_is_logged_or_raised_holds_the_key(
     assert "Authorization" not in caplog.text
 
 
-def test_a_redirect_is_shown_without_what_may_grant_access(client: SyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redirect_is_shown_without_credentials(client: SyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     target = b"https://user:secret@cdn.example/1.png?X-Amz-Signature=0123#part"
     with RawServer(redirect(302, target)) as server:
         connect(monkeypatch, server.url)
@@ -478,9 +478,7 @@ def test_the_key_is_sent_to_the_connections_own_origin_however_it_is_written(
 
 
 @pytest.mark.parametrize("host", ["[::1]", "::1", "0:0:0:0:0:0:0:1"])
-def test_an_ipv6_address_may_stand_in_the_host_field(
-    client: SyncClient, monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
+def test_the_host_field_may_be_an_ipv6_address(client: SyncClient, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     with RawServer(answer(), family=socket.AF_INET6) as server:
         connect(monkeypatch, host, schema="http", port=server.port)
         client("get_status", TASK)
@@ -593,7 +591,7 @@ def test_a_proxy_without_a_scheme_is_an_http_proxy(client: SyncClient, monkeypat
         ("user:pass@word", "user:pass@word"),
     ],
 )
-def test_a_proxy_is_told_the_user_of_its_url(
+def test_a_proxy_receives_the_user_of_its_url(
     client: SyncClient, monkeypatch: pytest.MonkeyPatch, user: str, sent: str
 ) -> None:
     with RawServer(answer()) as proxy:

@@ -287,7 +287,7 @@ def test_a_status_read_is_sent_again(patient: SyncClient, sandbox: Sandbox, beha
     assert routes(sandbox).count("status") == 4
 
 
-def test_a_refused_submission_names_what_the_api_said(client: SyncClient, sandbox: Sandbox) -> None:
+def test_a_refused_submission_quotes_the_message_of_the_api(client: SyncClient, sandbox: Sandbox) -> None:
     sandbox.script("generate", "payment")
     with pytest.raises(QwenImageCreditsError, match="code 402"):
         client("generate", "a fox")
@@ -322,14 +322,14 @@ def test_a_connection_test_works_and_costs_nothing(client: SyncClient, sandbox: 
 
 
 @pytest.mark.parametrize("behaviour", ["html", "redirect", "malformed", "empty"])
-def test_a_connection_test_tells_another_api(client: SyncClient, sandbox: Sandbox, behaviour: str) -> None:
+def test_a_connection_test_recognizes_another_api(client: SyncClient, sandbox: Sandbox, behaviour: str) -> None:
     sandbox.script("status", behaviour)
     works, message = client("test_connection")
     assert not works
     assert "not the Qwen-Image API" in message
 
 
-def test_a_connection_test_tells_an_unusable_connection(client: SyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_test_reports_an_unusable_connection(client: SyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, password="")
     works, message = client("test_connection")
     assert not works
@@ -343,7 +343,7 @@ def closed_port() -> int:
 
 
 @pytest.mark.parametrize("host", ["http://127.0.0.1:{port}", "http://no-such-host.invalid:{port}"])
-def test_what_is_never_reached_is_safe_to_send_again(
+def test_a_call_that_never_reached_the_api_is_safe_to_send_again(
     client: SyncClient, closed_port: int, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     connect(monkeypatch, host=host.format(port=closed_port))
@@ -511,7 +511,7 @@ def test_a_wait_keeps_nothing_of_an_answer_until_the_next_one(
     assert kept == []
 
 
-def test_what_the_api_said_last_outlasts_a_failed_read(sandbox: Sandbox) -> None:
+def test_the_last_reported_credits_outlast_a_failed_read(sandbox: Sandbox) -> None:
     async def check(hook: QwenImageHook | QwenImageAsyncHook) -> Any:
         outcome: Any = hook.check(task_id)
         return await outcome if isinstance(hook, QwenImageAsyncHook) else outcome

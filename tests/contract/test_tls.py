@@ -127,7 +127,7 @@ def test_a_file_in_the_environment_is_trusted(
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
-def test_nothing_is_checked_where_the_connection_says_so(
+def test_nothing_is_checked_if_the_connection_disables_it(
     client: SyncClient, monkeypatch: pytest.MonkeyPatch, authority: Authority
 ) -> None:
     with tls_server(authority) as (server, _):
