@@ -37,7 +37,7 @@ from airflow_provider_qwenimage.exceptions import (
     is_permanent,
 )
 from airflow_provider_qwenimage.rules.snapshots import task_failure
-from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit
 from airflow_provider_qwenimage.tasks.failures import (
     raising_unknown_submission,
     recording_end,
@@ -164,8 +164,8 @@ def test_after_a_submission_a_permanent_error_names_what_is_paid_and_that_a_clea
     assert end.__cause__ is error
     assert str(end).startswith(f"{type(error).__name__}: {error} Image task n43 is submitted and may be paid.")
     assert "Clear this task to resume it; that costs nothing." in str(end)
-    assert isinstance(opened(store, 2).next_step(REQUEST), GoBack)
-    assert isinstance(opened(store, 2, 4).next_step(REQUEST), GoBack)
+    assert isinstance(opened(store, 2).next_step(REQUEST), Resume)
+    assert isinstance(opened(store, 2, 4).next_step(REQUEST), Resume)
 
 
 @pytest.mark.parametrize(("error", "missed"), names(PASSING))
@@ -178,12 +178,12 @@ def test_after_a_submission_an_error_that_may_pass_is_retried_for_free(
     assert record.levelno == logging.WARNING
     for part in ("Image task n43 is submitted and may be paid.", "resumes it; that costs nothing."):
         assert part in record.getMessage()
-    assert isinstance(opened(store, 2).next_step(REQUEST), GoBack)
-    assert isinstance(opened(store, 2, 4).next_step(REQUEST), GoBack)
+    assert isinstance(opened(store, 2).next_step(REQUEST), Resume)
+    assert isinstance(opened(store, 2, 4).next_step(REQUEST), Resume)
 
 
 @pytest.mark.parametrize(("error", "missed"), names(PERMANENT + PASSING))
-def test_a_cleared_task_that_goes_back_in_vain_may_pay_for_another_when_it_is_cleared_again(
+def test_a_cleared_task_that_cannot_resume_may_pay_for_another_when_it_is_cleared_again(
     error: BaseException, missed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Memory()
@@ -194,8 +194,8 @@ def test_a_cleared_task_that_goes_back_in_vain_may_pay_for_another_when_it_is_cl
     assert "n43" in told
     assert ("Clear the task again to submit (and pay for) a new image" in told) == missed
     # Airflow's own retry never pays.
-    assert isinstance(opened(store, 3, 4).next_step(REQUEST), GoBack)
-    assert isinstance(opened(store, 3, 6).next_step(REQUEST), Submit if missed else GoBack)
+    assert isinstance(opened(store, 3, 4).next_step(REQUEST), Resume)
+    assert isinstance(opened(store, 3, 6).next_step(REQUEST), Submit if missed else Resume)
 
 
 def test_a_cleared_task_that_counted_its_image_before_it_was_lost_may_pay_for_another_too() -> None:
@@ -281,4 +281,4 @@ def test_a_failure_that_cannot_be_written_down_still_ends_the_try() -> None:
     ledger: Ledger = in_flight(store)
     end = ended_by(recording_end("n43", ledger), FAILED)
     assert end is FAILED
-    assert isinstance(opened(store, 2).next_step(REQUEST), GoBack)
+    assert isinstance(opened(store, 2).next_step(REQUEST), Resume)

@@ -10,7 +10,7 @@ import pytest
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.rules.snapshots import task_failure
-from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks import ledger as ledger_module
 from airflow_provider_qwenimage.tasks.stores import FileStore, NoStore, Store, TaskStateStore
@@ -83,18 +83,18 @@ def test_a_lost_answer_that_was_reported_waits_for_a_clear(store: Store) -> None
 def test_a_crash_after_the_id_is_gone_back_from(store: Store, request_now: GenerateRequest) -> None:
     in_flight(store)
     step = opened(store, try_number=2).next_step(request_now)
-    assert isinstance(step, GoBack)
+    assert isinstance(step, Resume)
     assert (step.image_task_id, step.request) == ("n43", GenerateRequest(prompt="A red fox"))
     assert "try 1" in step.notice
 
 
-def test_a_clear_goes_back_and_after_a_miss_the_next_clear_submits(store: Store) -> None:
+def test_a_clear_resumes_and_after_a_failed_resume_the_next_clear_submits(store: Store) -> None:
     in_flight(store)
     cleared = opened(store, 2, 4)
     assert cleared.is_cleared
-    assert isinstance(cleared.next_step(REQUEST), GoBack)
+    assert isinstance(cleared.next_step(REQUEST), Resume)
     cleared.record_failed_resume()
-    assert isinstance(opened(store, 3, 4).next_step(REQUEST), GoBack)
+    assert isinstance(opened(store, 3, 4).next_step(REQUEST), Resume)
     assert isinstance(opened(store, 4, 6).next_step(REQUEST), Submit)
 
 
@@ -113,7 +113,7 @@ def test_a_task_stays_cleared_when_its_images_are_counted(store: Store) -> None:
 
 def test_equal_requests_of_mapped_tasks_are_told_apart(store: Store) -> None:
     in_flight(store, variant=1)
-    assert isinstance(opened(store, 2, 4, variant=1).next_step(REQUEST), GoBack)
+    assert isinstance(opened(store, 2, 4, variant=1).next_step(REQUEST), Resume)
     assert isinstance(opened(store, 2, 4, variant=2).next_step(REQUEST), Submit)
 
 
@@ -175,7 +175,7 @@ def test_an_image_is_counted_once_over_all_tries(store: Store) -> None:
     assert in_flight(store).count()
     for max_tries in (2, 4):
         again = opened(store, 2, max_tries)
-        assert isinstance(again.next_step(REQUEST), GoBack)
+        assert isinstance(again.next_step(REQUEST), Resume)
         assert not again.count()
     anew = opened(store, 3)
     anew.intend(REQUEST)
@@ -234,7 +234,7 @@ def test_a_paid_id_is_written_down_in_several_attempts(
     ledger.intend(REQUEST)
     faulty.failures = failures
     ledger.accept("n43")
-    assert isinstance(opened(faulty, 2).next_step(REQUEST), GoBack)
+    assert isinstance(opened(faulty, 2).next_step(REQUEST), Resume)
     assert [record.levelname for record in caplog.records] == ["WARNING"] * failures
     assert "trying again: The disk is full." in caplog.text
 

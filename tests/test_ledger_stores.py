@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.rules.made_by import variant_of
-from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.ledger import open_ledger
 from airflow_provider_qwenimage.tasks.stores import FileStore, NoStore, Store, TaskStateStore
@@ -84,10 +84,10 @@ def test_the_next_try_of_a_task_instance_finds_its_own_submission(tmp_path: Path
     first.intend(REQUEST)
     first.accept("n43")
     again = open_ledger(context_of(map_index=3, try_number=2), folder_of(tmp_path), durable=True)
-    assert isinstance(again.next_step(REQUEST), GoBack)
+    assert isinstance(again.next_step(REQUEST), Resume)
     cleared = open_ledger(context_of(map_index=3, try_number=2, max_tries=4), folder_of(tmp_path), durable=True)
     assert cleared.is_cleared
-    assert isinstance(cleared.next_step(REQUEST), GoBack)
+    assert isinstance(cleared.next_step(REQUEST), Resume)
     for other in (context_of(map_index=2), context_of(map_index=-1)):
         assert open_ledger(other, folder_of(tmp_path), durable=True).next_step(REQUEST) == Submit()
 
@@ -198,7 +198,7 @@ def test_a_record_with_spoiled_values_stops_until_a_clear(tmp_path: Path, spoile
 def test_a_kill_after_the_end_does_not_pay_again_where_airflow_remembers() -> None:
     store = TaskStateStore(TaskStates())
     in_flight(store).finish()
-    assert isinstance(opened(store, 2).next_step(REQUEST), GoBack)
+    assert isinstance(opened(store, 2).next_step(REQUEST), Resume)
 
 
 @only_with_task_states
@@ -206,9 +206,9 @@ def test_a_kill_after_the_end_of_a_cleared_task_does_not_pay_again_either() -> N
     store = TaskStateStore(TaskStates())
     in_flight(store)
     cleared = opened(store, 2, 4)
-    assert isinstance(cleared.next_step(REQUEST), GoBack)
+    assert isinstance(cleared.next_step(REQUEST), Resume)
     cleared.finish()
-    assert isinstance(opened(store, 3, 4).next_step(REQUEST), GoBack)
+    assert isinstance(opened(store, 3, 4).next_step(REQUEST), Resume)
 
 
 @only_with_task_states

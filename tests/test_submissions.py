@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from airflow_provider_qwenimage.contract import OUTPUT_FORMATS, SIZES, GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageSubmissionUnknownError
 from airflow_provider_qwenimage.rules.submissions import (
-    GoBack,
+    Resume,
     Step,
     Stop,
     Submission,
@@ -53,13 +53,13 @@ def step_after(record: Submission | None, *, cleared: bool = False, changed: boo
 def kind_of(step: Step) -> str:
     if isinstance(step, Submit):
         return f"submit with {step.spent:g} spent" + (", with a warning" if step.notice else "")
-    if isinstance(step, GoBack):
-        return f"go back to {step.image_task_id}"
+    if isinstance(step, Resume):
+        return f"resume {step.image_task_id}"
     return f"stop with {type(step.error).__name__}"
 
 
 SUBMIT, SUBMIT_WARNING = "submit with 0 spent", "submit with 0 spent, with a warning"
-BACK = "go back to n43"
+RESUME = "resume n43"
 UNKNOWN, POLICY = "stop with QwenImageSubmissionUnknownError", "stop with QwenImageContentPolicyError"
 
 
@@ -69,9 +69,9 @@ UNKNOWN, POLICY = "stop with QwenImageSubmissionUnknownError", "stop with QwenIm
         pytest.param(None, SUBMIT, SUBMIT, SUBMIT, id="nothing"),
         pytest.param(INTENT, UNKNOWN, UNKNOWN, UNKNOWN, id="intent"),
         pytest.param(REPORTED, UNKNOWN, SUBMIT_WARNING, SUBMIT_WARNING, id="intent, reported"),
-        pytest.param(UNFINISHED, BACK, BACK, SUBMIT_WARNING, id="unfinished"),
-        pytest.param(MISSED, BACK, SUBMIT_WARNING, SUBMIT_WARNING, id="unfinished, missed"),
-        pytest.param(FINISHED, BACK, SUBMIT, SUBMIT, id="finished"),
+        pytest.param(UNFINISHED, RESUME, RESUME, SUBMIT_WARNING, id="unfinished"),
+        pytest.param(MISSED, RESUME, SUBMIT_WARNING, SUBMIT_WARNING, id="unfinished, missed"),
+        pytest.param(FINISHED, RESUME, SUBMIT, SUBMIT, id="finished"),
         pytest.param(FAILED, "submit with 5 spent", SUBMIT, SUBMIT, id="failed"),
         pytest.param(REFUSED, POLICY, SUBMIT, SUBMIT, id="refused"),
     ],
@@ -144,7 +144,7 @@ def test_a_clear_counts_even_if_the_dag_has_fewer_retries_than_before() -> None:
 @given(record=records(), max_tries=st.integers(0, 99), changed=flags)
 def test_a_resumed_image_task_has_the_submitted_request(record: Submission, max_tries: int, changed: bool) -> None:
     step = steps(record, max_tries, changed=changed)
-    if isinstance(step, GoBack):
+    if isinstance(step, Resume):
         assert step.image_task_id == record.image_task_id
         assert step.request.description() == record.request
 
@@ -209,7 +209,7 @@ def test_messages_quote_any_record_in_a_short_line(text: str) -> None:
         assert told.isprintable()
         assert len(told) < 5_000
     read = Submission.from_json(UNFINISHED.to_json() | {"image_task_id": "n43\n\x1b[31m"})
-    assert kind_of(step_after(read)) == "go back to urlencoded:n43%0A%1B%5B31m"
+    assert kind_of(step_after(read)) == "resume urlencoded:n43%0A%1B%5B31m"
 
 
 def test_a_record_whose_request_cannot_be_read_is_none() -> None:
@@ -242,7 +242,7 @@ def test_consent_to_submit_again_is_confirmed_with_the_lost_try() -> None:
 @pytest.mark.parametrize("cleared", [False, True])
 def test_the_notice_of_a_resume_names_the_image_task_and_that_nothing_is_paid(cleared: bool) -> None:
     step = step_after(UNFINISHED, cleared=cleared)
-    assert isinstance(step, GoBack)
+    assert isinstance(step, Resume)
     for part in ("n43", "try 3", INTENT.intended_at, "Nothing is submitted or paid again"):
         assert part in step.notice
     assert "something else" not in step.notice
@@ -250,7 +250,7 @@ def test_the_notice_of_a_resume_names_the_image_task_and_that_nothing_is_paid(cl
 
 def test_the_notice_of_a_resume_names_a_changed_request() -> None:
     step = step_after(UNFINISHED, changed=True)
-    assert isinstance(step, GoBack)
+    assert isinstance(step, Resume)
     assert step.request == REQUEST
     assert "The request has changed since; the submitted one counts" in step.notice
 

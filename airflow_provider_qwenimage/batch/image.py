@@ -18,7 +18,7 @@ from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.origins import displayed_url
-from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit
 from airflow_provider_qwenimage.rules.verification import verify_image
 from airflow_provider_qwenimage.storage.images import StoredImages, find_images, store_image
 from airflow_provider_qwenimage.tasks.failures import logging_errors, record_end
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NextStep: TypeAlias = StoredImages | GoBack | Submit | Stop
+NextStep: TypeAlias = StoredImages | Resume | Submit | Stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class ImagePipeline:
         if isinstance(step, Stop):
             return step, ledger
         stored = find_images(item.request, options.folder, variant=item.variant)
-        if isinstance(step, GoBack):
+        if isinstance(step, Resume):
             if stored is None or stored.image_task_id != step.image_task_id:
                 return step, ledger
             if ledger.finish():

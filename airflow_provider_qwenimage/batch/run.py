@@ -22,7 +22,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownErro
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.rules.batch_rows import RowStatus, row_error
 from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits, in_brief
-from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit
+from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit
 from airflow_provider_qwenimage.storage.images import StoredImages
 from airflow_provider_qwenimage.storage.paths import is_empty
 from airflow_provider_qwenimage.tasks.metrics import count_failure
@@ -234,7 +234,7 @@ class Batch:
             elif not folder_is_empty:
                 step, ledger = await asyncio.to_thread(self._pipeline.next_step, item)
                 self.totals.spend(ledger.spent)
-                if isinstance(step, GoBack):
+                if isinstance(step, Resume):
                     self._left_to_do[number] = _RESUME
                 elif not isinstance(step, Submit):
                     self._record_end(item, step)
@@ -262,7 +262,7 @@ class Batch:
         step, ledger = await asyncio.to_thread(self._pipeline.next_step, item)
         if isinstance(step, StoredImages | Stop):
             return step, False
-        if isinstance(step, GoBack):
+        if isinstance(step, Resume):
             in_flight.image_task_id = step.image_task_id
             try:
                 return await self._pipeline.wait_and_store(item, ledger, step.image_task_id, check_at_once=True), True

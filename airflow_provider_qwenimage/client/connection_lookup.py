@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
+from airflow_provider_qwenimage.airflow_versions import HAS_SUPERVISOR
 from airflow_provider_qwenimage.client.diagnosis import describe
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError
 from airflow_provider_qwenimage.text.messages import printable, shorten
@@ -125,14 +126,13 @@ def _ask_backends(conn_id: str) -> list[str]:
 
 
 def _backends() -> Iterable[Any]:
-    try:
-        from airflow.sdk.execution_time import supervisor
-    except ImportError:
-        # Airflow 2
-        from airflow.configuration import ensure_secrets_loaded
+    if HAS_SUPERVISOR:
+        from airflow.sdk.execution_time.supervisor import ensure_secrets_backend_loaded
 
-        return ensure_secrets_loaded()
-    return supervisor.ensure_secrets_backend_loaded()
+        return ensure_secrets_backend_loaded()
+    from airflow.configuration import ensure_secrets_loaded
+
+    return ensure_secrets_loaded()
 
 
 def _ask_api(conn_id: str) -> list[str]:
@@ -148,10 +148,10 @@ def _ask_api(conn_id: str) -> list[str]:
 
 def _supervisor() -> Any:
     """Return the channel of a task or triggerer of Airflow 3 to its supervisor, or None."""
-    try:
-        from airflow.sdk.execution_time import task_runner
-    except ImportError:
+    if not HAS_SUPERVISOR:
         return None
+    from airflow.sdk.execution_time import task_runner
+
     return getattr(task_runner, "SUPERVISOR_COMMS", None)
 
 

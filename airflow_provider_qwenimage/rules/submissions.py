@@ -134,7 +134,7 @@ class Submit:
 
 
 @dataclass(frozen=True)
-class GoBack:
+class Resume:
     """Resume a submitted image task, which costs nothing."""
 
     image_task_id: str
@@ -149,7 +149,7 @@ class Stop:
     error: QwenImageError
 
 
-Step: TypeAlias = Submit | GoBack | Stop
+Step: TypeAlias = Submit | Resume | Stop
 
 
 def next_step(record: Submission | None, *, fingerprint: str, max_tries: int) -> Step:
@@ -174,7 +174,7 @@ def next_step(record: Submission | None, *, fingerprint: str, max_tries: int) ->
             notice=f"This task was cleared, and {reason}: it submits a new image. The earlier image task, "
             f"{record.image_task_id}, may be paid; to get its image, wait for that id with a QwenImageStatusSensor."
         )
-    return _go_back(record, fingerprint)
+    return _resume(record, fingerprint)
 
 
 def _after_failure(record: Submission, reason: str, *, cleared: bool) -> Step:
@@ -221,11 +221,11 @@ def _after_intent(record: Submission, *, cleared: bool) -> Step:
     )
 
 
-def _go_back(record: Submission, fingerprint: str) -> GoBack:
+def _resume(record: Submission, fingerprint: str) -> Resume:
     notice = (
         f"Resuming image task {record.image_task_id}, submitted by try {record.try_number} of this task "
         f"({record.intended_at}). Nothing is submitted or paid again."
     )
     if record.fingerprint != fingerprint:
         notice += " The request has changed since; the submitted one counts."
-    return GoBack(str(record.image_task_id), GenerateRequest(**record.request), notice)
+    return Resume(str(record.image_task_id), GenerateRequest(**record.request), notice)

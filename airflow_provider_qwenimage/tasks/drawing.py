@@ -18,7 +18,7 @@ from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, PendingLin
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, read_request
 from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
-from airflow_provider_qwenimage.rules.submissions import GoBack, Stop, Submit, what_stays_paid
+from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit, what_stays_paid
 from airflow_provider_qwenimage.storage.files import remove_leftovers
 from airflow_provider_qwenimage.storage.images import find_images, save_images
 from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
@@ -107,7 +107,7 @@ class Drawing:
             step = self._ledger.next_step(request)
             if isinstance(step, Stop):
                 raise step.error
-            if isinstance(step, GoBack):
+            if isinstance(step, Resume):
                 try:
                     return self._resume_submitted(hook, step)
                 except QwenImageTaskFailedError as error:
@@ -233,7 +233,7 @@ class Drawing:
                 f"({type(error).__name__}: {error}). Get the image with a QwenImageStatusSensor for that id."
             ) from error
 
-    def _resume_submitted(self, hook: QwenImageHook, step: GoBack) -> Any:
+    def _resume_submitted(self, hook: QwenImageHook, step: Resume) -> Any:
         """Follow what an earlier try submitted, unless its image is stored already."""
         self._log.info("%s", step.notice)
         stored = self._find_stored(step.request)

@@ -1,4 +1,4 @@
-"""What a Clear does: what is under way is gone back to, and what cannot be had is drawn anew at the second one."""
+"""What a Clear does: the first resumes an unfinished image, and the second draws a lost image again."""
 
 import itertools
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def test_a_clear_submits_once_where_an_answer_was_lost(connected_api: Sandbox, a
 
 
 @waiting
-def test_a_clear_of_a_task_that_failed_goes_back_to_what_is_paid(
+def test_a_clear_of_a_task_that_failed_resumes_what_is_paid(
     connected_api: Sandbox, aim: dict[str, Any], task_log: Callable[[], str]
 ) -> None:
     connected_api.script("status", "not_found")
@@ -132,7 +132,7 @@ def test_a_task_that_asks_for_something_else_when_it_is_cleared_submits_that(
 
 
 @waiting
-def test_a_crash_at_the_end_of_a_cleared_task_has_the_retry_go_back(
+def test_a_crash_at_the_end_of_a_cleared_task_has_the_retry_resume(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.script("status", "not_found")
@@ -158,7 +158,7 @@ def test_a_clear_submits_a_refused_prompt_again(connected_api: Sandbox, aim: dic
 
 
 @waiting
-def test_a_retry_that_goes_back_to_a_refused_prompt_stops(
+def test_a_retry_that_resumes_a_refused_prompt_stops(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.script("generate", "policy")

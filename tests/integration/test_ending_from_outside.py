@@ -192,7 +192,7 @@ def test_marking_a_deferred_task_failed_leaves_the_way_to_its_image_in_the_log(s
     assert case.state == "failed"
 
 
-def test_clearing_a_deferred_task_goes_back_to_its_image(start: StartCase) -> None:
+def test_clearing_a_deferred_task_resumes_its_image(start: StartCase) -> None:
     case = start("cleared_deferred")
     case.wait_until_deferred()
     case.clear()
@@ -207,7 +207,7 @@ def test_clearing_a_deferred_task_goes_back_to_its_image(start: StartCase) -> No
     assert _ended_from_outside(case.image_task_id) in case.log
 
 
-def test_clearing_a_running_task_goes_back_to_its_image(start: StartCase) -> None:
+def test_clearing_a_running_task_resumes_its_image(start: StartCase) -> None:
     case = start("cleared_running")
     case.wait_until_it_asks()
     case.clear()
@@ -254,7 +254,7 @@ def test_a_finished_run_that_is_cleared_spends_nothing(start: StartCase) -> None
     assert len(case.api.requests) == requests
 
 
-def test_the_retry_of_a_worker_that_is_killed_while_it_waits_goes_back(start: StartCase) -> None:
+def test_the_retry_of_a_worker_that_is_killed_while_it_waits_resumes(start: StartCase) -> None:
     case = start("killed_waiting")
     case.wait_until_it_asks()
     case.kill()

@@ -61,7 +61,7 @@ def test_failed_images_that_cost_something_use_up_the_limit_until_the_task_is_cl
 
 
 @with_aims("waited for", "waited for, deferred", "stored", "stored, deferred", remembered=True)
-def test_a_failed_image_that_a_retry_goes_back_to_uses_up_the_limit(
+def test_a_failed_image_that_a_retry_resumes_uses_up_the_limit(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(failed_credits=4, seconds_per_image=0)

@@ -193,7 +193,7 @@ def test_a_clear_is_no_consent_before_the_user_was_told(
     ids=["after the id is written down", "before the end is written down", "after the end is written down"],
 )
 @with_every_record
-def test_a_crash_after_a_submission_has_the_retry_go_back(
+def test_a_crash_after_a_submission_has_the_retry_resume(
     connected_api: Sandbox,
     aim: dict[str, Any],
     tmp_path: Path,
@@ -204,7 +204,7 @@ def test_a_crash_after_a_submission_has_the_retry_go_back(
 
 
 @waiting
-def test_a_crash_while_waiting_has_the_retry_go_back(
+def test_a_crash_while_waiting_has_the_retry_resume(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In the worker before it asks the API, or in the resumed task before it reads what the trigger was told.
@@ -218,7 +218,7 @@ def test_a_crash_while_waiting_has_the_retry_go_back(
     ids=["before the download", "before it is stored", "between image and sidecar", "after the sidecar"],
 )
 @in_storage
-def test_a_crash_while_it_stores_has_the_retry_go_back(
+def test_a_crash_while_it_stores_has_the_retry_resume(
     connected_api: Sandbox,
     aim: dict[str, Any],
     tmp_path: Path,
@@ -266,7 +266,7 @@ def test_crash_after_crash_is_paid_once(
 
 
 @with_every_record
-def test_a_retry_whose_templates_render_otherwise_goes_back_to_what_was_paid(
+def test_a_retry_whose_templates_render_otherwise_resumes_what_was_paid(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds = count(100)

@@ -29,7 +29,7 @@ _UNPROTECTED = "This submission is not recorded"
 
 
 @with_any_record
-def test_the_log_of_a_retry_says_what_it_goes_back_to(
+def test_the_log_of_a_retry_names_what_it_resumes(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
 ) -> None:
     crash_once(monkeypatch, Ledger, "accept", after=True)

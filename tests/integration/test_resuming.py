@@ -10,7 +10,7 @@ from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatu
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenImageError
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.rules.submissions import GoBack
+from airflow_provider_qwenimage.rules.submissions import Resume
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.ledger import Ledger, open_ledger
@@ -129,14 +129,14 @@ def test_an_operator_refuses_what_is_no_whole_event_and_is_not_retried(
 
 
 @events_of_nobody
-def test_a_retry_goes_back_where_the_submission_is_remembered(
+def test_a_retry_resumes_if_the_submission_is_recorded(
     remembered_operator: QwenImageGenerateOperator, context: Any, event: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(QwenImageContractError):
         remembered_operator.execute_complete(context, event)
     assert "consumed_credits" not in context["ti"].xcoms
     step = _ledger(context, tmp_path).next_step(GenerateRequest(prompt="A boat"))
-    assert isinstance(step, GoBack)
+    assert isinstance(step, Resume)
     assert step.image_task_id == "n43resumedqwenimg"
 
 
@@ -156,13 +156,13 @@ def test_an_error_of_an_unknown_class_is_still_an_error_where_the_submission_is_
         remembered_operator.execute_complete(context, {"status": "error", "message": "it broke", "error": name})
 
 
-def test_a_trigger_that_broke_leaves_the_retry_to_go_back_where_the_submission_is_remembered(
+def test_a_trigger_that_broke_lets_the_retry_resume_if_the_submission_is_recorded(
     remembered_operator: QwenImageGenerateOperator, context: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(Exception, match=r"[Tt]rigger") as caught:
         remembered_operator.resume_execution("__fail__", {"error": "Trigger failure"}, context)
     assert not isinstance(caught.value, AirflowFailException)
-    assert isinstance(_ledger(context, tmp_path).next_step(GenerateRequest(prompt="A boat")), GoBack)
+    assert isinstance(_ledger(context, tmp_path).next_step(GenerateRequest(prompt="A boat")), Resume)
 
 
 def test_a_trigger_that_broke_does_not_make_the_operator_pay_again(
