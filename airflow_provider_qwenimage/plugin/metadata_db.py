@@ -56,8 +56,9 @@ def run_version(session: Session, dag_id: str, run_id: str, state: str) -> objec
 def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[TaskInstance, object]]:
     """Return the task instances of a run that may have images, each with a value that changes whenever it does."""
     model = AirflowTaskInstance
-    with_request = select(XComModel.task_id).where(
-        XComModel.dag_id == dag_id, XComModel.run_id == run_id, XComModel.key == "request"
+    # Operators that are derived from ours have names of their own.
+    with_xcoms = select(XComModel.task_id).where(
+        XComModel.dag_id == dag_id, XComModel.run_id == run_id, XComModel.key.in_(("request", "progress"))
     )
     columns = (
         model.task_id,
@@ -72,7 +73,7 @@ def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[Tas
     query = (
         select(*columns)
         .where(model.dag_id == dag_id, model.run_id == run_id)
-        .where(or_(model.operator.in_(OPERATORS), model.task_id.in_(with_request)))
+        .where(or_(model.operator.in_(OPERATORS), model.task_id.in_(with_xcoms)))
         .order_by(model.task_id, model.map_index)
     )
     found: list[tuple[TaskInstance, object]] = []

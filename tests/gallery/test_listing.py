@@ -146,6 +146,17 @@ def test_a_batch_shows_its_rows(server: Server, show: Show, tmp_path: Path) -> N
     assert page["totals"]["credits"] == 10
 
 
+class StudioBatchOperator(QwenImageBatchOperator):
+    """What a company makes of the operator."""
+
+
+def test_a_batch_of_a_derived_operator_is_shown(server: Server, show: Show, tmp_path: Path) -> None:
+    dag = TestDag()
+    with dag:
+        StudioBatchOperator(task_id="draw", requests=["A fox"], output_path=str(tmp_path), poll_interval=0.05)
+    assert prompts(listing(server, show(dag).path)) == ["A fox"]
+
+
 def forget_manifests() -> None:
     manifests._cache.clear()
     RUNS._cache.clear()
