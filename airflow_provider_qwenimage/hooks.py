@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage import contract
 from airflow_provider_qwenimage.client import connection_form
-from airflow_provider_qwenimage.client.base_hook import BaseQwenImageHook
+from airflow_provider_qwenimage.client.common_hook import CommonHook
 from airflow_provider_qwenimage.client.connection import TEST_TASK_ID, AirflowConnection, ConnectionSettings
 from airflow_provider_qwenimage.client.connection_lookup import look_up_connection_async
 from airflow_provider_qwenimage.client.diagnosis import TEST_SECONDS, judge_connection, one_of_few_tests
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.rules.answers import ApiCall, Result
 
 
-class QwenImageHook(BaseQwenImageHook):
+class QwenImageHook(CommonHook):
     """Calls the Qwen-Image API from a worker, over requests.
 
     Args:
@@ -215,7 +215,7 @@ class QwenImageHook(BaseQwenImageHook):
             sent_again += 1
 
 
-class QwenImageAsyncHook(BaseQwenImageHook):
+class QwenImageAsyncHook(CommonHook):
     """Calls the Qwen-Image API from an event loop, over aiohttp, with the same methods, results and errors.
 
     Use it in an ``async with`` block, or call `close` at the end. One hook belongs to one event loop, in which all

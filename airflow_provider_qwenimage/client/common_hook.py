@@ -1,4 +1,4 @@
-"""What both hooks share: their names in Airflow, their arguments, and what they log and report."""
+"""What both hooks have in common: their names in Airflow, their arguments, and what they log and report."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from airflow_provider_qwenimage.rules.arguments import Seconds, read_argument
 _TESTED_CONNECTION = "The connection"
 
 
-class BaseQwenImageHook(BaseHook):
-    """The base of both hooks; `QwenImageHook` documents the arguments."""
+class CommonHook(BaseHook):
+    """The part that both hooks have in common; `QwenImageHook` documents the arguments."""
 
     conn_name_attr = "qwenimage_conn_id"
     default_conn_name = DEFAULT_CONN_ID
