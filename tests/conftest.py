@@ -1,6 +1,6 @@
-"""Gives the tests an Airflow of their own: a home in a temporary directory, and none of the user's settings.
+"""Run the tests with their own Airflow: a home in a temporary directory and none of the user's settings.
 
-Airflow reads its environment when it is first imported, so this happens here, before any test module is.
+Airflow reads its environment at its first import, so this module sets it before any test module is imported.
 """
 
 import atexit
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _FEATURES_SHOWN = pytest.StashKey[set[tuple[str, str]]]()
 
 if "airflow.configuration" in sys.modules:
-    raise RuntimeError("Airflow is imported before tests/conftest.py could give it a home of its own.")
+    raise RuntimeError("Airflow was imported before tests/conftest.py could set AIRFLOW_HOME.")
 
 for _name in [name for name in os.environ if name.startswith(("AIRFLOW_", "_AIRFLOW_"))]:
     del os.environ[_name]
@@ -30,8 +30,7 @@ _HOME = Path(tempfile.mkdtemp(prefix="qwenimage-airflow-"))
 (_HOME / "dags").mkdir()
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 
-# What a property says is tested, not how fast this machine tries it. The rest is Hypothesis' own choice: in CI, the
-# same examples each time.
+# A slow machine must not fail a property. Everything else is Hypothesis' default: in CI, the same examples each time.
 settings.register_profile(
     "newest Airflow", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
@@ -89,7 +88,7 @@ def airflow_home() -> Path:
 
 @pytest.fixture(scope="session")
 def airflow_database(airflow_home: Path) -> Iterator[None]:
-    """Make the metadata database, once, for the tests that run tasks."""
+    """Create the metadata database, once, for the tests that run tasks."""
     from airflow import settings
     from airflow.utils.db import initdb
 
@@ -100,7 +99,7 @@ def airflow_database(airflow_home: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator["S3Server"]:
-    """An S3 server for all tests that want one."""
+    """An S3 server, shared by all tests that need one."""
     from tests.s3_server import S3Server
 
     with S3Server() as server:
@@ -109,7 +108,7 @@ def s3_server() -> Iterator["S3Server"]:
 
 @pytest.fixture
 def bucket(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> "Bucket":
-    """A bucket, with connections of Airflow to it: `s3`, and `s3_without_list` and so on."""
+    """A bucket, and Airflow connections to it: `s3` has all rights, `s3_without_list` and so on have fewer."""
     from itertools import combinations
 
     from tests.s3_server import Bucket

@@ -1,4 +1,4 @@
-"""What the tests of the ledger share: a stand-in of Airflow's store, and ledgers at a certain point of a try."""
+"""A fake of Airflow's store, and ledgers at given points of a try."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OTHER = GenerateRequest(prompt="A grey fox")
 
 
 class TaskStates:
-    """Has the signature of Airflow's accessor, and refuses what that one refuses."""
+    """A fake of Airflow's accessor: it has the same signatures and refuses None as well."""
 
     def __init__(self) -> None:
         self.written: dict[str, str] = {}
@@ -35,11 +35,12 @@ class TaskStates:
 
 
 def opened(store: Store, try_number: int = 1, max_tries: int = 2, variant: int = 0) -> Ledger:
-    """The ledger as a new process opens it: all that is left of the last try is in the store."""
+    """Open the ledger as a new process does, which knows of earlier tries only what is in the store."""
     return Ledger(store, try_number=try_number, max_tries=max_tries, variant=variant)
 
 
-def in_flight(store: Store, **kwargs: int) -> Ledger:
+def submitted(store: Store, **kwargs: int) -> Ledger:
+    """Return the ledger of a try whose submission was accepted."""
     ledger = opened(store, **kwargs)
     ledger.intend(REQUEST)
     ledger.accept("n43")

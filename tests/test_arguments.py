@@ -374,7 +374,7 @@ def test_the_table_has_every_argument_of_every_class() -> None:
     ],
     ids=str,
 )
-def test_a_hook_refuses_a_bad_argument_when_it_is_made(arguments: dict[str, Any]) -> None:
+def test_a_hook_refuses_a_bad_argument_in_its_constructor(arguments: dict[str, Any]) -> None:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 
     (name,) = arguments
@@ -417,7 +417,7 @@ def test_a_wait_of_a_hook_refuses_a_bad_argument_before_it_asks(arguments: dict[
 @pytest.mark.parametrize(
     "arguments", [{"poll_interval": "5"}, {"end_time": math.inf}, {"max_consecutive_failures": 0.5}]
 )
-def test_a_trigger_refuses_a_bad_argument_when_it_is_made(arguments: dict[str, Any]) -> None:
+def test_a_trigger_refuses_a_bad_argument_in_its_constructor(arguments: dict[str, Any]) -> None:
     from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 
     (name,) = arguments
@@ -425,7 +425,7 @@ def test_a_trigger_refuses_a_bad_argument_when_it_is_made(arguments: dict[str, A
         QwenImageStatusTrigger("n43abc", **arguments)
 
 
-def test_a_trigger_stores_what_airflow_can_store() -> None:
+def test_a_trigger_serializes_numbers_as_types_that_airflow_can_store() -> None:
     from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 
     _, stored = QwenImageStatusTrigger(

@@ -166,7 +166,7 @@ def test_every_bad_row_is_named_in_one_error() -> None:
     ]
     with pytest.raises(ValueError, match=r"^requests has 6 bad row\(s\) of 7; nothing was submitted") as caught:
         batch(values)
-    for place, story in [
+    for row, story in [
         (2, "prompt is ''"),
         (3, "the row is 5; it must be a prompt or an object"),
         (4, "prompt is missing"),
@@ -174,7 +174,7 @@ def test_every_bad_row_is_named_in_one_error() -> None:
         (6, "size is '9*9'; it must be one of 1024*1024"),
         (7, "prompt has 2001 characters"),
     ]:
-        assert f"row {place}: {story}" in str(caught.value)
+        assert f"row {row}: {story}" in str(caught.value)
 
 
 def test_many_bad_rows_are_counted_and_only_the_first_are_described_or_numbered() -> None:

@@ -38,7 +38,7 @@ def totals(requests: int = 10, **limits: Any) -> BatchTotals:
     return BatchTotals(requests, Limits(**limits))
 
 
-def told(batch: BatchTotals, interruption: str | None = None) -> QwenImageBatchError:
+def problem_of(batch: BatchTotals, interruption: str | None = None) -> QwenImageBatchError:
     problem = batch.problem("file:///m/manifest.jsonl", interruption)
     assert problem is not None
     assert "file:///m/manifest.jsonl" in str(problem)
@@ -49,7 +49,7 @@ def told(batch: BatchTotals, interruption: str | None = None) -> QwenImageBatchE
 def test_the_error_of_a_batch_is_short_and_printable_however_long_its_cause_is(error: Exception) -> None:
     batch = totals(3, max_failures=5)
     batch.fail("row 1", error, paid=False)
-    problem = str(told(batch, f"{type(error).__name__}: {error}"))
+    problem = str(problem_of(batch, f"{type(error).__name__}: {error}"))
     assert "row 1: " in problem
     assert problem.isprintable()
     assert len(problem) < 2500
@@ -65,7 +65,7 @@ def test_a_batch_without_limits_may_always_submit() -> None:
 @given(
     limit=st.integers(0, 60), steps=st.lists(st.sampled_from(["submit", "store", "fail", "lose", "dear"]), max_size=60)
 )
-def test_max_credits_is_never_exceeded_by_what_is_spent_at_risk_and_in_flight(limit: int, steps: list[str]) -> None:
+def test_credits_spent_at_risk_and_in_flight_never_exceed_max_credits(limit: int, steps: list[str]) -> None:
     batch = totals(100, max_credits=limit, max_failures=100)
     for step in steps:
         if step == "submit" and batch.why_not_to_submit() is None:
@@ -81,7 +81,7 @@ def test_max_credits_is_never_exceeded_by_what_is_spent_at_risk_and_in_flight(li
         assert batch.spent + batch.at_risk + CREDITS_PER_IMAGE * batch.in_flight <= limit
 
 
-def test_max_credits_allows_exactly_what_it_says() -> None:
+def test_max_credits_can_be_used_up_exactly() -> None:
     batch = totals(max_credits=10)
     batch.begin()
     assert batch.why_not_to_submit() is None
@@ -208,7 +208,7 @@ def test_the_batch_error_allows_a_retry_if_a_failure_is_transient(errors: list[E
     batch = totals(len(errors))
     for error in errors:
         batch.fail("row 7", error, paid=not isinstance(error, QwenImageAuthError | QwenImageConnectionError))
-    problem = told(batch)
+    problem = problem_of(batch)
     assert problem.permanent is permanent
     assert ("clear this task" in str(problem)) is permanent
     assert ("The next try" in str(problem)) is not permanent
@@ -217,7 +217,7 @@ def test_the_batch_error_allows_a_retry_if_a_failure_is_transient(errors: list[E
 def test_a_batch_that_ran_out_of_credits_fails_without_a_retry_and_counts_the_missing_images() -> None:
     batch = totals(3, max_credits=5)
     batch.store(5)
-    problem = told(batch)
+    problem = problem_of(batch)
     assert problem.permanent
     assert str(problem).startswith("2 of 3 images are missing: 2 were not submitted, because max_credits is 5, 5 are")
 
@@ -228,7 +228,7 @@ def test_a_batch_that_was_ended_from_outside_can_be_retried() -> None:
     batch.leave(RowStatus.UNFINISHED)
     batch.leave(RowStatus.UNKNOWN)
     assert (batch.progress(1.0)["failed"], batch.not_submitted) == (0, 1)
-    problem = told(batch, "the task was ended from outside")
+    problem = problem_of(batch, "the task was ended from outside")
     assert not problem.permanent
     assert "1 may be paid" in str(problem)
     assert "1 are paid and will be fetched by the next try" in str(problem)
@@ -240,7 +240,7 @@ def test_the_error_quotes_the_first_failure_and_counts_the_others() -> None:
     batch.store(5)
     batch.fail("row 2", REFUSAL, paid=True)
     batch.fail("row 3", QwenImageSubmissionUnknownError("the answer was lost"), paid=False)
-    problem = str(told(batch))
+    problem = str(problem_of(batch))
     assert problem.startswith("4 of 5 images are missing: 1 failed; 1 may be paid, because the answer")
     assert "The first error: row 2: Image task n43 failed" in problem
     assert "Clearing it also resubmits the images that may be paid" in problem

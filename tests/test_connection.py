@@ -200,13 +200,13 @@ def test_empty_form_fields_mean_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("extra", ["{", "[]", '"text"', "5", "[" * 100_000])
-def test_an_extra_that_is_no_json_object_is_refused(extra: str) -> None:
+def test_an_extra_that_is_not_a_json_object_is_refused(extra: str) -> None:
     with pytest.raises(ValueError, match=r"'my_qwen' has an extra that is not a JSON object; it must be"):
         read_connection(_RawConnection(extra))
 
 
 class _RawConnection:
-    """Airflow 2 refuses some of these extras itself, but they may stand in its database."""
+    """A connection with an extra that Airflow 2 refuses, but that its database may contain."""
 
     conn_id, host, schema, password, port = "my_qwen", None, None, KEY, None
 
@@ -308,7 +308,7 @@ def test_a_bad_extra_value_is_shown_short() -> None:
 
 def test_the_connection_test_reports_unknown_keys() -> None:
     found = settings(conn_id="tested", extra={"max_request_per_second": 1})
-    works, story = judge_connection(says_no(404), found)
+    works, story = judge_connection(rejected(404), found)
     assert works
     assert "did you mean 'max_requests_per_second'?" in story
 
@@ -336,8 +336,8 @@ def test_the_key_does_not_show() -> None:
     assert KEY not in repr(settings())
 
 
-# What the API's or somebody else's answer becomes on its way to the test.
 def answered(status: int, body: object, **headers: str) -> TaskSnapshot | QwenImageError:
+    """Return the snapshot or error made from an answer of the API or of another server."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
@@ -346,16 +346,20 @@ def answered(status: int, body: object, **headers: str) -> TaskSnapshot | QwenIm
         return error
 
 
-def says_no(code: int) -> TaskSnapshot | QwenImageError:
+def rejected(code: int) -> TaskSnapshot | QwenImageError:
     return answered(code, {"code": code, "message": "No. Not at all."})
 
 
 @pytest.mark.parametrize(
     ("outcome", "works", "story"),
     [
-        (says_no(404), True, "Connection works: https://api.example answered and did not refuse the key"),
+        (rejected(404), True, "Connection works: https://api.example answered and did not refuse the key"),
         (TaskSnapshot(task_id=TEST_TASK_ID, status="SUCCESS"), True, "Connection works"),
-        (says_no(401), False, "https://api.example refused the key (code 401): put a valid one into the API key field"),
+        (
+            rejected(401),
+            False,
+            "https://api.example refused the key (code 401): put a valid one into the API key field",
+        ),
         (answered(403, b"<html>"), False, "refused the key, but without the API's JSON (code 403): check the API key"),
         (answered(404, b"a page"), False, "is not the Qwen-Image API (code 404 without the API's JSON): correct"),
         (answered(200, b"a page"), False, "is not the Qwen-Image API (its answer is not the API's JSON): correct"),
@@ -370,18 +374,18 @@ def says_no(code: int) -> TaskSnapshot | QwenImageError:
             "not the Qwen-Image API, or a proxy in front of it failed (code 502 without the API's JSON)",
         ),
         (
-            says_no(500),
+            rejected(500),
             False,
             "https://api.example was reached, but the API failed (code 500): test again later",
         ),
-        (says_no(429), False, "accepts no more requests for now (code 429): test again in a minute"),
+        (rejected(429), False, "accepts no more requests for now (code 429): test again in a minute"),
         (
             answered(429, b"slow", retry_after="7"),
             False,
             "accepts no more requests for now (code 429): test again in 7 s",
         ),
-        (says_no(402), False, "no credits left (code 402): buy credits"),
-        (says_no(400), False, "rejected the test request (code 400), so the key could not be checked: run"),
+        (rejected(402), False, "no credits left (code 402): buy credits"),
+        (rejected(400), False, "rejected the test request (code 400), so the key could not be checked: run"),
         (QwenImageConnectionError("cut off"), False, "Cannot reach https://api.example: the response was incomplete"),
     ],
 )
@@ -434,7 +438,7 @@ def test_an_api_that_is_not_reached_is_named_with_the_reason(cause: OSError, sto
 
 @pytest.fixture
 def tested(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Returns what a connection's test says, through either client."""
+    """Return a function that returns the message of a connection test, the same from either client."""
 
     async def ask() -> tuple[bool, str]:
         async with QwenImageAsyncHook("my_qwen") as hook:
@@ -472,19 +476,21 @@ def test_a_test_of_an_unusable_connection_explains_why_without_the_temporary_id_
     assert "my_qwen" not in message
 
 
-def test_a_test_names_a_port_where_nothing_listens(tested: Callable[..., str]) -> None:
+def test_a_connection_test_names_a_port_on_which_nothing_listens(tested: Callable[..., str]) -> None:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     assert tested(host=url).startswith(f"Cannot reach {url}: nothing listens on that port")
 
 
-def test_a_test_names_an_unknown_host(tested: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_test_names_an_unknown_host(tested: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
     message = tested(host="https://no-such-host.invalid")
     assert "the host name no-such-host.invalid could not be resolved" in message
 
 
-def test_a_test_names_a_proxy_that_is_in_the_way(tested: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_test_names_a_proxy_that_cannot_be_reached(
+    tested: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (port,) = free_ports(1)
     proxy = f"http://127.0.0.1:{port}"
     for name in ("http_proxy", "HTTP_PROXY"):

@@ -143,7 +143,7 @@ class TestRequest:
     def test_a_request_is_printed_without_the_token_of_its_callback_url(self) -> None:
         assert "s3cr3t" not in repr(GenerateRequest(prompt="a fox", callback_url="https://example.com/s3cr3t?s3cr3t"))
 
-    def test_the_place_distinguishes_random_images_but_not_seeded_ones(self) -> None:
+    def test_the_variant_distinguishes_random_images_but_not_seeded_ones(self) -> None:
         random, seeded = GenerateRequest(prompt="a fox"), GenerateRequest(prompt="a fox", seed=1)
         assert random.fingerprint(0) != random.fingerprint(1)
         assert seeded.fingerprint(0) == seeded.fingerprint(1)
@@ -160,7 +160,7 @@ class TestRequest:
         assert len({request.fingerprint() for request in [plain, *others]}) == len(others) + 1
 
     def test_the_fingerprint_stays_the_same_in_every_release(self) -> None:
-        # Stored file names are made of it: another value would make every user pay again.
+        # Stored file names contain it: another value would make every user pay again.
         assert GenerateRequest(prompt="a").fingerprint().startswith("ee53502dedf926aa")
 
     def test_every_documented_size_has_its_pixels(self) -> None:
@@ -179,7 +179,7 @@ class TestSubmissionAnswer:
         assert parse_submission(answer(body)) == "n43abc123def456qwenimg"
 
     @pytest.mark.parametrize("task_id", ODD_TASK_IDS)
-    def test_an_odd_id_is_paid_so_it_is_kept_printable_and_sent_as_it_came(self, task_id: str) -> None:
+    def test_an_odd_id_is_stored_printable_and_sent_as_it_was_received(self, task_id: str) -> None:
         kept = parse_submission(answer(envelope({"task_id": task_id, "status": "PENDING"})))
         assert kept.isprintable()
         assert kept == kept.strip()
@@ -217,7 +217,7 @@ class TestStatusAnswer:
     def test_the_four_statuses_are_documented(self, status: TaskStatus) -> None:
         assert parse_status(answer(envelope(DOCUMENTED | {"status": status})), "n43abc").is_documented
 
-    def test_an_unknown_status_is_kept_as_it_came(self) -> None:
+    def test_an_unknown_status_stays_unchanged(self) -> None:
         snapshot = parse_status(answer(envelope(DOCUMENTED | {"status": "QUEUED_UP"})), "n43abc")
         assert (snapshot.status, snapshot.is_documented) == ("QUEUED_UP", False)
 
@@ -225,7 +225,7 @@ class TestStatusAnswer:
         snapshot = parse_status(answer(envelope(DOCUMENTED | {"queue": {"place": 3}})), "n43abc")
         assert snapshot.extra == {"queue": {"place": 3}}
 
-    def test_fields_that_are_missing_or_null_are_no_reason_to_lose_an_image(self) -> None:
+    def test_missing_or_null_fields_lose_no_image(self) -> None:
         data = {"task_id": "n43abc", "status": "SUCCESS", "response": ["https://cdn.example.com/1.png"]}
         expected = TaskSnapshot(
             task_id="n43abc", status=TaskStatus.SUCCESS, image_urls=("https://cdn.example.com/1.png",)
@@ -234,7 +234,7 @@ class TestStatusAnswer:
         assert parse_status(answer(envelope(data)), "n43abc") == expected
         assert parse_status(answer(envelope(data | nulls)), "n43abc") == expected
 
-    def test_a_time_that_does_not_parse_is_kept_as_it_came(self) -> None:
+    def test_a_time_that_does_not_parse_stays_unchanged(self) -> None:
         snapshot = parse_status(answer(envelope(DOCUMENTED | {"created_at": "yesterday"})), "n43abc")
         assert (snapshot.created_at, snapshot.extra) == (None, {"created_at": "yesterday"})
 
@@ -289,7 +289,7 @@ class TestStatusAnswer:
             ("request", [{"prompt": "a fox"}]),
         ],
     )
-    def test_an_odd_value_in_a_field_that_nobody_needs_loses_no_image(self, field: str, value: object) -> None:
+    def test_an_odd_value_in_a_field_that_is_not_needed_loses_no_image(self, field: str, value: object) -> None:
         snapshot = parse_status(answer(envelope(DOCUMENTED | {field: value})), "n43abc")
         assert (snapshot.status, snapshot.image_urls) == ("SUCCESS", ("https://cdn.example.com/image.png",))
         assert not getattr(snapshot, field)
@@ -300,7 +300,7 @@ class TestStatusAnswer:
         snapshot = parse_status(answer(envelope(DOCUMENTED | {"status": status, "response": {"a": 5}})), "n43abc")
         assert (snapshot.status, snapshot.image_urls, snapshot.extra) == (status, (), {"response": {"a": 5}})
 
-    def test_of_a_long_list_of_urls_the_first_are_read(self) -> None:
+    def test_only_the_first_urls_of_a_long_list_are_read(self) -> None:
         urls = [f"https://cdn.example.com/{number}.png" for number in range(10_000)]
         snapshot = parse_status(answer(envelope(DOCUMENTED | {"response": urls})), "n43abc")
         assert snapshot.image_urls == tuple(urls[: contract.MAX_IMAGES])
@@ -331,7 +331,7 @@ class TestStatusAnswer:
         assert snapshot.request == echoed
         assert snapshot.described_request() == {"prompt": "a fox \ufffd", "output_format": "png"}
 
-    def test_no_images_are_fine_before_success(self) -> None:
+    def test_a_status_before_success_needs_no_images(self) -> None:
         data = DOCUMENTED | {"status": "PENDING", "response": None}
         assert parse_status(answer(envelope(data)), "n43abc").image_urls == ()
 
@@ -378,7 +378,7 @@ class TestErrorAnswer:
         with pytest.raises(QwenImageContractError, match="instead of its documented JSON"):
             parse_status(answer(body), "n43abc")
 
-    def test_a_proxy_that_puts_its_status_over_the_apis_envelope_is_not_believed_to_be_the_api(self) -> None:
+    def test_an_error_of_a_proxy_around_the_apis_envelope_does_not_count_as_the_apis(self) -> None:
         with pytest.raises(QwenImageServerError) as caught:
             parse_submission(answer(envelope(None, 500, "oops"), 502))
         assert not caught.value.from_api
@@ -391,12 +391,12 @@ class TestErrorAnswer:
             *((same, same) for same in (202, 429, 500)),
         ],
     )
-    def test_an_answer_to_a_submission_that_holds_a_task_id_is_an_acceptance(self, status: int, code: int) -> None:
+    def test_an_answer_with_a_task_id_accepts_the_submission_whatever_its_code(self, status: int, code: int) -> None:
         data = {"task_id": "n43abc", "status": "IN_PROGRESS"}
         assert parse_submission(answer(envelope(data, code), status)) == "n43abc"
 
     @pytest.mark.parametrize("data", [{}, {"task_id": None}, {"task_id": ""}, {"task_id": 5}, [], "n43abc"])
-    def test_an_error_without_a_task_id_stays_one(self, data: object) -> None:
+    def test_an_error_code_without_a_task_id_is_an_error(self, data: object) -> None:
         for status, code in ((500, 200), (200, 500), (500, 500)):
             with pytest.raises(QwenImageServerError):
                 parse_submission(answer(envelope(data, code), status))

@@ -1,4 +1,4 @@
-"""What a try of a task counts, so that each submission, image and credit is counted once over all tries."""
+"""Each submission, image and credit is counted once over all tries of a task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 class TaskInstance(SimpleNamespace):
-    """What operator and sensor use of a task instance."""
+    """The part of a task instance that the operator and the sensor use."""
 
     def __init__(self, **fields: Any) -> None:
         identity = {"dag_id": "foxes", "run_id": "manual__1", "task_id": "draw", "map_index": -1}
@@ -68,7 +68,7 @@ def test_a_task_counts_its_submission_its_image_and_its_credits(
     assert counted == DONE
 
 
-def test_an_image_that_a_retry_gets_counts_once(sandbox: Sandbox, counted: Counter[str], tmp_path: Path) -> None:
+def test_an_image_that_a_retry_stores_counts_once(sandbox: Sandbox, counted: Counter[str], tmp_path: Path) -> None:
     one_try = tries(tmp_path)
     sandbox.script("image", "server_error", "server_error")
     for number in (1, 2):
@@ -78,7 +78,9 @@ def test_an_image_that_a_retry_gets_counts_once(sandbox: Sandbox, counted: Count
     assert counted == DONE | failure("image", times=2)
 
 
-def test_an_image_that_is_lost_counts_what_it_cost(sandbox: Sandbox, counted: Counter[str], tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_stored_counts_with_its_credits(
+    sandbox: Sandbox, counted: Counter[str], tmp_path: Path
+) -> None:
     sandbox.script("image", "server_error")
     with pytest.raises(QwenImageImageError):
         tries(tmp_path)()
@@ -106,12 +108,12 @@ def test_an_image_that_is_used_again_costs_nothing(sandbox: Sandbox, counted: Co
     assert counted == DONE
 
 
-# Nothing, as documented; but it is the API that says so each time.
+# A failure is documented as free, but the credits that the API reports count.
 COSTS_OF_A_FAILURE = [(0, {}), (4, {"qwenimage.credits_consumed": 4})]
 
 
 @pytest.mark.parametrize(("cost", "charged"), COSTS_OF_A_FAILURE)
-def test_a_failed_image_counts_what_it_cost(
+def test_a_failed_image_counts_the_credits_that_the_api_reports(
     sandbox: Sandbox, counted: Counter[str], tmp_path: Path, cost: float, charged: dict[str, float]
 ) -> None:
     sandbox.configure(failed_credits=cost)
@@ -120,7 +122,7 @@ def test_a_failed_image_counts_what_it_cost(
     assert counted == {"qwenimage.submissions": 1} | charged | failure("content_policy")
 
 
-def test_a_submission_that_is_refused_is_none(sandbox: Sandbox, counted: Counter[str], tmp_path: Path) -> None:
+def test_a_refused_submission_is_not_counted(sandbox: Sandbox, counted: Counter[str], tmp_path: Path) -> None:
     sandbox.script("generate", "payment")
     with pytest.raises(AirflowFailException):
         tries(tmp_path)()
@@ -129,7 +131,7 @@ def test_a_submission_that_is_refused_is_none(sandbox: Sandbox, counted: Counter
 
 @pytest.mark.parametrize("prompt", ["a fox", "[policy]"])
 @pytest.mark.parametrize(("cost", "charged"), COSTS_OF_A_FAILURE)
-def test_what_is_only_submitted_counts_where_it_is_waited_for(
+def test_the_image_of_a_submit_only_task_counts_in_the_sensor_that_waits_for_it(
     sandbox: Sandbox, counted: Counter[str], prompt: str, cost: float, charged: dict[str, float]
 ) -> None:
     sandbox.configure(failed_credits=cost)

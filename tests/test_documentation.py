@@ -88,7 +88,7 @@ def test_the_supported_versions_are_those_that_the_tests_run_on() -> None:
         assert f"apache-airflow=={version}" in pins
 
 
-def test_the_table_of_versions_is_what_the_tests_show() -> None:
+def test_the_table_of_versions_lists_the_features_that_the_tests_show() -> None:
     assert table(VERSIONS, "Airflow") == [
         ["Airflow", *FEATURES],
         *([version, *(cells[version] for cells in FEATURES.values())] for version in versions()),
@@ -201,7 +201,7 @@ def test_every_key_is_read_back_from_a_uri_with_the_percent_encoding_shown(monke
     re.findall(r"AIRFLOW_CONN_QWENIMAGE_DEFAULT='([^']+)'", CONNECTION)
     + re.findall(r"`(qwenimage://[^`]+)`", CONNECTION),
 )
-def test_the_connections_shown_hold_the_key(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connections_shown_contain_the_key(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_qwenimage.hooks import QwenImageHook
 
     monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", value)
@@ -212,7 +212,7 @@ def test_the_connections_shown_hold_the_key(value: str, monkeypatch: pytest.Monk
 def test_the_sandbox_command_starts_one() -> None:
     command = next(command for command in commands(TESTING) if "sandbox --port" in command)
     with socket.socket() as listener:
-        # Like the server itself, not put off by a connection that has just ended.
+        # As in the server itself, a connection that has just closed does not block the port.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if listener.connect_ex(("127.0.0.1", 8512)) == 0:
             pytest.skip("something runs on port 8512 already")

@@ -1,4 +1,4 @@
-"""A download ends the same way through either client: with the image, or with an error that says what to do."""
+"""A download ends the same way through either client: with the image, or with an error that names the next step."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_broken_download_is_retried(sandbox: Sandbox, url: str, download: Down
 def test_a_download_that_stays_broken_ends_in_one_clear_error(
     sandbox: Sandbox, url: str, download: Download, behaviour: str, message: str
 ) -> None:
-    # More often than it is tried: aiohttp sends a GET once more by itself when a connection drops.
+    # More often than the client retries: aiohttp itself repeats a GET once if a connection drops.
     sandbox.script("image", (behaviour, 9))
     with pytest.raises(QwenImageImageError, match=message):
         download(url, DEFAULT_MAX_IMAGE_BYTES)
@@ -129,7 +129,7 @@ def test_no_key_and_no_netrc_file_reaches_the_image_host_even_with_a_proxy(
     netrc = tmp_path / "netrc"
     netrc.write_text("default login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    # A proxy that is not to be used for this host: aiohttp reads the environment, and the netrc file with it.
+    # A proxy that must not be used for this host; aiohttp reads it from the environment, together with the netrc file.
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
@@ -141,13 +141,13 @@ def test_no_key_and_no_netrc_file_reaches_the_image_host_even_with_a_proxy(
     assert not any(record.authorized_header for record in records)
 
 
-def test_a_signed_url_is_asked_for_as_it_is_written(url: str, download: Download) -> None:
+def test_a_signed_url_is_requested_unchanged(url: str, download: Download) -> None:
     content = with_requests(url, DEFAULT_MAX_IMAGE_BYTES)
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Host(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -158,7 +158,7 @@ def test_a_signed_url_is_asked_for_as_it_is_written(url: str, download: Download
         threading.Thread(target=server.serve_forever, daemon=True).start()
         assert download(f"http://127.0.0.1:{server.server_port}{path}", DEFAULT_MAX_IMAGE_BYTES) == content
         server.shutdown()
-    assert asked == [path]
+    assert requested == [path]
 
 
 def test_the_image_is_downloaded_through_the_proxy_if_one_is_set(
@@ -166,7 +166,7 @@ def test_the_image_is_downloaded_through_the_proxy_if_one_is_set(
 ) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    # The sandbox takes a request in a proxy's form as well, so it can stand for one.
+    # The sandbox accepts requests in the form for proxies, so it can act as one.
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, sandbox.url)
     elsewhere = url.replace("127.0.0.1", "images.invalid")

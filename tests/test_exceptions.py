@@ -1,4 +1,4 @@
-"""The error tree: what its docstring promises, and what crosses process borders."""
+"""The error tree is as documented, and its errors can be passed between processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageReque
 ERRORS = [value for value in vars(exceptions).values() if isinstance(value, type) and issubclass(value, QwenImageError)]
 
 
-def test_the_drawn_tree_is_the_tree() -> None:
+def test_the_tree_in_the_docstring_matches_the_classes() -> None:
     drawn: dict[str, str | None] = {}
     path: list[str] = []
     for line in inspect.getdoc(exceptions).splitlines():

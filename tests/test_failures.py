@@ -1,4 +1,4 @@
-"""How an error ends an Airflow task: what is retried, what is written down, and what the user is told."""
+"""How an error ends an Airflow task: whether it is retried, what is recorded, and what the user reads."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ from airflow_provider_qwenimage.tasks.failures import (
 from airflow_provider_qwenimage.tasks.ledger import Ledger
 from airflow_provider_qwenimage.tasks.stores import NoStore
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
-from tests.ledgers import REQUEST, in_flight, opened
+from tests.ledgers import REQUEST, opened, submitted
 
-# An error, and whether it is one after which the image may never be had.
+# Each error, and whether the submitted image may be lost because of it.
 PERMANENT: list[tuple[BaseException, bool]] = [
     (QwenImageAuthError("no key"), False),
     (QwenImageBadRequestError("no such size"), False),
@@ -58,7 +58,7 @@ PERMANENT: list[tuple[BaseException, bool]] = [
     (QwenImageImageError("too large", permanent=True), True),
     (ValueError("prompt is ''"), False),
 ]
-PASSING: list[tuple[BaseException, bool]] = [
+TRANSIENT: list[tuple[BaseException, bool]] = [
     (QwenImageError("odd"), False),
     (QwenImageConnectionError("no answer"), False),
     (QwenImageRateLimitError("slow down"), False),
@@ -78,8 +78,8 @@ REFUSED = task_failure(
 )
 
 
-class Memory(NoStore):
-    """Remembers in this process."""
+class MemoryStore(NoStore):
+    """Stores the record in memory."""
 
     def __init__(self) -> None:
         self.content: dict[str, Any] | None = None
@@ -91,62 +91,61 @@ class Memory(NoStore):
         self.content = value
 
 
-# A library that cannot decode what somebody sent refuses no argument, though its errors are ValueErrors.
-OF_LIBRARIES: list[tuple[BaseException, bool]] = [
+# Decoding errors of libraries are ValueErrors, but not about an argument.
+LIBRARY_ERRORS: list[tuple[BaseException, bool]] = [
     (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no UTF-8"), False),
     (json.JSONDecodeError("no JSON", "", 0), False),
 ]
 
 
 def ended_by(context: Any, error: BaseException) -> BaseException:
-    """Return what a task ends with, if this error is met in a context."""
-    with pytest.raises(BaseException) as caught, context:  # noqa: PT011  any, also Airflow's timeout
+    """Return the exception that leaves a context in which this error is raised."""
+    with pytest.raises(BaseException) as caught, context:  # noqa: PT011  any error, including Airflow's timeout
         raise error
     return caught.value
 
 
-def names(errors: list[tuple[BaseException, bool]]) -> list[Any]:
-    return [pytest.param(error, missed, id=type(error).__name__) for error, missed in errors]
+def cases(errors: list[tuple[BaseException, bool]]) -> list[Any]:
+    return [pytest.param(error, may_be_lost, id=type(error).__name__) for error, may_be_lost in errors]
 
 
-def test_every_error_of_this_package_is_looked_at() -> None:
-    looked_at = {type(error) for error, _ in PERMANENT + PASSING} | {type(FAILED), type(REFUSED)}
+def test_every_error_of_this_package_is_tested_here() -> None:
+    tested = {type(error) for error, _ in PERMANENT + TRANSIENT} | {type(FAILED), type(REFUSED)}
     tree = [error for error in vars(exceptions).values() if isinstance(error, type) and issubclass(error, Exception)]
-    # A lost submission is over before anything is known to be submitted, a batch when all of it is over; the third one
-    # is only a base.
-    assert set(tree) - looked_at == {QwenImageSubmissionUnknownError, QwenImageBatchError, QwenImageRequestError}
+    # Not tested here: a submission whose answer is lost, the error at the end of a batch, and a base class.
+    assert set(tree) - tested == {QwenImageSubmissionUnknownError, QwenImageBatchError, QwenImageRequestError}
 
 
 @pytest.mark.parametrize(
-    ("error", "missed"), names([*PERMANENT, (QwenImageSubmissionUnknownError("lost"), False), (REFUSED, False)])
+    ("error", "may_be_lost"), cases([*PERMANENT, (QwenImageSubmissionUnknownError("lost"), False), (REFUSED, False)])
 )
-def test_what_a_retry_would_only_meet_again_ends_the_task_for_good(error: BaseException, missed: bool) -> None:
+def test_a_permanent_error_fails_the_task_without_a_retry(error: BaseException, may_be_lost: bool) -> None:
     assert is_permanent(error)
     end = ended_by(reporting_failures(), error)
     assert type(end) is AirflowFailException
     assert end.__cause__ is error
-    # A message that names the argument needs no class before it.
+    # A message about an argument names the argument, so it needs no class name.
     assert str(end) == (str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
 
 
 @pytest.mark.parametrize(
-    ("error", "missed"),
-    names(
+    ("error", "may_be_lost"),
+    cases(
         [
-            *PASSING,
-            *OF_LIBRARIES,
+            *TRANSIENT,
+            *LIBRARY_ERRORS,
             (FAILED, False),
-            (AirflowFailException("told already"), False),
+            (AirflowFailException("reported already"), False),
             (AirflowSkipException(), False),
         ]
     ),
 )
-def test_what_may_pass_is_left_to_airflow(error: BaseException, missed: bool) -> None:
+def test_any_other_error_is_raised_unchanged_so_airflow_may_retry(error: BaseException, may_be_lost: bool) -> None:
     assert not is_permanent(error)
     assert ended_by(reporting_failures(), error) is error
 
 
-def test_a_submission_that_airflows_timeout_cuts_off_may_be_paid() -> None:
+def test_a_submission_interrupted_by_execution_timeout_may_be_paid() -> None:
     end = ended_by(raising_unknown_submission(), AirflowTaskTimeout("60 s"))
     assert type(end) is QwenImageSubmissionUnknownError
     assert "execution_timeout passed first (60 s)" in str(end)
@@ -154,12 +153,12 @@ def test_a_submission_that_airflows_timeout_cuts_off_may_be_paid() -> None:
         assert ended_by(raising_unknown_submission(), error) is error
 
 
-@pytest.mark.parametrize(("error", "missed"), names(PERMANENT))
-def test_after_a_submission_a_permanent_error_names_what_is_paid_and_that_a_clear_is_free(
-    error: BaseException, missed: bool
+@pytest.mark.parametrize(("error", "may_be_lost"), cases(PERMANENT))
+def test_a_permanent_error_after_a_submission_names_the_image_task_and_that_a_clear_is_free(
+    error: BaseException, may_be_lost: bool
 ) -> None:
-    store = Memory()
-    end = ended_by(recording_end("n43", in_flight(store)), error)
+    store = MemoryStore()
+    end = ended_by(recording_end("n43", submitted(store)), error)
     assert type(end) is AirflowFailException
     assert end.__cause__ is error
     assert str(end).startswith(f"{type(error).__name__}: {error} Image task n43 is submitted and may be paid.")
@@ -168,12 +167,12 @@ def test_after_a_submission_a_permanent_error_names_what_is_paid_and_that_a_clea
     assert isinstance(opened(store, 2, 4).next_step(REQUEST), Resume)
 
 
-@pytest.mark.parametrize(("error", "missed"), names(PASSING))
-def test_after_a_submission_an_error_that_may_pass_is_retried_for_free(
-    error: BaseException, missed: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("error", "may_be_lost"), cases(TRANSIENT))
+def test_a_transient_error_after_a_submission_is_retried_for_free(
+    error: BaseException, may_be_lost: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Memory()
-    assert ended_by(recording_end("n43", in_flight(store)), error) is error
+    store = MemoryStore()
+    assert ended_by(recording_end("n43", submitted(store)), error) is error
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     for part in ("Image task n43 is submitted and may be paid.", "resumes it; that costs nothing."):
@@ -182,25 +181,25 @@ def test_after_a_submission_an_error_that_may_pass_is_retried_for_free(
     assert isinstance(opened(store, 2, 4).next_step(REQUEST), Resume)
 
 
-@pytest.mark.parametrize(("error", "missed"), names(PERMANENT + PASSING))
-def test_a_cleared_task_that_cannot_resume_may_pay_for_another_when_it_is_cleared_again(
-    error: BaseException, missed: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("error", "may_be_lost"), cases(PERMANENT + TRANSIENT))
+def test_a_second_clear_submits_another_image_only_if_the_first_may_be_lost(
+    error: BaseException, may_be_lost: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Memory()
-    in_flight(store)
+    store = MemoryStore()
+    submitted(store)
     end = ended_by(recording_end("n43", opened(store, 2, 4)), error)
     assert (type(end) is AirflowFailException) == is_permanent(error)
-    told = str(end) if is_permanent(error) else caplog.text
-    assert "n43" in told
-    assert ("Clear the task again to submit (and pay for) a new image" in told) == missed
-    # Airflow's own retry never pays.
+    message = str(end) if is_permanent(error) else caplog.text
+    assert "n43" in message
+    assert ("Clear the task again to submit (and pay for) a new image" in message) == may_be_lost
+    # A retry by Airflow never pays again.
     assert isinstance(opened(store, 3, 4).next_step(REQUEST), Resume)
-    assert isinstance(opened(store, 3, 6).next_step(REQUEST), Submit if missed else Resume)
+    assert isinstance(opened(store, 3, 6).next_step(REQUEST), Submit if may_be_lost else Resume)
 
 
-def test_a_cleared_task_that_counted_its_image_before_it_was_lost_may_pay_for_another_too() -> None:
-    store = Memory()
-    in_flight(store)
+def test_a_second_clear_submits_another_image_if_the_first_was_counted_and_then_lost() -> None:
+    store = MemoryStore()
+    submitted(store)
     cleared = opened(store, 2, 4)
     cleared.count()
     ended_by(recording_end("n43", cleared), QwenImageImageError("not found"))
@@ -208,34 +207,34 @@ def test_a_cleared_task_that_counted_its_image_before_it_was_lost_may_pay_for_an
 
 
 @pytest.mark.parametrize("max_tries", [2, 4])
-def test_a_failed_image_is_written_down_and_submitted_again_by_a_retry(
+def test_a_failed_image_is_recorded_and_submitted_again_by_a_retry(
     max_tries: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Memory()
-    in_flight(store)
+    store = MemoryStore()
+    submitted(store)
     assert ended_by(recording_end("n43", opened(store, 2, max_tries)), FAILED) is FAILED
     assert opened(store, 3, max_tries).next_step(REQUEST) == Submit(2.5)
     assert caplog.records == []
 
 
-def test_a_refused_image_is_written_down_and_not_submitted_again() -> None:
-    store = Memory()
-    assert ended_by(recording_end("n43", in_flight(store)), REFUSED) is REFUSED
+def test_a_refused_image_is_recorded_and_not_submitted_again() -> None:
+    store = MemoryStore()
+    assert ended_by(recording_end("n43", submitted(store)), REFUSED) is REFUSED
     step = opened(store, 2).next_step(REQUEST)
     assert isinstance(step, Stop)
     assert isinstance(step.error, QwenImageContentPolicyError)
 
 
-def remembering() -> Any:
-    return recording_end("n43", in_flight(Memory()))
+def with_store() -> Any:
+    return recording_end("n43", submitted(MemoryStore()))
 
 
-def keeping() -> Any:
+def without_store() -> Any:
     return without_retry("n43")
 
 
-@pytest.mark.parametrize("context", [reporting_failures, raising_unknown_submission, remembering, keeping])
-def test_what_is_no_error_passes(context: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("context", [reporting_failures, raising_unknown_submission, with_store, without_store])
+def test_deferrals_interrupts_and_exits_are_raised_unchanged(context: Any, caplog: pytest.LogCaptureFixture) -> None:
     deferred = TaskDeferred(trigger=QwenImageStatusTrigger("n43"), method_name="execute_complete")
     for signal in (deferred, KeyboardInterrupt(), SystemExit(1)):
         assert ended_by(context(), signal) is signal
@@ -244,9 +243,9 @@ def test_what_is_no_error_passes(context: Any, caplog: pytest.LogCaptureFixture)
     assert caplog.records == []
 
 
-def test_a_task_that_is_deferred_is_not_written_down_as_failed() -> None:
-    store = Memory()
-    ledger = in_flight(store)
+def test_a_deferral_is_not_recorded_as_a_failure() -> None:
+    store = MemoryStore()
+    ledger = submitted(store)
     before = dict(store.content or {})
     ended_by(
         recording_end("n43", ledger),
@@ -255,8 +254,8 @@ def test_a_task_that_is_deferred_is_not_written_down_as_failed() -> None:
     assert store.content == before
 
 
-@pytest.mark.parametrize(("error", "missed"), names(PERMANENT + PASSING))
-def test_where_nothing_is_remembered_no_error_after_a_submission_is_retried(error: BaseException, missed: bool) -> None:
+@pytest.mark.parametrize(("error", "may_be_lost"), cases(PERMANENT + TRANSIENT))
+def test_without_a_store_no_error_after_a_submission_is_retried(error: BaseException, may_be_lost: bool) -> None:
     end = ended_by(without_retry("n43"), error)
     assert type(end) is AirflowFailException
     assert end.__cause__ is error
@@ -266,19 +265,19 @@ def test_where_nothing_is_remembered_no_error_after_a_submission_is_retried(erro
 
 
 @pytest.mark.parametrize("error", [FAILED, REFUSED])
-def test_where_nothing_is_remembered_a_failed_image_is_left_to_airflow(error: QwenImageTaskFailedError) -> None:
+def test_without_a_store_a_failed_image_may_be_retried(error: QwenImageTaskFailedError) -> None:
     assert ended_by(without_retry("n43"), error) is error
 
 
-def test_a_failure_that_cannot_be_written_down_still_ends_the_try() -> None:
-    class Full(Memory):
+def test_a_failure_that_cannot_be_recorded_still_ends_the_try() -> None:
+    class Full(MemoryStore):
         def write(self, value: dict[str, Any]) -> None:
             if "Out of paint" in str(value):
                 raise OSError("disk full")
             super().write(value)
 
     store = Full()
-    ledger: Ledger = in_flight(store)
+    ledger: Ledger = submitted(store)
     end = ended_by(recording_end("n43", ledger), FAILED)
     assert end is FAILED
     assert isinstance(opened(store, 2).next_step(REQUEST), Resume)

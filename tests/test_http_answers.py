@@ -131,7 +131,7 @@ def test_interim_answers_without_an_end_are_given_up(at_once: int) -> None:
         read([interim * at_once] * (10_000 // at_once))
 
 
-def test_a_hundred_interim_answers_are_skipped_and_a_long_body_is_no_header() -> None:
+def test_a_hundred_interim_answers_are_skipped_and_a_long_body_does_not_count_as_headers() -> None:
     body = b" " * (2 * MAX_HEADER_BYTES)
     whole = b"HTTP/1.1 102 Processing\r\n\r\n" * 100 + b"HTTP/1.1 200 OK\r\n\r\n" + body
     assert read([whole])[1] == body

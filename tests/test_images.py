@@ -196,7 +196,7 @@ def test_a_new_image_replaces_the_old_one_of_the_same_name(
 ) -> None:
     folder = folder_of(tmp_path)
     first = images.save_images(finished(), REQUEST, folder)
-    Path(first[0].removeprefix("file://")).write_bytes(b"spoiled")
+    Path(first[0].removeprefix("file://")).write_bytes(b"damaged")
     assert images.save_images(finished(), REQUEST, folder) == first
     assert len(files(tmp_path)) == 2
     with Image.open(first[0].removeprefix("file://")) as image:
@@ -232,18 +232,18 @@ WHOLE = {output_format: encoded(output_format) for output_format in ("jpeg", "pn
 @pytest.mark.parametrize("output_format", ["jpeg", "png"])
 def test_an_image_with_garbage_inside_is_refused(output_format: str) -> None:
     content, half = WHOLE[output_format], len(WHOLE[output_format]) // 2
-    spoiled = content[:half] + Random(1).randbytes(2000) + content[half + 2000 :]
+    damaged = content[:half] + Random(1).randbytes(2000) + content[half + 2000 :]
     with pytest.raises(QwenImageImageError, match="do not decode"):
-        verify_image(spoiled, GenerateRequest(prompt="a", size="768*1024", output_format=output_format))
+        verify_image(damaged, GenerateRequest(prompt="a", size="768*1024", output_format=output_format))
 
 
 def test_a_png_with_a_wrong_checksum_is_refused() -> None:
-    spoiled = bytearray(WHOLE["png"])
-    data = spoiled.index(b"IDAT")
-    checksum = data + 4 + int.from_bytes(spoiled[data - 4 : data], "big")
-    spoiled[checksum] ^= 1
+    damaged = bytearray(WHOLE["png"])
+    data = damaged.index(b"IDAT")
+    checksum = data + 4 + int.from_bytes(damaged[data - 4 : data], "big")
+    damaged[checksum] ^= 1
     with pytest.raises(QwenImageImageError, match="do not decode"):
-        verify_image(bytes(spoiled), GenerateRequest(prompt="a", size="768*1024", output_format="png"))
+        verify_image(bytes(damaged), GenerateRequest(prompt="a", size="768*1024", output_format="png"))
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "png", "webp"])

@@ -1,4 +1,4 @@
-"""The ledger: what one try writes down, a next try, in a new process, finds."""
+"""The ledger: the next try, in a new process, finds the record of the last one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks import ledger as ledger_module
 from airflow_provider_qwenimage.tasks.stores import FileStore, NoStore, Store, TaskStateStore
 from tests.airflows import HAS_TASK_STATES
-from tests.ledgers import OTHER, REQUEST, TaskStates, in_flight, opened
+from tests.ledgers import OTHER, REQUEST, TaskStates, opened, submitted
 
 
 @pytest.fixture(params=["file", "task states"] if HAS_TASK_STATES else ["file"])
@@ -39,15 +39,15 @@ def test_a_first_try_submits(store: Store) -> None:
     assert ledger.spent == 0
 
 
-def test_a_crash_before_the_intent_leaves_nothing(store: Store) -> None:
+def test_a_retry_after_a_crash_before_the_intent_submits(store: Store) -> None:
     opened(store).next_step(REQUEST)
     assert store.read() is None
     assert opened(store, try_number=2).next_step(REQUEST) == Submit()
 
 
-def test_a_crash_after_the_intent_stops_the_next_try_until_the_user_has_read_why_and_clears(store: Store) -> None:
+def test_a_retry_after_a_crash_between_intent_and_answer_stops_until_a_clear_after_the_report(store: Store) -> None:
     opened(store).intend(REQUEST)
-    # Before the first report a Clear is no consent: nobody was told what it may cost.
+    # Before the first report, a clear is no consent: the user could not know that it may cost credits.
     for try_number, max_tries in ((2, 2), (3, 2), (4, 2)):
         step = opened(store, try_number, max_tries).next_step(REQUEST)
         assert isinstance(step, Stop)
@@ -55,14 +55,14 @@ def test_a_crash_after_the_intent_stops_the_next_try_until_the_user_has_read_why
     assert isinstance(opened(store, 5, 6).next_step(REQUEST), Submit)
 
 
-def test_a_clear_of_a_running_submission_is_no_consent_before_the_report(store: Store) -> None:
+def test_a_clear_during_a_submission_does_not_submit_again_before_the_report(store: Store) -> None:
     opened(store).intend(REQUEST)
     assert isinstance(opened(store, 2, 4).next_step(REQUEST), Stop)
     assert isinstance(opened(store, 3, 4).next_step(REQUEST), Stop)
     assert isinstance(opened(store, 4, 6).next_step(REQUEST), Submit)
 
 
-def test_consent_is_to_one_submission(store: Store) -> None:
+def test_a_clear_consents_to_only_one_submission(store: Store) -> None:
     opened(store).intend(REQUEST)
     opened(store, 2).report()
     cleared = opened(store, 3, 4)
@@ -71,7 +71,7 @@ def test_consent_is_to_one_submission(store: Store) -> None:
     assert isinstance(opened(store, 4, 4).next_step(REQUEST), Stop)
 
 
-def test_a_lost_answer_that_was_reported_waits_for_a_clear(store: Store) -> None:
+def test_a_reported_lost_answer_is_submitted_again_only_after_a_clear(store: Store) -> None:
     ledger = opened(store)
     ledger.intend(REQUEST)
     ledger.report()
@@ -80,8 +80,8 @@ def test_a_lost_answer_that_was_reported_waits_for_a_clear(store: Store) -> None
 
 
 @pytest.mark.parametrize("request_now", [REQUEST, OTHER])
-def test_a_crash_after_the_id_is_gone_back_from(store: Store, request_now: GenerateRequest) -> None:
-    in_flight(store)
+def test_a_retry_after_a_crash_resumes_the_submitted_image_task(store: Store, request_now: GenerateRequest) -> None:
+    submitted(store)
     step = opened(store, try_number=2).next_step(request_now)
     assert isinstance(step, Resume)
     assert (step.image_task_id, step.request) == ("n43", GenerateRequest(prompt="A red fox"))
@@ -89,7 +89,7 @@ def test_a_crash_after_the_id_is_gone_back_from(store: Store, request_now: Gener
 
 
 def test_a_clear_resumes_and_after_a_failed_resume_the_next_clear_submits(store: Store) -> None:
-    in_flight(store)
+    submitted(store)
     cleared = opened(store, 2, 4)
     assert cleared.is_cleared
     assert isinstance(cleared.next_step(REQUEST), Resume)
@@ -98,26 +98,26 @@ def test_a_clear_resumes_and_after_a_failed_resume_the_next_clear_submits(store:
     assert isinstance(opened(store, 4, 6).next_step(REQUEST), Submit)
 
 
-def test_a_clear_of_another_request_submits_that(store: Store) -> None:
-    in_flight(store)
+def test_a_clear_with_a_changed_request_submits_the_new_one(store: Store) -> None:
+    submitted(store)
     assert isinstance(opened(store, 2, 4).next_step(OTHER), Submit)
 
 
 def test_a_task_stays_cleared_when_its_images_are_counted(store: Store) -> None:
-    in_flight(store)
+    submitted(store)
     cleared = opened(store, 2, 4)
     assert cleared.count()
     assert cleared.is_cleared
     assert opened(store, 3, 4).is_cleared
 
 
-def test_equal_requests_of_mapped_tasks_are_told_apart(store: Store) -> None:
-    in_flight(store, variant=1)
+def test_equal_requests_of_mapped_tasks_are_distinguished(store: Store) -> None:
+    submitted(store, variant=1)
     assert isinstance(opened(store, 2, 4, variant=1).next_step(REQUEST), Resume)
     assert isinstance(opened(store, 2, 4, variant=2).next_step(REQUEST), Submit)
 
 
-def test_a_withdrawn_intent_leaves_nothing(store: Store) -> None:
+def test_a_withdrawn_intent_leaves_no_record(store: Store) -> None:
     ledger = opened(store)
     ledger.intend(REQUEST)
     ledger.withdraw()
@@ -125,8 +125,8 @@ def test_a_withdrawn_intent_leaves_nothing(store: Store) -> None:
     assert ledger.next_step(REQUEST) == opened(store, 2).next_step(REQUEST) == Submit()
 
 
-def test_a_withdrawn_intent_leaves_what_was_before_it(store: Store) -> None:
-    first = in_flight(store)
+def test_a_withdrawn_intent_restores_the_record_before_it(store: Store) -> None:
+    first = submitted(store)
     first.fail(failed(5))
     before = store.read()
     second = opened(store, 2)
@@ -136,7 +136,7 @@ def test_a_withdrawn_intent_leaves_what_was_before_it(store: Store) -> None:
     assert opened(store, 3).next_step(REQUEST) == Submit(5)
 
 
-def test_consent_outlives_a_submission_that_was_refused(store: Store) -> None:
+def test_consent_is_not_used_up_by_a_refused_submission(store: Store) -> None:
     opened(store).intend(REQUEST)
     opened(store, 2).report()
     cleared = opened(store, 3, 4)
@@ -158,13 +158,13 @@ def test_credits_of_failed_images_add_up_until_a_clear(store: Store) -> None:
     assert opened(store, 4, 6).next_step(REQUEST) == Submit(0)
 
 
-def test_a_failure_without_a_snapshot_costs_what_is_known(store: Store) -> None:
-    in_flight(store).fail(QwenImageTaskFailedError("failed"))
+def test_a_failure_without_a_snapshot_adds_no_credits(store: Store) -> None:
+    submitted(store).fail(QwenImageTaskFailedError("failed"))
     assert opened(store, 2).next_step(REQUEST) == Submit(0)
 
 
 def test_a_refused_prompt_is_submitted_again_only_after_a_clear(store: Store) -> None:
-    in_flight(store).fail(failed(0, "Content policy violation detected"))
+    submitted(store).fail(failed(0, "Content policy violation detected"))
     step = opened(store, 2).next_step(REQUEST)
     assert isinstance(step, Stop)
     assert "Content policy violation detected" in str(step.error)
@@ -172,32 +172,32 @@ def test_a_refused_prompt_is_submitted_again_only_after_a_clear(store: Store) ->
 
 
 def test_an_image_is_counted_once_over_all_tries(store: Store) -> None:
-    assert in_flight(store).count()
+    assert submitted(store).count()
     for max_tries in (2, 4):
         again = opened(store, 2, max_tries)
         assert isinstance(again.next_step(REQUEST), Resume)
         assert not again.count()
-    anew = opened(store, 3)
-    anew.intend(REQUEST)
-    anew.accept("n44")
-    assert anew.count()
-    assert not anew.count()
+    new = opened(store, 3)
+    new.intend(REQUEST)
+    new.accept("n44")
+    assert new.count()
+    assert not new.count()
 
 
-def test_what_was_never_submitted_is_counted_but_not_written_down(store: Store) -> None:
+def test_an_image_that_was_never_submitted_is_counted_but_not_recorded(store: Store) -> None:
     assert opened(store).count()
     opened(store).finish()
     opened(store).record_failed_resume()
     assert store.read() is None
 
 
-def test_a_finished_submission_is_over_with_after_a_clear(store: Store) -> None:
-    in_flight(store).finish()
+def test_a_clear_after_a_finished_submission_submits_again(store: Store) -> None:
+    submitted(store).finish()
     assert opened(store, 2, 4).next_step(REQUEST) == Submit()
 
 
-class Faulty(NoStore):
-    """A store that fails to write, a number of times."""
+class FaultyStore(NoStore):
+    """A store whose next `failures` writes fail."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -214,12 +214,12 @@ class Faulty(NoStore):
 
 
 @pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> Faulty:
+def faulty(monkeypatch: pytest.MonkeyPatch) -> FaultyStore:
     monkeypatch.setattr(ledger_module, "_WRITE_PAUSE_SECONDS", 0.0)
-    return Faulty()
+    return FaultyStore()
 
 
-def test_an_intent_that_cannot_be_written_down_is_an_error(faulty: Faulty) -> None:
+def test_an_intent_that_cannot_be_recorded_is_an_error(faulty: FaultyStore) -> None:
     faulty.failures = 1
     with pytest.raises(OSError, match="The disk is full"):
         opened(faulty).intend(REQUEST)
@@ -227,9 +227,7 @@ def test_an_intent_that_cannot_be_written_down_is_an_error(faulty: Faulty) -> No
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_a_paid_id_is_written_down_in_several_attempts(
-    faulty: Faulty, failures: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_recording_a_paid_id_is_retried(faulty: FaultyStore, failures: int, caplog: pytest.LogCaptureFixture) -> None:
     ledger = opened(faulty)
     ledger.intend(REQUEST)
     faulty.failures = failures
@@ -239,7 +237,7 @@ def test_a_paid_id_is_written_down_in_several_attempts(
     assert "trying again: The disk is full." in caplog.text
 
 
-def test_a_paid_id_that_cannot_be_written_down_is_an_error_and_never_forgets_the_intent(faulty: Faulty) -> None:
+def test_a_paid_id_that_cannot_be_recorded_is_an_error_and_its_intent_stays_recorded(faulty: FaultyStore) -> None:
     ledger = opened(faulty)
     ledger.intend(REQUEST)
     faulty.failures = 3
@@ -248,7 +246,7 @@ def test_a_paid_id_that_cannot_be_written_down_is_an_error_and_never_forgets_the
     assert isinstance(opened(faulty, 2).next_step(REQUEST), Stop)
 
 
-def test_what_could_not_be_written_down_is_not_believed(faulty: Faulty) -> None:
+def test_a_change_that_cannot_be_recorded_has_no_effect(faulty: FaultyStore) -> None:
     ledger = opened(faulty)
     ledger.intend(REQUEST)
     for change in (ledger.record_failed_resume, ledger.report, lambda: ledger.fail(failed(5))):
@@ -259,16 +257,16 @@ def test_what_could_not_be_written_down_is_not_believed(faulty: Faulty) -> None:
     assert isinstance(ledger.next_step(REQUEST), Stop)
 
 
-def test_nothing_is_remembered_where_there_is_no_store() -> None:
-    ledger = in_flight(NoStore())
+def test_without_a_store_nothing_is_recorded() -> None:
+    ledger = submitted(NoStore())
     assert not ledger.remembers
     ledger.finish()
     ledger.report()
     assert opened(NoStore(), 2).next_step(REQUEST) == Submit()
 
 
-def test_within_its_process_a_ledger_without_a_store_still_knows_what_was_spent() -> None:
-    ledger = in_flight(NoStore())
+def test_a_ledger_without_a_store_knows_the_spent_credits_within_its_process() -> None:
+    ledger = submitted(NoStore())
     ledger.fail(failed(5))
     assert ledger.spent == 5
     assert ledger.count()

@@ -1,4 +1,4 @@
-"""Where submissions are remembered: in Airflow, in a file beside the images, or nowhere."""
+"""The stores of submissions: Airflow's own, a file beside the images, or none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.ledger import open_ledger
 from airflow_provider_qwenimage.tasks.stores import FileStore, NoStore, Store, TaskStateStore
-from tests.ledgers import REQUEST, TaskStates, in_flight, opened
+from tests.ledgers import REQUEST, TaskStates, opened, submitted
 from tests.stores import attach
 
 only_with_task_states = pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry resumes")
@@ -44,7 +44,7 @@ def files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def test_the_file_is_hidden_holds_no_secret_and_goes_when_the_submission_is_finished(tmp_path: Path) -> None:
+def test_the_file_is_hidden_contains_no_secret_and_is_removed_when_the_submission_is_finished(tmp_path: Path) -> None:
     ledger = open_ledger(context_of(), folder_of(tmp_path), durable=True)
     assert files(tmp_path) == []
     ledger.intend(REQUEST)
@@ -62,7 +62,7 @@ def test_the_file_is_hidden_holds_no_secret_and_goes_when_the_submission_is_fini
     ledger.finish()
 
 
-def test_each_task_instance_has_a_file_of_its_own_over_all_of_its_tries(tmp_path: Path) -> None:
+def test_each_task_instance_uses_one_file_for_all_of_its_tries(tmp_path: Path) -> None:
     instances: list[dict[str, Any]] = [
         {},
         {"dag_id": "cats"},
@@ -70,7 +70,7 @@ def test_each_task_instance_has_a_file_of_its_own_over_all_of_its_tries(tmp_path
         {"task_id": "paint"},
         {"map_index": 0},
         {"map_index": 1},
-        # Ids that are the same text when they are put together.
+        # Joined without a separator, these ids equal those of the first instance.
         {"dag_id": "foxesm", "run_id": "anual__1"},
     ]
     for number, instance in enumerate(instances, start=1):
@@ -103,7 +103,7 @@ def test_the_next_try_of_a_task_instance_finds_its_own_submission(tmp_path: Path
         (False, True, False, NoStore),
     ],
 )
-def test_airflows_own_store_goes_first_then_the_folder_then_none(
+def test_airflows_own_store_takes_precedence_over_a_file_and_a_file_over_none(
     tmp_path: Path, has_states: bool, has_folder: bool, durable: bool, expected: type[Store]
 ) -> None:
     context = context_of(TaskStates() if has_states else None)
@@ -121,8 +121,8 @@ def test_the_variant_of_a_task_is_its_map_index(map_index: int | None, variant: 
     assert ledger._record.fingerprint == REQUEST.fingerprint(variant)
 
 
-class Anywhere(NoStore):
-    """Keeps what is written as Airflow's database does: as JSON."""
+class JsonStore(NoStore):
+    """Stores a record as JSON, as Airflow's database does."""
 
     content: str | None = None
 
@@ -136,7 +136,7 @@ class Anywhere(NoStore):
 @pytest.mark.parametrize("letter", ["a", "狐", "🦊", "\x01", '"'], ids=ascii)
 def test_a_record_of_the_longest_prompt_fits_the_smallest_column(letter: str) -> None:
     request = GenerateRequest(prompt="a" + letter * 1999, seed=2**63 - 1)
-    store = Anywhere()
+    store = JsonStore()
     ledger = opened(store)
     ledger.intend(request)
     ledger.accept("n" * 200)
@@ -147,7 +147,7 @@ def test_a_record_of_the_longest_prompt_fits_the_smallest_column(letter: str) ->
     assert isinstance(opened(store, 2).next_step(request), Submit)
 
 
-def stops_until_a_clear(store: Store) -> None:
+def assert_stops_until_a_clear(store: Store) -> None:
     for try_number in (1, 2):
         step = opened(store, try_number).next_step(REQUEST)
         assert isinstance(step, Stop)
@@ -170,41 +170,41 @@ UNREADABLE = {
 @pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
 def test_a_file_that_cannot_be_read_stops_until_a_clear(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".submission-0.json").write_bytes(content)
-    stops_until_a_clear(FileStore(folder_of(tmp_path) / ".submission-0.json"))
+    assert_stops_until_a_clear(FileStore(folder_of(tmp_path) / ".submission-0.json"))
 
 
 @only_with_task_states
 @pytest.mark.parametrize("value", ["n43", 5, True, [], ["n43"], {}, {"image_task_id": "n43"}], ids=repr)
-def test_a_task_state_that_is_no_record_stops_until_a_clear(value: object) -> None:
+def test_a_task_state_that_is_not_a_record_stops_until_a_clear(value: object) -> None:
     states = TaskStates()
     states.set("qwenimage_submission", value)
-    stops_until_a_clear(TaskStateStore(states))
+    assert_stops_until_a_clear(TaskStateStore(states))
 
 
 @pytest.mark.parametrize(
-    "spoiled",
+    "invalid",
     [{"max_tries": "2"}, {"request": 5}, {"request": {"prompt": "a", "style": "oil"}}, {"failure": False}],
     ids=repr,
 )
-def test_a_record_with_spoiled_values_stops_until_a_clear(tmp_path: Path, spoiled: dict[str, Any]) -> None:
+def test_a_record_with_invalid_values_stops_until_a_clear(tmp_path: Path, invalid: dict[str, Any]) -> None:
     file = tmp_path / ".submission-0.json"
     store = FileStore(folder_of(tmp_path) / file.name)
-    in_flight(store)
-    file.write_text(json.dumps(json.loads(file.read_text()) | spoiled))
-    stops_until_a_clear(store)
+    submitted(store)
+    file.write_text(json.dumps(json.loads(file.read_text()) | invalid))
+    assert_stops_until_a_clear(store)
 
 
 @only_with_task_states
-def test_a_kill_after_the_end_does_not_pay_again_where_airflow_remembers() -> None:
+def test_a_retry_after_a_kill_at_the_end_does_not_pay_again_with_airflows_store() -> None:
     store = TaskStateStore(TaskStates())
-    in_flight(store).finish()
+    submitted(store).finish()
     assert isinstance(opened(store, 2).next_step(REQUEST), Resume)
 
 
 @only_with_task_states
-def test_a_kill_after_the_end_of_a_cleared_task_does_not_pay_again_either() -> None:
+def test_a_retry_of_a_cleared_task_after_a_kill_at_the_end_does_not_pay_again_either() -> None:
     store = TaskStateStore(TaskStates())
-    in_flight(store)
+    submitted(store)
     cleared = opened(store, 2, 4)
     assert isinstance(cleared.next_step(REQUEST), Resume)
     cleared.finish()
@@ -212,14 +212,14 @@ def test_a_kill_after_the_end_of_a_cleared_task_does_not_pay_again_either() -> N
 
 
 @only_with_task_states
-def test_an_end_that_is_written_down_is_counted_once() -> None:
+def test_a_recorded_end_is_counted_once() -> None:
     store = TaskStateStore(TaskStates())
-    assert in_flight(store).finish()
+    assert submitted(store).finish()
     assert not opened(store, 2).finish()
 
 
 @only_with_task_states
-def test_airflow_keeps_what_may_be_paid_for_good_and_the_rest_as_long_as_it_likes() -> None:
+def test_a_record_that_may_be_paid_never_expires_and_others_expire_by_airflows_setting() -> None:
     from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined,unused-ignore]  # Airflow 3.3 and later
 
     states = TaskStates()
@@ -231,7 +231,7 @@ def test_airflow_keeps_what_may_be_paid_for_good_and_the_rest_as_long_as_it_like
         (retention,) = states.retention.values()
         return retention
 
-    # Airflow looks for the very object.
+    # Airflow compares with `is`.
     assert retention_after(lambda: ledger.intend(REQUEST)) is NEVER_EXPIRE
     assert retention_after(ledger.report) is NEVER_EXPIRE
     assert retention_after(lambda: ledger.accept("n43")) is NEVER_EXPIRE
@@ -245,7 +245,7 @@ def test_airflow_keeps_what_may_be_paid_for_good_and_the_rest_as_long_as_it_like
 
 
 @only_with_task_states
-def test_the_stand_in_of_airflows_store_has_the_signature_of_the_real_one() -> None:
+def test_the_fake_of_airflows_store_has_the_signatures_of_the_real_one() -> None:
     import inspect
 
     from airflow.sdk.execution_time.context import (  # type: ignore[attr-defined,unused-ignore]
@@ -253,14 +253,14 @@ def test_the_stand_in_of_airflows_store_has_the_signature_of_the_real_one() -> N
     )
 
     for name in ("get", "set", "delete"):
-        stand_in, real = (inspect.signature(getattr(kind, name)) for kind in (TaskStates, TaskStateStoreAccessor))
-        assert [(p.name, p.kind, p.default) for p in stand_in.parameters.values()] == [
+        fake, real = (inspect.signature(getattr(kind, name)) for kind in (TaskStates, TaskStateStoreAccessor))
+        assert [(p.name, p.kind, p.default) for p in fake.parameters.values()] == [
             (p.name, p.kind, p.default) for p in real.parameters.values()
         ]
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda file: file.symlink_to("/dev/zero")])
-def test_a_record_that_is_no_file_stops_and_says_that_nothing_was_submitted(
+def test_a_record_that_is_not_a_file_is_an_error_and_nothing_is_submitted(
     tmp_path: Path, make: Callable[[Path], object]
 ) -> None:
     make(tmp_path / ".submission-1.json")
@@ -269,13 +269,13 @@ def test_a_record_that_is_no_file_stops_and_says_that_nothing_was_submitted(
         store.read()
 
 
-def test_a_record_that_is_huge_stops_until_a_clear(tmp_path: Path) -> None:
+def test_a_huge_record_is_read_as_an_empty_one(tmp_path: Path) -> None:
     with (tmp_path / ".submission-1.json").open("wb") as stream:
         stream.truncate(4 * 1024**3)
     assert FileStore(folder_of(tmp_path) / ".submission-1.json").read() == {}
 
 
-def test_a_record_that_could_not_be_removed_is_forgotten_all_the_same(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_deleted_is_overwritten(tmp_path: Path) -> None:
     class DiskWithoutDeletion(LocalFileSystem):
         cachable = False
 

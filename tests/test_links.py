@@ -1,4 +1,4 @@
-"""The links on a task: to the gallery from the submission on, to the image when there is one."""
+"""The links on a task: always one to the gallery, and one to the image once it exists."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ URL = "https://cdn.example/1.jpeg?signature=abc"
 
 
 @dataclass
-class Place:
-    """What Airflow names a task instance by."""
+class TaskInstanceKey:
+    """The fields by which Airflow identifies a task instance."""
 
     map_index: int = -1
     dag_id: str = "my foxes"
@@ -52,48 +52,50 @@ def test_each_operator_has_its_links() -> None:
 
 
 @with_gallery
-def test_the_gallery_is_linked_whatever_has_become_of_the_task() -> None:
+def test_the_gallery_is_linked_in_every_state_of_the_task() -> None:
     for operator in operators():
-        link = GENERATED_IMAGES.get_link(operator, ti_key=Place())
+        link = GENERATED_IMAGES.get_link(operator, ti_key=TaskInstanceKey())
         assert link == f"/dags/my%20foxes/runs/{QUOTED}/tasks/group.draw/plugin/qwenimage_task_images"
 
 
 @with_gallery
 def test_a_mapped_task_links_its_own_images() -> None:
-    assert "/tasks/group.draw/mapped/3/plugin/" in GENERATED_IMAGES.get_link(None, ti_key=Place(3))
-    link = IMAGE.get_link(with_outcome(paths=["/a.jpg"], image_urls=[URL]), ti_key=Place(3))
+    assert "/tasks/group.draw/mapped/3/plugin/" in GENERATED_IMAGES.get_link(None, ti_key=TaskInstanceKey(3))
+    link = IMAGE.get_link(with_outcome(paths=["/a.jpg"], image_urls=[URL]), ti_key=TaskInstanceKey(3))
     assert link == f"/qwenimage/dags/my%20foxes/runs/{QUOTED}/tasks/group.draw/images/1?map_index=3"
 
 
 @pytest.mark.parametrize("base_url", ["https://airflow.example", "https://example.com/airflow/"])
 @with_gallery
-def test_links_begin_where_airflow_is(monkeypatch: pytest.MonkeyPatch, base_url: str) -> None:
+def test_links_begin_with_airflows_base_url(monkeypatch: pytest.MonkeyPatch, base_url: str) -> None:
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
-    assert GENERATED_IMAGES.get_link(None, ti_key=Place()).startswith(f"{base_url.rstrip('/')}/dags/my%20foxes/")
+    assert GENERATED_IMAGES.get_link(None, ti_key=TaskInstanceKey()).startswith(
+        f"{base_url.rstrip('/')}/dags/my%20foxes/"
+    )
 
 
-def test_an_image_that_is_not_stored_is_linked_where_the_api_has_it() -> None:
-    assert IMAGE.get_link(with_outcome(paths=[], image_urls=[URL]), ti_key=Place()) == URL
+def test_an_image_that_is_not_stored_is_linked_at_the_api() -> None:
+    assert IMAGE.get_link(with_outcome(paths=[], image_urls=[URL]), ti_key=TaskInstanceKey()) == URL
 
 
 @without_gallery
-def test_without_a_gallery_an_image_is_linked_where_the_api_has_it() -> None:
-    assert IMAGE.get_link(with_outcome(paths=["/a.jpg"], image_urls=[URL]), ti_key=Place()) == URL
-    assert GENERATED_IMAGES.get_link(None, ti_key=Place()) == ""
+def test_without_a_gallery_an_image_is_linked_at_the_api() -> None:
+    assert IMAGE.get_link(with_outcome(paths=["/a.jpg"], image_urls=[URL]), ti_key=TaskInstanceKey()) == URL
+    assert GENERATED_IMAGES.get_link(None, ti_key=TaskInstanceKey()) == ""
 
 
 @pytest.mark.parametrize("link", [IMAGE])
-def test_before_there_is_an_image_nothing_is_linked(link: ImageLink) -> None:
+def test_nothing_is_linked_before_an_image_exists(link: ImageLink) -> None:
     for operator in operators()[:2]:
-        assert link.get_link(operator, ti_key=Place()) == ""
-    assert link.get_link(with_outcome(paths=[], image_urls=[]), ti_key=Place()) == ""
+        assert link.get_link(operator, ti_key=TaskInstanceKey()) == ""
+    assert link.get_link(with_outcome(paths=[], image_urls=[]), ti_key=TaskInstanceKey()) == ""
 
 
-def test_airflow_knows_the_links_of_a_dag_that_it_has_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_serialized_dag_has_the_links_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.providers.common.compat.sdk import DAG
 
     serialization = dag_serialization()
-    # Airflow's API, which other tests ask, leaves links out for the rest of the process.
+    # Airflow's API, which other tests use, turns off the loading of links for the rest of the process.
     monkeypatch.setattr(serialization, "_load_operator_extra_links", True, raising=False)
     with DAG("foxes", schedule=None, start_date=pendulum.datetime(2024, 1, 1)) as dag:
         operators()
@@ -103,20 +105,20 @@ def test_airflow_knows_the_links_of_a_dag_that_it_has_stored(monkeypatch: pytest
     assert set(stored.get_task("batch").extra_links) == {"Generated images"}
 
 
-@pytest.mark.skipif(AIRFLOW_3, reason="Airflow 3 asks the task itself, in the worker")
-def test_airflow_2_looks_up_what_the_task_has_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(AIRFLOW_3, reason="Airflow 3 gets links from the task itself, in the worker")
+def test_airflow_2_reads_the_link_from_the_return_value_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.models import XCom
 
     returned: dict[str, Any] = {}
     monkeypatch.setattr(XCom, "get_value", lambda *, ti_key, key: returned.get(key))
     stored = SimpleNamespace()
-    assert IMAGE.get_link(stored, ti_key=Place()) == ""
+    assert IMAGE.get_link(stored, ti_key=TaskInstanceKey()) == ""
     returned["return_value"] = {"image_urls": [URL], "paths": ["/a.jpg"]}
-    assert IMAGE.get_link(stored, ti_key=Place()) == URL
+    assert IMAGE.get_link(stored, ti_key=TaskInstanceKey()) == URL
     returned["return_value"] = [URL]
-    assert IMAGE.get_link(stored, ti_key=Place()) == URL
+    assert IMAGE.get_link(stored, ti_key=TaskInstanceKey()) == URL
     returned["return_value"] = "n43"
-    assert IMAGE.get_link(stored, ti_key=Place()) == ""
+    assert IMAGE.get_link(stored, ti_key=TaskInstanceKey()) == ""
 
 
 @pytest.mark.parametrize(
@@ -136,10 +138,10 @@ def test_airflow_2_looks_up_what_the_task_has_returned(monkeypatch: pytest.Monke
     ],
     ids=str,
 )
-def test_what_is_no_address_of_an_image_is_not_linked(value: Any) -> None:
-    assert IMAGE.get_link(with_outcome(image_urls=value), ti_key=Place()) == ""
+def test_a_value_that_is_not_an_image_url_is_not_linked(value: Any) -> None:
+    assert IMAGE.get_link(with_outcome(image_urls=value), ti_key=TaskInstanceKey()) == ""
 
 
-def test_each_link_has_a_place_of_its_own_among_the_xcoms() -> None:
+def test_each_link_has_its_own_xcom_key() -> None:
     if hasattr(GENERATED_IMAGES, "xcom_key"):
         assert GeneratedImagesLink().xcom_key != ImageLink().xcom_key

@@ -1,4 +1,4 @@
-"""A key is found in whatever way a text spells it, and nothing else is."""
+"""A key is masked in every spelling, and no other text is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_qwenimage.text.masking import Mask
 KEY = "sk-x/y&z\"q'+<0123456789abcdef"
 PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60)
 
-# As the API gives them out: nothing in it that has to be escaped.
+# A key as the API issues them: no character needs escaping.
 PLAIN_KEY = "sk-0123456789abcdefGHIJ"
 
 
@@ -53,7 +53,7 @@ def test_a_key_is_found_in_every_spelling(spelling: str, key: str) -> None:
 @pytest.mark.parametrize("spelling", spellings(KEY))
 def test_a_key_is_found_in_every_spelling_of_a_json_answer(spelling: str, key: str) -> None:
     text = json.dumps({"message": spellings(key)[spelling]})
-    # And with each character of the answer's strings escaped once more, as no encoder has to but any may.
+    # Also with every character of the answer's strings escaped, which JSON allows.
     escaped = '{"message": "' + "".join(f"\\u{ord(character):04x}" for character in spellings(key)[spelling]) + '"}'
     for answer in (text, escaped):
         assert Mask(key).read_json(answer)["message"].replace('\\"', "").strip('"') == "***"
@@ -67,7 +67,7 @@ def test_a_key_is_found_in_base64_such_as_a_basic_header(user: str, encode: obje
     encoded = encode(f"{user}:{key}".encode()).decode()
     masked = Mask(key)(f"Basic {encoded}")
     assert "***" in masked
-    # What is left is of the user, and of the bytes that share a digit with one of the key's.
+    # Only the user's characters and those that encode both a byte of the user and one of the key may remain.
     assert len(masked) < len("Basic ***") + len(user) * 2 + 8
 
 
@@ -109,7 +109,7 @@ def test_other_texts_stay_as_they_are() -> None:
 
 
 @given(PRINTABLE, st.text(max_size=40), st.text(max_size=40))
-def test_no_answer_passes_the_key_on(key: str, before: str, after: str) -> None:
+def test_no_answer_contains_the_key(key: str, before: str, after: str) -> None:
     mask = Mask(key)
     for spelled in (key, json.dumps(key)[1:-1], quote(key, safe=""), html.escape(key)):
         assert spelled not in mask(before + spelled + after)

@@ -1,4 +1,4 @@
-"""What is counted in Airflow's metrics, through the loggers that Airflow itself sends them with."""
+"""The counters that this package adds to Airflow's metrics, sent by the loggers that Airflow itself uses."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_submission_counts_once(counted: Counter[str]) -> None:
         (snapshot(5, images=0), {"qwenimage.credits_consumed": 5}),
     ],
 )
-def test_an_end_counts_its_images_and_what_it_cost(
+def test_an_end_counts_its_images_and_credits(
     counted: Counter[str], end: TaskSnapshot, expected: dict[str, float]
 ) -> None:
     count_end(len(end.image_urls), end.consumed_credits)
@@ -120,13 +120,13 @@ def test_a_failure_counts_once_under_its_kind(counted: Counter[str], error: Base
     assert counted == failure(kind)
 
 
-def test_a_failure_that_is_told_in_airflows_words_counts_as_what_it_was(counted: Counter[str]) -> None:
+def test_an_airflow_exception_counts_under_the_kind_of_its_cause(counted: Counter[str]) -> None:
     with pytest.raises(AirflowFailException), reporting_failures():
         raise AirflowFailException("late") from QwenImageTimeoutError("late")
     assert counted == failure("timeout")
 
 
-def test_what_is_no_failure_counts_nothing(counted: Counter[str]) -> None:
+def test_interrupts_exits_and_successes_count_no_failure(counted: Counter[str]) -> None:
     for signal in (KeyboardInterrupt, SystemExit, GeneratorExit):
         with pytest.raises(signal), reporting_failures():
             raise signal
@@ -142,25 +142,27 @@ def count_everything() -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("no route"), TypeError("floats?"), ImportError("no statsd"), KeyError("x")])
-def test_metrics_that_fail_fail_nothing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    told = []
+def test_an_error_of_the_metrics_logger_does_not_fail_the_task(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    called = []
 
     class Broken:
         def incr(self, stat: str, *args: Any, **kwargs: Any) -> None:
-            told.append(stat)
+            called.append(stat)
             raise error
 
     report_to(Broken(), monkeypatch)
     count_everything()
-    assert len(told) == 5
+    assert len(called) == 5
 
 
-def test_without_metrics_nothing_happens() -> None:
+def test_counting_without_a_metrics_logger_raises_no_error() -> None:
     count_everything()
 
 
 class Client:
-    """Sends what the package `statsd` does, which Airflow leaves to its users to install."""
+    """A fake of the client of `statsd`, which is an optional dependency of Airflow; it sends the same packets."""
 
     def __init__(self, host: str, port: int, prefix: str, ipv6: bool = False) -> None:
         self.address, self.prefix = (host, port), prefix
@@ -171,11 +173,11 @@ class Client:
 
 
 def statsd_logger() -> Any:
-    """Return the logger that Airflow's configuration asks for."""
+    """Return the logger that Airflow's configuration selects."""
     if find_spec("airflow.metrics") and find_spec("airflow.metrics.statsd_logger"):
         return import_module("airflow.metrics.statsd_logger").get_statsd_logger(Stats)
     get_stats_factory: Any = import_module("airflow.sdk.observability.metrics.stats_utils").get_stats_factory
-    # Airflow 3.2 wants the class, for Datadog.
+    # Airflow 3.2 needs the class as an argument, for Datadog.
     return get_stats_factory(*[Stats] * len(signature(get_stats_factory).parameters))()
 
 
@@ -192,8 +194,8 @@ def test_statsd_gets_every_name_and_number(monkeypatch: pytest.MonkeyPatch, with
         monkeypatch.setenv("AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED", str(with_tags))
         report_to(statsd_logger(), monkeypatch)
         count_everything()
-        told = sorted(server.recv(1000).decode() for _ in range(5))
-    assert told == sorted(
+        received = sorted(server.recv(1000).decode() for _ in range(5))
+    assert received == sorted(
         [
             "airflow.qwenimage.submissions:1|c",
             "airflow.qwenimage.images:2|c",

@@ -24,7 +24,7 @@ NOW = 1_000_000.0
 PENDING = TaskSnapshot(task_id="n43", status=TaskStatus.PENDING)
 DRAWING = TaskSnapshot(task_id="n43", status=TaskStatus.IN_PROGRESS)
 DONE = TaskSnapshot(task_id="n43", status=TaskStatus.SUCCESS, image_urls=("https://cdn.example.com/1.png",))
-BLIP = QwenImageServerError("The API is in trouble.", code=503)
+TRANSIENT = QwenImageServerError("The API is in trouble.", code=503)
 
 
 def middle() -> float:
@@ -89,24 +89,25 @@ def test_a_permanent_error_ends_the_wait_at_once(error: QwenImageError) -> None:
 
 
 @pytest.mark.parametrize(
-    "blip", [BLIP, QwenImageConnectionError("reset"), QwenImageContractError("HTML"), QwenImageRateLimitError("slow")]
+    "error",
+    [TRANSIENT, QwenImageConnectionError("reset"), QwenImageContractError("HTML"), QwenImageRateLimitError("slow")],
 )
-def test_a_blip_does_not_end_the_wait(blip: QwenImageError) -> None:
-    decisions = waits(*[blip] * 9, DRAWING, *[blip] * 9, DONE)
+def test_a_transient_error_does_not_end_the_wait(error: QwenImageError) -> None:
+    decisions = waits(*[error] * 9, DRAWING, *[error] * 9, DONE)
     assert [type(decision) for decision in decisions] == [Wait] * 19 + [Done]
 
 
 def test_ten_failures_in_a_row_end_the_wait_with_the_last_error() -> None:
-    last = waits(*[BLIP] * 10)[-1]
+    last = waits(*[TRANSIENT] * 10)[-1]
     assert isinstance(last, GiveUp)
     assert type(last.error) is QwenImageServerError
     assert last.error.code == 503
     assert "after 10 failed reads in a row: The API is in trouble." in str(last.error)
-    assert str(BLIP) == "The API is in trouble."
+    assert str(TRANSIENT) == "The API is in trouble."
 
 
 def test_the_bound_on_failures_can_be_set() -> None:
-    assert isinstance(waits(BLIP, policy=PollPolicy(max_consecutive_failures=1))[0], GiveUp)
+    assert isinstance(waits(TRANSIENT, policy=PollPolicy(max_consecutive_failures=1))[0], GiveUp)
 
 
 def test_an_unknown_status_is_logged_and_polled_again_within_the_same_limit() -> None:
@@ -127,7 +128,7 @@ def test_retry_after_holds_the_next_poll_back() -> None:
 
 def test_the_deadline_ends_the_wait() -> None:
     policy = PollPolicy(end_time=NOW)
-    for outcome in (DRAWING, BLIP):
+    for outcome in (DRAWING, TRANSIENT):
         decision = after(outcome, policy)
         assert isinstance(decision, GiveUp)
         assert isinstance(decision.error, QwenImageTimeoutError)
@@ -143,7 +144,7 @@ def test_the_last_poll_is_at_the_deadline_not_after_it() -> None:
 def test_a_status_is_logged_once_and_a_failure_each_time() -> None:
     notices = [
         decision.notice
-        for decision in waits(PENDING, PENDING, DRAWING, DRAWING, BLIP, BLIP)
+        for decision in waits(PENDING, PENDING, DRAWING, DRAWING, TRANSIENT, TRANSIENT)
         if isinstance(decision, Wait)
     ]
     assert notices[:4] == ["Image task n43 is PENDING.", None, "Image task n43 is IN_PROGRESS.", None]
@@ -165,7 +166,7 @@ def test_a_bad_bound_is_refused_by_name(arguments: dict[str, float], name: str) 
 
 
 @given(
-    outcomes=st.lists(st.sampled_from([PENDING, DRAWING, BLIP, QwenImageRateLimitError("slow", retry_after=9.0)])),
+    outcomes=st.lists(st.sampled_from([PENDING, DRAWING, TRANSIENT, QwenImageRateLimitError("slow", retry_after=9.0)])),
     timeout=st.floats(0.1, 100.0),
     draw=st.floats(0, 1),
 )

@@ -1,4 +1,4 @@
-"""The pace of a client: never above its rate, held and slowed by a 429, and won back."""
+"""The pace of a client: never above its rate, paused and slowed by a 429, and recovered by answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_request_that_is_sent_late_does_not_bring_the_next_one_closer() -> Non
     assert limit.wait(0.5) == pytest.approx(0.1)
 
 
-def test_no_rate_is_no_wait() -> None:
+def test_without_a_rate_no_request_waits() -> None:
     limit = RateLimit(None)
     assert limit.is_idle
     assert [send(limit, 1.0), send(limit, 1.0), send(limit, 1.0)] == [1.0, 1.0, 1.0]
@@ -51,7 +51,7 @@ def test_a_changed_rate_counts_from_the_next_request_on() -> None:
 
 
 @pytest.mark.parametrize(("retry_after", "seconds"), [(7.0, 7.0), (None, 1.0), (3600.0, 60.0)])
-def test_a_429_holds_every_request_for_as_long_as_asked_but_not_for_ever(
+def test_a_429_holds_every_request_for_the_requested_time_up_to_a_limit(
     retry_after: float | None, seconds: float
 ) -> None:
     limit = RateLimit(None)
@@ -105,11 +105,11 @@ def test_however_many_refusals_come_requests_are_sent_every_two_seconds_at_least
     assert limit.spacing == 2.0
 
 
-def test_answers_win_the_pace_back_until_nothing_is_left_to_mind() -> None:
+def test_answers_restore_the_pace_until_requests_no_longer_wait() -> None:
     limit = after_a_429()
     slow = limit.spacing
     limit.answered(0.5)
-    assert limit.spacing == slow, "an answer from before the hold says nothing about the time after it"
+    assert limit.spacing == slow, "an answer from before the hold must not restore the pace"
     limit.answered(1.5)
     assert 0 < limit.spacing < slow
     for _ in range(500):

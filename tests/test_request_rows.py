@@ -164,7 +164,7 @@ def test_a_file_that_is_not_utf_8_is_named_by_its_kind(name: str, content: bytes
 
 @of_every_format
 @pytest.mark.parametrize("odd", [r"\ud83d", r"\udc00 a", r"\u0000", r"\ud83d\ud83d"])
-def test_a_text_that_no_manifest_can_hold_is_refused_before_the_first_credit(name: str, odd: str) -> None:
+def test_a_text_that_a_manifest_cannot_contain_is_refused_before_the_first_credit(name: str, odd: str) -> None:
     row = f'{{"prompt": "a fox {odd}"}}'
     # CSV has no escapes, so half of a character cannot even be written in UTF-8.
     raw = json.loads(f'"{odd}"')
@@ -305,5 +305,5 @@ def test_whatever_is_in_a_file_it_is_read_or_refused(name: str, content: bytes) 
         (f"https://[{SECRET}", "a URL that cannot be read"),
     ],
 )
-def test_a_source_is_shown_without_what_grants_access(source: str, shown: str) -> None:
+def test_a_source_is_shown_without_its_credentials(source: str, shown: str) -> None:
     assert shown_source(source) == shown

@@ -60,7 +60,7 @@ def is_sent_again(error: QwenImageError) -> bool:
         (308, b"", QwenImageContractError, False),
     ],
 )
-def test_a_clear_no_to_a_submission_is_believed(
+def test_an_unambiguous_rejection_of_a_submission_is_not_taken_for_a_lost_answer(
     status: int, body: bytes, error_class: type[QwenImageError], again: bool
 ) -> None:
     error = error_of(SUBMISSION, status, body)
@@ -113,10 +113,10 @@ def test_a_status_read_is_sent_again_after_a_fault_that_may_pass(status: int, bo
     assert is_sent_again(error_of(STATUS, status, body)) is again
 
 
-def test_a_submission_that_never_left_is_sent_again_and_a_lost_one_not() -> None:
-    never_left = retries.lost(SUBMISSION, "refused", sent=False)
+def test_a_submission_that_was_not_sent_is_sent_again_and_a_lost_one_is_not() -> None:
+    not_sent = retries.lost(SUBMISSION, "refused", sent=False)
     lost = retries.lost(SUBMISSION, "reset", sent=True)
-    assert (type(never_left), is_sent_again(never_left)) == (QwenImageConnectionError, True)
+    assert (type(not_sent), is_sent_again(not_sent)) == (QwenImageConnectionError, True)
     assert (type(lost), is_sent_again(lost)) == (QwenImageSubmissionUnknownError, False)
     assert "may have been accepted and paid" in str(lost)
     assert "clear the task" in str(lost)
@@ -126,23 +126,23 @@ def test_a_lost_status_read_is_sent_again() -> None:
     assert is_sent_again(retries.lost(STATUS, "reset", sent=True))
 
 
-def test_a_broken_download_is_tried_again_and_a_wrong_image_not() -> None:
+def test_a_broken_download_is_tried_again_and_a_wrong_image_is_not() -> None:
     assert is_sent_again(QwenImageImageError("truncated"))
     assert not is_sent_again(QwenImageImageError("a cat", permanent=True))
 
 
-BLIP = QwenImageServerError("no", code=500, from_api=True)
+TRANSIENT = QwenImageServerError("no", code=500, from_api=True)
 
 
 def test_pauses_double_up_to_the_longest_and_end_at_the_limit() -> None:
     policy = retries.RequestRetries(limit=8, delay_seconds=1.0)
-    pauses = [policy.pause(BLIP, sent_again, draw=lambda: 1.0) for sent_again in range(9)]
+    pauses = [policy.pause(TRANSIENT, sent_again, draw=lambda: 1.0) for sent_again in range(9)]
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, None]
 
 
 @given(draw=st.floats(0, 1), sent_again=st.integers(0, 2))
-def test_jitter_is_full(draw: float, sent_again: int) -> None:
-    assert retries.RequestRetries().pause(BLIP, sent_again, draw=lambda: draw) == draw * 2**sent_again
+def test_jitter_covers_the_whole_pause(draw: float, sent_again: int) -> None:
+    assert retries.RequestRetries().pause(TRANSIENT, sent_again, draw=lambda: draw) == draw * 2**sent_again
 
 
 def test_retry_after_is_waited_for_unless_it_is_longer_than_a_worker_should_sleep() -> None:
@@ -152,7 +152,7 @@ def test_retry_after_is_waited_for_unless_it_is_longer_than_a_worker_should_slee
 
 
 def test_zero_retries_send_once() -> None:
-    assert retries.RequestRetries(limit=0).pause(BLIP, 0) is None
+    assert retries.RequestRetries(limit=0).pause(TRANSIENT, 0) is None
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def _zone(request: pytest.FixtureRequest) -> Iterator[None]:
 def assert_is_soon(moment: str) -> None:
     seconds = read_retry_after({"retry-after": moment})
     assert seconds is not None
-    # What a zone that is not meant would add is half an hour at least.
+    # A wrong time zone would add at least half an hour.
     assert 0 < seconds <= 300
 
 
@@ -50,7 +50,7 @@ def test_a_date_is_utc_in_every_form_of_http_and_every_time_zone_of_the_worker(f
     assert_is_soon((datetime.now(UTC) + timedelta(seconds=300)).strftime(form))
 
 
-def test_an_offset_in_figures_is_meant() -> None:
+def test_a_numeric_offset_is_applied() -> None:
     there = timezone(timedelta(hours=8))
     assert_is_soon((datetime.now(there) + timedelta(seconds=300)).strftime("%a, %d %b %Y %H:%M:%S %z"))
 
@@ -79,12 +79,12 @@ def test_an_offset_in_figures_is_meant() -> None:
         ("Thu, 26 Nov 99999999999 07:28:00 GMT", None),
     ],
 )
-def test_odd_values_are_bounded_or_nothing(value: str, seconds: float | None) -> None:
+def test_odd_values_are_bounded_or_ignored(value: str, seconds: float | None) -> None:
     assert read_retry_after({"retry-after": value}) == seconds
     assert read_retry_after({}) is None
 
 
 @given(st.one_of(st.text(max_size=50), st.datetimes().map(str), st.timedeltas().map(str), st.floats().map(str)))
-def test_no_value_breaks_it(value: str) -> None:
+def test_any_value_is_read_as_seconds_within_a_day_or_ignored(value: str) -> None:
     seconds = read_retry_after({"retry-after": value})
     assert seconds is None or 0 <= seconds <= timedelta(days=1).total_seconds()

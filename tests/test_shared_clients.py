@@ -46,7 +46,7 @@ def change_connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, **extra
 
 def submitted(number: int) -> list[str]:
     with QwenImageHook() as hook:
-        return [hook.generate(f"Boat {place}") for place in range(number)]
+        return [hook.generate(f"Boat {index}") for index in range(number)]
 
 
 async def fired(image_task_id: str, **arguments: Any) -> Any:
@@ -55,11 +55,11 @@ async def fired(image_task_id: str, **arguments: Any) -> Any:
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
-    """Run it in an event loop of its own, which must be left without an open client."""
+    """Run a coroutine in its own event loop, and check that no client stays open in it."""
 
     async def checked() -> Any:
         result = await main()
-        assert not shared_clients._CONNECTIONS.get(asyncio.get_running_loop()), "somebody has not left"
+        assert not shared_clients._CONNECTIONS.get(asyncio.get_running_loop()), "a client is still open"
         return result
 
     return asyncio.run(checked())
@@ -72,7 +72,7 @@ def status_reads(sandbox: Sandbox) -> list[Any]:
 def test_a_hundred_waits_share_a_few_connections_and_every_one_ends(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What a machine that hesitates makes due at once would open more; for each wait a client of its own, a hundred.
+    # A slow machine opens more connections, because more polls are due at once; a client for each wait would open 100.
     monkeypatch.setattr(transport, "MAX_CONNECTIONS", 10)
     ids = submitted(100)
 
@@ -102,7 +102,7 @@ def test_waits_one_after_another_share_a_connection_while_one_of_them_stays(sand
     assert len({read.client_port for read in status_reads(sandbox)}) == 1
 
 
-def test_the_last_to_leave_closes_the_client_and_the_next_one_opens_another(sandbox: Sandbox) -> None:
+def test_the_last_wait_closes_the_client_and_the_next_one_opens_another(sandbox: Sandbox) -> None:
     async def leave_and_come_back() -> None:
         first, second = QwenImageAsyncHook(), QwenImageAsyncHook()
         session = await first.get_conn()
@@ -153,7 +153,7 @@ def test_a_cancelled_wait_leaves_the_others_and_the_last_one_closes(
     run(cancel_one_after_another)
 
 
-def test_a_wait_that_fails_leaves_too(sandbox: Sandbox) -> None:
+def test_a_failed_wait_releases_its_client_too(sandbox: Sandbox) -> None:
     async def fail() -> Any:
         return await asyncio.gather(fired("nobody knows this"), fired("nor this"))
 
@@ -296,7 +296,7 @@ def test_a_429_to_one_wait_holds_them_all(sandbox: Sandbox, monkeypatch: pytest.
     assert {event["status"] for (event,) in events} == {"success"}
     (refusal,) = held
     since = [moment - refusal for _, moment in sent if moment > refusal]
-    # Those that were under way already are let through.
+    # Requests that were already under way are not held.
     assert min(since) >= 1.0 - 1e-6
     assert len(since) >= 20
     assert len(sent) == len(status_reads(sandbox))
@@ -322,7 +322,7 @@ def test_first_polls_of_many_waits_are_spread(sandbox: Sandbox, monkeypatch: pyt
     reads = status_reads(sandbox)
     assert len(reads) == 200
     assert all(read.time >= due[read.task_id] - 0.005 for read in reads)
-    # 50 in a quarter of the interval on average; at most so many more as chance brings.
+    # On average 50 in a quarter of the interval; the bound leaves room for chance.
     busiest = max(sum(1 for other in delays if start <= other < start + 0.05) for start in delays)
     assert busiest <= 120
     assert max(delays) - min(delays) > 0.18
@@ -337,7 +337,7 @@ def test_a_wait_that_never_gets_its_turn_ends_a_while_after_its_deadline(
 
     async def wait_for_both() -> list[Any]:
         async with QwenImageAsyncHook() as other:
-            # The only turn in a thousand seconds.
+            # This takes the only request of a thousand seconds.
             await other.get_status(ids[0])
             end_time = time.time() + 0.1
             events = await asyncio.gather(*(fired(one, poll_interval=0.05, end_time=end_time) for one in ids))

@@ -27,7 +27,7 @@ def test_a_row_may_be_missing_or_replaced() -> None:
         assert [spool.get(number) for number in range(5)] == [None, {"b": 2}, None, {"a": 3}, None]
 
 
-def test_its_file_is_removed_with_it(tmp_path: Path) -> None:
+def test_closing_a_spool_removes_its_file(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.append({})
     spool.close()

@@ -159,12 +159,12 @@ def test_an_output_path_that_is_not_a_folder_is_refused(output_path: Any) -> Non
         open_output_path(output_path)
 
 
-def test_a_storage_without_a_provider_says_what_to_install() -> None:
+def test_the_error_for_a_storage_without_a_provider_advises_to_install_it() -> None:
     with pytest.raises(ValueError, match=r"output_path is 'gopher://bucket/x'.*Install the provider"):
         open_output_path("gopher://bucket/x")
 
 
-def test_the_folder_is_made(tmp_path: Path) -> None:
+def test_the_folder_is_created(tmp_path: Path) -> None:
     open_output_path(f"file://{tmp_path}/new/folder")
     assert (tmp_path / "new" / "folder").is_dir()
 
@@ -178,7 +178,7 @@ def test_a_plain_path_works_like_a_file_url(tmp_path: Path, start: str) -> None:
 
 
 @pytest.mark.parametrize("output_path", ["~/images", "images", "."])
-def test_a_path_may_begin_at_home_or_where_the_worker_runs(
+def test_a_path_may_begin_in_the_home_or_working_directory_of_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_path: str
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -325,11 +325,11 @@ def test_a_writer_that_is_killed_leaves_no_broken_file_under_a_final_name(tmp_pa
         check=True,
         timeout=280,
     )
-    told = json.loads(killing.stderr.splitlines()[-1])
-    assert told["broken"] == []
-    assert told["found"] > 0
+    report = json.loads(killing.stderr.splitlines()[-1])
+    assert report["broken"] == []
+    assert report["found"] > 0
     # Some writers must have been killed while writing, or this test would prove nothing.
-    assert told["cut_off"] > 0
+    assert report["cut_off"] > 0
 
 
 def test_only_the_half_written_files_of_the_task_itself_are_removed(tmp_path: Path) -> None:

@@ -70,11 +70,11 @@ def test_a_missing_bucket_is_recognized_by_the_status() -> None:
         raise HttpError("The specified container does not exist.", status_code=404)
 
 
-def test_any_other_error_of_a_library_is_an_os_error_without_what_grants_access() -> None:
+def test_any_other_error_of_a_library_becomes_an_os_error_without_credentials() -> None:
     folder = open_output_path(f"{attach(MemoryStore('abfs'), 'abfs')}bucket/x")
     url = "https://account.blob.example/c?sv=1&sig=secret"
-    told = r"cannot be written \(HttpError: .*Check the path"
-    with pytest.raises(OSError, match=told) as raised, explaining(WRITE, folder):
+    message = r"cannot be written \(HttpError: .*Check the path"
+    with pytest.raises(OSError, match=message) as raised, explaining(WRITE, folder):
         raise HttpError(f"No answer from '{url}'.")
     assert "secret" not in str(raised.value)
     assert len(reason_of(HttpError("x" * 100_000))) < 2000

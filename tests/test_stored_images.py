@@ -81,13 +81,13 @@ def originals(drawn: list[TaskSnapshot], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def stored(originals: dict[int, Path], drawn: list[TaskSnapshot], tmp_path: Path) -> Stored:
-    """One stored image, to be spoiled."""
+    """One stored image, to be damaged."""
     return copy_of(originals[1], drawn[0], tmp_path)
 
 
 @pytest.fixture
 def three_stored(originals: dict[int, Path], drawn: list[TaskSnapshot], tmp_path: Path) -> Stored:
-    """Three stored images of one image task, to be spoiled."""
+    """Three stored images of one image task, to be damaged."""
     return copy_of(originals[3], drawn[0], tmp_path)
 
 
@@ -173,27 +173,27 @@ def flip_a_bit(file: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("spoil", [Path.unlink, truncate, flip_a_bit, lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, flip_a_bit, lambda file: file.write_bytes(b"")])
 @pytest.mark.parametrize("part", [Stored.image, Stored.sidecar])
 def test_an_image_that_is_not_whole_is_not_found(
     three_stored: Stored,
     part: Callable[[Stored, int], Path],
-    spoil: Callable[[Path], object],
+    damage: Callable[[Path], object],
     number: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert find_images(REQUEST, three_stored.folder) is not None
-    if part is Stored.sidecar and spoil is flip_a_bit:
+    if part is Stored.sidecar and damage is flip_a_bit:
         three_stored.edit(number, sha256="0" * 64)
-    elif part is Stored.sidecar and spoil is truncate:
+    elif part is Stored.sidecar and damage is truncate:
         three_stored.sidecar(number).write_text(three_stored.sidecar(number).read_text().rstrip()[:-1])
     else:
-        spoil(part(three_stored, number))
+        damage(part(three_stored, number))
     assert find_images(REQUEST, three_stored.folder) is None
     # The log explains why a new image is paid; without the first sidecar, nothing is stored at all.
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == (part is not Stored.sidecar or spoil is not Path.unlink or number > 1)
-    assert all(f"{three_stored.image(number)} is missing, or is not the file" in message for message in told)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (part is not Stored.sidecar or damage is not Path.unlink or number > 1)
+    assert all(f"{three_stored.image(number)} is missing, or is not the file" in message for message in messages)
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "task_id", "image_url", "sha256"])

@@ -1,6 +1,6 @@
-"""Whatever the API answers, Airflow can encode and PostgreSQL can store what is made of it: events, XComs, records.
+"""Airflow can encode and PostgreSQL can store the events, XComs and records made from any answer of the API.
 
-A value that either cannot take ends the triggerer, with the waits of every DAG in it.
+A value that either refused would end the triggerer, with the waits of all DAGs in it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.chaos.database import Postgres, PostgresMissingError
 from tests.same_answer import SameAnswer
 
 if AIRFLOW < (3, 3):
-    pytest.skip("encodes as the newest Airflow does", allow_module_level=True)
+    pytest.skip("tests the encoding of the newest Airflow", allow_module_level=True)
 
 from airflow.jobs.triggerer_job_runner import TriggerEventEntry, TriggerRunnerSupervisor, messages
 from airflow.models.taskinstance import TaskInstance
@@ -89,7 +89,7 @@ many = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.functio
 
 
 class Database:
-    """PostgreSQL with the columns that Airflow has for what resumes a task and for XComs."""
+    """PostgreSQL with Airflow's columns for the arguments of a resumed task and for XComs."""
 
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url)
@@ -99,7 +99,7 @@ class Database:
         self._table.create(self._engine)
 
     def store(self, **values: Any) -> Any:
-        """Store a value, and return what is stored."""
+        """Store a value and return it as read back."""
         (column,) = values
         with self._engine.begin() as connection:
             key = connection.execute(insert(self._table).values(**values)).inserted_primary_key
@@ -122,13 +122,13 @@ def api() -> Iterator[SameAnswer]:
     with SameAnswer() as server, pytest.MonkeyPatch.context() as environment:
         connection = {"conn_type": "qwenimage", "host": server.url, "password": "sk-0123456789"}
         environment.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps(connection))
-        # The deadline of each wait has passed, and its one read takes what it takes.
+        # The deadline of each wait has passed; its only poll may take as long as it needs.
         environment.setattr(polling, "LAST_READ_SECONDS", 250.0)
         yield server
 
 
 def through_airflow(payload: Mapping[str, Any], database: Database) -> Any:
-    """Take an event from a triggerer to the resumed task as Airflow does, and return what arrives."""
+    """Pass an event from a triggerer to the resumed task as Airflow does, and return it as it arrives."""
     entry = TriggerEventEntry(7, TriggerEvent(payload), None)
     sent = messages.TriggerStateChanges(events=[entry], finished=[7])
     frame = _RequestFrame(id=0, body=sent.model_dump()).as_bytes()
@@ -138,7 +138,7 @@ def through_airflow(payload: Mapping[str, Any], database: Database) -> Any:
     assert received.events
     stored = database.store(event=serialize({"event": received.events[0].event.payload}))
     resumed: Any = deserialize(stored)
-    # The API server sends it to the worker's supervisor as JSON, and that to the task as msgpack.
+    # The API server sends it to the worker's supervisor as JSON; the supervisor sends it to the task as msgpack.
     sent_on = _ResponseFrame(id=0, body=json.loads(json.dumps(resumed))).as_bytes()
     arrived = Decoder(_ResponseFrame).decode(sent_on[4:]).body
     assert arrived is not None
@@ -146,7 +146,7 @@ def through_airflow(payload: Mapping[str, Any], database: Database) -> Any:
 
 
 def fired(answer: Mapping[str, Any], api: SameAnswer) -> dict[str, Any]:
-    """Return what a trigger fires that gets an answer."""
+    """Return the event that a trigger fires after this answer."""
     api.answer(answer)
     trigger = QwenImageStatusTrigger("n43", poll_interval=0.001, end_time=1.0, max_consecutive_failures=1)
 
@@ -193,7 +193,7 @@ def test_every_event_of_an_odd_answer_reaches_its_task(
     ],
     ids=lambda odd: f"{odd!r:.60}",
 )
-def test_a_success_with_an_odd_value_that_nobody_needs_is_a_success(
+def test_an_odd_value_in_a_field_that_is_not_needed_does_not_fail_a_success(
     odd: dict[str, Any], api: SameAnswer, database: Database
 ) -> None:
     event = through_airflow(fired({"code": 200, "data": DOCUMENTED | odd}, api), database)
@@ -201,8 +201,8 @@ def test_a_success_with_an_odd_value_that_nobody_needs_is_a_success(
 
 
 def test_an_event_has_only_the_fields_that_the_resumed_task_reads(api: SameAnswer, database: Database) -> None:
-    told = DOCUMENTED | {"request": DOCUMENTED["request"] | {"callback_url": "https://a.example/?token=1"}, "queue": 3}
-    event = through_airflow(fired({"code": 200, "data": told}, api), database)
+    data = DOCUMENTED | {"request": DOCUMENTED["request"] | {"callback_url": "https://a.example/?token=1"}, "queue": 3}
+    event = through_airflow(fired({"code": 200, "data": data}, api), database)
     assert snapshot_of(event) == TaskSnapshot.from_data(DOCUMENTED)
     assert set(event["snapshot"]) == set(DOCUMENTED)
 
@@ -248,10 +248,10 @@ def test_every_error_of_a_wait_reaches_its_task(text: str, database: Database) -
 @many
 @given(value=JSON_VALUES)
 def test_every_value_is_made_storable(value: object, database: Database) -> None:
-    kept = storable(value)
-    assert through_airflow({"value": kept}, database) == {"value": kept}
-    assert database.store(xcom=kept) == kept
-    assert storable(kept) == kept
+    stored = storable(value)
+    assert through_airflow({"value": stored}, database) == {"value": stored}
+    assert database.store(xcom=stored) == stored
+    assert storable(stored) == stored
 
 
 @pytest.mark.parametrize(
@@ -273,8 +273,8 @@ def test_every_value_is_made_storable(value: object, database: Database) -> None
     ],
 )
 def test_a_storable_value_stays_unchanged(value: object) -> None:
-    kept = storable(value)
-    assert (kept, type(kept)) == (value, type(value))
+    stored = storable(value)
+    assert (stored, type(stored)) == (value, type(value))
 
 
 def test_an_unstorable_value_is_replaced_visibly() -> None:

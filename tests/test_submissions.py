@@ -80,13 +80,13 @@ def test_a_try_continues_the_last_one(
     record: Submission | None, retried: str, cleared: str, cleared_and_changed: str
 ) -> None:
     assert kind_of(step_after(record)) == retried
-    # A template that renders anew is no reason to pay again.
+    # A template that renders differently is no reason to pay again.
     assert kind_of(step_after(record, changed=True)) == retried
     assert kind_of(step_after(record, cleared=True)) == cleared
     assert kind_of(step_after(record, cleared=True, changed=True)) == cleared_and_changed
 
 
-# What no store takes is replaced when a record is written; see `storable`.
+# Characters that a store refuses are replaced when a record is written; see `storable`.
 _STORABLE = st.characters(codec="utf-8", exclude_characters="\x00")
 
 requests = st.builds(
@@ -133,7 +133,7 @@ def test_an_unfinished_image_task_is_paid_again_only_after_a_clear_and_with_a_no
 
 
 def test_a_clear_counts_even_if_the_dag_has_fewer_retries_than_before() -> None:
-    """Airflow sets `max_tries` to the number of the try and the task's retries: that may be less than it was."""
+    """Airflow sets `max_tries` to the number of the try and the task's retries: that may be less than before."""
     reported = Submission(
         request={}, fingerprint="f", intended_at="then", try_number=1, max_tries=MAX_TRIES, reported=True
     )
@@ -175,7 +175,7 @@ def test_a_record_of_an_earlier_version_without_later_fields_is_read() -> None:
 
 
 @pytest.mark.parametrize("missing", ["request", "fingerprint", "intended_at", "try_number", "max_tries"])
-def test_half_a_record_is_none(missing: str) -> None:
+def test_an_incomplete_record_is_read_as_none(missing: str) -> None:
     assert Submission.from_json({name: value for name, value in INTENT.to_json().items() if name != missing}) is None
 
 
@@ -185,18 +185,18 @@ def test_anything_but_a_record_is_read_as_none(value: object) -> None:
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Submission)])
-def test_a_record_with_a_value_of_another_kind_is_none(name: str) -> None:
+def test_a_record_with_a_value_of_another_type_is_read_as_none(name: str) -> None:
     assert Submission.from_json(UNFINISHED.to_json() | {name: ["something", "else"]}) is None
 
 
 @pytest.mark.parametrize("spent", [math.nan, math.inf, -math.inf, -1, -1e9, 10**400, 1e300])
-def test_a_record_of_an_impossible_cost_is_none(spent: float) -> None:
-    """No limit would stop after NaN or less than nothing, and NaN could be pushed nowhere."""
+def test_a_record_with_an_impossible_cost_is_read_as_none(spent: float) -> None:
+    """NaN and negative credits would never reach a limit, and NaN cannot be pushed to XCom."""
     assert Submission.from_json(UNFINISHED.to_json() | {"spent": spent}) is None
 
 
 @pytest.mark.parametrize("task_id", ["", "\ud83d", "n" * 501])
-def test_a_record_of_an_id_that_cannot_be_asked_after_is_none(task_id: str) -> None:
+def test_a_record_with_an_id_that_cannot_be_polled_is_read_as_none(task_id: str) -> None:
     assert Submission.from_json(UNFINISHED.to_json() | {"image_task_id": task_id}) is None
 
 
@@ -205,19 +205,19 @@ def test_messages_quote_any_record_in_a_short_line(text: str) -> None:
     for record in (INTENT, UNFINISHED, REFUSED):
         read = Submission.from_json(record.to_json() | {"intended_at": text} | {"failure": record.failure and text})
         step = step_after(read)
-        told = str(step.error) if isinstance(step, Stop) else str(getattr(step, "notice", None))
-        assert told.isprintable()
-        assert len(told) < 5_000
+        message = str(step.error) if isinstance(step, Stop) else str(getattr(step, "notice", None))
+        assert message.isprintable()
+        assert len(message) < 5_000
     read = Submission.from_json(UNFINISHED.to_json() | {"image_task_id": "n43\n\x1b[31m"})
     assert kind_of(step_after(read)) == "resume urlencoded:n43%0A%1B%5B31m"
 
 
-def test_a_record_whose_request_cannot_be_read_is_none() -> None:
+def test_a_record_whose_request_cannot_be_read_is_read_as_none() -> None:
     assert Submission.from_json(UNFINISHED.to_json() | {"request": {"prompt": ""}}) is None
     assert Submission.from_json(UNFINISHED.to_json() | {"request": {"prompt": "a fox", "style": "oil"}}) is None
 
 
-def test_a_record_holds_no_callback_url() -> None:
+def test_a_record_contains_no_callback_url() -> None:
     request = GenerateRequest(prompt="a fox", callback_url="https://example.com/?token=secret")
     assert "secret" not in json.dumps(replace(INTENT, request=request.description()).to_json())
 

@@ -213,15 +213,15 @@ DEFAULTS: list[tuple[Kind, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("where", ["dag", "group", "task"])
+@pytest.mark.parametrize("level", ["dag", "group", "task"])
 @pytest.mark.parametrize(("kind", "name", "value"), DEFAULTS, ids=_name)
-def test_default_arguments_are_checked_like_others(kind: Kind, name: str, value: Any, where: str) -> None:
+def test_default_arguments_are_checked_like_others(kind: Kind, name: str, value: Any, level: str) -> None:
     defaults = {name: value}
-    own: dict[str, Any] = {"default_args": defaults} if where == "task" else {}
+    own: dict[str, Any] = {"default_args": defaults} if level == "task" else {}
     others = {key: good for key, good in GOOD[kind].items() if key not in MAPPED[kind]}
     with (
-        DAG("defaults", schedule=None, default_args=defaults if where == "dag" else {}),
-        TaskGroup("group", default_args=defaults if where == "group" else {}),
+        DAG("defaults", schedule=None, default_args=defaults if level == "dag" else {}),
+        TaskGroup("group", default_args=defaults if level == "group" else {}),
     ):
         with pytest.raises(ValueError, match=f"^{name} is {value!r}".replace("*", r"\*")):
             kind(task_id="draw", **GOOD[kind], **own)

@@ -85,7 +85,7 @@ def environments(undefined: type[jinja2.Undefined] = jinja2.StrictUndefined) -> 
     return [SandboxedEnvironment(undefined=undefined), NativeEnvironment(undefined=undefined)]
 
 
-def told(environment: jinja2.Environment, template: str, *, lists: bool = False) -> list[str]:
+def noted(environment: jinja2.Environment, template: str, *, lists: bool = False) -> list[str]:
     """Return the noted problems of a watched template, after checking that it prints the same as Jinja."""
     watched, found = watch(environment, lists=lists)
     rendered = render_text(watched.from_string(template), dict(VALUES))
@@ -120,7 +120,7 @@ def told(environment: jinja2.Environment, template: str, *, lists: bool = False)
 )
 def test_an_expression_without_a_value_is_noted_however_it_becomes_a_text(template: str) -> None:
     for environment in environments():
-        assert set(told(environment, template)) == {"has no value"}
+        assert set(noted(environment, template)) == {"has no value"}
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def test_a_value_that_prints_as_a_representation_is_noted(template: str, kind: s
 )
 def test_a_value_with_a_text_is_printed_as_by_jinja_and_not_noted(template: str) -> None:
     for environment in environments():
-        assert told(environment, template) == []
+        assert noted(environment, template) == []
 
 
 @pytest.mark.parametrize("template", ["{{ missing }}", "{{ missing ~ ' fox' }}", "{{ text }}{{ row.missing | trim }}"])
 def test_an_undefined_value_is_noted_if_a_dag_allows_printing_it(template: str) -> None:
     for environment in environments(jinja2.Undefined):
-        assert set(told(environment, template)) == {"has no value"}
+        assert set(noted(environment, template)) == {"has no value"}
     for environment in environments():
         watched, _ = watch(environment, lists=False)
         with pytest.raises(jinja2.UndefinedError):
@@ -186,8 +186,8 @@ def test_an_undefined_value_is_noted_if_a_dag_allows_printing_it(template: str) 
 
 def test_lists_may_be_printed_if_they_can_be_read_again() -> None:
     for environment in environments():
-        assert told(environment, "{{ items }}{{ row }}", lists=True) == []
-        assert told(environment, "{{ nothing }}{{ function }}", lists=True) != []
+        assert noted(environment, "{{ items }}{{ row }}", lists=True) == []
+        assert noted(environment, "{{ nothing }}{{ function }}", lists=True) != []
 
 
 def test_an_object_is_printed_even_if_its_attributes_raise() -> None:

@@ -1,4 +1,4 @@
-"""The trigger: what Airflow stores of it, what it fires, and how the resumed task reads that."""
+"""The trigger: how Airflow stores it, which events it fires, and how the resumed task reads them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def submitted(prompt: str = "a fox") -> str:
         return hook.generate(prompt)
 
 
-def test_what_airflow_stores_makes_an_equal_trigger_and_holds_only_ids_and_numbers() -> None:
+def test_a_serialized_trigger_contains_only_ids_and_numbers_and_makes_an_equal_trigger() -> None:
     trigger = QwenImageStatusTrigger(
         image_task_id="n43",
         qwenimage_conn_id="c",
@@ -83,7 +83,7 @@ def test_what_airflow_stores_makes_an_equal_trigger_and_holds_only_ids_and_numbe
     assert QwenImageStatusTrigger(**json.loads(json.dumps(kwargs))).serialize() == (path, kwargs)
 
 
-def test_in_a_triggerer_nothing_is_fired_while_the_deferred_process_may_still_be_ending(
+def test_a_triggerer_fires_no_event_while_the_deferred_process_may_still_be_ending(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "1")
@@ -105,16 +105,16 @@ def test_in_a_triggerer_nothing_is_fired_while_the_deferred_process_may_still_be
 
 
 @pytest.mark.parametrize(("load", "seconds"), [(0.0, 8.0), (1.0, 8.0), (2.5, 12.5), (10.0, 35.0), (1e6, 35.0)])
-def test_settling_takes_the_longer_the_more_processes_share_a_core(load: float, seconds: float) -> None:
+def test_settling_takes_longer_if_more_processes_share_a_core(load: float, seconds: float) -> None:
     assert polling.settling_seconds(5.0, load) == seconds
 
 
-def test_on_a_loaded_machine_nothing_is_fired_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trigger_settles_for_longer_on_a_loaded_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
     monkeypatch.setattr(polling, "_SCHEDULER_SECONDS", 0.1)
     monkeypatch.setattr(triggers, "_SETTLING_STEP_SECONDS", 0.05)
     cores = os.cpu_count() or 1
-    # The load passes: what it was at its highest counts.
+    # The highest load counts, even after it has dropped.
     loads = iter([4.0, 1.0])
     monkeypatch.setattr(os, "getloadavg", lambda: (next(loads, 1.0) * cores, 0.0, 0.0))
     slept: list[float] = []
@@ -127,13 +127,13 @@ def test_on_a_loaded_machine_nothing_is_fired_for_longer(monkeypatch: pytest.Mon
     monkeypatch.setattr(asyncio, "sleep", note)
     asyncio.run(triggers._settle(0.15))
     assert sum(slept) == pytest.approx(0.25)
-    # A wait that was longer than that is not made longer.
+    # A wait that already took longer is not extended.
     slept.clear()
     asyncio.run(triggers._settle(0.4))
     assert slept == []
 
 
-def test_a_machine_that_does_not_tell_its_load_counts_as_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_does_not_report_its_load_counts_as_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OSError("Load averages are unobtainable")
 
@@ -143,14 +143,14 @@ def test_a_machine_that_does_not_tell_its_load_counts_as_quiet(monkeypatch: pyte
     asyncio.run(triggers._settle(0.0))
 
 
-def test_a_success_is_fired_once_with_all_of_its_snapshot(sandbox: Sandbox) -> None:
+def test_a_success_is_fired_once_with_its_whole_snapshot(sandbox: Sandbox) -> None:
     task_id = submitted()
     event = fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.05))
     assert (event["status"], event["image_task_id"]) == ("success", task_id)
     assert snapshot_of(event).image_urls[0].startswith("http")
 
 
-def test_the_first_poll_comes_about_one_interval_after_the_start(sandbox: Sandbox) -> None:
+def test_the_first_poll_is_about_one_interval_after_the_start(sandbox: Sandbox) -> None:
     sandbox.configure(seconds_per_image=0)
     task_id = submitted()
     started = time.time()
@@ -198,13 +198,13 @@ def test_an_unknown_task_is_fired_as_a_permanent_error(sandbox: Sandbox) -> None
         snapshot_of(event)
 
 
-def test_a_blip_is_outlived(sandbox: Sandbox) -> None:
+def test_a_few_failed_polls_do_not_end_the_wait(sandbox: Sandbox) -> None:
     task_id = submitted()
     sandbox.script("status", *["server_error"] * 5)
     assert fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02))["status"] == "success"
 
 
-def test_too_many_failures_in_a_row_are_fired(sandbox: Sandbox) -> None:
+def test_too_many_failures_in_a_row_are_fired_as_an_error(sandbox: Sandbox) -> None:
     task_id = submitted()
     sandbox.script("status", *["server_error"] * 5)
     event = fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02, max_consecutive_failures=3))
@@ -212,7 +212,7 @@ def test_too_many_failures_in_a_row_are_fired(sandbox: Sandbox) -> None:
         snapshot_of(event)
 
 
-def test_a_trigger_only_reads(sandbox: Sandbox) -> None:
+def test_a_trigger_only_reads_and_never_submits(sandbox: Sandbox) -> None:
     task_id = submitted()
     for _ in range(2):
         fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02))
@@ -232,7 +232,7 @@ def test_a_cancelled_trigger_leaves_no_connection_open(sandbox: Sandbox) -> None
         def all_sessions() -> list[aiohttp.ClientSession]:
             return [found for found in gc.get_objects() if type(found) is aiohttp.ClientSession]
 
-        # Those of s3fs, say, which live as long as the process that other tests run in as well.
+        # Sessions of other tests, for example of s3fs, live as long as the process.
         others = all_sessions()
         running = asyncio.create_task(consume(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02)))
         await until_polled(sandbox, 2)
@@ -256,14 +256,14 @@ def test_a_cancelled_trigger_leaves_no_connection_open(sandbox: Sandbox) -> None
         task_failure(FAILED),
     ],
 )
-def test_an_error_crosses_over_as_itself(error: QwenImageError) -> None:
+def test_an_error_reaches_the_resumed_task_unchanged(error: QwenImageError) -> None:
     with pytest.raises(QwenImageError) as caught:
         snapshot_of(json.loads(json.dumps(event_of(GiveUp(error), "n43"))))
     assert type(caught.value) is type(error)
     assert (str(caught.value), caught.value.permanent) == (str(error), error.permanent)
 
 
-def test_a_snapshot_crosses_over_as_itself() -> None:
+def test_a_snapshot_reaches_the_resumed_task_unchanged() -> None:
     assert snapshot_of(json.loads(json.dumps(event_of(Done(DONE), "n43")))) == DONE
 
 
@@ -287,14 +287,14 @@ def test_a_snapshot_crosses_over_as_itself() -> None:
         {"status": "error", "message": "no", "error": "QwenImageTaskFailedError", "snapshot": 5},
     ],
 )
-def test_an_event_that_is_not_a_whole_success_is_an_error(event: object) -> None:
+def test_an_event_that_is_not_a_complete_success_is_an_error(event: object) -> None:
     with pytest.raises(QwenImageError):
         snapshot_of(event)
 
 
 @pytest.fixture
 def trigger_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What triggers log: Airflow 3 has a logger of its own for them, which pytest does not see."""
+    """Capture the log of triggers: Airflow 3 uses a logger for them that pytest does not see."""
     monkeypatch.setattr(QwenImageStatusTrigger, "_log", logging.getLogger(__name__))
     caplog.set_level(logging.WARNING, __name__)
     return caplog
@@ -309,13 +309,13 @@ async def consume(trigger: QwenImageStatusTrigger) -> None:
         pass
 
 
-def test_a_kill_says_what_stays_paid_and_does_nothing_else(
+def test_a_kill_logs_the_paid_image_task_and_sends_no_request(
     sandbox: Sandbox, trigger_log: pytest.LogCaptureFixture
 ) -> None:
     sandbox.configure(seconds_per_image=3600)
     task_id = submitted()
     trigger = QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02)
-    # No third read may be on its way while the requests are counted.
+    # No third poll may be under way while the requests are counted.
     sandbox.script("status", "ok", "hang")
 
     async def kill_as_airflow_does() -> None:
@@ -324,10 +324,10 @@ def test_a_kill_says_what_stays_paid_and_does_nothing_else(
         running.cancel("Trigger cancelled by user action")
         with pytest.raises(asyncio.CancelledError):
             await running
-        asked = len(sandbox.requests)
+        sent = len(sandbox.requests)
         trigger_log.clear()
         await trigger.on_kill()
-        assert len(sandbox.requests) == asked
+        assert len(sandbox.requests) == sent
 
     asyncio.run(kill_as_airflow_does())
     (record,) = trigger_log.records
@@ -338,7 +338,7 @@ def test_a_kill_says_what_stays_paid_and_does_nothing_else(
     assert [submission.task_id for submission in sandbox.submissions] == [task_id]
 
 
-def test_a_kill_before_the_first_answer_says_what_is_documented(trigger_log: pytest.LogCaptureFixture) -> None:
+def test_a_kill_before_the_first_answer_logs_the_documented_price(trigger_log: pytest.LogCaptureFixture) -> None:
     asyncio.run(QwenImageStatusTrigger(image_task_id="n43").on_kill())
     assert "n43" in trigger_log.text
     assert "5 credits, as documented" in trigger_log.text
@@ -351,26 +351,26 @@ def test_a_kill_before_the_first_answer_says_what_is_documented(trigger_log: pyt
         pytest.param(0, marks=pytest.mark.airflow_feature("triggerer stops", "silent")),
     ],
 )
-def test_a_wait_that_is_cut_off_is_told_where_airflow_does_not_tell_kills_from_moves(
+def test_a_cancelled_wait_is_logged_if_airflow_does_not_distinguish_kills_from_moves(
     sandbox: Sandbox, trigger_log: pytest.LogCaptureFixture, times: int
 ) -> None:
     sandbox.configure(seconds_per_image=3600)
     trigger = QwenImageStatusTrigger(image_task_id=submitted(), poll_interval=0.02)
 
-    async def cut_off() -> None:
+    async def cancel() -> None:
         running = asyncio.create_task(consume(trigger))
         await until_polled(sandbox, 2)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
 
-    asyncio.run(cut_off())
-    told = [record.getMessage() for record in trigger_log.records]
-    assert [trigger.image_task_id in message for message in told] == [True] * times
-    assert all("5 credits, as the API last reported" in message for message in told)
+    asyncio.run(cancel())
+    messages = [record.getMessage() for record in trigger_log.records]
+    assert [trigger.image_task_id in message for message in messages] == [True] * times
+    assert all("5 credits, as the API last reported" in message for message in messages)
 
 
-def test_a_wait_that_is_moved_goes_on_in_another_triggerer(sandbox: Sandbox) -> None:
+def test_a_moved_wait_continues_in_another_triggerer(sandbox: Sandbox) -> None:
     sandbox.configure(seconds_per_image=3600)
     task_id, end_time = submitted(), time.time() + 3600
     trigger = QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.02, end_time=end_time)

@@ -23,7 +23,7 @@ _HERE = Path(__file__).parent
 _ROOT = Path(airflow_provider_qwenimage.__file__).parents[1]
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _WINDOW = {"width": 1280, "height": 800}
-# Where all cores are busy, a page takes its time; this only ends a test that waits in vain.
+# Pages are slow while all cores are busy; this limit only ends a test whose condition never becomes true.
 MILLISECONDS = 120_000
 API_KEY = "sk-browser-7c1d09"
 
@@ -32,36 +32,30 @@ collect_ignore_glob = [] if HAS_PLUGIN_PAGES and find_spec("playwright") else ["
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a browser: it is run by a make target of its own."""
+    """Mark the tests that need a browser; a separate make target runs them."""
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.browser)
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(600))
-    # The walk begins where nothing is connected yet, and nothing is paid.
+    # The walk runs first, because it needs an Airflow without a connection and without spent credits.
     items.sort(key=lambda item: item.path.is_relative_to(_HERE) and item.path.name != "test_walk.py")
 
 
 @dataclass
 class World:
-    """What is running.
-
-    Attributes:
-        airflow: Airflow.
-        api: The stand-in of the API; the connection to it is the tests' business.
-        images: The folder of the images.
-    """
+    """A running Airflow, a sandbox in place of the API, and the folder of the images."""
 
     airflow: StandaloneAirflow
     api: Sandbox
     images: Path
 
     def connect(self) -> None:
-        """Store the default connection, unless it is there."""
+        """Store the default connection unless it exists."""
         self.airflow.add_connection("qwenimage_default", "qwenimage", host=self.api.url, password=API_KEY)
 
     def finish_images(self) -> None:
-        """Let the images that are being drawn be done; how long others take is as before."""
+        """Finish the images that are being drawn; later ones take as long as configured."""
         for submission in self.api.submissions:
             if submission.status not in (TaskStatus.SUCCESS, TaskStatus.FAILED):
                 finish_image(self.api, submission.task_id)
@@ -120,7 +114,7 @@ def open_page(browser: Any, world: World) -> Iterator[Callable[..., Any]]:
     problems: list[str] = []
 
     def listen(message: Any) -> None:
-        # What the gallery's own page is told by a server is shown there, and tested.
+        # The gallery shows failed requests itself, and other tests check that.
         if message.type == "error" and "Failed to load resource" not in message.text:
             problems.append(message.text)
 
@@ -142,12 +136,12 @@ def open_page(browser: Any, world: World) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def photograph(tmp_path: Path) -> Callable[[Any, str], None]:
-    """Return a function that takes a screenshot, for the documentation where that is asked for."""
+    """Return a function that takes a screenshot; `SCREENSHOTS` is the folder for those that the documentation shows."""
     shown = "".join(file.read_text() for file in [_ROOT / "README.md", *(_ROOT / "docs").glob("*.md")])
     documentation = os.environ.get("SCREENSHOTS")
 
     def take(page: Any, name: str) -> None:
-        # A mouse that rests somewhere leaves its marks there.
+        # A mouse over an element would highlight it.
         page.mouse.move(1, 1)
         folder = tmp_path
         if documentation and f"images/{name}.jpg" in shown:

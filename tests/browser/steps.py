@@ -12,12 +12,13 @@ from playwright.sync_api import FrameLocator, Locator, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 _SECONDS = 120
-# After so long without an effect, a click is taken for lost.
+# A click that has no effect for this long counts as lost.
 _CLICK_MILLISECONDS = 5_000
 
 
-_WHAT_IS_SAID = """
-words => [...document.querySelectorAll("[role=status]")].map(said => said.innerText).find(text => text.includes(words))
+_FIND_MESSAGE = """
+words => [...document.querySelectorAll("[role=status]")].map(found => found.innerText)
+    .find(text => text.includes(words))
 """
 
 
@@ -43,7 +44,7 @@ def click_images(page: Page) -> FrameLocator:
 
 
 def follow(page: Page, link: Locator, address: str) -> None:
-    """Click on a link until the page is open whose address has a pattern."""
+    """Click on a link until a page opens whose address matches a pattern."""
     for _ in _tries():
         if re.search(address, page.url):
             return
@@ -65,7 +66,7 @@ def click_for(button: Locator, sought: Locator) -> None:
 
 
 def _tries() -> Iterator[int]:
-    """Count tries as long as there is time: Airflow renders its page again as it loads, and loses clicks meanwhile."""
+    """Count tries until the time is up: Airflow loses clicks while it renders a loading page again."""
     deadline = time.monotonic() + _SECONDS
     number = 0
     while time.monotonic() < deadline:
@@ -79,7 +80,7 @@ def cards(shown: Any) -> Locator:
 
 
 def total(shown: Any, name: str) -> Locator:
-    """Return the number of a name in the totals."""
+    """Return the element with the number of this name in the totals."""
     found: Locator = shown.locator(f'#totals div:has(dt:text-is("{name}")) dd')
     return found
 
@@ -91,7 +92,7 @@ def loaded_pictures(shown: Any) -> int:
 
 
 def expect_pictures(page: Page, shown: Any, number: int) -> None:
-    """Wait until so many pictures are drawn."""
+    """Wait until this many pictures are drawn."""
     for _ in _tries():
         if loaded_pictures(shown) >= number:
             return
@@ -106,7 +107,7 @@ def trigger(page: Page, dag_id: str) -> str:
     click_for(page.get_by_role("button", name="Trigger").first, confirm)
     confirm.click()
     expect(page).to_have_url(re.compile(r"/runs/manual__"))
-    # The address comes before the page of the run; until then the tabs are those of the DAG.
+    # The address changes before the page does; until then the tabs are those of the DAG.
     expect(page.get_by_role("heading", name=re.compile(r"^manual__"))).to_be_visible()
     return page.url.rpartition("/runs/")[2].partition("?")[0]
 
@@ -150,9 +151,9 @@ def test_connection(page: Page, conn_id: str) -> str:
     row = page.get_by_role("row").filter(has_text=conn_id)
     row.get_by_role("button", name="Test Connection").click()
     # Read in one step, because the message disappears.
-    said = page.wait_for_function(_WHAT_IS_SAID, arg="Test Connection").json_value()
-    assert isinstance(said, str)
-    return said
+    message = page.wait_for_function(_FIND_MESSAGE, arg="Test Connection").json_value()
+    assert isinstance(message, str)
+    return message
 
 
-test_connection.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for one of a test
+test_connection.__test__ = False  # type: ignore[attr-defined]  # despite its name, not a test

@@ -1,4 +1,4 @@
-"""The connection form reads back what was saved, and its test says in one sentence what is wrong."""
+"""The connection form shows the saved values, and its test reports in one sentence what is wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def web_server() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_saved_connection_reads_back_right(world: World, open_page: Callable[..., Any]) -> None:
+def test_the_form_of_a_saved_connection_shows_its_values(world: World, open_page: Callable[..., Any]) -> None:
     page = open_page()
     steps.open_connection_form(page, "reads_back")
     form = page.get_by_role("dialog")
@@ -32,8 +32,8 @@ def test_a_saved_connection_reads_back_right(world: World, open_page: Callable[.
     form.get_by_label("API key", exact=True).fill(API_KEY)
     form.get_by_label("Port", exact=True).fill("443")
     form.get_by_role("button", name="Extra Fields", exact=True).click()
-    for told in ("Default: 30", "Empty: no limit", "the path of a file of certificate authorities"):
-        expect(form.get_by_text(told)).to_be_visible()
+    for help_text in ("Default: 30", "Empty: no limit", "the path of a file of certificate authorities"):
+        expect(form.get_by_text(help_text)).to_be_visible()
     form.get_by_role("spinbutton", name="Timeout in seconds").fill("12.5")
     form.get_by_role("spinbutton", name="Maximum requests per second").fill("2")
     form.get_by_role("spinbutton", name="Maximum requests per second").blur()
@@ -57,11 +57,11 @@ def test_a_saved_connection_reads_back_right(world: World, open_page: Callable[.
         "max_requests_per_second": 3,
         "verify": "false",
     }
-    # The key is what it was, though it was not typed again.
+    # The key is unchanged, although it was not entered again.
     assert "Connection works" in steps.test_connection(page, "reads_back")
 
 
-def test_the_test_says_in_one_sentence_what_is_wrong(
+def test_a_connection_test_reports_in_one_sentence_what_is_wrong(
     world: World, open_page: Callable[..., Any], web_server: str
 ) -> None:
     page = open_page()
@@ -73,12 +73,12 @@ def test_the_test_says_in_one_sentence_what_is_wrong(
         "other": (web_server, API_KEY, f"The server at {web_server} is not the Qwen-Image API"),
     }
     charged = world.api.credits_charged
-    for conn_id, (base_url, api_key, told) in cases.items():
+    for conn_id, (base_url, api_key, expected) in cases.items():
         steps.add_connection(page, conn_id, base_url=base_url, api_key=api_key)
-        said = steps.test_connection(page, conn_id)
-        title, _, sentence = said.partition("\n")
-        assert told in sentence, said
+        message = steps.test_connection(page, conn_id)
+        title, _, sentence = message.partition("\n")
+        assert expected in sentence, message
         assert title == f"Test Connection {'Successful' if conn_id == 'works' else 'Failed'}"
         assert len(re.findall(r"[.!?](\s|$)", sentence)) == 1, sentence
-        assert api_key not in said
+        assert api_key not in message
     assert world.api.credits_charged == charged

@@ -51,7 +51,7 @@ def test_an_empty_gallery_has_a_message(
     photograph(page, "gallery-empty")
 
 
-def test_one_image_on_the_pages_of_its_dag_run_and_task(
+def test_an_image_is_shown_on_the_pages_of_its_dag_run_and_task(
     world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
 ) -> None:
     run_id = world.draw("one_image", prompt="A single teapot", seed=2)
@@ -108,7 +108,7 @@ def test_a_failure_shows_its_reason_and_links_its_task(
     expect(steps.total(gallery, "failed")).to_have_text("1")
     photograph(page, "gallery-failure")
     steps.follow(page, card.get_by_role("link", name="draw[6]"), r"/tasks/draw/mapped/6")
-    # A failed task has the link to the gallery, and none to an image.
+    # A failed task links to the gallery and not to an image.
     steps.follow(page, page.get_by_role("link", name="Details", exact=True), r"/tasks/draw/mapped/6/details")
     expect(page.get_by_role("link", name="Generated images")).to_be_visible()
     expect(page.get_by_role("link", name="Image", exact=True)).to_have_count(0)
@@ -119,17 +119,17 @@ def test_an_image_that_is_not_stored_is_linked_and_never_loaded(
 ) -> None:
     run_id = world.draw("not_stored")
     page = open_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
 
-    # The sandbox is on Airflow's own host here, whose addresses are not even linked; elsewhere it would be this one.
-    def be_elsewhere(route: Route) -> None:
+    # The gallery does not link addresses on Airflow's own host, where this sandbox runs, so use another one.
+    def use_another_host(route: Route) -> None:
         answer = route.fetch()
         page_data = answer.json()
         page_data["items"][0] |= {"address": "https://cdn.example/cdn/a.png", "message": None}
         route.fulfill(response=answer, json=page_data)
 
-    page.route(re.compile(r"/data\?"), be_elsewhere)
+    page.route(re.compile(r"/data\?"), use_another_host)
     gallery = steps.open_tab(page, steps.run_path("not_stored", run_id))
     gallery.get_by_role("button", name="Done: A lighthouse in a storm").click()
     viewer = gallery.get_by_role("dialog")
@@ -138,7 +138,7 @@ def test_an_image_that_is_not_stored_is_linked_and_never_loaded(
     expect(link).to_have_attribute("href", "https://cdn.example/cdn/a.png")
     expect(link).to_have_attribute("rel", "noopener noreferrer")
     photograph(page, "image-not-stored")
-    assert not [url for url in asked if "/cdn/" in url]
+    assert not [url for url in requested if "/cdn/" in url]
     page.goto(steps.run_path("not_stored", run_id) + "/tasks/draw/details")
     address = page.get_by_role("link", name="Image", exact=True).get_attribute("href")
     assert "/cdn/" in str(address)
@@ -155,9 +155,9 @@ def test_five_hundred_images_load_as_they_are_scrolled_to(
     assert steps.cards(gallery).count() <= 180
     photograph(page, "gallery-light")
     frame = page.frames[-1]
-    while (there := steps.cards(gallery).count()) < 500:
+    while (loaded := steps.cards(gallery).count()) < 500:
         frame.evaluate("scrollTo(0, document.body.scrollHeight)")
-        expect(steps.cards(gallery)).not_to_have_count(there)
+        expect(steps.cards(gallery)).not_to_have_count(loaded)
     expect(steps.cards(gallery)).to_have_count(500)
     expect(gallery.get_by_text("Robot 499 on a shelf of toys", exact=True)).to_be_visible()
 
@@ -225,7 +225,7 @@ def test_the_gallery_is_usable_with_the_keyboard(open_page: Callable[..., Any], 
     assert first.evaluate("element => element === document.activeElement")
 
 
-def test_prompt_and_seed_are_copied(open_page: Callable[..., Any], many: str) -> None:
+def test_the_buttons_copy_the_prompt_and_the_seed(open_page: Callable[..., Any], many: str) -> None:
     page = open_page(
         f"/qwenimage{steps.run_path('many_images', many)}", permissions=["clipboard-read", "clipboard-write"]
     )
@@ -241,7 +241,9 @@ def test_prompt_and_seed_are_copied(open_page: Callable[..., Any], many: str) ->
         expect(viewer.get_by_role("button", name=name)).to_be_visible()
 
 
-def test_it_fits_a_narrow_window(open_page: Callable[..., Any], photograph: Callable[..., None], many: str) -> None:
+def test_the_gallery_fits_a_narrow_window(
+    open_page: Callable[..., Any], photograph: Callable[..., None], many: str
+) -> None:
     page = open_page(f"/qwenimage{steps.run_path('many_images', many)}", viewport={"width": 380, "height": 740})
     steps.expect_pictures(page, page, 4)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -263,9 +265,9 @@ def test_a_batch_fills_the_gallery_while_it_runs(
     expect(gallery.get_by_text(re.compile(r"\d+ of 128 images · .*credits"))).to_be_visible()
     for _ in range(2):
         expect(gallery.locator("[data-status=drawing]").first).to_be_visible()
-        there = steps.total(gallery, "images").inner_text()
+        before = steps.total(gallery, "images").inner_text()
         world.finish_images()
-        expect(steps.total(gallery, "images")).not_to_have_text(there)
+        expect(steps.total(gallery, "images")).not_to_have_text(before)
     steps.expect_pictures(page, gallery, 4)
     expect(gallery.locator("[data-status=drawing]").first).to_be_visible()
     photograph(page, "batch-running")

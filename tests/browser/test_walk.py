@@ -1,4 +1,4 @@
-"""The whole way of a new user, by what is clicked and read: from the connection to the credits."""
+"""A new user's first steps in the browser, from the connection to the credits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.browser.conftest import API_KEY, World
 from tests.integration.standalone import wait_for
 
 
-def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which each step needs the one before
+def test_a_new_user_connects_draws_and_finds_the_credits(  # noqa: PLR0915  each step needs the one before
     world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
 ) -> None:
     world.api.configure(seconds_per_image=3600)
     page = open_page("/connections")
 
-    # The connection, by the form.
+    # Add the connection in the form.
     steps.open_connection_form(page, "qwenimage_default")
     form = page.get_by_role("dialog")
     expect(form.get_by_label("API key", exact=True)).to_have_attribute("type", "password")
@@ -34,7 +34,7 @@ def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which
     steps.save(page)
     assert "Connection works" in steps.test_connection(page, "qwenimage_default")
 
-    # A run, and its gallery, which fills by itself.
+    # Start a run and watch its gallery fill without a reload.
     dag_id = "qwenimage_many_prompts"
     run_id = steps.trigger(page, dag_id)
     gallery = steps.click_images(page)
@@ -42,8 +42,10 @@ def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which
     expect(steps.cards(gallery)).to_have_count(4)
     expect(gallery.locator("article .prompt")).to_have_count(4)
     photograph(page, "gallery-running")
-    # A deferred task has the link to the gallery already, each its own, and none to an image.
-    wait_for("the deferral of all", lambda: Counter(world.airflow.states(dag_id, run_id).values())["deferred"] == 4)
+    # Each deferred task already links to its own gallery, and not yet to an image.
+    wait_for(
+        "the deferral of all tasks", lambda: Counter(world.airflow.states(dag_id, run_id).values())["deferred"] == 4
+    )
     for map_index in range(4):
         links = world.airflow.links(dag_id, run_id, "draw", map_index)
         assert links["Image"] is None
@@ -53,7 +55,7 @@ def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which
     expect(steps.total(gallery, "credits spent")).to_have_text("20")
     steps.expect_pictures(page, gallery, 4)
 
-    # An image.
+    # Open an image and download it.
     crane = "A crane made of folded paper, studio light"
     expect(gallery.get_by_role("img", name=crane)).to_be_visible()
     gallery.get_by_role("button", name=f"Done: {crane}").click()
@@ -66,7 +68,7 @@ def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which
     assert re.fullmatch(r"a-crane-made-of-.*\.jpg", download.value.suggested_filename)
     photograph(page, "image")
 
-    # From the image to its task, and by the task's links back to the gallery and to the image.
+    # Go from the image to its task, and by the links of the task to the gallery and to the image.
     steps.follow(page, viewer.get_by_role("link", name="Open the task"), r"/tasks/draw/mapped/0")
     details = page.get_by_role("link", name="Details", exact=True)
     steps.follow(page, details, r"/tasks/draw/mapped/0/details")
@@ -93,7 +95,7 @@ def test_from_the_connection_to_the_credits(  # noqa: PLR0915  one way, of which
     expect(steps.total(gallery, "credits spent")).to_have_text("25")
     assert world.api.credits_charged == 25
 
-    # The same again is paid once.
+    # A second run of the same prompts pays nothing.
     assert world.draw(dag_id) != run_id
     gallery = steps.open_tab(page, f"/dags/{dag_id}")
     expect(gallery.get_by_text("Reused", exact=True)).to_have_count(4)

@@ -38,7 +38,7 @@ ODD_FOLDERS = [
 
 
 @pytest.mark.parametrize("end", ["", "/", "/new/prefix", "/new/prefix/", "//new//prefix"])
-def test_a_fresh_prefix_is_a_folder(bucket: Bucket, end: str) -> None:
+def test_a_new_prefix_works_as_a_folder(bucket: Bucket, end: str) -> None:
     folder = open_output_path(bucket.url + end)
     assert is_empty(folder) is (end.strip("/") != "") or bucket.keys == []
     storage.put_json({"a": 1}, folder / "a.json")
@@ -86,7 +86,7 @@ def test_a_browser_gets_the_content_type_of_a_file(
     assert bucket.content_type(name) == content_type
 
 
-def test_a_bucket_that_does_not_exist_is_never_made(bucket: Bucket) -> None:
+def test_a_bucket_that_does_not_exist_is_never_created(bucket: Bucket) -> None:
     with pytest.raises(
         ValueError, match=r"output_path is 's3://s3@misspelt/new', and the bucket 'misspelt' does not exist"
     ):
@@ -95,7 +95,7 @@ def test_a_bucket_that_does_not_exist_is_never_made(bucket: Bucket) -> None:
     assert "misspelt" not in names
 
 
-def test_a_bucket_that_goes_away_is_not_made_again(bucket: Bucket) -> None:
+def test_a_deleted_bucket_is_not_created_again(bucket: Bucket) -> None:
     folder = open_output_path(f"{bucket.url}/x")
     bucket.server.client().delete_bucket(Bucket=bucket.name)
     with pytest.raises(FileNotFoundError, match=r"its bucket or container does not exist"):
@@ -105,19 +105,19 @@ def test_a_bucket_that_goes_away_is_not_made_again(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("output_path", ["s3://", "s3://s3@", "s3://s3@/x", "s3:///x", "s3://s3@No_Such*Bucket/x"])
-def test_an_impossible_bucket_name_is_a_bad_argument(bucket: Bucket, output_path: str) -> None:
+def test_an_invalid_bucket_name_is_a_bad_argument(bucket: Bucket, output_path: str) -> None:
     with pytest.raises((ValueError, OSError), match=r"output_path|Check the path"):
         open_output_path(output_path)
 
 
 @pytest.mark.parametrize("end", ["/..", "/../x", "/x/..", "/x/../y"])
-def test_dots_that_lead_up_are_refused_in_a_key(bucket: Bucket, end: str) -> None:
+def test_a_key_with_double_dots_is_refused(bucket: Bucket, end: str) -> None:
     with pytest.raises(ValueError, match=r"object stores do not resolve `\.\.`"):
         open_output_path(bucket.url + end)
     assert bucket.keys == []
 
 
-def test_without_the_right_to_list_one_sentence_names_path_and_right(bucket: Bucket) -> None:
+def test_the_error_without_the_right_to_list_names_the_path_and_the_right(bucket: Bucket) -> None:
     url = f"{bucket.url_without('list')}/images"
     with pytest.raises(PermissionError) as raised:
         open_output_path(url)
@@ -127,7 +127,7 @@ def test_without_the_right_to_list_one_sentence_names_path_and_right(bucket: Buc
 
 
 @pytest.mark.parametrize(("right", "action"), [("read", "s3:GetObject"), ("write", "s3:PutObject")])
-def test_without_another_right_one_sentence_names_path_and_right(bucket: Bucket, right: str, action: str) -> None:
+def test_the_error_without_another_right_names_the_path_and_the_right(bucket: Bucket, right: str, action: str) -> None:
     folder = open_output_path(bucket.url_without(right))
     doing = storage.read_json if right == "read" else partial(storage.put_json, {})
     with pytest.raises(PermissionError, match=rf"{folder}a.json cannot be .*{action}") as raised:
@@ -135,12 +135,12 @@ def test_without_another_right_one_sentence_names_path_and_right(bucket: Bucket,
     assert "\n" not in str(raised.value)
 
 
-def test_without_the_right_to_write_the_check_says_so(bucket: Bucket) -> None:
+def test_the_check_reports_a_missing_right_to_write(bucket: Bucket) -> None:
     with pytest.raises(PermissionError, match="s3:PutObject"):
         check_storing(open_output_path(bucket.url_without("write")))
 
 
-def test_the_check_leaves_nothing_and_takes_two_requests(bucket: Bucket) -> None:
+def test_the_check_leaves_nothing_behind_and_sends_two_requests(bucket: Bucket) -> None:
     folder = open_output_path(f"{bucket.url}/x")
     before = len(bucket.requests)
     check_storing(folder, "0123456789abcdef")
@@ -148,7 +148,7 @@ def test_the_check_leaves_nothing_and_takes_two_requests(bucket: Bucket) -> None
     assert bucket.keys == []
 
 
-def test_without_the_right_to_delete_a_submission_is_overwritten(bucket: Bucket) -> None:
+def test_without_the_right_to_delete_a_record_is_overwritten(bucket: Bucket) -> None:
     folder = open_output_path(bucket.url_without("delete"))
     check_storing(folder)
     store = FileStore(folder / ".submission-1.json")
@@ -159,8 +159,10 @@ def test_without_the_right_to_delete_a_submission_is_overwritten(bucket: Bucket)
     assert store.read() is None
 
 
-def test_unknown_aws_keys_are_explained(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nothing listens there.
+def test_an_endpoint_that_cannot_be_reached_is_reported_with_its_connection(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing listens on this port.
     connection = json.loads(bucket.server.connection())
     connection["extra"] |= {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
     monkeypatch.setenv("AIRFLOW_CONN_S3_AWAY", json.dumps(connection))
@@ -168,11 +170,13 @@ def test_unknown_aws_keys_are_explained(bucket: Bucket, monkeypatch: pytest.Monk
         open_output_path("s3://s3_away@bucket/x")
 
 
-def test_a_role_that_cannot_be_assumed_is_explained(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_role_that_cannot_be_assumed_is_reported_with_its_connection(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connection = json.loads(bucket.server.connection())
     connection["extra"] |= {
         "role_arn": "arn:aws:iam::123456789012:role/foxes",
-        # Nothing listens there.
+        # Nothing listens on this port.
         "service_config": {"sts": {"endpoint_url": "http://127.0.0.1:9"}},
         "config_kwargs": {"retries": {"max_attempts": 0}},
     }
@@ -182,7 +186,7 @@ def test_a_role_that_cannot_be_assumed_is_explained(bucket: Bucket, monkeypatch:
             opening("s3://s3_role@bucket/x.jsonl")
 
 
-def test_a_record_that_cannot_be_read_stops_and_says_that_nothing_was_submitted(bucket: Bucket) -> None:
+def test_a_record_that_cannot_be_read_is_an_error_and_nothing_is_submitted(bucket: Bucket) -> None:
     store = FileStore(open_output_path(bucket.url_without("read")) / ".submission-1.json")
     with pytest.raises(PermissionError, match=r"cannot be read, so nothing was submitted.*s3:GetObject"):
         store.read()
@@ -197,7 +201,7 @@ def test_a_file_is_read_whole_and_hashed(bucket: Bucket, size: int) -> None:
     assert storage.sha256_of(file) == hashlib.sha256(content).hexdigest()
 
 
-def test_no_more_of_a_file_is_read_than_it_may_have(bucket: Bucket) -> None:
+def test_no_more_of_a_file_is_read_than_its_limit(bucket: Bucket) -> None:
     bucket.put("huge.json", b'{"a": "' + b"x" * 3 * 1024**2 + b'"}')
     folder = open_output_path(bucket.url)
     assert storage.read_json(folder / "huge.json") == {}
@@ -207,10 +211,10 @@ def test_no_more_of_a_file_is_read_than_it_may_have(bucket: Bucket) -> None:
     assert storage.read_beginning(folder / "huge.json", 4) == b'{"a"'
 
 
-def test_a_file_of_requests_is_read_as_it_is_now(bucket: Bucket) -> None:
+def test_a_cached_listing_does_not_hide_changes_to_a_file_of_requests(bucket: Bucket) -> None:
     bucket.put("x/a.jsonl", b'"a fox"\n')
     folder = open_output_path(f"{bucket.url}/x")
-    # As a user's code may do: the listing is cached.
+    # User code may cache the listing like this.
     assert folder.fs.ls(folder.path)
     for name, content in (("a.jsonl", b'"a fox"\n"a hare"\n'), ("b.jsonl", b'"a kite"\n'), ("a.jsonl", b'"a"\n')):
         bucket.put(f"x/{name}", content)
@@ -226,7 +230,7 @@ def test_a_folder_is_not_read_as_an_empty_file_of_requests(bucket: Bucket, key: 
         open_requests(f"{bucket.url}/a.jsonl{end}")
 
 
-def test_a_file_of_requests_without_the_right_to_read_it_is_explained(bucket: Bucket) -> None:
+def test_the_error_without_the_right_to_read_a_file_of_requests_names_the_path_and_the_right(bucket: Bucket) -> None:
     bucket.put("a.jsonl", b'"a fox"\n')
     url = f"{bucket.url_without('read')}/a.jsonl"
     with pytest.raises(PermissionError, match=rf"{url} cannot be read: .*'s3_without_read'.*s3:GetObject"):
@@ -246,12 +250,14 @@ storage.put_bytes(b"y" * 20_000_000, folder / "b.png")
 def test_a_cached_listing_does_not_hide_files_that_another_process_stores(bucket: Bucket) -> None:
     folder = open_output_path(f"{bucket.url}/x")
     storage.put_bytes(b"y" * 10_000_000, folder / "b.png")
-    # As a user's code, an XCom backend or a listing of the folder may do.
+    # User code, an XCom backend or another listing of the folder may cache it like this.
     assert [file.name for file in folder.iterdir()] == ["b.png"]
     assert folder.fs.ls(folder.path, detail=False)
     command = [sys.executable, "-c", _OTHER_PROCESS, str(folder)]
     subprocess.run(command, check=True, timeout=250, capture_output=True)
-    assert folder.fs.exists(f"{folder.path}/a.json") is False, "the listing is not remembered, so this shows nothing"
+    assert folder.fs.exists(f"{folder.path}/a.json") is False, (
+        "the listing is not cached, so this test would prove nothing"
+    )
     assert storage.read_json(folder / "a.json") == {"by": "the other process"}
     assert storage.sha256_of(folder / "b.png") == hashlib.sha256(b"y" * 20_000_000).hexdigest()
     assert storage.read_bytes(folder / "b.png") == b"y" * 20_000_000
@@ -261,7 +267,7 @@ def test_a_cached_listing_does_not_hide_files_that_another_process_stores(bucket
     assert storage.read_json(folder / "a.json") is None
 
 
-def test_whether_a_folder_of_thousands_is_empty_takes_one_request(bucket: Bucket) -> None:
+def test_the_check_for_an_empty_folder_sends_one_request_however_many_files_exist(bucket: Bucket) -> None:
     for number in range(20):
         bucket.put(f"x/{number}", b"")
     folder = open_output_path(f"{bucket.url}/x")
