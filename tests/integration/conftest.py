@@ -1,4 +1,4 @@
-"""A sandbox for each test, and a connection to it."""
+"""Fixtures: a sandbox for each test, and a connection to it."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let Airflow warn as it likes: made errors, its own warnings would end tasks. Ours still fail."""
+    """Ignore Airflow's own warnings, which would fail tasks as errors. This package's warnings still fail them."""
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.filterwarnings("ignore", "error:::airflow_provider_qwenimage"))
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def api() -> Iterator[Sandbox]:
-    """A stand-in of the API that has whoever looks after an image wait for it, until the second look."""
+    """A sandbox API that finishes each image at its second poll."""
     with Sandbox(seconds_per_image=UNTIL_SECOND_POLL, api_keys=(API_KEY,)) as sandbox:
         draw_at_second_poll(sandbox)
         yield sandbox
@@ -36,25 +36,25 @@ def api() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def connected_api(api: Sandbox, airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    """The stand-in, with the default connection in the environment."""
+    """The sandbox API, with the default connection in the environment."""
     monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", api.connection_json)
     return api
 
 
 @pytest.fixture
 def aim(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    """The arguments of a task with an aim (see `with_aims`), with the test's folder as the output folder."""
+    """The arguments of a task from `AIMS`, with the test's folder as the output folder."""
     arguments = AIMS[request.param]
     return arguments | ({"output_path": str(tmp_path)} if "output_path" in arguments else {})
 
 
 @pytest.fixture
 def task_log(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """Return a function that returns what tasks have logged since it was last called."""
+    """Return a function that returns the text that tasks have logged since its last call."""
     caplog.set_level(logging.INFO)
 
     def read() -> str:
-        # Airflow 3.1 and later print what operators log. Older ones log it in Python's own way, and print it besides.
+        # Airflow 3.1 and later print the log of an operator. Older versions use Python's logging and print as well.
         printed = capfd.readouterr().out if AIRFLOW >= (3, 1) else ""
         text = printed + caplog.text
         caplog.clear()
@@ -65,18 +65,18 @@ def task_log(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port at which nobody listens."""
+    """A port on which nothing listens."""
     (port,) = free_ports(1)
     return port
 
 
 @pytest.fixture
 def quick_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the pauses between the tries of a download short."""
+    """Shorten the pauses between the attempts of a download."""
     monkeypatch.setattr(downloads, "_RETRIES", retries.RequestRetries(limit=5, delay_seconds=0.01))
 
 
 @pytest.fixture
 def quick_resends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the pauses between the tries of a request short."""
+    """Shorten the pauses between the attempts of a request."""
     monkeypatch.setattr(retries, "MAX_DELAY_SECONDS", 0.01)

@@ -1,4 +1,4 @@
-"""Builds small DAGs, runs them with `dag.test()` on the Airflow that is installed, and reads what came out."""
+"""Build small DAGs, run them with `dag.test()` on the installed Airflow, and read their results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WAITS: dict[str, dict[str, Any]] = {
 }
 
 _TWINS = ["A tin robot", "A tin robot"]
-# What a task that draws is for: its arguments, with a folder still to be named.
+# Ways to use the generate operator: its arguments. The `aim` fixture replaces the folder.
 AIMS: dict[str, dict[str, Any]] = {
     "submitted": {},
     "submitted, mapped": {"prompts": _TWINS},
@@ -47,29 +47,27 @@ _RECORD = ".submission-"
 _numbers = count(1)
 
 
-def is_remembered(aim: dict[str, Any]) -> bool:
-    """Whether the next try knows of a submission: below Airflow 3.3 the output folder alone can tell it."""
+def is_recorded(aim: dict[str, Any]) -> bool:
+    """Whether a submission is recorded for the next try: below Airflow 3.3 only in an output folder."""
     return HAS_TASK_STATES or "output_path" in aim
 
 
-def with_aims(*names: str, remembered: bool = False) -> pytest.MarkDecorator:
-    """Run a test for these of the `AIMS`; if asked, without those that the next try would know nothing of."""
-    chosen = [name for name in names if is_remembered(AIMS[name]) or not remembered]
+def with_aims(*names: str, recorded: bool = False) -> pytest.MarkDecorator:
+    """Run a test for these `AIMS`; with `recorded`, only for those whose submissions are recorded."""
+    chosen = [name for name in names if is_recorded(AIMS[name]) or not recorded]
     return pytest.mark.parametrize("aim", chosen, indirect=True)
 
 
 class Crash(BaseException):
-    """Ends a try where it stands: no handler for an Exception sees it, as with a process that is killed."""
+    """Ends a try as a killed process does: no handler for an Exception catches it."""
 
 
 def crash_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *, after: bool = False) -> None:
-    """Have the next call of a function end its try, before anything of it is done, or with all of it done.
+    """Make the next call of a function end its try, before or after the function runs.
 
     Args:
-        monkeypatch: Puts the function in place again.
-        owner: Its class or module.
-        name: Its name there.
-        after: Whether it is done when the try ends.
+        owner: The class or module of the function.
+        after: Whether the function runs before the try ends.
     """
     function = getattr(owner, name)
     crashes = count()
@@ -92,10 +90,9 @@ class TaskEnd:
     """How one task instance ended.
 
     Attributes:
-        state: The state of the task instance.
-        tries: How often it was tried.
-        xcoms: What it pushed, by key.
-        errors: What its tries ended with, oldest first; a skip is one as well.
+        tries: The number of tries.
+        xcoms: The pushed values, by key.
+        errors: The exceptions that its tries ended with, oldest first; including a skip.
     """
 
     state: str | None
@@ -109,7 +106,7 @@ class TaskEnd:
 
     @property
     def error(self) -> BaseException:
-        """The only error, of the only try."""
+        """The only error of the only try."""
         (error,) = self.errors
         return error
 
@@ -131,7 +128,7 @@ class DagRun:
 class TestDag:
     """A DAG whose tasks retry twice and at once, so that an unwanted retry cannot hide.
 
-    Use it as a context manager to add tasks, then call `run`.
+    Add tasks inside a `with` block, then call `run`.
     """
 
     __test__ = False
@@ -139,8 +136,8 @@ class TestDag:
     def __init__(self, **arguments: Any) -> None:
         errors: dict[tuple[str, int], list[BaseException]] = defaultdict(list)
 
-        # Not a method: Airflow 2 copies default arguments deeply, and a method's object with them.
-        def remember(context: Any) -> None:
+        # Not a method: Airflow 2 deep-copies default arguments, and the object of a method with them.
+        def record(context: Any) -> None:
             instance = context["ti"]
             if context.get("exception") is not None:
                 errors[instance.task_id, instance.map_index].append(context["exception"])
@@ -154,9 +151,9 @@ class TestDag:
             default_args={
                 "retries": 2,
                 "retry_delay": timedelta(0),
-                "on_failure_callback": remember,
-                "on_retry_callback": remember,
-                "on_skipped_callback": remember,
+                "on_failure_callback": record,
+                "on_retry_callback": record,
+                "on_skipped_callback": record,
             },
             **arguments,
         )
@@ -173,7 +170,7 @@ class TestDag:
         return self._run_id
 
     def run(self, **arguments: Any) -> DagRun:
-        """Run it as a new DAG run."""
+        """Start a new DAG run."""
         self._errors.clear()
         if AIRFLOW_3:
             _make_known(self.dag)
@@ -181,13 +178,13 @@ class TestDag:
             with _as_in_airflow_3_3():
                 self._run_id = self.dag.test(**arguments).run_id
         except (Crash, AirflowTaskTimeout):
-            # In Airflow 2 what is no Exception ends dag.test() too, once the try's end is written down.
+            # In Airflow 2, an error that is not an Exception also ends dag.test(), after the try's state is stored.
             self._run_id = _last_run_id(self.dag.dag_id)
-            return self._go_on()
+            return self._continue()
         return self._ends()
 
     def clear(self, task_id: str) -> DagRun:
-        """Clear a task in the last DAG run, as a user does, and run what is to run then."""
+        """Clear a task in the last DAG run, as a user does, and continue the run."""
         from airflow.models.taskinstance import clear_task_instances
         from airflow.utils.session import create_session
         from airflow.utils.state import DagRunState
@@ -203,10 +200,10 @@ class TestDag:
             ]
             dag = {} if AIRFLOW_3 else {"dag": self.dag}
             clear_task_instances(instances, session, dag_run_state=DagRunState.RUNNING, **dag)
-        return self._go_on()
+        return self._continue()
 
-    def _go_on(self) -> DagRun:
-        """Run what is to run in the last DAG run, one task at a time, in the way of dag.test()."""
+    def _continue(self) -> DagRun:
+        """Continue the last DAG run as dag.test() does, one task at a time."""
         from airflow.utils.session import create_session
         from airflow.utils.state import DagRunState
 
@@ -217,7 +214,7 @@ class TestDag:
                 session.expire_all()
                 for instance in run.update_state(session=session)[0]:
                     instance.try_number += 1
-                    # The scheduler forgets, after a crash, where the last try was to go on.
+                    # After a crash, the scheduler drops the method with which a deferred try was to resume.
                     instance.next_method = instance.next_kwargs = None
                     instance.state = "scheduled"
                 session.commit()
@@ -236,18 +233,18 @@ class TestDag:
             run = _find_run(self.dag.dag_id, self._run_id, session)
             tasks = {}
             for instance in run.get_task_instances(session=session):
-                place = (instance.task_id, instance.map_index)
-                tasks[place] = TaskEnd(
+                key = (instance.task_id, instance.map_index)
+                tasks[key] = TaskEnd(
                     state=None if instance.state is None else str(instance.state),
                     tries=instance.try_number,
-                    xcoms=xcoms[place],
-                    errors=self._errors[place],
+                    xcoms=xcoms[key],
+                    errors=self._errors[key],
                 )
             return DagRun(str(run.state), tasks)
 
 
 def dag_that_draws(dag: TestDag | None = None, **arguments: Any) -> TestDag:
-    """Return a DAG with one task, "draw", that submits an image; mapped where `prompts` is a list of them."""
+    """Return a DAG with one task, "draw", that submits an image; mapped if `prompts` is a list."""
     dag = dag or TestDag()
     prompts = arguments.pop("prompts", None)
     with dag:
@@ -259,12 +256,12 @@ def dag_that_draws(dag: TestDag | None = None, **arguments: Any) -> TestDag:
 
 
 def stored_files(folder: Path) -> list[str]:
-    """Return the names of what stands in a folder of images and below, without the records of submissions."""
+    """Return the names of all files under a folder of images, except the records of submissions."""
     return sorted(file.name for file in folder.rglob("*") if not file.name.startswith(_RECORD))
 
 
 def records(dag: TestDag, folder: Path) -> list[str]:
-    """Return the records of submissions, wherever the Airflow that runs has them kept, as text."""
+    """Return the records of submissions as text, from task state or from the output folder."""
     if not HAS_TASK_STATES:
         return [file.read_text() for file in sorted(folder.glob(f"{_RECORD}*.json"))]
     from airflow.models.task_state_store import TaskStateStoreModel
@@ -314,17 +311,17 @@ def _as_scheduled(dag: Any) -> Any:
 
 
 def dag_serialization() -> Any:
-    """Return what Airflow writes DAGs to its database with; the class has another name since 3.2."""
+    """Return the class that serializes DAGs; it has another name since Airflow 3.2."""
     module: Any = import_module("airflow.serialization.serialized_objects")
     return module.DagSerialization if hasattr(module, "DagSerialization") else module.SerializedDAG
 
 
 @contextlib.contextmanager
 def _as_in_airflow_3_3() -> Iterator[None]:
-    """Spare dag.test() of Airflow 3.0 to 3.2 what 3.3 has changed in it.
+    """Make dag.test() of Airflow 3.0 to 3.2 work as that of 3.3.
 
-    Callbacks are told what a try has ended with, and a sensor when it was first rescheduled, both as in a worker; all
-    tasks share an API server, since making one for each takes a second.
+    As in a worker, callbacks get the exception of a try, and a sensor gets the date of its first reschedule. All tasks
+    share an API server, since starting one for each task takes a second.
     """
     if not AIRFLOW_3 or AIRFLOW >= (3, 3):
         yield
@@ -340,7 +337,7 @@ def _as_in_airflow_3_3() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task_runner, "finalize", finalize_with_error)
         patch.setattr(supervisor, "in_process_api_server", _api_server)
-        # Airflow 3.0 leaves the date a text, which only the way to another process makes a date of.
+        # Airflow 3.0 leaves the date a string, which is parsed only on its way to another process.
         answer: Any = import_module("airflow.sdk.execution_time.comms").TaskRescheduleStartDate
         patch.setattr(answer, "model_construct", staticmethod(lambda **fields: answer.model_validate(fields)))
         yield
@@ -352,7 +349,7 @@ def _api_server() -> Any:
 
 
 def _make_known(dag: Any) -> None:
-    """Write the DAG to the metadata database, as the DAG processor does: Airflow 3 tests no others."""
+    """Write the DAG to the metadata database, as the DAG processor does: Airflow 3 runs no others."""
     from airflow.configuration import conf
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
@@ -366,7 +363,7 @@ def _make_known(dag: Any) -> None:
         # Up to Airflow 3.1.
         dagbag: Any = import_module("airflow.models.dagbag")
         bag = dagbag.DagBag(dag_folder=folder, collect_dags=False)
-        # In Airflow 3.0, a method, which wants to know where in its bundle a DAG is.
+        # In Airflow 3.0 it is a method, which needs the path of the DAG within its bundle.
         dag.relative_fileloc = Path(dag.fileloc).name
         sync_bag_to_db = dagbag.DagBag.sync_to_db if AIRFLOW < (3, 1) else dagbag.sync_bag_to_db
     bag.bag_dag(dag)

@@ -1,7 +1,6 @@
-"""Runs many triggers beside a heartbeat in one event loop, and tells on stderr, as JSON, how late the heart beat.
+"""Run many triggers beside a heartbeat in one event loop, and print its lateness to stderr as JSON.
 
-A process of its own, so that what is loaded or set up at the first use counts, as in a triggerer. Airflow logs
-to stdout here.
+A separate process, so that imports and set-up at first use count, as in a triggerer. Airflow logs to stdout here.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-# Whatever the triggerer itself has loaded before the first trigger comes is not loaded because of us.
+# The triggerer imports this itself before the first trigger runs, so it must not count.
 import airflow.jobs.triggerer_job_runner  # noqa: F401
 
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
@@ -57,11 +56,11 @@ async def main(task_id: str, seconds: float) -> None:
     heart = asyncio.create_task(_beat(during))
     triggers = [asyncio.create_task(_follow(task_id, events)) for _ in range(_TRIGGERS)]
     await asyncio.sleep(seconds)
-    # A busy machine may take its time over them.
-    while len(during) < _LEAST_BEATS:  # noqa: ASYNC110  the heart tells nobody
+    # A busy machine may need longer for them.
+    while len(during) < _LEAST_BEATS:  # noqa: ASYNC110  the heartbeat sets no event
         await asyncio.sleep(_BEAT_SECONDS)
     running = sum(not trigger.done() for trigger in triggers)
-    # The triggerer cancels triggers as well, and that must not block either.
+    # The triggerer also cancels triggers; that must not block either.
     for trigger in triggers:
         trigger.cancel()
     for trigger in triggers:
@@ -79,6 +78,6 @@ async def main(task_id: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    # Python's garbage collector now and then walks through all that is loaded: mostly Airflow, not us.
+    # Otherwise the garbage collector would walk through everything loaded, which is mostly Airflow.
     gc.freeze()
     asyncio.run(main(sys.argv[1], float(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""A real Airflow 3 in a home of its own, with a scheduler, a triggerer, an API server and worker processes."""
+"""A real Airflow 3 with its own home, scheduler, triggerer, API server and worker processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import requests
 
 from tests.ports import free_ports
 
-# Nothing takes as long on an idle machine: these only end a test whose event never comes.
+# No event takes this long on an idle machine: these only end a test whose event never happens.
 _START_SECONDS = 300
 _PATIENCE_SECONDS = 240
 _ANSWER_SECONDS = 60
@@ -43,9 +43,9 @@ class StandaloneAirflow:
     """Runs `airflow standalone` until `stop`.
 
     Args:
-        home: The AIRFLOW_HOME: an empty folder. The DAG files belong into its ``dags``.
-        root: The folder that has the package, for the import path.
-        settings: More environment variables, which go before its own.
+        home: The AIRFLOW_HOME: an empty folder. DAG files go into its ``dags``.
+        root: The folder that contains the package, for the import path.
+        settings: Additional environment variables, which take precedence.
     """
 
     def __init__(self, home: Path, root: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -61,7 +61,7 @@ class StandaloneAirflow:
             name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "_AIRFLOW_"))
         } | {
             "PYTHONPATH": os.pathsep.join(search),
-            # `airflow standalone` starts its parts by that name.
+            # `airflow standalone` starts its components through the command `airflow`.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__API__BASE_URL": self.url,
@@ -76,7 +76,7 @@ class StandaloneAirflow:
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             # Everything is written before the start, and parsing takes time from the tasks.
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
-            # Where all cores are busy, one process may hold the file for longer than the usual 5 seconds.
+            # On a busy machine, a process may lock the file for longer than the default 5 seconds.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout=60",
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_logs),
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(worker_logs),
@@ -86,7 +86,7 @@ class StandaloneAirflow:
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
             "AIRFLOW__SCHEDULER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-            # So soon a supervisor notices what was done to its task; a trigger settles for 3 seconds more.
+            # A supervisor notices a change of its task this soon; a trigger needs 3 seconds more.
             "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             **(settings or {}),
         }
@@ -94,7 +94,7 @@ class StandaloneAirflow:
         self._session = requests.Session()
 
     def prepare(self, connections: str) -> None:
-        """Make the metadata database and store connections: a JSON object of fields by connection id."""
+        """Create the metadata database and store connections: a JSON object of fields by connection id."""
         subprocess.run(
             [sys.executable, "-c", _PREPARE],
             env=self._environment,
@@ -105,12 +105,12 @@ class StandaloneAirflow:
         )
 
     def start(self, *dag_ids: str) -> None:
-        """Start it, and return when every part is healthy and the DAGs are known."""
+        """Start Airflow, and return when every component is healthy and the DAGs are parsed."""
         self._run("standalone")
         wait_for("a healthy Airflow", lambda: self._is_ready(dag_ids), _START_SECONDS)
 
     def stop(self) -> None:
-        """End every process at once, those that left the process group as well: nothing of it is kept."""
+        """Kill every process, including those that left the process group."""
         while family := self._family():
             for process in family:
                 with contextlib.suppress(psutil.Error):
@@ -120,14 +120,14 @@ class StandaloneAirflow:
             started.wait()
 
     def kill_triggerer(self) -> None:
-        """End the triggerer as a crash would."""
+        """Kill the triggerer, as a crash does."""
         pids = self._pids("triggerer")
         assert pids, "no triggerer runs"
         self._kill(pids)
         wait_for("the end of the triggerer", lambda: not self._pids("triggerer"))
 
     def end_triggerer(self) -> None:
-        """End the triggerer as a deployment would, with time to clean up."""
+        """Terminate the triggerer, as a deployment does, with time to clean up."""
         for pid in self._pids("triggerer"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -141,14 +141,14 @@ class StandaloneAirflow:
         return str(self._call("POST", f"dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"])
 
     def add_connection(self, conn_id: str, conn_type: str, **fields: Any) -> None:
-        """Store a connection, unless there is one of that id."""
+        """Store a connection, unless one with that id exists."""
         body = {"connection_id": conn_id, "conn_type": conn_type, **fields}
         answer = self._session.post(f"{self.url}/api/v2/connections", json=body, timeout=_ANSWER_SECONDS)
         if answer.status_code != _CONFLICT:
             answer.raise_for_status()
 
     def links(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, str | None]:
-        """Return the links of a task instance, by their names."""
+        """Return the links of a task instance, by name."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links?map_index={map_index}"
         return dict(self._call("GET", path)["extra_links"])
 
@@ -157,12 +157,12 @@ class StandaloneAirflow:
         return json.loads(self._call("GET", f"connections/{conn_id}")["extra"])
 
     def clear(self, dag_id: str, run_id: str) -> None:
-        """Clear every task of a run, those that run as well."""
+        """Clear every task of a run, including running tasks."""
         body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id}
         self._call("POST", f"dags/{dag_id}/clearTaskInstances", body)
 
     def mistaken_crashes(self, dag_id: str, run_id: str, task_id: str) -> int:
-        """Return how often the scheduler took a task for crashed because it read an old message late."""
+        """Return how often the scheduler mistook a task for crashed because it read an old message late."""
         query = f"dag_id={dag_id}&run_id={run_id}&task_id={task_id}&event=state mismatch"
         return int(self._call("GET", f"eventLogs?{query}")["total_entries"])
 
@@ -188,10 +188,10 @@ class StandaloneAirflow:
         return {(task["task_id"], task["map_index"]): task for task in found}
 
     def states(self, dag_id: str, run_id: str) -> dict[tuple[str, int], str]:
-        return {place: task["state"] for place, task in self.tasks(dag_id, run_id).items()}
+        return {key: task["state"] for key, task in self.tasks(dag_id, run_id).items()}
 
     def returned(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Any:
-        """Return what a task returned."""
+        """Return the return value of a task."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
         return self._call("GET", f"{path}?map_index={map_index}&deserialize=true")["value"]
 
@@ -219,7 +219,7 @@ class StandaloneAirflow:
                         yield table, column, value
 
     def _command(self, *module: str) -> list[str]:
-        """Return what starts one of Airflow's programs."""
+        """Return the command line that starts one of Airflow's programs."""
         return [sys.executable, "-m", *module]
 
     def _run(self, command: str) -> None:
@@ -256,7 +256,7 @@ class StandaloneAirflow:
         return decoded
 
     def _pids(self, word: str = "") -> list[int]:
-        """Return the processes of this Airflow, known by its home, whose command line has a word."""
+        """Return the ids of this Airflow's processes, found by its home, whose command line contains a word."""
         mark = f"AIRFLOW_HOME={self.home}".encode()
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
@@ -272,7 +272,7 @@ class StandaloneAirflow:
         marked, found = self._pids(), set()
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
-                # One that writes a title for itself overwrites its environment.
+                # A process that sets its own title overwrites its environment.
                 if process.pid in marked or os.getsid(process.pid) in sessions:
                     found |= {process, *process.children(recursive=True)}
         return {process for process in found if _is_alive(process)}
@@ -284,11 +284,11 @@ class StandaloneAirflow:
                 os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(what: str, is_there: Callable[[], object], seconds: float = _PATIENCE_SECONDS) -> None:
-    """Wait until something is so, and fail if it does not come in time."""
+def wait_for(what: str, condition: Callable[[], object], seconds: float = _PATIENCE_SECONDS) -> None:
+    """Wait until a condition holds; fail the test if it does not in time."""
     deadline = time.monotonic() + seconds
-    while not is_there():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}, which did not happen"
         time.sleep(_LOOK_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Arguments that are known only when a task runs: refused in one try before anything is paid, or read as usual."""
+"""Arguments that are rendered when a task runs: a bad value fails the first try, before anything is paid."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.airflows import AIRFLOW
 from tests.integration.dag_runs import TaskEnd, TestDag
 
 
-def assert_refused(end: TaskEnd, story: str) -> None:
+def assert_refused(end: TaskEnd, expected: str) -> None:
     assert (end.state, end.tries) == ("failed", 1)
-    assert story in str(end.error)
+    assert expected in str(end.error)
     assert end.xcoms["error"]["error"] == "ValueError"
-    assert story in end.xcoms["error"]["message"]
+    assert expected in end.xcoms["error"]["message"]
 
 
 NOTHING = {
@@ -37,7 +37,7 @@ NOTHING = {
     "None beside a text": "{{ dag_run.conf.get('missing') ~ ' in the snow' }}",
     "None added to a text": "{{ 'A fox in ' + dag_run.conf.get('missing') }}",
     "no variable of Airflow": "{{ var.value.get('missing', none) }}",
-    # Older versions raise an error, which may be that of an unavailable secrets backend.
+    # Older versions raise an error that could also come from an unavailable secrets backend.
     **({"not even None": "{{ var.value.get('missing') }}"} if AIRFLOW >= (3, 3) else {}),
     "None that is looked up late": "Since {{ prev_start_date_success }}",
     "a function": "{{ dag_run.conf.get }}",
@@ -57,30 +57,30 @@ def test_a_template_that_renders_to_nothing_is_refused_in_one_try_and_pays_nothi
     connected_api: Sandbox, tmp_path: Path, native: bool
 ) -> None:
     dag = TestDag(render_template_as_native_obj=native, params={"animals": ["a fox"]})
-    stories = {}
+    expected_messages = {}
     with dag:
         for number, (what, template) in enumerate(NOTHING.items()):
             QwenImageGenerateOperator(task_id=f"prompt_{number}", prompt=template)
-            stories[f"prompt_{number}"] = (what, "prompt is ")
+            expected_messages[f"prompt_{number}"] = (what, "prompt is ")
             QwenImageBatchOperator(task_id=f"batch_{number}", requests=["A fox", template], output_path=str(tmp_path))
-            stories[f"batch_{number}"] = (what, "requests is ")
+            expected_messages[f"batch_{number}"] = (what, "requests is ")
         for name in ("size", "seed", "output_format", "callback_url", "output_path", "qwenimage_conn_id"):
             QwenImageGenerateOperator(**{"task_id": name, "prompt": "A fox"} | {name: NOTHING["None"]})
-            stories[name] = ("None", f"{name} is ")
+            expected_messages[name] = ("None", f"{name} is ")
         QwenImageBatchOperator(task_id="folder", requests=["A fox"], output_path=f"{tmp_path}/{NOTHING['None']}/images")
-        stories["folder"] = ("None in a path", "output_path is ")
+        expected_messages["folder"] = ("None in a path", "output_path is ")
         QwenImageBatchOperator(
             task_id="row", requests=[{"prompt": "A fox", "seed": NOTHING["None"]}], output_path=str(tmp_path)
         )
-        stories["row"] = ("None in a row", "requests is ")
+        expected_messages["row"] = ("None in a row", "requests is ")
         QwenImageStatusSensor(task_id="sensor", image_task_id=NOTHING["None"])
         QwenImageStatusSensor(task_id="poking", image_task_id=NOTHING["None"], deferrable=False)
-        stories["sensor"] = stories["poking"] = ("None", "image_task_id is ")
+        expected_messages["sensor"] = expected_messages["poking"] = ("None", "image_task_id is ")
     run = dag.run()
 
-    for task_id, (what, story) in stories.items():
+    for task_id, (what, expected) in expected_messages.items():
         assert run[task_id].state == "failed", (task_id, what)
-        assert_refused(run[task_id], story)
+        assert_refused(run[task_id], expected)
     assert connected_api.requests == []
     assert list(tmp_path.iterdir()) == []
 
@@ -128,7 +128,7 @@ def test_an_error_about_a_template_shows_no_secret_that_it_printed(connected_api
     assert key not in [submission.request["prompt"] for submission in connected_api.submissions]
 
 
-def test_an_if_without_an_else_prints_nothing_and_is_fine(connected_api: Sandbox) -> None:
+def test_an_if_without_an_else_may_print_nothing(connected_api: Sandbox) -> None:
     dag = TestDag(params={"animals": ["a fox", "a hare"], "style": None})
     with dag:
         QwenImageGenerateOperator(
@@ -200,7 +200,9 @@ def test_none_may_be_printed_if_it_is_intended(connected_api: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["texts", "native"])
-def test_texts_stay_texts_however_a_dag_renders(connected_api: Sandbox, tmp_path: Path, native: bool) -> None:
+def test_strings_stay_strings_with_and_without_native_rendering(
+    connected_api: Sandbox, tmp_path: Path, native: bool
+) -> None:
     prompts = ["1984", "007", "1_000", "1e5", "[1, 2]", "{'a': 1}", "True", "'quoted'", "2024-01-01"]
     dag = TestDag(
         render_template_as_native_obj=native,
@@ -240,7 +242,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def test_the_same_rows_mean_the_same_for_a_batch_for_mapped_tasks_and_for_the_operator(
+def test_a_row_makes_the_same_request_in_a_batch_a_mapped_task_and_an_operator(
     connected_api: Sandbox, tmp_path: Path
 ) -> None:
     dag = TestDag()
@@ -302,8 +304,8 @@ def test_a_bad_row_to_map_over_fails_its_own_task_in_one_try_with_its_reason(
 
     good, *others = run.mapped("draw")
     assert good.state == "success"
-    for end, (_, story) in zip(others, bad, strict=True):
-        assert_refused(end, story)
+    for end, (_, expected) in zip(others, bad, strict=True):
+        assert_refused(end, expected)
     for end in run.mapped("batch"):
         assert_refused(end, "is ")
     for end in run.mapped("wait"):

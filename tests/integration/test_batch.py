@@ -1,4 +1,4 @@
-"""Many images in one task: the results of a batch that succeeds, of one that fails, and of its next try."""
+"""Many images in one task: batches that succeed, fail, are killed and are retried."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ def hidden_files(folder: Path) -> list[str]:
     return [file.name for file in folder.iterdir() if file.name.startswith(".")]
 
 
-def asked_after(api: Sandbox) -> set[str | None]:
-    """Return the image tasks that were polled: their ids are on record."""
+def polled_tasks(api: Sandbox) -> set[str | None]:
+    """Return the ids of the image tasks that were polled; a task is polled after its id is recorded."""
     return {request.task_id for request in api.requests if request.route == "status"}
 
 
 def has_ended() -> bool:
-    """Return whether no thread of a batch is left, so that nothing more is submitted or stored."""
+    """Return whether all threads of a batch have ended, so that nothing more is submitted or stored."""
     return not any(thread.name.startswith(("qwenimage-batch", "qwenimage-stor")) for thread in threading.enumerate())
 
 
 @pytest.fixture
 def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a stopped batch as much time for its last steps as a busy machine needs."""
-    # After a signal, Airflow gives a process five seconds.
+    """Give a stopped batch enough time for its last steps on a busy machine."""
+    # Airflow kills a process five seconds after a signal.
     assert 2 < batch._LAST_ANSWERS_SECONDS < batch_task._STOP_SECONDS < 5
     monkeypatch.setattr(batch, "_LAST_ANSWERS_SECONDS", 60.0)
     monkeypatch.setattr(batch_task, "_STOP_SECONDS", 90.0)
@@ -89,7 +89,7 @@ def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def answer_when_stopped(patient_end: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answer submissions, however long their latency, once the batch is told to stop."""
+    """Answer submissions as soon as the batch is asked to stop, whatever their latency."""
     stopped = threading.Event()
     stop = batch.Batch.stop
 
@@ -169,18 +169,18 @@ def test_equal_requests_with_one_seed_are_drawn_and_paid_once(api: Sandbox, tmp_
     assert (third["same_as"], third["paths"], third["consumed_credits"]) == (1, first["paths"], 0)
 
 
-def test_no_more_than_max_in_flight_are_under_way_at_once(api: Sandbox, tmp_path: Path) -> None:
+def test_no_more_than_max_in_flight_images_are_in_flight_at_once(api: Sandbox, tmp_path: Path) -> None:
     draw(tmp_path, requests=[f"Fox {number}" for number in range(9)], max_in_flight=3)
     assert len(api.submissions) == 9
-    looks, in_flight = Counter[str | None](), set[str | None]()
+    polls, in_flight = Counter[str | None](), set[str | None]()
     for request in api.requests:
         if request.route == "generate":
             in_flight.add(request.task_id)
             assert len(in_flight) <= 3
         elif request.route == "status":
-            looks[request.task_id] += 1
-            # The second poll finds it drawn.
-            if looks[request.task_id] == 2:
+            polls[request.task_id] += 1
+            # The second poll finds the image finished.
+            if polls[request.task_id] == 2:
                 in_flight.remove(request.task_id)
     assert in_flight == set()
 
@@ -215,7 +215,7 @@ def test_progress_is_pushed_and_logged_while_it_runs(
     assert "2 in flight" in log
 
 
-def test_a_file_of_requests_is_read_from_any_storage_once_it_is_rendered(api: Sandbox, tmp_path: Path) -> None:
+def test_requests_are_read_from_a_file_whose_path_is_a_template(api: Sandbox, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('"A fox"\n{"prompt": "A hare", "seed": 5}\n')
     dag = dag_with_batch(tmp_path / "images", TestDag(params={"file": f"file://{file}"}), requests="{{ params.file }}")
@@ -265,19 +265,19 @@ def test_mapped_batches_have_manifests_and_images_of_their_own(api: Sandbox, tmp
 
 
 @pytest.mark.parametrize(
-    ("arguments", "story"),
+    ("arguments", "expected"),
     [
         ({"requests": "{{ params.rows }}"}, "row 2: size is '9*9'"),
         ({"requests": "{{ params.text }}"}, "requests is 'A fox'; it must be a list"),
     ],
 )
 def test_nothing_is_spent_if_a_request_is_bad(
-    api: Sandbox, tmp_path: Path, arguments: dict[str, Any], story: str
+    api: Sandbox, tmp_path: Path, arguments: dict[str, Any], expected: str
 ) -> None:
     params = {"rows": '["A fox", {"prompt": "A hare", "size": "9*9"}]', "text": "A fox"}
     end = dag_with_batch(tmp_path, TestDag(params=params), **arguments).run()["draw"]
     assert (end.state, end.tries) == ("failed", 1)
-    assert story in str(end.error)
+    assert expected in str(end.error)
     assert api.submissions == []
 
 
@@ -288,7 +288,7 @@ def test_a_file_that_does_not_exist_yet_allows_a_retry(api: Sandbox, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("arguments", "story"),
+    ("arguments", "expected"),
     [
         ({"requests": "A red fox"}, "requests is 'A red fox'; it must be a list of prompts"),
         ({"requests": ["A fox", ""]}, "requests has a bad row 2: prompt is ''"),
@@ -305,9 +305,9 @@ def test_a_file_that_does_not_exist_yet_allows_a_retry(api: Sandbox, tmp_path: P
     ],
 )
 def test_a_bad_argument_is_refused_while_the_dag_is_parsed(
-    tmp_path: Path, arguments: dict[str, Any], story: str
+    tmp_path: Path, arguments: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(ValueError, match=story.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=expected.replace("(", r"\(")):
         dag_with_batch(tmp_path, **arguments)
 
 
@@ -327,7 +327,7 @@ def test_an_image_that_is_stored_already_is_not_paid_again(api: Sandbox, tmp_pat
     assert [row["consumed_credits"] for row in manifest(tmp_path)] == [5, 0, 0, 0]
 
 
-def test_a_batch_finds_what_single_tasks_have_drawn(api: Sandbox, tmp_path: Path) -> None:
+def test_a_batch_reuses_an_image_of_a_single_task(api: Sandbox, tmp_path: Path) -> None:
     dag = TestDag()
     with dag:
         QwenImageGenerateOperator(
@@ -349,14 +349,14 @@ def test_overwrite_draws_a_new_image_once_per_task(
     assert [row["reused"] for row in manifest(tmp_path)] == [False] * 3
 
 
-def test_a_failure_ends_the_submissions_finishes_what_is_paid_and_the_retry_goes_on(
+def test_after_a_failure_a_batch_finishes_paid_images_submits_no_more_and_the_retry_continues(
     api: Sandbox, tmp_path: Path
 ) -> None:
     api.configure(seconds_per_image=3600)
     with run_when(lambda: prompts(api) == ["A fox", "Fog [fail]"], lambda: finish_images(api)):
         end = draw(tmp_path, requests=["A fox", "Fog [fail]", "A hare", "An owl"], max_in_flight=2)
     assert (end.state, end.tries) == ("failed", 3)
-    # Each try pays for images that the one before it left; the failure repeats each time.
+    # Each try pays for rows that the previous try did not submit; the failing row fails each time.
     assert Counter(prompts(api))["A fox"] == 1
     assert set(Counter(prompts(api)).values()) <= {1, 3}
     assert statuses(tmp_path)[:2] == ["SUCCESS", "FAILED"]
@@ -381,7 +381,7 @@ def test_a_batch_continues_after_as_many_failures_as_allowed(api: Sandbox, tmp_p
     assert statuses(tmp_path) == ["FAILED", "SUCCESS", "FAILED"]
 
 
-def test_max_credits_ends_the_submissions_and_a_cleared_task_with_more_goes_on(api: Sandbox, tmp_path: Path) -> None:
+def test_max_credits_stops_the_submissions_and_a_cleared_task_continues(api: Sandbox, tmp_path: Path) -> None:
     dag = dag_with_batch(tmp_path, requests=["A", "B", "C", "D"], max_credits=10)
     end = dag.run()["draw"]
     assert (end.state, end.tries) == ("failed", 1)
@@ -394,7 +394,7 @@ def test_max_credits_ends_the_submissions_and_a_cleared_task_with_more_goes_on(a
     assert end.returned["consumed_credits"] == 10
 
 
-def test_max_credits_counts_what_earlier_tries_have_spent_on_rows_further_down(
+def test_max_credits_counts_credits_that_earlier_tries_spent_on_later_rows(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, BatchTask, "_put_manifest")
@@ -432,10 +432,10 @@ CRASHES = {
     "before the intent": (Ledger, "intend", False),
     "after the intent": (Ledger, "intend", True),
     "after the answer": (Ledger, "accept", False),
-    "with the id on record": (Ledger, "accept", True),
+    "after the id is recorded": (Ledger, "accept", True),
     "before the image is stored": (images, "_put_pair", False),
     "after the image is stored": (images, "_put_pair", True),
-    "before it is noted as finished": (Ledger, "finish", False),
+    "before it is recorded as finished": (Ledger, "finish", False),
     "before the manifest": (BatchTask, "_put_manifest", False),
 }
 UNKNOWN_AFTER = ("after the intent", "after the answer")
@@ -447,12 +447,12 @@ def test_a_crash_at_any_moment_costs_no_second_image(
 ) -> None:
     owner, name, after = CRASHES[moment]
     crash_once(monkeypatch, owner, name, after=after)
-    # A real crash ends the process; here it ends only the batch, so nothing of it may continue.
+    # A real crash ends the process; here it ends only the batch, so no submission may outlive it.
     monkeypatch.setattr(batch, "_LAST_ANSWERS_SECONDS", 0.0)
     dag = dag_with_batch(tmp_path, requests=[*FOXES, "An owl"], max_in_flight=1)
     end = dag.run()["draw"]
     if moment in UNKNOWN_AFTER:
-        # The others are drawn first; then the task reports the image that may be paid.
+        # The task first draws the other rows, then reports the image that may be paid.
         assert end.state == "failed"
         assert Counter(statuses(tmp_path)) == {"UNKNOWN": 1, "SUCCESS": 3}
         end = dag.clear("draw")["draw"]
@@ -473,7 +473,7 @@ def test_a_retry_resumes_paid_images_before_it_submits(
     assert [submission.request["prompt"] for submission in api.submissions] == ["A", "B", "C"]
     routes = [(request.route, request.task_id) for request in api.requests if request.route != "image"]
     first = api.submissions[0].task_id
-    assert routes[1] == ("status", first), "the image of the first try is asked for before another is submitted"
+    assert routes[1] == ("status", first), "the image of the first try is polled before another is submitted"
 
 
 def test_an_execution_timeout_loses_nothing_and_the_next_try_continues(
@@ -487,7 +487,7 @@ def test_an_execution_timeout_loses_nothing_and_the_next_try_continues(
         finish_images(api)
 
     monkeypatch.setattr(batch.Batch, "stop", stop_and_finish)
-    with run_when(lambda: len(asked_after(api)) == 3, pass_execution_timeout):
+    with run_when(lambda: len(polled_tasks(api)) == 3, pass_execution_timeout):
         end = draw(tmp_path, execution_timeout=timedelta(hours=1))
     assert end.state == "success"
     assert end.tries == 2
@@ -517,13 +517,13 @@ def test_nothing_more_is_submitted_once_an_execution_timeout_has_passed(
     assert end.state == "failed"
     wait_until(has_ended, "the end of the batch")
     submitted = len(api.submissions)
-    # Two may have been on their way.
+    # Two submissions may have been in progress.
     assert 6 <= submitted <= submitted_by_then[0] + 2 < 100
     stored = len(list(tmp_path.glob("*.jpg")))
     assert stored + len(hidden_files(tmp_path)) == submitted
 
 
-def test_an_execution_timeout_waits_for_the_answer_of_a_submission_under_way(
+def test_an_execution_timeout_waits_for_the_answer_of_a_pending_submission(
     api: Sandbox, tmp_path: Path, answer_when_stopped: None
 ) -> None:
     api.configure(seconds_per_image=3600, latency_seconds=3600, fault_paths=("generate",))
@@ -541,14 +541,14 @@ def test_a_signal_that_does_not_wake_the_waiting_thread_is_handled_within_second
     api.configure(seconds_per_image=3600)
 
     def alarm_this_thread() -> None:
-        # Like a signal just before the main thread blocks: it is noted, but does not wake the thread.
+        # Like a signal just before the main thread blocks: it is pending, but does not wake the thread.
         signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
 
-    with run_when(lambda: len(asked_after(api)) == 2, alarm_this_thread):
+    with run_when(lambda: len(polled_tasks(api)) == 2, alarm_this_thread):
         end = draw(tmp_path, requests=["A", "B"], execution_timeout=timedelta(hours=1), retries=0)
     assert end.state == "failed"
-    on_record = [json.loads((tmp_path / name).read_text())["image_task_id"] for name in hidden_files(tmp_path)]
-    assert set(on_record) == {submission.task_id for submission in api.submissions}
+    recorded = [json.loads((tmp_path / name).read_text())["image_task_id"] for name in hidden_files(tmp_path)]
+    assert set(recorded) == {submission.task_id for submission in api.submissions}
 
 
 @pytest.fixture
@@ -565,7 +565,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> list[QwenImageBatchOperator]:
     return operators
 
 
-def test_a_batch_that_is_ended_from_outside_stops_within_seconds_with_everything_paid_on_record(
+def test_a_killed_batch_stops_within_seconds_and_records_every_paid_image(
     api: Sandbox, tmp_path: Path, running: list[QwenImageBatchOperator]
 ) -> None:
     api.configure(seconds_per_image=3600)
@@ -576,21 +576,21 @@ def test_a_batch_that_is_ended_from_outside_stops_within_seconds_with_everything
         stopped_at.append(time.monotonic())
         running[0].on_kill()
 
-    with run_when(lambda: len(asked_after(api)) == 4, kill):
+    with run_when(lambda: len(polled_tasks(api)) == 4, kill):
         end = dag.run()["draw"]
-    # Otherwise it would wait for half an hour.
+    # Without on_kill, the batch would wait for half an hour.
     assert time.monotonic() - stopped_at[0] < 60
     assert end.state == "failed"
     assert "are paid and will be fetched by the next try" in str(end.error)
     assert Counter(statuses(tmp_path)) == {"UNFINISHED": 4, "NOT_SUBMITTED": 16}
     accepted = {submission.task_id for submission in api.submissions}
     assert {row["task_id"] for row in manifest(tmp_path) if row["status"] == "UNFINISHED"} == accepted
-    # The next try, here after a Clear, resumes them.
-    on_record = [json.loads((tmp_path / name).read_text())["image_task_id"] for name in hidden_files(tmp_path)]
-    assert set(on_record) == accepted
+    # The next try, or a cleared task, resumes them.
+    recorded = [json.loads((tmp_path / name).read_text())["image_task_id"] for name in hidden_files(tmp_path)]
+    assert set(recorded) == accepted
 
 
-def test_a_submission_under_way_gets_a_few_seconds_for_its_answer(
+def test_a_killed_batch_waits_a_few_seconds_for_the_answer_of_a_pending_submission(
     api: Sandbox, tmp_path: Path, running: list[QwenImageBatchOperator], answer_when_stopped: None
 ) -> None:
     api.configure(seconds_per_image=3600, latency_seconds=3600, fault_paths=("generate",))
@@ -631,14 +631,14 @@ def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
     save_image = batch_image.ImagePipeline._save_image
     drawn, fetches, fetched = count(1), count(), list[int]()
 
-    def look() -> None:
+    def count_downloads() -> None:
         fetched.append(next(fetches))
         may_go_on.set()
 
     async def save(*args: Any) -> str:
         if next(drawn) == 6:
-            # After the next step of the last image, which waits for a slot, or begins its download.
-            asyncio.get_running_loop().call_soon(look)
+            # After the next step of the last image: it waits for a slot, or starts its download.
+            asyncio.get_running_loop().call_soon(count_downloads)
         return await save_image(*args)
 
     async def fetch(*args: Any) -> Any:
@@ -656,7 +656,7 @@ def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
     assert fetched == [2]
 
 
-def test_an_image_that_storage_spoils_is_not_downloaded_again_in_the_same_try(
+def test_an_image_that_storage_corrupts_is_not_downloaded_again_in_the_same_try(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_downloads: None
 ) -> None:
     monkeypatch.setattr(images, "_PUT_PAUSE_SECONDS", 0.0)
@@ -686,9 +686,7 @@ def test_an_image_that_cannot_be_stored_is_stored_by_the_next_try_without_paying
     assert len(api.submissions) == 3
 
 
-def test_a_batch_that_crashes_as_a_whole_ends_with_that_error_and_is_tried_again(
-    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_of_the_whole_batch_is_retried(api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crash_once(monkeypatch, batch.Batch, "_find_earlier_work")
     end = draw(tmp_path)
     assert (end.state, end.tries) == ("success", 2)

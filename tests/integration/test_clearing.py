@@ -1,4 +1,4 @@
-"""What a Clear does: the first resumes an unfinished image, and the second draws a lost image again."""
+"""Clearing a task: the first clear resumes an unfinished image, the second draws a lost image again."""
 
 import itertools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.integration.dag_runs import DagRun, TaskEnd, TestDag, crash_once, dag_that_draws, stored_files, with_aims
 
 in_storage = with_aims("stored", "stored, deferred")
-waiting = with_aims("waited for", "waited for, deferred", "stored", "stored, deferred", remembered=True)
+waiting = with_aims("waited for", "waited for, deferred", "stored", "stored, deferred", recorded=True)
 
 
 def _ends(run: DagRun) -> list[TaskEnd]:
@@ -23,7 +23,7 @@ def _ends(run: DagRun) -> list[TaskEnd]:
 
 
 @with_aims("submitted", "waited for", "waited for, deferred", "submitted, mapped")
-def test_a_finished_task_that_stores_nothing_draws_anew_when_it_is_cleared(
+def test_clearing_a_finished_task_that_stores_nothing_draws_a_new_image(
     connected_api: Sandbox, aim: dict[str, Any]
 ) -> None:
     dag = dag_that_draws(**aim)
@@ -37,7 +37,7 @@ def test_a_finished_task_that_stores_nothing_draws_anew_when_it_is_cleared(
 
 @with_aims("submitted", "waited for", "waited for, deferred", "stored", "stored, deferred")
 @pytest.mark.parametrize("fault", ["drop_after", "malformed"])
-def test_a_clear_submits_once_where_an_answer_was_lost(connected_api: Sandbox, aim: dict[str, Any], fault: str) -> None:
+def test_a_clear_submits_once_after_a_lost_answer(connected_api: Sandbox, aim: dict[str, Any], fault: str) -> None:
     connected_api.script("generate", fault)
     dag = dag_that_draws(**aim)
     lost = dag.run()["draw"]
@@ -50,7 +50,7 @@ def test_a_clear_submits_once_where_an_answer_was_lost(connected_api: Sandbox, a
 
 
 @waiting
-def test_a_clear_of_a_task_that_failed_resumes_what_is_paid(
+def test_clearing_a_failed_task_resumes_the_paid_image(
     connected_api: Sandbox, aim: dict[str, Any], task_log: Callable[[], str]
 ) -> None:
     connected_api.script("status", "not_found")
@@ -67,7 +67,7 @@ def test_a_clear_of_a_task_that_failed_resumes_what_is_paid(
 
 
 @waiting
-def test_the_second_clear_submits_where_the_image_task_is_gone(
+def test_the_second_clear_submits_a_new_image_if_the_image_task_is_gone(
     connected_api: Sandbox, aim: dict[str, Any], task_log: Callable[[], str]
 ) -> None:
     connected_api.script("status", "not_found", "not_found")
@@ -91,15 +91,15 @@ def test_the_second_clear_submits_where_the_image_task_is_gone(
 
 
 @in_storage
-def test_the_second_clear_submits_where_the_image_is_gone(
+def test_the_second_clear_submits_a_new_image_if_the_image_is_gone(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, quick_downloads: None
 ) -> None:
-    # A download is tried six times, and the task three times in each of its lives.
+    # Each try downloads up to six times, and the task has three tries before the clear and three after it.
     connected_api.script("image", ("not_found", 2 * 3 * 6))
     dag = dag_that_draws(**aim)
-    for life in (1, 2):
-        draw = dag.run()["draw"] if life == 1 else dag.clear("draw")["draw"]
-        assert (draw.state, draw.tries) == ("failed", 3 * life)
+    for runs in (1, 2):
+        draw = dag.run()["draw"] if runs == 1 else dag.clear("draw")["draw"]
+        assert (draw.state, draw.tries) == ("failed", 3 * runs)
         assert len(connected_api.submissions) == 1
         assert stored_files(tmp_path) == []
 
@@ -110,7 +110,7 @@ def test_the_second_clear_submits_where_the_image_is_gone(
 
 
 @waiting
-def test_a_task_that_asks_for_something_else_when_it_is_cleared_submits_that(
+def test_a_cleared_task_whose_request_has_changed_submits_the_new_request(
     connected_api: Sandbox, aim: dict[str, Any], task_log: Callable[[], str]
 ) -> None:
     numbers = itertools.count(100)
@@ -132,7 +132,7 @@ def test_a_task_that_asks_for_something_else_when_it_is_cleared_submits_that(
 
 
 @waiting
-def test_a_crash_at_the_end_of_a_cleared_task_has_the_retry_resume(
+def test_a_retry_resumes_after_a_crash_at_the_end_of_a_cleared_task(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.script("status", "not_found")
@@ -203,7 +203,7 @@ def test_a_clear_that_finds_the_image_failed_submits_again_unless_the_prompt_is_
 
 @waiting
 @pytest.mark.parametrize(("outcome", "submissions"), [("failure", 2), ("policy", 1)])
-def test_a_crash_after_a_failure_was_written_down_changes_nothing(
+def test_a_crash_after_a_failure_is_recorded_changes_nothing(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch, outcome: str, submissions: int
 ) -> None:
     connected_api.script("generate", outcome)

@@ -1,4 +1,4 @@
-"""A running Airflow whose tasks are marked, cleared and killed from outside: nothing is paid twice, nothing is lost."""
+"""Tasks of a running Airflow that are marked, cleared or killed: no image is lost or paid twice."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ pytestmark = [
 
 _WAITED_FOR = {"wait_for_completion": True, "deferrable": False}
 _DEFERRED = {"output_path": "…", "deferrable": True}
-# By DAG: the arguments of its only task, "draw". Each DAG has an API and a folder of its own.
+# By DAG id: the arguments of its only task, "draw". Each DAG has its own sandbox API and folder.
 _CASES: dict[str, dict[str, Any]] = {
     "marked": _DEFERRED,
     "cleared_deferred": _DEFERRED,
@@ -54,7 +54,7 @@ from airflow_provider_qwenimage import QwenImageGenerateOperator
 
 def linger(context, result):
     if context["ti"].try_number == 1:
-        print("It has done all but end.")
+        print("The task has only to end.")
         time.sleep(3600)
 
 
@@ -71,7 +71,7 @@ for name, arguments in {cases!r}.items():
 
 @dataclass(frozen=True)
 class Case:
-    """A run of one of the DAGs, with the API that its connection leads to."""
+    """A run of one of the DAGs, with the sandbox API of its connection."""
 
     airflow: StandaloneAirflow
     api: Sandbox
@@ -93,26 +93,26 @@ class Case:
 
     @property
     def image_task_id(self) -> str:
-        """The API's id of the only image task."""
+        """The id of the only image task."""
         (submission,) = self.api.submissions
         return submission.task_id
 
-    def wait_until_it_asks(self) -> None:
-        """Wait until the image task is waited for in the worker."""
+    def wait_until_polled(self) -> None:
+        """Wait until the worker polls the image task."""
         wait_for("a status read", lambda: status_reads(self.api))
 
     def wait_until_deferred(self) -> None:
         wait_for("the deferral", lambda: self.state == "deferred")
-        self.wait_for_another_look("the trigger's first look")
+        self.wait_for_another_poll("the trigger's first poll")
 
-    def wait_for_another_look(self, what: str) -> None:
-        looks = status_reads(self.api)
-        wait_for(what, lambda: status_reads(self.api) > looks)
+    def wait_for_another_poll(self, what: str) -> None:
+        polls = status_reads(self.api)
+        wait_for(what, lambda: status_reads(self.api) > polls)
 
-    def wait_until_it_went_back(self) -> None:
-        """Wait until the next try waits for the image task of the one before."""
-        wait_for("the way back", lambda: f"Resuming image task {self.image_task_id}" in self.log)
-        self.wait_for_another_look("the next try's look")
+    def wait_until_resumed(self) -> None:
+        """Wait until the next try polls the image task of the previous try."""
+        wait_for("the resumption", lambda: f"Resuming image task {self.image_task_id}" in self.log)
+        self.wait_for_another_poll("the next try's poll")
 
     def finish_images(self) -> None:
         finish_images(self.api)
@@ -129,7 +129,7 @@ class Case:
         self.airflow.clear(self.dag_id, self.run_id)
 
     def assert_stored_once(self) -> None:
-        """One image task was paid, and its image stands there whole."""
+        """Assert that one image task was paid, and that its image is stored and intact."""
         assert self.returned["task_id"] == self.image_task_id
         assert self.returned["consumed_credits"] == 5
         assert self.api.credits_charged == 5
@@ -145,7 +145,7 @@ StartCase = Callable[..., Case]
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartCase]:
-    """Return a function that starts a run of a case, with an API that first answers a submission as it is told."""
+    """Return a function that starts a run of a case and can script the API's answers to submissions."""
     home = tmp_path_factory.mktemp("airflow")
     folders = {name: tmp_path_factory.mktemp(name) for name in _CASES}
     airflow = StandaloneAirflow(home, Path(airflow_provider_qwenimage.__file__).parents[1])
@@ -156,7 +156,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartCase]:
     (airflow.dags / "cases.py").write_text(_DAGS.format(cases=cases, together=_ALL_TOGETHER))
     with contextlib.ExitStack() as stack:
         apis = {
-            # Each test says when its images are drawn.
+            # Each test finishes its images itself.
             name: stack.enter_context(Sandbox(seconds_per_image=3600, hang_seconds=3600))
             for name in _CASES
         }
@@ -179,7 +179,7 @@ def _ended_from_outside(image_task_id: str) -> str:
     return f"{_ENDS} (or moves it). Image task {image_task_id} goes on"
 
 
-def test_marking_a_deferred_task_failed_leaves_the_way_to_its_image_in_the_log(start: StartCase) -> None:
+def test_marking_a_deferred_task_failed_logs_how_to_get_its_image(start: StartCase) -> None:
     case = start("marked")
     case.wait_until_deferred()
     case.airflow.mark_failed(case.dag_id, case.run_id, "draw")
@@ -196,9 +196,9 @@ def test_clearing_a_deferred_task_resumes_its_image(start: StartCase) -> None:
     case = start("cleared_deferred")
     case.wait_until_deferred()
     case.clear()
-    # Its trigger hears of it before the image could be drawn.
+    # The trigger is cancelled before the image is finished.
     wait_for("the end of the wait", lambda: _ended_from_outside(case.image_task_id) in case.log)
-    case.wait_until_it_went_back()
+    case.wait_until_resumed()
     case.finish_images()
     case.wait_for_success()
 
@@ -209,9 +209,9 @@ def test_clearing_a_deferred_task_resumes_its_image(start: StartCase) -> None:
 
 def test_clearing_a_running_task_resumes_its_image(start: StartCase) -> None:
     case = start("cleared_running")
-    case.wait_until_it_asks()
+    case.wait_until_polled()
     case.clear()
-    case.wait_until_it_went_back()
+    case.wait_until_resumed()
     case.finish_images()
     case.wait_for_success()
 
@@ -222,7 +222,7 @@ def test_clearing_a_running_task_resumes_its_image(start: StartCase) -> None:
 
 
 @pytest.mark.parametrize("dag_id", ["moved_from_a_dead_triggerer", "moved_from_an_ended_triggerer"])
-def test_a_wait_that_moves_to_another_triggerer_goes_on(start: StartCase, dag_id: str) -> None:
+def test_a_wait_that_moves_to_another_triggerer_continues(start: StartCase, dag_id: str) -> None:
     case = start(dag_id)
     case.wait_until_deferred()
     if "dead" in dag_id:
@@ -230,7 +230,7 @@ def test_a_wait_that_moves_to_another_triggerer_goes_on(start: StartCase, dag_id
     else:
         case.airflow.end_triggerer()
     case.airflow.start_triggerer()
-    case.wait_for_another_look("the look of the other triggerer")
+    case.wait_for_another_poll("a poll of the other triggerer")
     case.finish_images()
     case.wait_for_success()
 
@@ -239,7 +239,7 @@ def test_a_wait_that_moves_to_another_triggerer_goes_on(start: StartCase, dag_id
     assert _ENDS not in case.log
 
 
-def test_a_finished_run_that_is_cleared_spends_nothing(start: StartCase) -> None:
+def test_clearing_a_finished_run_spends_nothing(start: StartCase) -> None:
     case = start("finished")
     case.wait_until_deferred()
     case.finish_images()
@@ -254,11 +254,11 @@ def test_a_finished_run_that_is_cleared_spends_nothing(start: StartCase) -> None
     assert len(case.api.requests) == requests
 
 
-def test_the_retry_of_a_worker_that_is_killed_while_it_waits_resumes(start: StartCase) -> None:
+def test_the_retry_resumes_after_a_worker_is_killed_while_waiting(start: StartCase) -> None:
     case = start("killed_waiting")
-    case.wait_until_it_asks()
+    case.wait_until_polled()
     case.kill()
-    case.wait_until_it_went_back()
+    case.wait_until_resumed()
     case.finish_images()
     case.wait_for_success()
 
@@ -267,7 +267,7 @@ def test_the_retry_of_a_worker_that_is_killed_while_it_waits_resumes(start: Star
     assert f"Resuming image task {case.image_task_id}, submitted by try 1" in case.log
 
 
-def test_the_retry_of_a_worker_that_is_killed_while_it_submits_stops_until_it_is_cleared(start: StartCase) -> None:
+def test_the_retry_stops_until_cleared_after_a_worker_is_killed_while_submitting(start: StartCase) -> None:
     case = start("killed_submitting", "hang_after")
     wait_for("the submission", lambda: case.api.submissions)
     case.kill()
@@ -282,9 +282,9 @@ def test_the_retry_of_a_worker_that_is_killed_while_it_submits_stops_until_it_is
     assert case.returned == case.api.submissions[-1].task_id
 
 
-def test_the_retry_of_a_worker_that_is_killed_at_the_end_returns_what_was_submitted(start: StartCase) -> None:
+def test_the_retry_returns_the_submitted_task_id_after_a_worker_is_killed_at_the_end(start: StartCase) -> None:
     case = start("killed_at_the_end")
-    wait_for("its end", lambda: "It has done all but end." in case.log)
+    wait_for("the end of the task's work", lambda: "The task has only to end." in case.log)
     case.kill()
     case.wait_for_success()
 
@@ -292,20 +292,20 @@ def test_the_retry_of_a_worker_that_is_killed_at_the_end_returns_what_was_submit
     assert f"Resuming image task {case.image_task_id}" in case.log
 
 
-def test_tasks_that_store_one_image_at_once_leave_it_whole(start: StartCase) -> None:
+def test_tasks_that_store_the_same_image_at_once_leave_it_intact(start: StartCase) -> None:
     case = start("together")
 
     def all_deferred() -> bool:
         states = case.airflow.states(case.dag_id, case.run_id)
-        return [states.get(("draw", place)) for place in range(_ALL_TOGETHER)] == ["deferred"] * _ALL_TOGETHER
+        return [states.get(("draw", index)) for index in range(_ALL_TOGETHER)] == ["deferred"] * _ALL_TOGETHER
 
     wait_for("the deferral of all", all_deferred)
     case.finish_images()
     case.wait_for_success()
 
     paths = set()
-    for place in range(_ALL_TOGETHER):
-        (path,) = case.airflow.returned(case.dag_id, case.run_id, "draw", place)["paths"]
+    for index in range(_ALL_TOGETHER):
+        (path,) = case.airflow.returned(case.dag_id, case.run_id, "draw", index)["paths"]
         paths.add(path)
     (image,) = (Path(path) for path in paths)
     sidecar = json.loads(image.with_suffix(".json").read_text())

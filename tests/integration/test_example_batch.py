@@ -1,4 +1,4 @@
-"""The example of a batch reads the files of its folder, and no other file that its parameter could name."""
+"""The batch example reads request files from its own folder, and no other file that its parameter could name."""
 
 import shutil
 from importlib.util import module_from_spec, spec_from_file_location
@@ -29,7 +29,7 @@ def _parse(folder: Path) -> TestDag:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of DAGs with the example, a file of requests, and files that are nobody's business."""
+    """A DAG folder with the example and files of requests, and files that it must not read."""
     folder = tmp_path / "dags"
     folder.mkdir()
     shutil.copy(EXAMPLE, folder)
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_files_of_the_folder_are_the_choices(airflow_database: None, folder: Path) -> None:
+def test_the_request_files_beside_the_dag_are_the_choices(airflow_database: None, folder: Path) -> None:
     assert _parse(folder).dag.params.get_param("requests").schema["enum"] == [
         "batch_requests.jsonl",
         "more_requests.jsonl",
@@ -67,18 +67,20 @@ def test_the_files_of_the_folder_are_the_choices(airflow_database: None, folder:
         ["a prompt"],
     ],
 )
-def test_another_file_is_refused(
+def test_any_other_file_is_refused(
     connected_api: Sandbox, airflow_database: None, folder: Path, tmp_path: Path, name: Any
 ) -> None:
     dag = _parse(folder)
     conf = {"requests": name.format(folder=folder) if isinstance(name, str) else name, "folder": str(tmp_path / "out")}
-    # Which of the two it is depends on the Airflow.
+    # The exception class depends on the Airflow version.
     with pytest.raises((ParamValidationError, ValueError), match="Invalid input for param requests"):
         dag.run(run_conf=conf)
     assert connected_api.requests == []
 
 
-def test_a_chosen_file_is_drawn(connected_api: Sandbox, airflow_database: None, folder: Path, tmp_path: Path) -> None:
+def test_the_prompts_of_the_chosen_file_are_drawn(
+    connected_api: Sandbox, airflow_database: None, folder: Path, tmp_path: Path
+) -> None:
     dag = _parse(folder)
     conf = {"requests": "more_requests.jsonl", "folder": str(tmp_path / "out")}
     assert dag.run(run_conf=conf).state == "success"

@@ -1,4 +1,4 @@
-"""How the operator fails, and what it has paid by then: one submission, whatever goes wrong after it."""
+"""Failures of the operator: whatever goes wrong after a submission, it is paid once."""
 
 import threading
 from datetime import timedelta
@@ -16,7 +16,7 @@ from airflow_provider_qwenimage.exceptions import (
 )
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.events import at_second_polls, pass_deadlines, pass_execution_timeout, run_when
-from tests.integration.dag_runs import TaskEnd, dag_that_draws, is_remembered, stored_files, with_aims
+from tests.integration.dag_runs import TaskEnd, dag_that_draws, is_recorded, stored_files, with_aims
 
 in_both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferred"])
 
@@ -37,7 +37,7 @@ def _assert_failed_at_once(draw: TaskEnd, api: Sandbox, advice: str) -> None:
     assert draw.xcoms["task_id"] == submission.task_id
 
 
-def _assert_failed_after_going_back(draw: TaskEnd, api: Sandbox, error: type[BaseException]) -> None:
+def _assert_failed_after_resuming(draw: TaskEnd, api: Sandbox, error: type[BaseException]) -> None:
     (submission,) = api.submissions
     assert (draw.state, draw.tries) == ("failed", 3)
     assert [type(end) for end in draw.errors] == [error] * 3
@@ -62,7 +62,7 @@ def test_a_failed_image_is_submitted_again_by_a_retry(connected_api: Sandbox, ai
 
 
 @in_all_aims
-def test_a_retry_does_not_ask_again_after_an_image_that_failed(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+def test_a_retry_does_not_poll_a_failed_image_again(connected_api: Sandbox, aim: dict[str, Any]) -> None:
     connected_api.configure(seconds_per_image=0)
     connected_api.script("generate", "failure")
     assert _draw(**aim).tries == 2
@@ -108,14 +108,14 @@ def test_waiting_survives_an_api_that_fails_five_times(connected_api: Sandbox, d
 
 
 @in_all_aims
-def test_an_api_that_is_away_for_too_long_is_asked_again_by_a_retry_and_paid_once(
+def test_a_retry_polls_again_after_too_many_failed_polls_and_pays_once(
     connected_api: Sandbox, aim: dict[str, Any]
 ) -> None:
-    # A deferred wait begins with a check in the worker.
+    # Before it defers, the worker polls once.
     connected_api.script("status", ("server_error", 3 if "deferrable" in aim else 2))
     draw = _draw(**aim, max_consecutive_failures=2)
 
-    if not is_remembered(aim):
+    if not is_recorded(aim):
         return _assert_failed_at_once(draw, connected_api, _COSTLY_CLEAR)
     (submission,) = connected_api.submissions
     assert (draw.state, draw.tries) == ("success", 2)
@@ -127,25 +127,23 @@ def test_an_api_that_is_away_for_too_long_is_asked_again_by_a_retry_and_paid_onc
 
 @in_all_aims
 @pytest.mark.parametrize("fault", ["unauthorized", "not_found"])
-def test_an_api_that_says_no_to_the_wait_is_not_asked_or_paid_again(
-    connected_api: Sandbox, aim: dict[str, Any], fault: str
-) -> None:
+def test_a_refused_poll_is_not_retried_or_paid_again(connected_api: Sandbox, aim: dict[str, Any], fault: str) -> None:
     connected_api.script("status", "server_error", fault)
     draw = _draw(**aim)
 
-    _assert_failed_at_once(draw, connected_api, _FREE_CLEAR if is_remembered(aim) else _COSTLY_CLEAR)
+    _assert_failed_at_once(draw, connected_api, _FREE_CLEAR if is_recorded(aim) else _COSTLY_CLEAR)
 
 
 @in_all_aims
-def test_a_wait_past_its_timeout_is_taken_up_again_by_a_retry_and_paid_once(
+def test_a_retry_resumes_a_wait_past_its_timeout_and_pays_once(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(seconds_per_image=3600)
     ahead = pass_deadlines(monkeypatch)
     draw = _draw(**aim, timeout=3600)
 
-    if is_remembered(aim):
-        _assert_failed_after_going_back(draw, connected_api, QwenImageTimeoutError)
+    if is_recorded(aim):
+        _assert_failed_after_resuming(draw, connected_api, QwenImageTimeoutError)
     else:
         _assert_failed_at_once(draw, connected_api, _COSTLY_CLEAR)
     assert "did not end before the deadline" in str(draw.errors[-1])
@@ -154,7 +152,7 @@ def test_a_wait_past_its_timeout_is_taken_up_again_by_a_retry_and_paid_once(
 
 
 @in_all_aims
-def test_a_wait_past_the_execution_timeout_is_taken_up_again_by_a_retry_and_paid_once(
+def test_a_retry_resumes_a_wait_past_the_execution_timeout_and_pays_once(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(seconds_per_image=3600)
@@ -168,10 +166,10 @@ def test_a_wait_past_the_execution_timeout_is_taken_up_again_by_a_retry_and_paid
     if "deferrable" in aim:
         # Shortly before the execution timeout, since Airflow does not enforce it while a task is deferred.
         assert all(1800 < seconds < 3600 for seconds in ahead)
-    if not is_remembered(aim):
+    if not is_recorded(aim):
         return _assert_failed_at_once(draw, connected_api, _COSTLY_CLEAR)
     error = QwenImageTimeoutError if "deferrable" in aim else AirflowTaskTimeout
-    return _assert_failed_after_going_back(draw, connected_api, error)
+    return _assert_failed_after_resuming(draw, connected_api, error)
 
 
 @with_aims("submitted", "stored")
@@ -191,18 +189,18 @@ def test_a_submission_cut_off_by_the_execution_timeout_is_not_sent_again(
 
 
 @pytest.mark.parametrize("fault", ["truncate", "truncate_with_length", "garbage", "html", "empty", "not_found"])
-def test_bytes_that_are_no_image_never_get_a_name_and_are_not_paid_again(
+def test_an_invalid_image_is_neither_stored_nor_paid_again(
     connected_api: Sandbox, tmp_path: Path, quick_downloads: None, fault: str
 ) -> None:
     connected_api.script("image", (fault, 50))
     draw = _draw(output_path=str(tmp_path), size="768*1024", deferrable=fault == "truncate")
 
-    _assert_failed_after_going_back(draw, connected_api, QwenImageImageError)
+    _assert_failed_after_resuming(draw, connected_api, QwenImageImageError)
     assert stored_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("fault", ["wrong_format", "wrong_size"])
-def test_another_image_than_the_one_asked_for_never_gets_a_name_and_is_not_paid_again(
+def test_an_image_of_the_wrong_format_or_size_is_neither_stored_nor_paid_again(
     connected_api: Sandbox, tmp_path: Path, fault: str
 ) -> None:
     connected_api.script("image", (fault, 50))
@@ -213,7 +211,7 @@ def test_another_image_than_the_one_asked_for_never_gets_a_name_and_is_not_paid_
     assert stored_files(tmp_path) == []
 
 
-def test_bytes_that_are_the_image_at_last_are_stored_by_a_retry(
+def test_a_retry_stores_an_image_whose_downloads_were_truncated_before(
     connected_api: Sandbox, tmp_path: Path, quick_downloads: None
 ) -> None:
     connected_api.script("image", ("truncate", 8))
@@ -226,9 +224,7 @@ def test_bytes_that_are_the_image_at_last_are_stored_by_a_retry(
     assert len(stored_files(tmp_path)) == 2
 
 
-def test_an_image_over_the_limit_never_gets_a_name_and_is_not_paid_again(
-    connected_api: Sandbox, tmp_path: Path
-) -> None:
+def test_an_image_over_the_size_limit_is_neither_stored_nor_paid_again(connected_api: Sandbox, tmp_path: Path) -> None:
     draw = _draw(output_path=str(tmp_path), max_image_bytes=1000)
 
     _assert_failed_at_once(draw, connected_api, _FREE_CLEAR)
@@ -259,7 +255,9 @@ def test_a_submission_whose_answer_is_lost_is_not_sent_again(connected_api: Sand
     assert "Compare the credits on your account, then clear the task" in str(draw.error)
 
 
-def test_a_submission_that_surely_was_not_accepted_is_sent_again(connected_api: Sandbox, quick_resends: None) -> None:
+def test_a_submission_that_was_certainly_not_accepted_is_sent_again(
+    connected_api: Sandbox, quick_resends: None
+) -> None:
     connected_api.script("generate", "server_error")
     draw = _draw()
 
@@ -280,7 +278,7 @@ def test_a_refused_submission_is_not_retried(connected_api: Sandbox, fault: str,
     assert len(connected_api.requests) == 1
 
 
-def test_storage_that_cannot_be_reached_costs_no_image(connected_api: Sandbox, tmp_path: Path) -> None:
+def test_nothing_is_requested_if_storage_cannot_be_reached(connected_api: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     draw = _draw(output_path=str(tmp_path / "file" / "images"), retries=0)
 

@@ -1,4 +1,4 @@
-"""The operator in a DAG run: what it returns, what it stores, what it pays for."""
+"""The operator in a DAG run: its return value, its stored files and its cost."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def test_without_waiting_it_returns_and_pushes_the_task_id(connected_api: Sandbo
 
 
 @in_both_ways
-def test_waiting_returns_what_was_made_and_what_it_cost(
+def test_waiting_returns_the_image_and_its_cost(
     connected_api: Sandbox, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deferred = []
@@ -74,7 +74,7 @@ def test_waiting_returns_what_was_made_and_what_it_cost(
 
 
 @pytest.mark.parametrize(("deferrable", "scheme"), [(False, "file://"), (True, "")], ids=["URL", "deferred, path"])
-def test_an_image_is_stored_whole_beside_its_sidecar(
+def test_an_image_is_stored_beside_its_sidecar(
     connected_api: Sandbox, tmp_path: Path, deferrable: bool, scheme: str
 ) -> None:
     folder = tmp_path / "new" / "images"
@@ -102,7 +102,7 @@ def test_an_image_is_stored_whole_beside_its_sidecar(
 
 
 def test_every_size_and_format_can_be_stored(connected_api: Sandbox, tmp_path: Path) -> None:
-    asked = [
+    requests = [
         {"size": "1024*1024", "output_format": "jpeg"},
         {"size": "1024*1536", "output_format": "png"},
         {"size": "1536*1024", "output_format": "webp"},
@@ -113,14 +113,14 @@ def test_every_size_and_format_can_be_stored(connected_api: Sandbox, tmp_path: P
     with dag:
         QwenImageGenerateOperator.partial(
             task_id="draw", prompt="A boat", output_path=str(tmp_path), poll_interval=0.01
-        ).expand_kwargs(asked)
+        ).expand_kwargs(requests)
     run = dag.run()
 
     stored = []
     for draw in run.mapped("draw"):
         with Image.open(draw.returned["paths"][0]) as image:
             stored.append({"size": "{}*{}".format(*image.size), "output_format": str(image.format).lower()})
-    assert stored == asked
+    assert stored == requests
 
 
 def test_the_image_host_never_sees_the_key(connected_api: Sandbox, tmp_path: Path, quick_downloads: None) -> None:
@@ -175,7 +175,7 @@ def test_every_request_field_and_the_connection_and_the_path_are_templates(
 
 
 @in_both_ways
-def test_mapped_prompts_make_an_image_each(connected_api: Sandbox, tmp_path: Path, deferrable: bool) -> None:
+def test_each_mapped_prompt_makes_an_image(connected_api: Sandbox, tmp_path: Path, deferrable: bool) -> None:
     dag = TestDag()
     with dag:
         QwenImageGenerateOperator.partial(
@@ -204,7 +204,7 @@ def test_equal_mapped_prompts_with_a_random_seed_overwrite_nothing(connected_api
     assert len(stored_files(tmp_path)) == 4
 
 
-def test_what_was_paid_is_kept_when_a_template_renders_differently_on_resuming(
+def test_the_paid_image_is_kept_when_a_template_renders_differently_on_resuming(
     connected_api: Sandbox, tmp_path: Path
 ) -> None:
     seeds = count(100)
@@ -214,8 +214,8 @@ def test_what_was_paid_is_kept_when_a_template_renders_differently_on_resuming(
     )["draw"]
 
     (submission,) = connected_api.submissions
-    # Airflow 2's dag.test() resumes with what it rendered before.
-    assert not AIRFLOW_3 or next(seeds) >= 104, "the templates were not rendered anew, so this shows nothing"
+    # Airflow 2's dag.test() resumes with the values it rendered before.
+    assert not AIRFLOW_3 or next(seeds) >= 104, "the templates were rendered only once, so this test proves nothing"
     assert draw.returned["seed"] == submission.seed
     sidecar = json.loads(next(tmp_path.glob("*.json")).read_text())
     assert sidecar["request"] == submission.request

@@ -1,4 +1,4 @@
-"""No trigger keeps the triggerer's event loop, which all triggers share, from running the others."""
+"""Triggers never block the event loop of the triggerer, which all triggers share."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def _environment() -> dict[str, str]:
 
 @pytest.fixture
 def slow_failing_api() -> Iterator[str]:
-    """The URL of a stand-in of the API whose answers are late and mostly errors, in a process of its own."""
+    """The URL of a sandbox API in its own process, whose answers are late and mostly errors."""
     options = {
         "port": "0",
         "api-keys": _API_KEY,
@@ -64,7 +64,7 @@ def _url_in(lines: Iterator[str]) -> str:
         for word in line.split():
             if word.startswith("http://127.0.0.1:"):
                 return word.rstrip("/.,")
-    raise AssertionError(f"the sandbox did not say its URL: {read}")
+    raise AssertionError(f"the sandbox did not print its URL: {read}")
 
 
 def _submit(url: str) -> str:
@@ -82,7 +82,7 @@ def _round(url: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("heartbeat.py")), _submit(url), "3"],
         env=_environment() | {"AIRFLOW_CONN_QWENIMAGE_DEFAULT": json.dumps(connection)},
-        # Not into a pipe: who logs into a full one waits.
+        # Not a pipe: a process that logs to a full pipe blocks.
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -93,15 +93,14 @@ def _round(url: str) -> dict[str, Any]:
     return result
 
 
-# Three times what a round may take.
+# Three times the timeout of a round.
 @pytest.mark.timeout(400)
-def test_200_triggers_on_a_slow_failing_api_never_keep_the_event_loop_waiting(slow_failing_api: str) -> None:
+def test_200_triggers_on_a_slow_failing_api_never_block_the_event_loop(slow_failing_api: str) -> None:
     """A heartbeat of 10 ms in the triggers' event loop is never late by more than 100 ms.
 
-    A machine that is busy with other things makes a heart late as well, so that is taken out: the time for
-    which the kernel had this thread wait for a processor does not count (Linux says how much that was). A blocking call
-    does count, whether it computes or sleeps. What is left of the noise, such as a machine that stands
-    still, does not come back: the best of up to three rounds counts, and a blocking call is in all of them.
+    On a busy machine the heartbeat is also late, so the time for which the kernel kept this thread waiting for a
+    processor, as Linux reports it, does not count. A blocking call counts, whether it computes or sleeps. Other noise,
+    such as a paused machine, does not repeat: the best of up to three rounds counts, and a blocking call is in each.
     """
     rounds = []
     for _ in range(_ROUNDS):

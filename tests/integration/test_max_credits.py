@@ -1,4 +1,4 @@
-"""What a task may spend: `max_credits` refuses before a submission, never after one."""
+"""The spending limit of a task: `max_credits` is checked before a submission, never after one."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def test_a_price_above_the_limit_is_refused_before_a_request(connected_api: Sand
 
 
 @with_aims("submitted", "waited for, deferred", "stored")
-def test_a_limit_allows_what_it_covers_in_each_life_of_a_task(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+def test_a_cleared_task_may_spend_its_limit_again(connected_api: Sandbox, aim: dict[str, Any]) -> None:
     dag = dag_that_draws(**aim, max_credits=5, overwrite=True)
 
     assert dag.run().state == "success"
@@ -32,7 +32,9 @@ def test_a_limit_allows_what_it_covers_in_each_life_of_a_task(connected_api: San
 
 
 @with_aims("waited for", "waited for, deferred", "stored", "stored, deferred")
-def test_failed_images_that_cost_nothing_use_up_no_limit(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+def test_failed_images_that_cost_nothing_do_not_count_towards_the_limit(
+    connected_api: Sandbox, aim: dict[str, Any]
+) -> None:
     connected_api.script("generate", "failure", "failure")
     draw = dag_that_draws(**aim, max_credits=5).run()["draw"]
 
@@ -40,8 +42,8 @@ def test_failed_images_that_cost_nothing_use_up_no_limit(connected_api: Sandbox,
     assert len(connected_api.submissions) == 3
 
 
-@with_aims("waited for", "waited for, deferred", "stored", "stored, deferred", remembered=True)
-def test_failed_images_that_cost_something_use_up_the_limit_until_the_task_is_cleared(
+@with_aims("waited for", "waited for, deferred", "stored", "stored, deferred", recorded=True)
+def test_failed_images_that_cost_credits_count_towards_the_limit_until_the_task_is_cleared(
     connected_api: Sandbox, aim: dict[str, Any]
 ) -> None:
     connected_api.configure(failed_credits=4)
@@ -60,8 +62,8 @@ def test_failed_images_that_cost_something_use_up_the_limit_until_the_task_is_cl
     assert [submission.charged for submission in connected_api.submissions] == [4, 4, 4, 5]
 
 
-@with_aims("waited for", "waited for, deferred", "stored", "stored, deferred", remembered=True)
-def test_a_failed_image_that_a_retry_resumes_uses_up_the_limit(
+@with_aims("waited for", "waited for, deferred", "stored", "stored, deferred", recorded=True)
+def test_a_failed_image_that_a_retry_resumes_counts_towards_the_limit(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(failed_credits=4, seconds_per_image=0)
@@ -74,7 +76,7 @@ def test_a_failed_image_that_a_retry_resumes_uses_up_the_limit(
     assert len(connected_api.submissions) == 1
 
 
-def test_a_limit_does_not_keep_a_stored_image_from_being_used(connected_api: Sandbox, tmp_path: Path) -> None:
+def test_a_stored_image_is_reused_whatever_the_limit(connected_api: Sandbox, tmp_path: Path) -> None:
     assert dag_that_draws(output_path=str(tmp_path)).run().state == "success"
 
     draw = dag_that_draws(output_path=str(tmp_path), max_credits=0).run()["draw"]

@@ -1,4 +1,4 @@
-"""A connection that nobody has defined ends a task at once; one that cannot be looked up now is worth a retry."""
+"""A connection that is not defined fails a task at once; a failed lookup of a connection is retried."""
 
 import asyncio
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ TASKS: dict[str, Any] = {
 
 
 class Vault(BaseSecretsBackend):
-    """A secrets backend that is away as often as it is told."""
+    """A secrets backend whose first `away` lookups fail."""
 
     lookups = 0
     away = 0
@@ -42,7 +42,7 @@ class Vault(BaseSecretsBackend):
 
 @pytest.fixture
 def vault(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Vault]]:
-    """Have Airflow ask the vault first."""
+    """Make Airflow ask the vault first."""
     Vault.lookups, Vault.away = 0, 1_000_000
     monkeypatch.setenv("AIRFLOW__SECRETS__BACKEND", f"{__name__}.Vault")
     _forget_backends()
@@ -52,7 +52,7 @@ def vault(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Vault]]:
 
 
 def _forget_backends() -> None:
-    # Airflow 3.3 keeps the backends of a process.
+    # Airflow 3.3 caches the backends of a process.
     for module in ("airflow.sdk.configuration", "airflow.configuration"):
         try:
             forget = getattr(import_module(module), "clear_secrets_backends_cache", None)
@@ -85,7 +85,7 @@ def test_a_connection_that_is_not_defined_ends_a_task_at_the_first_try(
 
 
 @pytest.mark.parametrize("kind", ["submit", "batch", "sense, deferrable"])
-def test_a_secrets_backend_that_is_away_is_no_missing_connection(
+def test_an_unavailable_secrets_backend_is_not_reported_as_a_missing_connection(
     connected_api: Sandbox, vault: type[Vault], tmp_path: Path, kind: str, quick_resends: None
 ) -> None:
     end = run(kind, tmp_path, qwenimage_conn_id="in_the_vault", retries=1)
@@ -96,7 +96,7 @@ def test_a_secrets_backend_that_is_away_is_no_missing_connection(
     assert connected_api.requests == []
 
 
-def test_a_backend_that_is_back_at_the_second_look_makes_no_missing_connection(vault: type[Vault]) -> None:
+def test_a_connection_is_reported_missing_only_once_the_secrets_backend_answers(vault: type[Vault]) -> None:
     hook = QwenImageHook("in_the_vault")
     vault.away = 2
     with pytest.raises(QwenImageConnectionError, match="could not look up"):
@@ -105,19 +105,19 @@ def test_a_backend_that_is_back_at_the_second_look_makes_no_missing_connection(v
         _ = hook.settings
 
 
-def test_both_clients_name_a_missing_connection_alike(airflow_database: None) -> None:
+def test_both_clients_report_a_missing_connection_in_the_same_words(airflow_database: None) -> None:
     with pytest.raises(ValueError, match="isn't defined") as sync:
         QwenImageHook("nobody_knows").get_status("n43any")
     with pytest.raises(ValueError, match="isn't defined") as async_:
         asyncio.run(QwenImageAsyncHook("nobody_knows").get_status("n43any"))
     assert str(sync.value) == str(async_.value)
-    works, story = QwenImageHook("nobody_knows").test_connection()
+    works, message = QwenImageHook("nobody_knows").test_connection()
     assert not works
-    assert story.startswith("The connection isn't defined. Create it")
+    assert message.startswith("The connection isn't defined. Create it")
 
 
 @pytest.mark.parametrize("uri", ["qwenimage://:sk-slash/5d0c@", "qwenimage://:sk-slash#5d0c@https%3A%2F%2Fa.example"])
-def test_a_uri_whose_key_is_not_percent_encoded_is_told_from_a_missing_connection(
+def test_a_uri_whose_key_is_not_percent_encoded_is_not_reported_as_a_missing_connection(
     airflow_database: None, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_RAW_KEY", uri)
@@ -127,22 +127,22 @@ def test_a_uri_whose_key_is_not_percent_encoded_is_told_from_a_missing_connectio
     assert "slash" not in str(caught.value)
 
 
-@pytest.mark.skipif(not AIRFLOW_3, reason="Airflow 2 asks its database itself")
+@pytest.mark.skipif(not AIRFLOW_3, reason="Airflow 2 reads its database directly")
 @pytest.mark.parametrize(
-    ("answer", "story"),
+    ("answer", "expected"),
     [
         ("API_SERVER_ERROR", "could not look up"),
         ("GENERIC_ERROR", "could not look up"),
         ("CONNECTION_NOT_FOUND", "isn't"),
     ],
 )
-def test_an_api_server_that_is_away_is_no_missing_connection(
-    airflow_database: None, monkeypatch: pytest.MonkeyPatch, answer: str, story: str
+def test_an_unavailable_api_server_is_not_reported_as_a_missing_connection(
+    airflow_database: None, monkeypatch: pytest.MonkeyPatch, answer: str, expected: str
 ) -> None:
     comms = import_module("airflow.sdk.execution_time.comms")
 
     class Supervisor:
-        """Answers as Airflow's supervisor does where the API server gives it an error."""
+        """Answers as Airflow's supervisor does if the API server returns an error."""
 
         def send(self, message: object) -> Any:
             return comms.ErrorResponse(error=answer)
@@ -153,13 +153,13 @@ def test_an_api_server_that_is_away_is_no_missing_connection(
     task_runner = import_module("airflow.sdk.execution_time.task_runner")
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", Supervisor(), raising=False)
     wanted = ValueError if answer == "CONNECTION_NOT_FOUND" else QwenImageConnectionError
-    with pytest.raises(wanted, match=story):
+    with pytest.raises(wanted, match=expected):
         _ = QwenImageHook("nobody_knows").settings
-    with pytest.raises(wanted, match=story):
+    with pytest.raises(wanted, match=expected):
         asyncio.run(QwenImageAsyncHook("nobody_knows").get_settings())
 
 
-def test_an_odd_connection_id_is_shown_short_and_printable(airflow_database: None) -> None:
+def test_an_odd_connection_id_is_shown_shortened_and_printable(airflow_database: None) -> None:
     with pytest.raises(ValueError, match="qwenimage_conn_id is") as caught:
         _ = QwenImageHook("\x1b[2J\n" + "x" * 100_000).settings
     assert str(caught.value).isprintable()

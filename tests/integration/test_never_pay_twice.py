@@ -1,4 +1,4 @@
-"""A try that ends where it should not, at every point: what the next one does, and what is paid in the end."""
+"""A try that crashes at any point: the next try does not pay again."""
 
 import os
 import signal
@@ -26,10 +26,10 @@ from tests.integration.dag_runs import (
     with_aims,
 )
 
-with_every_record = with_aims(*AIMS, remembered=True)
-with_any_record = with_aims("waited for", "stored, deferred", remembered=True)
+with_every_record = with_aims(*AIMS, recorded=True)
+with_any_record = with_aims("waited for", "stored, deferred", recorded=True)
 in_storage = with_aims(*(name for name, aim in AIMS.items() if "output_path" in aim))
-waiting = with_aims(*(name for name, aim in AIMS.items() if not name.startswith("submitted")), remembered=True)
+waiting = with_aims(*(name for name, aim in AIMS.items() if not name.startswith("submitted")), recorded=True)
 
 
 _ACCEPTED = [(QwenImageHook, "submit", True), (Ledger, "accept", False)]
@@ -39,8 +39,8 @@ def _ends(run: DagRun) -> list[TaskEnd]:
     return run.mapped("draw") or [run["draw"]]
 
 
-def _assert_each_is_paid_once(run: DagRun, api: Sandbox, aim: dict[str, Any], folder: Path) -> None:
-    """Whatever the first task met, each has what it was to have, and paid for it once."""
+def _assert_each_image_is_paid_once(run: DagRun, api: Sandbox, aim: dict[str, Any], folder: Path) -> None:
+    """Every task has its image, in storage if it stores, and paid for it once."""
     ends = _ends(run)
     assert run.state == "success"
     assert len(api.submissions) == len(ends)
@@ -62,7 +62,7 @@ def _assert_each_is_paid_once(run: DagRun, api: Sandbox, aim: dict[str, Any], fo
 
 
 def _assert_tried_twice(run: DagRun, crash: str) -> None:
-    # Mapped ones run in no order.
+    # Mapped tasks run in any order.
     first, *others = sorted(_ends(run), key=lambda end: -end.tries)
     assert [str(error) for error in first.errors] == [crash]
     assert first.tries == 2
@@ -72,16 +72,16 @@ def _assert_tried_twice(run: DagRun, crash: str) -> None:
 def _assert_one_crash_is_paid_once(
     monkeypatch: pytest.MonkeyPatch, crash: tuple[Any, str, bool], aim: dict[str, Any], api: Sandbox, folder: Path
 ) -> None:
-    """Crash a task at one point: its retry ends with all it was to have, paid once."""
+    """Crash a task at one point; its retry must succeed and pay nothing more."""
     owner, name, after = crash
     crash_once(monkeypatch, owner, name, after=after)
     run = dag_that_draws(**aim).run()
     _assert_tried_twice(run, name)
-    _assert_each_is_paid_once(run, api, aim, folder)
+    _assert_each_image_is_paid_once(run, api, aim, folder)
 
 
 @with_every_record
-def test_a_crash_before_the_intent_has_submitted_nothing(
+def test_a_retry_after_a_crash_before_the_intent_pays_once(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _assert_one_crash_is_paid_once(monkeypatch, (Ledger, "intend", False), aim, connected_api, tmp_path)
@@ -95,10 +95,10 @@ def test_a_crash_before_the_intent_has_submitted_nothing(
         (QwenImageHook, "submit", True),
         (Ledger, "accept", False),
     ],
-    ids=["after the intent", "before the request", "after the answer", "before the id is written down"],
+    ids=["after the intent", "before the request", "after the answer", "before the id is recorded"],
 )
 @with_any_record
-def test_a_crash_while_it_submits_stops_the_retry_and_a_clear_submits_once(
+def test_after_a_crash_while_submitting_the_retry_stops_and_a_clear_submits_once(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch, crash: tuple[Any, str, bool]
 ) -> None:
     owner, name, after = crash
@@ -118,7 +118,7 @@ def test_a_crash_while_it_submits_stops_the_retry_and_a_clear_submits_once(
 
 
 def _assert_stopped(draw: TaskEnd) -> None:
-    """It crashed, and its retry stopped with one clear error, without another retry."""
+    """The first try crashed, and its retry stopped with one clear error and no further retry."""
     crash, error = draw.errors
     assert isinstance(crash, Crash)
     assert (draw.state, draw.tries) == ("failed", 2)
@@ -130,7 +130,7 @@ def _assert_stopped(draw: TaskEnd) -> None:
 
 @pytest.fixture
 def crash_on_signal() -> Iterator[None]:
-    """Have SIGUSR1 end what this process does."""
+    """Make SIGUSR1 crash the current try."""
 
     def crash(number: int, frame: object) -> None:
         raise Crash("accepted")
@@ -141,7 +141,7 @@ def crash_on_signal() -> Iterator[None]:
 
 
 @with_any_record
-def test_a_crash_while_the_answer_is_awaited_stops_the_retry_and_a_clear_submits_once(
+def test_after_a_crash_while_awaiting_the_answer_the_retry_stops_and_a_clear_submits_once(
     connected_api: Sandbox, aim: dict[str, Any], crash_on_signal: None
 ) -> None:
     connected_api.configure(hang_seconds=3600)
@@ -157,7 +157,7 @@ def test_a_crash_while_the_answer_is_awaited_stops_the_retry_and_a_clear_submits
 
 
 @with_any_record
-def test_a_crash_after_an_answer_was_lost_stops_the_retry_and_a_clear_submits_once(
+def test_after_a_lost_answer_and_a_crash_the_retry_stops_and_a_clear_submits_once(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.script("generate", "drop_after")
@@ -171,16 +171,16 @@ def test_a_crash_after_an_answer_was_lost_stops_the_retry_and_a_clear_submits_on
 
 
 @with_any_record
-def test_a_clear_is_no_consent_before_the_user_was_told(
+def test_a_clear_submits_again_only_after_the_unknown_outcome_was_reported(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, Ledger, "accept")
     dag = dag_that_draws(**aim, retries=0)
     assert dag.run().state == "failed"
 
-    told = dag.clear("draw")["draw"]
-    assert told.state == "failed"
-    assert "QwenImageSubmissionUnknownError" in str(told.error)
+    reported = dag.clear("draw")["draw"]
+    assert reported.state == "failed"
+    assert "QwenImageSubmissionUnknownError" in str(reported.error)
     assert len(connected_api.submissions) == 1
 
     assert dag.clear("draw").state == "success"
@@ -190,10 +190,10 @@ def test_a_clear_is_no_consent_before_the_user_was_told(
 @pytest.mark.parametrize(
     "crash",
     [(Ledger, "accept", True), (Ledger, "finish", False), (Ledger, "finish", True)],
-    ids=["after the id is written down", "before the end is written down", "after the end is written down"],
+    ids=["after the id is recorded", "before the end is recorded", "after the end is recorded"],
 )
 @with_every_record
-def test_a_crash_after_a_submission_has_the_retry_resume(
+def test_a_retry_after_a_crash_that_follows_the_submission_does_not_pay_again(
     connected_api: Sandbox,
     aim: dict[str, Any],
     tmp_path: Path,
@@ -204,10 +204,10 @@ def test_a_crash_after_a_submission_has_the_retry_resume(
 
 
 @waiting
-def test_a_crash_while_waiting_has_the_retry_resume(
+def test_a_retry_after_a_crash_while_waiting_does_not_pay_again(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In the worker before it asks the API, or in the resumed task before it reads what the trigger was told.
+    # In the worker before it polls, or in the resumed task before it reads the trigger's event.
     owner, point = (drawing, "snapshot_of") if "deferrable" in aim else (QwenImageHook, "check")
     _assert_one_crash_is_paid_once(monkeypatch, (owner, point, False), aim, connected_api, tmp_path)
 
@@ -218,7 +218,7 @@ def test_a_crash_while_waiting_has_the_retry_resume(
     ids=["before the download", "before it is stored", "between image and sidecar", "after the sidecar"],
 )
 @in_storage
-def test_a_crash_while_it_stores_has_the_retry_resume(
+def test_a_retry_after_a_crash_while_storing_does_not_pay_again(
     connected_api: Sandbox,
     aim: dict[str, Any],
     tmp_path: Path,
@@ -229,30 +229,30 @@ def test_a_crash_while_it_stores_has_the_retry_resume(
 
 
 @in_storage
-def test_what_was_stored_before_a_crash_is_not_asked_for_again(
+def test_an_image_stored_before_a_crash_is_not_downloaded_again(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, Ledger, "finish")
     run = dag_that_draws(**aim).run()
 
-    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+    _assert_each_image_is_paid_once(run, connected_api, aim, tmp_path)
     downloads = [request for request in connected_api.requests if request.route == "image"]
     assert len(downloads) == len(_ends(run))
 
 
 @in_storage
-def test_overwriting_is_no_reason_for_a_retry_to_pay_for_what_the_try_before_has_stored(
+def test_a_retry_with_overwrite_does_not_pay_again_for_an_image_that_the_previous_try_stored(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, Ledger, "finish", after=True)
     run = dag_that_draws(**aim, overwrite=True).run()
 
     _assert_tried_twice(run, "finish")
-    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+    _assert_each_image_is_paid_once(run, connected_api, aim, tmp_path)
 
 
 @with_any_record
-def test_crash_after_crash_is_paid_once(
+def test_three_crashes_in_a_row_and_a_clear_pay_once(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, Ledger, "accept", after=True)
@@ -262,11 +262,11 @@ def test_crash_after_crash_is_paid_once(
     draw = dag.run()["draw"]
 
     assert (draw.state, [str(error) for error in draw.errors]) == ("failed", ["accept", "check", "finish"])
-    _assert_each_is_paid_once(dag.clear("draw"), connected_api, aim, tmp_path)
+    _assert_each_image_is_paid_once(dag.clear("draw"), connected_api, aim, tmp_path)
 
 
 @with_every_record
-def test_a_retry_whose_templates_render_otherwise_resumes_what_was_paid(
+def test_a_retry_whose_templates_render_differently_resumes_the_paid_image(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds = count(100)
@@ -275,10 +275,12 @@ def test_a_retry_whose_templates_render_otherwise_resumes_what_was_paid(
     run = dag_that_draws(dag, **aim, seed="{{ next_seed() }}").run()
 
     _assert_tried_twice(run, "accept")
-    _assert_each_is_paid_once(run, connected_api, aim, tmp_path)
+    _assert_each_image_is_paid_once(run, connected_api, aim, tmp_path)
     for end in _ends(run):
         (paid,) = (one for one in connected_api.submissions if one.task_id == end.xcoms["task_id"])
         assert end.xcoms["request"] == paid.request
         if isinstance(end.returned, dict):
             assert end.returned["seed"] == paid.seed
-    assert next(seeds) > 100 + len(connected_api.submissions), "rendered once, so this shows nothing"
+    assert next(seeds) > 100 + len(connected_api.submissions), (
+        "the templates were rendered only once, so this test proves nothing"
+    )

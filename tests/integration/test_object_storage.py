@@ -1,4 +1,4 @@
-"""What a user sees of images in a bucket: the operators on a real S3 server, through a connection of Airflow."""
+"""Images in a bucket: the operators on a real S3 server, through an Airflow connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tests.integration.dag_runs import TaskEnd, TestDag, crash_once, dag_that_dr
 from tests.s3_server import Bucket
 
 WAYS = pytest.mark.parametrize("way", [{}, {"deferrable": True}], ids=["in the worker", "deferred"])
-# One after another, so that what is submitted when one fails does not depend on the machine.
 FOXES = ["A fox", "A fox", "A hare"]
 
 
@@ -33,14 +32,14 @@ def manifest(bucket: Bucket, key: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in bucket.get(key).splitlines()]
 
 
-def refused(end: TaskEnd) -> str:
-    """Return what a task ended with that shall not have been retried in vain."""
+def last_error(end: TaskEnd) -> str:
+    """Return the last error of a failed task."""
     assert end.state == "failed"
     return str(end.errors[-1])
 
 
 @WAYS
-def test_an_image_goes_into_a_fresh_prefix_and_is_used_again(
+def test_an_image_is_stored_under_a_new_prefix_and_reused(
     connected_api: Sandbox, bucket: Bucket, way: dict[str, Any]
 ) -> None:
     folder = f"{bucket.url}/new prefix/狐#1?/50%+"
@@ -61,7 +60,7 @@ def test_an_image_goes_into_a_fresh_prefix_and_is_used_again(
 
 
 @pytest.mark.parametrize("end_of_url", ["", "/", "/new/prefix", "/new//prefix/"])
-def test_a_batch_goes_into_a_fresh_prefix_and_is_used_again(
+def test_a_batch_is_stored_under_a_new_prefix_and_reused(
     connected_api: Sandbox, bucket: Bucket, end_of_url: str
 ) -> None:
     dag = batch_into(bucket.url + end_of_url)
@@ -78,7 +77,7 @@ def test_a_batch_goes_into_a_fresh_prefix_and_is_used_again(
     assert (again.returned["reused"], connected_api.credits_charged) == (3, 15)
 
 
-def test_overwrite_puts_a_new_image_in_the_place_of_the_old_one(connected_api: Sandbox, bucket: Bucket) -> None:
+def test_overwrite_replaces_the_old_image(connected_api: Sandbox, bucket: Bucket) -> None:
     dag = dag_that_draws(output_path=bucket.url, seed=1, overwrite=True)
     first, second = dag.run()["draw"], dag.run()["draw"]
     assert first.returned["paths"] == second.returned["paths"]
@@ -88,7 +87,7 @@ def test_overwrite_puts_a_new_image_in_the_place_of_the_old_one(connected_api: S
 
 
 @pytest.mark.parametrize("step", ["accept", "finish"])
-def test_a_batch_whose_worker_is_killed_goes_on(
+def test_a_batch_whose_worker_is_killed_continues(
     connected_api: Sandbox, bucket: Bucket, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, Ledger, step, after=True)
@@ -99,10 +98,10 @@ def test_a_batch_whose_worker_is_killed_goes_on(
     assert not [key for key in bucket.keys if "/." in key]
 
 
-def test_an_operator_whose_worker_is_killed_while_it_stores_goes_on(
+def test_an_operator_whose_worker_is_killed_while_storing_does_not_pay_again(
     connected_api: Sandbox, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The image is there then, its sidecar not.
+    # The image is stored by then, its sidecar is not.
     crash_once(monkeypatch, images, "put_json")
     end = dag_that_draws(output_path=f"{bucket.url}/x").run()["draw"]
     assert end.state == "success"
@@ -110,7 +109,7 @@ def test_an_operator_whose_worker_is_killed_while_it_stores_goes_on(
     assert len(bucket.keys) == 2
 
 
-def test_an_intent_without_an_answer_stops_the_next_try(
+def test_the_next_try_does_not_submit_a_request_whose_outcome_is_unknown(
     connected_api: Sandbox, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, Ledger, "intend", after=True)
@@ -119,7 +118,7 @@ def test_an_intent_without_an_answer_stops_the_next_try(
     assert (end.state, connected_api.credits_charged) == ("failed", 0)
 
 
-def test_what_was_refused_is_on_record_for_the_next_try(connected_api: Sandbox, bucket: Bucket) -> None:
+def test_a_refused_prompt_is_recorded_for_the_next_try(connected_api: Sandbox, bucket: Bucket) -> None:
     end = batch_into(f"{bucket.url}/x", requests=["Fog [policy]", "A hare"], max_failures=1).run()["draw"]
     assert (end.state, end.returned["failed"]) == ("success", 1)
     assert [row["status"] for row in manifest(bucket, "x/manifest.jsonl")] == ["FAILED", "SUCCESS"]
@@ -132,12 +131,12 @@ def test_what_was_refused_is_on_record_for_the_next_try(connected_api: Sandbox, 
 @pytest.mark.parametrize(
     ("right", "named"), [("list", "s3:ListBucket"), ("read", "s3:GetObject"), ("write", "s3:PutObject")]
 )
-def test_a_missing_right_is_one_sentence_and_nothing_is_paid(
+def test_a_missing_permission_is_reported_in_one_sentence_and_nothing_is_paid(
     connected_api: Sandbox, bucket: Bucket, into: Any, right: str, named: str
 ) -> None:
     url = f"{bucket.url_without(right)}/x"
     dag = into(output_path=url) if into is dag_that_draws else into(url)
-    sentence = refused(dag.run()["draw"])
+    sentence = last_error(dag.run()["draw"])
     assert url in sentence
     assert named in sentence
     assert "\n" not in sentence
@@ -145,7 +144,7 @@ def test_a_missing_right_is_one_sentence_and_nothing_is_paid(
 
 
 @pytest.mark.parametrize("into", [dag_that_draws, batch_into], ids=["operator", "batch"])
-def test_without_the_right_to_delete_images_are_stored_and_used_again(
+def test_images_are_stored_and_reused_without_permission_to_delete(
     connected_api: Sandbox, bucket: Bucket, into: Any
 ) -> None:
     url = f"{bucket.url_without('delete')}/x"
@@ -158,14 +157,14 @@ def test_without_the_right_to_delete_images_are_stored_and_used_again(
 
 
 @pytest.mark.parametrize("into", [dag_that_draws, batch_into], ids=["operator", "batch"])
-def test_a_misspelt_bucket_is_refused_at_the_first_try_and_not_made(
+def test_a_misspelt_bucket_is_refused_at_the_first_try_and_not_created(
     connected_api: Sandbox, bucket: Bucket, into: Any
 ) -> None:
     url = "s3://s3@misspelt/x"
     dag = into(output_path=url) if into is dag_that_draws else into(url)
     end = dag.run()["draw"]
     assert end.tries == 1
-    assert "the bucket 'misspelt' does not exist" in refused(end)
+    assert "the bucket 'misspelt' does not exist" in last_error(end)
     assert connected_api.submissions == []
     assert "misspelt" not in [found["Name"] for found in bucket.server.client().list_buckets()["Buckets"]]
 
@@ -174,7 +173,7 @@ def test_a_users_own_manifest_is_not_replaced(connected_api: Sandbox, bucket: Bu
     bucket.put("x/manifest.jsonl", b'{"mine": true}\n')
     end = batch_into(f"{bucket.url}/x").run()["draw"]
     assert end.tries == 1
-    assert "manifest.jsonl is not the manifest of a batch" in refused(end)
+    assert "manifest.jsonl is not the manifest of a batch" in last_error(end)
     assert bucket.get("x/manifest.jsonl") == b'{"mine": true}\n'
     assert connected_api.submissions == []
 

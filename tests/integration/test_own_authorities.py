@@ -1,4 +1,4 @@
-"""Behind a proxy that inspects TLS, the connection's file of authorities counts for the API and the images alike."""
+"""The connection's file of certificate authorities applies to both the API and the image host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def https_api(airflow_database: None, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferred"])
-def test_an_operator_gets_its_image(https_api: Sandbox, tmp_path: Path, deferrable: bool) -> None:
+def test_an_operator_stores_its_image(https_api: Sandbox, tmp_path: Path, deferrable: bool) -> None:
     folder = tmp_path / "images"
     end = dag_that_draws(
         wait_for_completion=True, deferrable=deferrable, output_path=str(folder), poll_interval=0.01
@@ -43,7 +43,7 @@ def test_an_operator_gets_its_image(https_api: Sandbox, tmp_path: Path, deferrab
     assert len(stored_files(folder)) == 2
 
 
-def test_a_batch_gets_its_images(https_api: Sandbox, tmp_path: Path) -> None:
+def test_a_batch_stores_its_images(https_api: Sandbox, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     dag = TestDag()
     with dag:

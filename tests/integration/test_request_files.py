@@ -1,4 +1,4 @@
-"""Bad files of requests: whatever they contain, they cost no credit and are not quoted."""
+"""Bad files of requests: whatever they contain, nothing is paid and no secret is quoted."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SECRET = "hunter2-5d0c"
 
 
 def draw(folder: Path, requests: Any) -> TaskEnd:
-    dag = TestDag(params={"requests": "to be named"})
+    dag = TestDag(params={"requests": "to be replaced"})
     with dag:
         QwenImageBatchOperator(
             task_id="draw", requests="{{ params.requests }}", output_path=str(folder), poll_interval=0.01
@@ -44,7 +44,7 @@ def refused(api: Sandbox, end: TaskEnd) -> str:
         ("passwords.json", f"{SECRET}\xff"),
     ],
 )
-def test_a_file_that_contains_no_requests_is_quoted_nowhere(
+def test_a_file_without_requests_is_never_quoted(
     connected_api: Sandbox, tmp_path: Path, task_log: Callable[[], str], name: str, content: str
 ) -> None:
     file = tmp_path / name
@@ -68,7 +68,7 @@ def test_a_file_that_contains_no_requests_is_quoted_nowhere(
 def test_a_url_with_a_password_is_refused_without_being_shown(
     connected_api: Sandbox, tmp_path: Path, task_log: Callable[[], str], url: str
 ) -> None:
-    # Airflow would take it for the id of a connection, and log that this connection does not exist.
+    # Airflow would read the password as a connection id, and log that this connection does not exist.
     end = draw(tmp_path / "images", url)
     assert "with credentials before the @" in refused(connected_api, end)
     assert SECRET not in "".join(traceback.format_exception(end.error))
@@ -77,7 +77,7 @@ def test_a_url_with_a_password_is_refused_without_being_shown(
 
 
 @pytest.mark.parametrize("row", [r'{"prompt": "a fox \ud83d"}', r'{"prompt": "a fox \u0000"}', '"a \\udc00"'])
-def test_half_an_emoji_in_a_row_is_refused_before_the_first_credit(
+def test_half_an_emoji_in_a_row_is_refused_before_anything_is_paid(
     connected_api: Sandbox, tmp_path: Path, row: str
 ) -> None:
     file = tmp_path / "requests.jsonl"
@@ -104,7 +104,7 @@ def test_anything_but_a_regular_file_is_refused_at_once(
 
 
 @pytest.mark.parametrize(
-    ("source", "story"),
+    ("source", "expected"),
     [
         ("unknown://bucket/requests.csv", "which Airflow cannot open ("),
         ("s3://[bucket/requests.csv", "which Airflow cannot open ("),
@@ -114,13 +114,13 @@ def test_anything_but_a_regular_file_is_refused_at_once(
     ids=lambda value: value[:25],
 )
 def test_a_path_that_can_never_be_opened_is_reported_in_one_try(
-    connected_api: Sandbox, tmp_path: Path, source: str, story: str
+    connected_api: Sandbox, tmp_path: Path, source: str, expected: str
 ) -> None:
     (tmp_path / "file.csv").write_text("prompt\nA fox\n")
 
     message = refused(connected_api, draw(tmp_path / "images", source.format(folder=tmp_path)))
     assert message.startswith("requests is ")
-    assert story in message
+    assert expected in message
 
 
 def test_a_link_to_a_file_of_requests_is_read(connected_api: Sandbox, tmp_path: Path) -> None:

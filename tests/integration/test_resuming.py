@@ -1,4 +1,4 @@
-"""Resume methods fail closed: whatever a trigger fires, only a whole success counts as one."""
+"""Resume methods fail closed: only a complete success event counts as a success."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ _SUCCEEDED = {
     "response": ["https://cdn.example.com/image.png"],
 }
 
-events_of_nobody = pytest.mark.parametrize(
+invalid_events = pytest.mark.parametrize(
     "event",
     [
         {},
@@ -50,7 +50,7 @@ events_of_nobody = pytest.mark.parametrize(
 
 
 class _TaskInstance:
-    """What the resume methods use of a task instance."""
+    """The part of a task instance that the resume methods use."""
 
     dag_id = "fox"
     run_id = "daily"
@@ -81,13 +81,13 @@ def sensor() -> QwenImageStatusSensor:
 
 @pytest.fixture
 def operator() -> QwenImageGenerateOperator:
-    """An operator that nothing is remembered of."""
+    """An operator whose submission is not recorded."""
     return QwenImageGenerateOperator(task_id="draw", prompt="A boat", wait_for_completion=True, deferrable=True)
 
 
 @pytest.fixture
-def remembered_operator(tmp_path: Path, context: Any) -> QwenImageGenerateOperator:
-    """An operator whose submission is written down in its output folder."""
+def recorded_operator(tmp_path: Path, context: Any) -> QwenImageGenerateOperator:
+    """An operator whose submission is recorded in its output folder."""
     ledger = _ledger(context, tmp_path)
     ledger.intend(GenerateRequest(prompt="A boat"))
     ledger.accept("n43resumedqwenimg")
@@ -98,29 +98,29 @@ def _ledger(context: Any, folder: Path) -> Ledger:
     return open_ledger(context, open_output_path(str(folder)), durable=True)
 
 
-def test_a_sensor_resumes_with_a_whole_success(sensor: QwenImageStatusSensor, context: Any) -> None:
+def test_a_sensor_accepts_a_complete_success_event(sensor: QwenImageStatusSensor, context: Any) -> None:
     event = {"status": "success", "snapshot": _SUCCEEDED}
 
     assert sensor.execute_complete(context, event) == ["https://cdn.example.com/image.png"]
     assert context["ti"].xcoms["consumed_credits"] == 5
 
 
-def test_an_operator_resumes_with_a_whole_success(operator: QwenImageGenerateOperator, context: Any) -> None:
+def test_an_operator_accepts_a_complete_success_event(operator: QwenImageGenerateOperator, context: Any) -> None:
     result = operator.execute_complete(context, {"status": "success", "snapshot": _SUCCEEDED})
 
     assert result["image_urls"] == ["https://cdn.example.com/image.png"]
     assert result["task_id"] == "n43resumedqwenimg"
 
 
-@events_of_nobody
-def test_a_sensor_refuses_what_is_no_whole_event(sensor: QwenImageStatusSensor, context: Any, event: Any) -> None:
+@invalid_events
+def test_a_sensor_rejects_an_invalid_event(sensor: QwenImageStatusSensor, context: Any, event: Any) -> None:
     with pytest.raises((QwenImageContractError, AirflowFailException)):
         sensor.execute_complete(context, event)
     assert "consumed_credits" not in context["ti"].xcoms
 
 
-@events_of_nobody
-def test_an_operator_refuses_what_is_no_whole_event_and_is_not_retried(
+@invalid_events
+def test_an_operator_rejects_an_invalid_event_and_is_not_retried(
     operator: QwenImageGenerateOperator, context: Any, event: Any
 ) -> None:
     with pytest.raises(AirflowFailException, match="n43resumedqwenimg"):
@@ -128,12 +128,12 @@ def test_an_operator_refuses_what_is_no_whole_event_and_is_not_retried(
     assert "consumed_credits" not in context["ti"].xcoms
 
 
-@events_of_nobody
+@invalid_events
 def test_a_retry_resumes_if_the_submission_is_recorded(
-    remembered_operator: QwenImageGenerateOperator, context: Any, event: Any, tmp_path: Path
+    recorded_operator: QwenImageGenerateOperator, context: Any, event: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(QwenImageContractError):
-        remembered_operator.execute_complete(context, event)
+        recorded_operator.execute_complete(context, event)
     assert "consumed_credits" not in context["ti"].xcoms
     step = _ledger(context, tmp_path).next_step(GenerateRequest(prompt="A boat"))
     assert isinstance(step, Resume)
@@ -141,7 +141,7 @@ def test_a_retry_resumes_if_the_submission_is_recorded(
 
 
 @pytest.mark.parametrize("name", ["NoSuchError", "TaskSnapshot", "annotations", "", None])
-def test_an_error_of_an_unknown_class_is_still_an_error(
+def test_an_error_event_of_an_unknown_class_fails_the_task(
     operator: QwenImageGenerateOperator, context: Any, name: Any
 ) -> None:
     with pytest.raises(AirflowFailException, match="it broke"):
@@ -149,43 +149,43 @@ def test_an_error_of_an_unknown_class_is_still_an_error(
 
 
 @pytest.mark.parametrize("name", ["NoSuchError", "TaskSnapshot", "annotations", "", None])
-def test_an_error_of_an_unknown_class_is_still_an_error_where_the_submission_is_remembered(
-    remembered_operator: QwenImageGenerateOperator, context: Any, name: Any
+def test_an_error_event_of_an_unknown_class_allows_a_retry_if_the_submission_is_recorded(
+    recorded_operator: QwenImageGenerateOperator, context: Any, name: Any
 ) -> None:
     with pytest.raises(QwenImageError, match="it broke"):
-        remembered_operator.execute_complete(context, {"status": "error", "message": "it broke", "error": name})
+        recorded_operator.execute_complete(context, {"status": "error", "message": "it broke", "error": name})
 
 
-def test_a_trigger_that_broke_lets_the_retry_resume_if_the_submission_is_recorded(
-    remembered_operator: QwenImageGenerateOperator, context: Any, tmp_path: Path
+def test_a_retry_resumes_after_a_broken_trigger_if_the_submission_is_recorded(
+    recorded_operator: QwenImageGenerateOperator, context: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(Exception, match=r"[Tt]rigger") as caught:
-        remembered_operator.resume_execution("__fail__", {"error": "Trigger failure"}, context)
+        recorded_operator.resume_execution("__fail__", {"error": "Trigger failure"}, context)
     assert not isinstance(caught.value, AirflowFailException)
     assert isinstance(_ledger(context, tmp_path).next_step(GenerateRequest(prompt="A boat")), Resume)
 
 
-def test_a_trigger_that_broke_does_not_make_the_operator_pay_again(
+def test_an_operator_does_not_pay_again_after_a_broken_trigger(
     operator: QwenImageGenerateOperator, context: Any
 ) -> None:
     with pytest.raises(AirflowFailException, match="n43resumedqwenimg is submitted and may be paid"):
         operator.resume_execution("__fail__", {"error": "Trigger failure"}, context)
 
 
-def test_a_trigger_that_broke_fails_the_sensor(sensor: QwenImageStatusSensor, context: Any) -> None:
+def test_a_broken_trigger_fails_the_sensor(sensor: QwenImageStatusSensor, context: Any) -> None:
     with pytest.raises(Exception, match=r"[Tt]rigger"):
         sensor.resume_execution("__fail__", {"error": "Trigger failure"}, context)
 
 
 @pytest.fixture
 def drawing(connected_api: Sandbox) -> str:
-    """The id of an image that is under way."""
+    """The id of an image task in progress."""
     with QwenImageHook() as hook:
         return hook.generate("A boat")
 
 
 def test_a_sensor_without_an_event_reads_the_status(connected_api: Sandbox, drawing: str, context: Any) -> None:
-    """`airflow dags test` beside a live scheduler resumes a task like that."""
+    """`airflow dags test` beside a running scheduler resumes a task without an event."""
     sensor = QwenImageStatusSensor(task_id="sense", image_task_id=drawing, deferrable=True)
     with pytest.raises(TaskDeferred):
         sensor.execute_complete(context, None)
@@ -206,8 +206,8 @@ def test_an_operator_without_an_event_reads_the_status_and_submits_nothing(
     assert len(connected_api.submissions) == 1
 
 
-def test_what_an_earlier_version_has_fired_is_understood(sensor: QwenImageStatusSensor, context: Any) -> None:
-    """It had everything that the API said."""
+def test_a_sensor_accepts_an_event_of_an_earlier_version(sensor: QwenImageStatusSensor, context: Any) -> None:
+    """Its event contained the API's complete answer."""
     odd = {"request": {"prompt": "A boat", "callback_url": "https://example.com/?token=1"}, "queue": {"place": 10**31}}
     event = {
         "status": "success",

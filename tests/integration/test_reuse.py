@@ -1,4 +1,4 @@
-"""What stands in storage whole is used instead of drawn again, and only that."""
+"""A stored image is reused if it is intact; otherwise it is drawn again."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def _assert_reused(end: TaskEnd, before: TaskEnd) -> None:
 
 
 @in_storage_and_mapped
-def test_a_finished_task_that_stores_uses_its_image_again_when_it_is_cleared(
+def test_clearing_a_finished_task_reuses_its_stored_image(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path
 ) -> None:
     dag = dag_that_draws(**aim)
@@ -53,7 +53,7 @@ def test_a_finished_task_that_stores_uses_its_image_again_when_it_is_cleared(
 
 
 @in_storage_and_mapped
-def test_a_further_run_uses_the_images_that_stand_in_its_folder(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+def test_another_run_reuses_the_images_in_its_folder(connected_api: Sandbox, aim: dict[str, Any]) -> None:
     dag = dag_that_draws(**aim)
     before = _ends(dag.run())
     requests = len(connected_api.requests)
@@ -64,7 +64,7 @@ def test_a_further_run_uses_the_images_that_stand_in_its_folder(connected_api: S
     assert connected_api.credits_charged == 5 * len(before)
 
 
-def test_mapped_tasks_with_one_prompt_and_a_random_seed_find_an_image_each(
+def test_mapped_tasks_with_the_same_prompt_and_a_random_seed_each_reuse_their_own_image(
     connected_api: Sandbox, tmp_path: Path
 ) -> None:
     dag = dag_that_draws(output_path=str(tmp_path), prompts=["A paper moon"] * 4)
@@ -79,7 +79,7 @@ def test_mapped_tasks_with_one_prompt_and_a_random_seed_find_an_image_each(
     assert connected_api.credits_charged == 20
 
 
-def test_a_second_task_with_the_same_request_and_folder_uses_the_image_of_the_first(
+def test_a_second_task_with_the_same_request_and_folder_reuses_the_image_of_the_first(
     connected_api: Sandbox, tmp_path: Path
 ) -> None:
     dag = TestDag()
@@ -95,13 +95,13 @@ def test_a_second_task_with_the_same_request_and_folder_uses_the_image_of_the_fi
     assert len(connected_api.submissions) == 1
 
 
-def test_tasks_with_other_requests_share_a_folder(connected_api: Sandbox, tmp_path: Path) -> None:
-    asked: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2}, {"size": "768*1024"}, {"output_format": "png"}]
+def test_tasks_with_different_requests_share_a_folder(connected_api: Sandbox, tmp_path: Path) -> None:
+    requests: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2}, {"size": "768*1024"}, {"output_format": "png"}]
     dag = TestDag()
     with dag:
         QwenImageGenerateOperator.partial(
             task_id="draw", prompt="A boat", poll_interval=0.01, output_path=str(tmp_path), deferrable=True
-        ).expand_kwargs(asked)
+        ).expand_kwargs(requests)
     paths = [end.returned["paths"][0] for end in _ends(dag.run())]
 
     assert len(set(paths)) == len(connected_api.submissions) == 4
@@ -110,7 +110,7 @@ def test_tasks_with_other_requests_share_a_folder(connected_api: Sandbox, tmp_pa
 
 
 @in_storage
-def test_overwriting_draws_anew_and_replaces_the_image(
+def test_overwrite_draws_a_new_image_and_replaces_the_old_one(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path
 ) -> None:
     dag = dag_that_draws(**aim, overwrite=True)
@@ -142,19 +142,19 @@ def _delete_sidecar(image: Path) -> None:
     image.with_suffix(".json").unlink()
 
 
-def _spoil_sidecar(image: Path) -> None:
+def _corrupt_sidecar(image: Path) -> None:
     image.with_suffix(".json").write_text("not JSON")
 
 
 @in_storage
-@pytest.mark.parametrize("harm", [_delete, _damage, _cut_short, _delete_sidecar, _spoil_sidecar])
-def test_an_image_that_does_not_stand_there_as_it_was_stored_is_drawn_anew(
-    connected_api: Sandbox, aim: dict[str, Any], harm: Callable[[Path], None]
+@pytest.mark.parametrize("damage", [_delete, _damage, _cut_short, _delete_sidecar, _corrupt_sidecar])
+def test_a_missing_or_damaged_image_is_drawn_again(
+    connected_api: Sandbox, aim: dict[str, Any], damage: Callable[[Path], None]
 ) -> None:
     dag = dag_that_draws(**aim)
     (before,) = _ends(dag.run())
     image = Path(before.returned["paths"][0])
-    harm(image)
+    damage(image)
     (after,) = _ends(dag.clear("draw"))
 
     assert after.returned["paths"] == before.returned["paths"]
@@ -167,7 +167,7 @@ def test_an_image_that_does_not_stand_there_as_it_was_stored_is_drawn_anew(
 
 
 @in_storage
-def test_what_was_stored_before_a_crash_is_finished_business_for_a_clear(
+def test_a_clear_reuses_an_image_stored_before_a_crash(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, Ledger, "finish")
@@ -179,7 +179,7 @@ def test_what_was_stored_before_a_crash_is_finished_business_for_a_clear(
 
 
 @in_storage
-def test_going_back_does_not_take_an_older_image_for_the_one_that_was_paid(
+def test_resuming_does_not_mistake_an_older_image_for_the_paid_one(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dag = dag_that_draws(**aim, overwrite=True)

@@ -1,4 +1,4 @@
-"""A running Airflow: scheduler, triggerer and worker processes. One start for all tests; the last looks for the key."""
+"""A running Airflow with scheduler, triggerer and workers, started once. The last test searches it for the key."""
 
 import base64
 import contextlib
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(not AIRFLOW_3, reason="starts Airflow 3"),
 ]
 
-# Characters that base64 and URLs write differently, so that those forms are looked for as well.
+# With characters that base64 and URLs encode differently, so that the search covers those forms.
 _API_KEY = f"sk-leaktest-{secrets.token_hex(8)}+/=&"
 _WRONG_KEY = f"sk-leakwrong-{secrets.token_hex(8)}+/=&"
 
@@ -41,7 +41,7 @@ from airflow.providers.common.compat.sdk import DAG
 from airflow_provider_qwenimage import QwenImageStatusSensor
 
 WAITS = {waits!r}
-# The API's pace would take longer than all else here.
+# The default interval would take longer than the rest of this module.
 SECONDS = {{"poke_interval": 2}}
 
 with DAG(
@@ -49,7 +49,7 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2024, 1, 1),
     params={params!r},
-    # Fewer processes at once than the machine would otherwise start: see `_end`.
+    # Limits the processes that run at once: see `_end`.
     max_active_tasks=5,
     default_args={{"retries": {retries}, "retry_delay": datetime.timedelta(0)}} | SECONDS,
 ):
@@ -181,15 +181,15 @@ with DAG("beside", schedule=None, start_date=pendulum.datetime(2024, 1, 1), para
 _TIMEOUT_SECONDS = 20.0
 _PACE_SECONDS = 1.0
 _CROWD_WAITS = 5
-# The images that the tasks of the DAG "draw" submit.
+# The number of images that the DAG "draw" submits.
 _DRAWN = 5
-# No test counts on a retry; these are for the tries that Airflow takes from a rescheduled task by mistake, see `_end`.
+# No test needs a retry; these replace the tries that Airflow counts by mistake, see `_end`.
 _RETRIES = 20
 
 
 @dataclass(frozen=True)
 class World:
-    """A running Airflow and the APIs that its connections lead to, each named as its connection is."""
+    """A running Airflow and the sandbox APIs of its connections, by connection id."""
 
     airflow: StandaloneAirflow
     apis: dict[str, Sandbox]
@@ -197,7 +197,7 @@ class World:
     folder: Path
 
     def submit(self, conn_id: str, prompt: str = "A boat") -> str:
-        """Submit an image without Airflow, and return the API's task id."""
+        """Submit an image without Airflow, and return its image task id."""
         answer = requests.post(
             f"{self.apis[conn_id].url}/api/generate",
             json={"prompt": prompt},
@@ -206,8 +206,8 @@ class World:
         )
         return str(answer.json()["data"]["task_id"])
 
-    def looks(self, conn_id: str) -> Counter[str | None]:
-        """Return how often the status of each image task was read, not counting what was refused or failed."""
+    def polls(self, conn_id: str) -> Counter[str | None]:
+        """Return the number of successful polls of each image task."""
         requests_seen = self.apis[conn_id].requests
         return Counter(
             request.task_id for request in requests_seen if request.route == "status" and request.code == 200
@@ -216,7 +216,7 @@ class World:
 
 @dataclass(frozen=True)
 class Finished:
-    """The ids of the two big runs."""
+    """The ids of the finished runs of the DAGs "sense" and "draw"."""
 
     sense: str
     draw: str
@@ -235,7 +235,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     (airflow.dags / "crowd.py").write_text(_CROWD.format(waits=_CROWD_WAITS))
     (airflow.dags / "odd.py").write_text(_ODD)
     (airflow.dags / "outlast.py").write_text(_OUTLAST.format(timeout=_TIMEOUT_SECONDS, pace=_PACE_SECONDS))
-    # The tests say when these are drawn, all but the endless one.
+    # The tests finish these images themselves, except the endless one.
     seconds_per_image = dict.fromkeys(("endless", "slow", "quick", "watched", "crowd", "beside"), 3600.0)
     seconds_per_image |= {f"flaky_{wait}": 0.5 for wait in WAITS}
     with contextlib.ExitStack() as stack:
@@ -264,20 +264,20 @@ def finished(world: World) -> Finished:
     watched |= {f"failed_{wait}": world.submit("watched", "Fog [fail]") for wait in WAITS}
     others = {conn_id: world.submit(conn_id) for conn_id in ("endless", *(f"flaky_{wait}" for wait in WAITS))}
     sense = world.airflow.trigger("sense", watched | others)
-    # The first look at each is its worker's; with the second one it is waited for in its own way.
-    _finish_after_looks(world, "watched", len(watched))
+    # The worker makes the first poll of each image; from the second on, the sensor waits in its own mode.
+    _finish_after_polls(world, "watched", len(watched))
     draw = world.airflow.trigger("draw", {})
-    _finish_after_looks(world, "quick", _DRAWN)
+    _finish_after_polls(world, "quick", _DRAWN)
     for dag_id, run_id in {"sense": sense, "draw": draw}.items():
         world.airflow.wait_for_run(dag_id, run_id)
     return Finished(sense, draw)
 
 
-def _finish_after_looks(world: World, conn_id: str, images: int) -> None:
-    """Let the images of an API be drawn once each was looked at twice."""
+def _finish_after_polls(world: World, conn_id: str, images: int) -> None:
+    """Finish the images of an API once each was polled twice."""
     wait_for(
-        f"two looks at each image of {conn_id}",
-        lambda: sum(looks >= 2 for looks in world.looks(conn_id).values()) == images,
+        f"two polls of each image of {conn_id}",
+        lambda: sum(polls >= 2 for polls in world.polls(conn_id).values()) == images,
     )
     finish_images(world.apis[conn_id])
 
@@ -285,18 +285,18 @@ def _finish_after_looks(world: World, conn_id: str, images: int) -> None:
 def _end(world: World, finished: Finished, task_id: str) -> tuple[str, int]:
     """Return the state of a sensor, and how often it failed.
 
-    Its number of tries says less: on a busy machine Airflow's scheduler may read the message that a task was
-    rescheduled only after it is queued again, take it for a crash, and count a try for it: several in a row, if all
-    cores are busy. A failure in such a further try is none of the sensor's making.
+    The number of tries is less reliable: on a busy machine the scheduler may read the message that a task was
+    rescheduled only after the task is queued again, mistake it for a crash, and count a try, several times in a row.
+    A failure in such an additional try is not the sensor's.
     """
     state = world.airflow.tasks("sense", finished.sense)[task_id, -1]["state"]
     log = world.airflow.log("sense", finished.sense, task_id)
     failures = log.count("Task failed with exception")
     if failures > 1:
         mistaken = world.airflow.mistaken_crashes("sense", finished.sense, task_id)
-        # Where two processes came of one try, Airflow ends the first, which may have failed by then.
+        # If one try started two processes, Airflow ends the first, which may have failed by then.
         mistaken += log.count("Server indicated the task shouldn't be running anymore")
-        assert failures <= 1 + mistaken, f"{failures} failures, {mistaken} of them Airflow's mistakes:\n{log}"
+        assert failures <= 1 + mistaken, f"{failures} failures, {mistaken} by Airflow's mistake:\n{log}"
         failures = 1
     return state, failures
 
@@ -334,7 +334,7 @@ def test_a_sensor_survives_an_api_that_fails_five_times(world: World, finished: 
     assert _end(world, finished, f"flaky_{wait}") == ("success", 0)
     requests_seen = world.apis[f"flaky_{wait}"].requests
     codes = [request.code for request in requests_seen if request.route == "status"]
-    # A try that Airflow counts by mistake, see `_end`, may come after the end and ask once more.
+    # A try that Airflow counts by mistake, see `_end`, may start after the end and poll once more.
     tries = world.airflow.tasks("sense", finished.sense)[f"flaky_{wait}", -1]["try_number"]
     assert codes[:6] == [500] * 5 + [200]
     assert codes[6:] == [200] * len(codes[6:])
@@ -347,17 +347,17 @@ def test_a_sensor_fails_without_a_retry_at_its_deadline(world: World, finished: 
     assert "SensorTimeout" in world.airflow.log("sense", finished.sense, f"deadline_{wait}")
 
 
-def test_mapped_submissions_and_sensors_find_each_other(world: World, finished: Finished) -> None:
-    for place in (0, 1):
-        task_id = world.airflow.returned("draw", finished.draw, "submit", place)
-        (url,) = world.airflow.returned("draw", finished.draw, "sense", place)
+def test_each_mapped_sensor_waits_for_its_own_submission(world: World, finished: Finished) -> None:
+    for index in (0, 1):
+        task_id = world.airflow.returned("draw", finished.draw, "submit", index)
+        (url,) = world.airflow.returned("draw", finished.draw, "sense", index)
         assert task_id in url
 
 
 def test_deferred_operators_store_an_image_for_each_mapped_prompt(world: World, finished: Finished) -> None:
     names = []
-    for place in (0, 1):
-        result = world.airflow.returned("draw", finished.draw, "draw", place)
+    for index in (0, 1):
+        result = world.airflow.returned("draw", finished.draw, "draw", index)
         (path,) = result["paths"]
         with Image.open(path) as image:
             image.load()
@@ -375,12 +375,12 @@ def test_every_image_was_submitted_once(world: World, finished: Finished) -> Non
 
 
 @pytest.mark.parametrize("task_id", ["refused", "wrong_key"])
-def test_what_a_retry_cannot_mend_is_not_retried(world: World, finished: Finished, task_id: str) -> None:
+def test_an_error_that_a_retry_cannot_fix_is_not_retried(world: World, finished: Finished, task_id: str) -> None:
     assert world.airflow.tasks("draw", finished.draw)[task_id, -1]["state"] == "failed"
     assert world.airflow.log("draw", finished.draw, task_id).count("Task failed with exception") == 1
 
 
-def test_deferred_waits_use_no_slot_and_outlast_a_triggerer_that_is_killed(world: World, finished: Finished) -> None:
+def test_deferred_waits_use_no_slot_and_survive_a_killed_triggerer(world: World, finished: Finished) -> None:
     airflow = world.airflow
     ids = {"slow": world.submit("slow"), "endless": world.submit("endless")}
     run_id = airflow.trigger("outlast", ids)
@@ -392,12 +392,12 @@ def test_deferred_waits_use_no_slot_and_outlast_a_triggerer_that_is_killed(world
     pool = airflow.pool()
     assert (pool["deferred_slots"], pool["running_slots"], pool["occupied_slots"]) == (2, 0, 0)
 
-    # Some looks take longer than the last one could come late.
-    wait_for("looks of a triggerer", lambda: all(world.looks(name)[ids[name]] >= 5 for name in ids))
+    # Enough polls to take longer than the last poll may be late.
+    wait_for("polls of a triggerer", lambda: all(world.polls(name)[ids[name]] >= 5 for name in ids))
     airflow.kill_triggerer()
     killed_at = time.time()
     airflow.start_triggerer()
-    wait_for("a look at both", lambda: all(_look_times(world, name, killed_at) for name in ids))
+    wait_for("a poll of both", lambda: all(_poll_times(world, name, killed_at) for name in ids))
     finish_images(world.apis["slow"])
     airflow.wait_for_run("outlast", run_id)
 
@@ -405,13 +405,13 @@ def test_deferred_waits_use_no_slot_and_outlast_a_triggerer_that_is_killed(world
     tasks = airflow.tasks("outlast", run_id)
     assert [task["try_number"] for task in tasks.values()] == [1, 1]
     assert "SensorTimeout" in airflow.log("outlast", run_id, "times_out")
-    # The last look is made at the deadline, or at once where that has passed. A clock that started afresh with the new
-    # triggerer would let it look more often, and longer.
-    looks = _look_times(world, "endless", killed_at)
-    assert len(looks) == 1 or looks[-1] < killed_at + _TIMEOUT_SECONDS
+    # The last poll is made at the deadline, or at once if the deadline has passed. If the deadline restarted with the
+    # new triggerer, it would poll more often, and longer.
+    polls = _poll_times(world, "endless", killed_at)
+    assert len(polls) == 1 or polls[-1] < killed_at + _TIMEOUT_SECONDS
 
 
-def _look_times(world: World, conn_id: str, since: float) -> list[float]:
+def _poll_times(world: World, conn_id: str, since: float) -> list[float]:
     return [request.time for request in world.apis[conn_id].requests if request.code and request.time > since]
 
 
@@ -422,8 +422,8 @@ def test_an_odd_answer_to_one_wait_ends_neither_the_triggerer_nor_the_waits_of_a
     odd = airflow.trigger("odd", {})
     image_task_id = world.submit("beside")
     beside = airflow.trigger("beside", {"image_task_id": image_task_id})
-    # The first look at each is its worker's, before it is deferred.
-    wait_for("looks of a triggerer", lambda: api.requests >= 2 and world.looks("beside")[image_task_id] >= 2)
+    # The worker makes the first poll of each image, before the task is deferred.
+    wait_for("polls of a triggerer", lambda: api.requests >= 2 and world.polls("beside")[image_task_id] >= 2)
 
     half = "a fox \ud83d\x00"
     api.answer(
@@ -457,11 +457,11 @@ def test_all_waits_of_a_connection_share_a_client_in_a_triggerer(world: World) -
         for request in world.apis["crowd"].requests:
             if request.route == "status":
                 ports[str(request.task_id)].append(request.client_port)
-        # The first look at each is its worker's, before it is deferred.
+        # The worker makes the first poll of each image, before the task is deferred.
         return {image_task_id: found[1:] for image_task_id, found in ports.items()}
 
     def one_client() -> bool:
-        """Whether all waits were seen on connections that lead from one to the other."""
+        """Whether the waits are all linked by connections that they share."""
         apart = [set(found) for found in ports_in_triggerer().values()]
         together = apart.pop()
         while reached := [ports for ports in apart if ports & together]:
@@ -470,30 +470,30 @@ def test_all_waits_of_a_connection_share_a_client_in_a_triggerer(world: World) -
         return not apart
 
     wait_for(
-        "looks over shared connections", lambda: min(map(len, ports_in_triggerer().values())) >= 5 and one_client()
+        "polls over shared connections", lambda: min(map(len, ports_in_triggerer().values())) >= 5 and one_client()
     )
     finish_images(world.apis["crowd"])
     world.airflow.wait_for_run("crowd", run_id)
     assert set(world.airflow.states("crowd", run_id).values()) == {"success"}
-    # It opens another connection only where all that it has wait for an answer.
+    # The client opens another connection only if all of its connections are waiting for an answer.
     assert len(set().union(*ports_in_triggerer().values())) <= _CROWD_WAITS
 
 
 def _forms(secret: str) -> list[bytes]:
-    """Return a secret as it is, in URLs, in JSON, in a repr and in base64 at each of the three places in a group."""
+    """Return a secret unchanged and encoded for URLs, for JSON and in base64 at each of its three offsets."""
     forms = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]}
     for before in range(3):
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             encoded = encode(b"x" * before + secret.encode()).decode()
-            # The first and the last group also depend on what stands around the secret.
+            # The first and the last group also depend on the surrounding bytes.
             forms.add(encoded[4 if before else 0 : -4])
-    # Without its last characters, which some form may have dropped or escaped.
+    # Without its last characters, which other encodings may drop or escape.
     forms.add(secret[:24])
     return [form.encode() for form in forms]
 
 
-def test_the_key_is_nowhere(world: World, finished: Finished) -> None:
-    """Look for it in all of the database but the connections, and in every file of Airflow and beside the images."""
+def test_the_api_key_appears_only_in_the_stored_connections(world: World, finished: Finished) -> None:
+    """Search the whole database except the connections, all of Airflow's files, and the folder of the images."""
     airflow = world.airflow
     places: dict[str, bytes] = {}
     for number, (table, column, value) in enumerate(airflow.rows()):
@@ -509,7 +509,7 @@ def test_the_key_is_nowhere(world: World, finished: Finished) -> None:
     def where(needle: bytes) -> list[str]:
         return [place for place, content in places.items() if needle in content]
 
-    # First that the search would find it: a task id is in XComs, trigger events, logs and sidecars.
+    # First check that the search works: an image task id is in XComs, logs and sidecars.
     task_id = world.airflow.returned("draw", finished.draw, "draw", 0)["task_id"].encode()
     found = where(task_id)
     assert any(place.startswith("xcom.") for place in found)

@@ -1,4 +1,4 @@
-"""What tasks push for Airflow's UI: links, their request, their error, the rows of a batch."""
+"""Values that tasks push for the Airflow UI: links, the request, the error, the rows of a batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ with_gallery = pytest.mark.airflow_feature("gallery", "yes")
 
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """What tasks push, in its order."""
+    """The key and value of each push, in order."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     seen: list[tuple[str, Any]] = []
@@ -43,7 +43,7 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 
 def watch_links(monkeypatch: pytest.MonkeyPatch, seen: list[tuple[str, Any]]) -> None:
-    """Note the links that a task stores itself, past any XCom backend."""
+    """Record the links that a task stores itself, bypassing any XCom backend."""
     from airflow.sdk.bases.xcom import BaseXCom
 
     store = BaseXCom.set
@@ -74,7 +74,7 @@ def test_the_request_is_pushed_before_it_is_submitted(
 
 
 @with_gallery
-def test_a_wait_in_the_worker_has_its_link_while_it_waits(
+def test_the_link_to_the_gallery_is_stored_before_the_worker_waits(
     connected_api: Sandbox, pushed: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait = QwenImageHook.wait_for_completion
@@ -91,7 +91,7 @@ def test_a_wait_in_the_worker_has_its_link_while_it_waits(
 
 @pytest.fixture
 def stored_links(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The links that a task stores itself, or Airflow when one of its processes defers or ends, in their order."""
+    """The links that a task stores itself, or that Airflow stores when a process defers or ends, in order."""
     from airflow.sdk.execution_time import task_runner
 
     seen: list[tuple[str, str]] = []
@@ -130,7 +130,7 @@ def test_each_link_is_stored_once_as_soon_as_it_leads_somewhere(
 
 
 class ReviewLink(BaseOperatorLink):
-    """What a user adds to an operator of this package."""
+    """A link that a user adds to an operator of this package."""
 
     name = "Review"
 
@@ -166,7 +166,7 @@ def test_a_link_that_a_subclass_adds_is_stored_beside_ours(
 
 @with_gallery
 @pytest.mark.parametrize("wait", WAITS.values(), ids=list(WAITS))
-def test_a_sensor_stores_its_links_as_well(
+def test_a_sensor_stores_its_links(
     connected_api: Sandbox, stored_links: list[tuple[str, str]], wait: dict[str, Any]
 ) -> None:
     image_task_id = QwenImageHook().generate("A fox")
@@ -195,7 +195,7 @@ def test_a_failure_is_pushed_with_its_reason(
     assert end.xcoms["error"]["message"] == str(end.error).removeprefix(f"{error}: ")
 
 
-def test_the_error_of_a_try_is_gone_when_the_next_one_succeeds(
+def test_the_error_of_a_try_is_removed_when_the_next_try_succeeds(
     connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.script("generate", "failure")
@@ -204,7 +204,7 @@ def test_the_error_of_a_try_is_gone_when_the_next_one_succeeds(
     assert "error" not in end.xcoms
 
 
-def test_storage_for_what_is_shown_that_fails_does_not_hide_the_failure(
+def test_a_failure_to_record_the_error_does_not_hide_the_error(
     connected_api: Sandbox, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
 ) -> None:
     from airflow_provider_qwenimage.tasks import failures
@@ -219,7 +219,7 @@ def test_storage_for_what_is_shown_that_fails_does_not_hide_the_failure(
     assert "Could not record the XCom error" in task_log()
 
 
-def test_a_sensor_tells_what_it_waits_for_before_it_does(connected_api: Sandbox) -> None:
+def test_a_sensor_pushes_its_image_task_id_before_it_waits(connected_api: Sandbox) -> None:
     dag = TestDag()
     with dag:
         QwenImageStatusSensor(task_id="wait", image_task_id="n43nobodyknows", poke_interval=0.01)
@@ -246,10 +246,10 @@ def test_a_batch_lists_its_rows_while_it_runs_and_leaves_no_list_behind(
     def watch(self: BatchTask, rows: str | None = None) -> None:
         if rows is not None:
             listed.append(rows_of(rows))
-            # Each image is drawn once it was listed as the one that is under way.
-            under_way = {row["task_id"] for row in listed[-1] if row["status"] == "IN_PROGRESS"} - {None}
-            if len(under_way) == 1:
-                finish_image(connected_api, *under_way)
+            # Finish each image once it is listed as the only one in progress.
+            in_progress = {row["task_id"] for row in listed[-1] if row["status"] == "IN_PROGRESS"} - {None}
+            if len(in_progress) == 1:
+                finish_image(connected_api, *in_progress)
         report(self, rows)
 
     monkeypatch.setattr(BatchTask, "_report", watch)
@@ -267,7 +267,7 @@ def test_a_batch_lists_its_rows_while_it_runs_and_leaves_no_list_behind(
     assert all(row["stored_at"] for row in manifest)
 
 
-def test_the_list_of_a_batch_that_was_killed_is_removed_by_the_next_try(
+def test_the_next_try_removes_the_list_of_rows_of_a_killed_batch(
     connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(seconds_per_image=3600)
@@ -279,7 +279,7 @@ def test_the_list_of_a_batch_that_was_killed_is_removed_by_the_next_try(
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
 
 
-def test_a_list_that_cannot_be_written_does_not_stop_a_batch(
+def test_a_list_of_rows_that_cannot_be_written_does_not_stop_a_batch(
     connected_api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(seconds_per_image=3600)

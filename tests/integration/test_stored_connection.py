@@ -1,4 +1,4 @@
-"""A connection that is stored in the metadata database, as most are, and not in the environment."""
+"""A connection stored in the metadata database, as most are, and not in the environment."""
 
 import os
 import subprocess
@@ -42,7 +42,9 @@ def stored_connection(api: Sandbox, airflow_database: None) -> Iterator[None]:
         session.delete(session.merge(connection))
 
 
-def test_every_way_to_wait_finds_it_under_dag_test(api: Sandbox, stored_connection: None, tmp_path: Path) -> None:
+def test_dag_test_finds_the_connection_in_every_way_of_waiting(
+    api: Sandbox, stored_connection: None, tmp_path: Path
+) -> None:
     dag = TestDag()
     with dag:
         for name, wait in WAITS.items():
@@ -63,7 +65,7 @@ def test_every_way_to_wait_finds_it_under_dag_test(api: Sandbox, stored_connecti
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_airflow_dags_test_finds_it(
+def test_airflow_dags_test_finds_the_connection(
     api: Sandbox, stored_connection: None, airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(airflow_provider_qwenimage.__file__).parents[1]
@@ -86,6 +88,6 @@ def test_airflow_dags_test_finds_it(
     assert api.credits_charged == 10, output
     assert len(list(tmp_path.iterdir())) == 2, output
     if AIRFLOW == (3, 0):
-        # There, this command of Airflow's shows each password at debug level, when it begins to mask it.
+        # In Airflow 3.0, this command logs each password at debug level when it starts to mask it.
         output = "".join(line for line in output.splitlines() if "MaskSecret(" not in line)
     assert api.api_key not in output

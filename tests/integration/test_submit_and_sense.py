@@ -1,4 +1,4 @@
-"""The classic pair, submit and sense, in every way in which a sensor waits."""
+"""The classic pair, submit and sense, in every mode of the sensor."""
 
 from datetime import timedelta
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from tests.events import pass_deadlines, pass_execution_timeout, run_when, statu
 from tests.integration.dag_runs import WAITS, DagRun, TestDag
 
 in_every_mode = pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
-# "reschedule" pokes as "poke" does; where the poke alone matters, it need not be waited for as well.
+# "reschedule" pokes as "poke" does, so tests of the poke itself skip it.
 deferred_and_poking = pytest.mark.parametrize("wait", [WAITS["deferrable"], WAITS["poke"]], ids=["deferrable", "poke"])
 
 
@@ -39,9 +39,9 @@ def _sense(**sensor: Any) -> DagRun:
 
 
 def _passing_timeout(monkeypatch: pytest.MonkeyPatch, wait: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a sensor that waits in this way, with a timeout that passes once it does."""
+    """Return the arguments of a sensor in this mode, with a timeout that passes once it waits."""
     if wait is not WAITS["deferrable"]:
-        # Each look is the last one, and takes what it takes.
+        # Each poll is the last one, and may take long.
         monkeypatch.setattr(polling, "LAST_READ_SECONDS", 250.0)
         return wait | {"timeout": 0.1}
     pass_deadlines(monkeypatch)
@@ -49,7 +49,7 @@ def _passing_timeout(monkeypatch: pytest.MonkeyPatch, wait: dict[str, Any]) -> d
 
 
 @in_every_mode
-def test_the_sensor_returns_the_image_urls_of_what_was_submitted(connected_api: Sandbox, wait: dict[str, Any]) -> None:
+def test_the_sensor_returns_the_urls_of_the_submitted_image(connected_api: Sandbox, wait: dict[str, Any]) -> None:
     run = _submit_and_sense("A lighthouse at dusk", **wait)
 
     (submission,) = connected_api.submissions
@@ -68,7 +68,7 @@ def test_the_sensor_returns_the_image_urls_of_what_was_submitted(connected_api: 
         "return_value": [url],
     }
     assert connected_api.credits_charged == 5
-    assert status_reads(connected_api) == 2, "the image was done before the sensor had to wait"
+    assert status_reads(connected_api) == 2, "the image was finished before the sensor had to wait"
 
 
 @in_every_mode
@@ -142,7 +142,7 @@ def test_an_api_that_only_fails_does_not_skip_a_sensor_that_fails_softly(
 
 
 @in_every_mode
-def test_a_sensor_that_fails_silently_waits_on_however_often_a_read_fails(
+def test_a_sensor_that_fails_silently_keeps_waiting_however_often_a_poll_fails(
     connected_api: Sandbox, wait: dict[str, Any]
 ) -> None:
     connected_api.script("status", ("server_error", 4))
@@ -160,7 +160,7 @@ def test_a_failed_image_fails_a_sensor_that_fails_silently(connected_api: Sandbo
 
 @pytest.mark.parametrize("softly", [{}, {"soft_fail": True}, {"never_fail": True}])
 @pytest.mark.parametrize("error", ["Trigger timeout", "Trigger failure"])
-def test_a_trigger_that_airflow_gives_up_is_reported_and_skipped_as_every_other_end(
+def test_a_trigger_that_airflow_gives_up_is_reported_or_skipped_like_any_other_failure(
     airflow_database: None, error: str, softly: dict[str, Any]
 ) -> None:
     pushed: dict[str, Any] = {}
@@ -183,7 +183,7 @@ def test_an_unknown_image_task_fails_the_sensor_at_once(connected_api: Sandbox, 
 
 
 @deferred_and_poking
-def test_a_wrong_key_fails_the_sensor_at_once_and_is_not_told(
+def test_a_wrong_key_fails_the_sensor_at_once_and_is_not_shown(
     connected_api: Sandbox, wait: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(
@@ -199,7 +199,7 @@ def test_a_wrong_key_fails_the_sensor_at_once_and_is_not_told(
 
 @pytest.mark.parametrize(("fault", "code"), [("unauthorized", 401), ("not_found", 404)])
 @deferred_and_poking
-def test_an_api_that_says_no_later_ends_the_wait(
+def test_a_poll_that_is_refused_later_ends_the_wait(
     connected_api: Sandbox, wait: dict[str, Any], fault: str, code: int
 ) -> None:
     connected_api.script("status", "ok", fault)
@@ -231,13 +231,13 @@ def test_an_api_that_only_fails_ends_the_wait_after_the_allowed_number(
     assert sense.state == "failed"
     assert "failed reads in a row" in str(sense.error)
     assert "code 500" in str(sense.error)
-    looks = [request for request in connected_api.requests if request.route == "status"]
-    # The check before the deferral is not one of the trigger's.
-    assert len(looks) in (4, 5)
+    polls = [request for request in connected_api.requests if request.route == "status"]
+    # The worker's poll before the deferral does not count as one of the trigger's.
+    assert len(polls) in (4, 5)
 
 
 @in_every_mode
-def test_the_deadline_fails_the_sensor_without_a_retry_and_tells_how_to_get_the_image_later(
+def test_the_deadline_fails_the_sensor_without_a_retry_and_reports_how_to_get_the_image_later(
     connected_api: Sandbox, wait: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.configure(seconds_per_image=3600)
@@ -253,7 +253,7 @@ def test_the_deadline_fails_the_sensor_without_a_retry_and_tells_how_to_get_the_
 
 
 @in_every_mode
-def test_a_deadline_while_the_api_is_away_tells_the_last_error(
+def test_a_deadline_while_the_api_fails_reports_the_last_error(
     connected_api: Sandbox, wait: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connected_api.script("status", ("server_error", 100_000))

@@ -1,4 +1,4 @@
-"""What is written down of a submission, what is not, and what that is worth to the next try."""
+"""What the record of a submission contains, and how the next try uses it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,18 +18,18 @@ from tests.airflows import HAS_TASK_STATES
 from tests.integration.dag_runs import (
     crash_once,
     dag_that_draws,
-    is_remembered,
+    is_recorded,
     records,
     stored_files,
     with_aims,
 )
 
-with_any_record = with_aims("waited for", "stored, deferred", remembered=True)
+with_any_record = with_aims("waited for", "stored, deferred", recorded=True)
 _UNPROTECTED = "This submission is not recorded"
 
 
 @with_any_record
-def test_the_log_of_a_retry_names_what_it_resumes(
+def test_the_log_of_a_retry_names_the_image_task_it_resumes(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], str]
 ) -> None:
     crash_once(monkeypatch, Ledger, "accept", after=True)
@@ -42,7 +42,7 @@ def test_the_log_of_a_retry_names_what_it_resumes(
 
 
 @with_any_record
-def test_an_id_that_cannot_be_written_down_at_once_is_written_down_later(
+def test_recording_an_image_task_id_is_retried_after_a_storage_error(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _break_writing_the_id(monkeypatch, times=2)
@@ -54,7 +54,7 @@ def test_an_id_that_cannot_be_written_down_at_once_is_written_down_later(
 
 
 @with_any_record
-def test_an_id_that_cannot_be_written_down_at_all_is_told_and_not_paid_again_by_itself(
+def test_an_image_task_id_that_cannot_be_recorded_is_reported_and_not_paid_again(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _break_writing_the_id(monkeypatch, times=3)
@@ -105,11 +105,11 @@ def test_the_callback_url_is_in_no_record(
 @pytest.mark.parametrize(
     ("fault", "error"), [("rate_limit", QwenImageRateLimitError), ("server_error", QwenImageServerError)]
 )
-def test_a_submission_that_was_refused_for_now_is_submitted_by_a_retry(
+def test_a_temporarily_refused_submission_is_submitted_by_a_retry(
     connected_api: Sandbox, aim: dict[str, Any], quick_resends: None, fault: str, error: type[Exception]
 ) -> None:
     connected_api.configure(retry_after=0)
-    # Sent once, and again three times.
+    # The request is sent once and repeated three times.
     connected_api.script("generate", (fault, 4))
     draw = dag_that_draws(**aim).run()["draw"]
 
@@ -119,7 +119,7 @@ def test_a_submission_that_was_refused_for_now_is_submitted_by_a_retry(
 
 
 @with_any_record
-def test_an_api_that_was_not_reached_is_asked_by_a_retry(
+def test_a_retry_submits_if_the_api_was_unreachable_before(
     connected_api: Sandbox,
     aim: dict[str, Any],
     closed_port: int,
@@ -138,7 +138,7 @@ def test_an_api_that_was_not_reached_is_asked_by_a_retry(
 
 @with_any_record
 @pytest.mark.parametrize("fault", ["unauthorized", "payment"])
-def test_a_clear_submits_what_was_refused(connected_api: Sandbox, aim: dict[str, Any], fault: str) -> None:
+def test_a_clear_submits_a_refused_request(connected_api: Sandbox, aim: dict[str, Any], fault: str) -> None:
     connected_api.script("generate", fault)
     dag = dag_that_draws(**aim)
     assert dag.run()["draw"].tries == 1
@@ -148,7 +148,7 @@ def test_a_clear_submits_what_was_refused(connected_api: Sandbox, aim: dict[str,
 
 
 @with_any_record
-def test_a_connection_that_cannot_be_used_leaves_no_intent(
+def test_an_unusable_connection_leaves_no_record(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", '{"conn_type": "qwenimage"}')
@@ -187,17 +187,15 @@ def test_without_durability_an_error_after_a_submission_is_retried_and_paid_agai
 
 
 @with_aims("submitted", "waited for", "waited for, deferred", "stored", "stored, deferred")
-def test_a_warning_says_where_nothing_can_be_written_down(
+def test_a_warning_is_logged_if_a_submission_cannot_be_recorded(
     connected_api: Sandbox, aim: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert dag_that_draws(**aim).run().state == "success"
 
-    assert caplog.text.count(_UNPROTECTED) == (0 if is_remembered(aim) else 1)
+    assert caplog.text.count(_UNPROTECTED) == (0 if is_recorded(aim) else 1)
 
 
-def test_no_warning_says_so_where_nothing_is_to_be_written_down(
-    connected_api: Sandbox, task_log: Callable[[], str]
-) -> None:
+def test_no_warning_is_logged_if_recording_is_turned_off(connected_api: Sandbox, task_log: Callable[[], str]) -> None:
     assert dag_that_draws(durable=False).run().state == "success"
 
     assert _UNPROTECTED not in task_log()
@@ -205,7 +203,7 @@ def test_no_warning_says_so_where_nothing_is_to_be_written_down(
 
 @pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry pays again")
 @with_aims("submitted", "waited for", "waited for, deferred")
-def test_where_nothing_can_be_written_down_a_crash_is_paid_for(
+def test_a_retry_after_a_crash_pays_again_if_the_submission_cannot_be_recorded(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, Ledger, "accept", after=True)
@@ -217,7 +215,7 @@ def test_where_nothing_can_be_written_down_a_crash_is_paid_for(
 
 @pytest.mark.airflow_feature("killed worker, no `output_path`", "the retry resumes")
 @pytest.mark.parametrize("aim", ["submitted", "waited for", "waited for, deferred"], indirect=True)
-def test_where_airflow_writes_it_down_a_crash_is_not_paid_for(
+def test_a_retry_after_a_crash_does_not_pay_again_if_airflow_records_the_submission(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, Ledger, "accept", after=True)
@@ -228,7 +226,7 @@ def test_where_airflow_writes_it_down_a_crash_is_not_paid_for(
 
 
 @with_aims("stored", "stored, deferred")
-def test_a_record_in_the_output_folder_is_hidden_and_gone_when_the_image_is_stored(
+def test_a_record_in_the_output_folder_is_hidden_and_removed_once_the_image_is_stored(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path
 ) -> None:
     connected_api.script("status", "not_found")
