@@ -11,14 +11,11 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import Text, case, cast, func, or_, select
 
 from airflow_provider_qwenimage.plugin.image_records import TaskInstance
-from airflow_provider_qwenimage.plugin.task_kinds import OPERATORS
+from airflow_provider_qwenimage.plugin.task_kinds import OPERATORS, XCOM_KEYS
 from airflow_provider_qwenimage.plugin.xcom_values import MOST_BYTES
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
-
-# The XComs that describe images.
-XCOM_KEYS = ("request", "task_id", "return_value", "consumed_credits", "error", "progress", "manifest")
 
 # The limit for all XComs of a run that are read at once: those of some 30,000 tasks.
 _MOST_CHARACTERS = 64 * 1024 * 1024

@@ -19,8 +19,7 @@ from typing import Any
 import requests
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.plugin.metadata_db import XCOM_KEYS
-from airflow_provider_qwenimage.plugin.task_kinds import OPERATORS
+from airflow_provider_qwenimage.plugin.task_kinds import OPERATORS, XCOM_KEYS
 from airflow_provider_qwenimage.rules.batch_rows import manifest_name, rows_name
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from tests.fuzz.junk import json_bytes, json_values, mutated
