@@ -188,11 +188,11 @@ def test_without_durability_an_error_after_a_submission_is_retried_and_paid_agai
 
 @with_aims("submitted", "waited for", "waited for, deferred", "stored", "stored, deferred")
 def test_a_warning_is_logged_if_a_submission_cannot_be_recorded(
-    connected_api: Sandbox, aim: dict[str, Any], caplog: pytest.LogCaptureFixture
+    connected_api: Sandbox, aim: dict[str, Any], task_log: Callable[[], str]
 ) -> None:
     assert dag_that_draws(**aim).run().state == "success"
 
-    assert caplog.text.count(_UNPROTECTED) == (0 if is_recorded(aim) else 1)
+    assert task_log().count(_UNPROTECTED) == (0 if is_recorded(aim) else 1)
 
 
 def test_no_warning_is_logged_if_recording_is_turned_off(connected_api: Sandbox, task_log: Callable[[], str]) -> None:
