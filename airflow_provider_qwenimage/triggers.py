@@ -24,6 +24,7 @@ from airflow_provider_qwenimage.exceptions import (
     is_bad_argument,
 )
 from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.snapshots import read_snapshot
 from airflow_provider_qwenimage.rules.submissions import what_stays_paid
 from airflow_provider_qwenimage.rules.task_ids import printable_id
 from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten
@@ -192,7 +193,7 @@ def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str
 
 
 def _needed(snapshot: TaskSnapshot) -> dict[str, Any]:
-    """Return the part of a snapshot that the resumed task reads, for `TaskSnapshot.from_data`."""
+    """Return the part of a snapshot that the resumed task reads, for `read_snapshot`."""
     needed = replace(
         snapshot,
         error_message=shorten(snapshot.reason, MAX_MESSAGE_CHARACTERS) or None,
@@ -213,7 +214,7 @@ def snapshot_of(event: object) -> TaskSnapshot:
             event. Nothing but a complete success counts as one.
     """
     if isinstance(event, dict) and event.get("status") == _SUCCESS:
-        snapshot = TaskSnapshot.from_data(event.get("snapshot"))
+        snapshot = read_snapshot(event.get("snapshot"))
         if snapshot.status == TaskStatus.SUCCESS:
             return snapshot
     if isinstance(event, dict) and event.get("status") == _ERROR and isinstance(event.get("message"), str):
@@ -230,7 +231,7 @@ def _error_of(event: dict[str, Any]) -> QwenImageError:
     if not (isinstance(error_class, type) and issubclass(error_class, QwenImageError)):
         error_class = QwenImageError
     if issubclass(error_class, QwenImageTaskFailedError) and event.get("snapshot") is not None:
-        failure: QwenImageError = error_class(event["message"], snapshot=TaskSnapshot.from_data(event["snapshot"]))
+        failure: QwenImageError = error_class(event["message"], snapshot=read_snapshot(event["snapshot"]))
         return failure
     error: QwenImageError = error_class(event["message"])
     error.permanent = bool(event.get("permanent"))

@@ -24,7 +24,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
 )
 from airflow_provider_qwenimage.rules.origins import displayed_url
-from airflow_provider_qwenimage.rules.snapshots import not_documented, read_task_id
+from airflow_provider_qwenimage.rules.snapshots import not_documented, read_snapshot, read_task_id
 from airflow_provider_qwenimage.rules.task_ids import is_usable, printable_id, wire_id
 from airflow_provider_qwenimage.text.masking import Mask
 from airflow_provider_qwenimage.text.messages import printable, shorten
@@ -131,7 +131,7 @@ def parse_status(answer: HttpAnswer, image_task_id: str) -> TaskSnapshot:
         QwenImageRequestError: If the API answered with an error.
         QwenImageContractError: If the answer does not have the documented shape, or about another task.
     """
-    snapshot = TaskSnapshot.from_data(_parse_envelope(answer))
+    snapshot = read_snapshot(_parse_envelope(answer))
     if snapshot.task_id != image_task_id:
         raise not_documented("data.task_id", snapshot.task_id, f"the requested id, {image_task_id!r}")
     return snapshot
