@@ -91,7 +91,7 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # As `reads_arguments` has converted them.
+        # As `reads_arguments` converted them.
         self.requests: Any = requests
         self.output_path: Any = output_path
         self.max_in_flight: Any = max_in_flight
