@@ -20,7 +20,7 @@ from airflow_provider_qwenimage.client.diagnosis import TEST_SECONDS, judge_conn
 from airflow_provider_qwenimage.client.shared_clients import SharedClient
 from airflow_provider_qwenimage.client.transport import RequestsTransport
 from airflow_provider_qwenimage.exceptions import QwenImageError
-from airflow_provider_qwenimage.rules import answers, polling
+from airflow_provider_qwenimage.rules import answers, polling, retries
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, Number, Seconds, read_request
 
 if TYPE_CHECKING:
@@ -123,7 +123,22 @@ class QwenImageHook(CommonHook):
 
     def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
-        return self._call(answers.submission_call(request))
+        sent_again = server_errors = 0
+        while True:
+            try:
+                return self.submit_once(request)
+            except QwenImageError as error:
+                pause = self.pause_before_resend(error, sent_again, server_errors)
+                failure = retries.last_error(error, server_errors)
+                server_errors += retries.is_plain_server_error(error)
+            if pause is None:
+                raise failure
+            time.sleep(pause)
+            sent_again += 1
+
+    def submit_once(self, request: contract.GenerateRequest) -> str:
+        """Submit a request that is already checked, in one POST that is never sent again; otherwise like `generate`."""
+        return self._transport.send(answers.submission_call(request))
 
     def get_status(self, image_task_id: str) -> TaskSnapshot:
         """Read the status of an image task. Costs nothing.
@@ -208,7 +223,7 @@ class QwenImageHook(CommonHook):
             try:
                 return self._transport.send(call)
             except QwenImageError as error:
-                pause = self._pause_before_resend(error, call, sent_again)
+                pause = self._pause_before_read(error, call, sent_again)
                 if pause is None:
                     raise
             time.sleep(pause)
@@ -275,7 +290,23 @@ class QwenImageAsyncHook(CommonHook):
 
     async def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
-        return await self._call(answers.submission_call(request))
+        sent_again = server_errors = 0
+        while True:
+            try:
+                return await self.submit_once(request)
+            except QwenImageError as error:
+                pause = self.pause_before_resend(error, sent_again, server_errors)
+                failure = retries.last_error(error, server_errors)
+                server_errors += retries.is_plain_server_error(error)
+            if pause is None:
+                raise failure
+            await asyncio.sleep(pause)
+            sent_again += 1
+
+    async def submit_once(self, request: contract.GenerateRequest) -> str:
+        """Submit a request that is already checked, in one POST; see `QwenImageHook.submit_once`."""
+        transport = self._client.transport or await self._client.join()
+        return await transport.send(answers.submission_call(request))
 
     async def get_status(self, image_task_id: str) -> TaskSnapshot:
         """Read the status of an image task; see `QwenImageHook.get_status`."""
@@ -361,7 +392,7 @@ class QwenImageAsyncHook(CommonHook):
             try:
                 return await transport.send(call)
             except QwenImageError as error:
-                pause = self._pause_before_resend(error, call, sent_again)
+                pause = self._pause_before_read(error, call, sent_again)
                 if pause is None:
                     raise
             await asyncio.sleep(pause)

@@ -151,6 +151,30 @@ def test_retry_after_is_waited_for_unless_it_is_longer_than_a_worker_should_slee
     assert policy.pause(QwenImageRateLimitError("slow", retry_after=61.0), 0) is None
 
 
+BAD_GATEWAY = QwenImageServerError("no", code=502)
+
+
+@pytest.mark.parametrize(
+    ("error", "server_errors", "again"),
+    [(TRANSIENT, 0, True), (TRANSIENT, 1, False), (QwenImageRateLimitError("slow"), 1, True), (BAD_GATEWAY, 1, True)],
+)
+def test_only_a_plain_500_uses_up_the_one_submission_after_it(
+    error: QwenImageError, server_errors: int, again: bool
+) -> None:
+    assert (retries.RequestRetries().pause(error, 0, server_errors=server_errors) is not None) is again
+
+
+def test_the_error_after_another_500_may_be_paid_and_is_not_retried() -> None:
+    assert retries.last_error(TRANSIENT, 0) is TRANSIENT
+    assert retries.last_error(BAD_GATEWAY, 1) is BAD_GATEWAY
+    last = retries.last_error(TRANSIENT, 1)
+    assert type(last) is QwenImageServerError
+    assert last.permanent
+    assert "may have been charged" in str(last)
+    assert "clear the task" in str(last)
+    assert not TRANSIENT.permanent
+
+
 def test_zero_retries_send_once() -> None:
     assert retries.RequestRetries(limit=0).pause(TRANSIENT, 0) is None
 

@@ -16,6 +16,7 @@ from airflow_provider_qwenimage.client.connection import (
 )
 from airflow_provider_qwenimage.client.connection_lookup import ConnectionNotDefinedError, look_up_connection
 from airflow_provider_qwenimage.client.diagnosis import describe
+from airflow_provider_qwenimage.contract import GENERATE_PATH
 from airflow_provider_qwenimage.exceptions import QwenImageError
 from airflow_provider_qwenimage.rules import polling, retries
 from airflow_provider_qwenimage.rules.answers import ApiCall
@@ -79,19 +80,30 @@ class CommonHook(BaseHook):
             return f"{_TESTED_CONNECTION} {error.problem}"
         return str(error) if isinstance(error, ValueError) else f"The test could not run: {describe(error)}"
 
-    def _pause_before_resend(self, error: QwenImageError, call: ApiCall[Any], sent_again: int) -> float | None:
+    def pause_before_resend(self, error: QwenImageError, sent_again: int, server_errors: int) -> float | None:
+        """Return how many seconds to wait before a submission is sent again, and log it; or None to give up.
+
+        Args:
+            error: The error of the last `submit_once`.
+            sent_again: How often this process sent it again before.
+            server_errors: How many earlier submissions of the same image, in this try of the task or before, ended in
+                a `retries.is_plain_server_error`.
+        """
+        pause = self.retries.pause(error, sent_again, server_errors=server_errors)
+        if pause is not None:
+            most = sent_again + 1 if retries.is_plain_server_error(error) else self.retries.limit
+            self._log_resend(f"POST {GENERATE_PATH}", pause, f"{sent_again + 1} of at most {most}", error)
+        return pause
+
+    def _pause_before_read(self, error: QwenImageError, call: ApiCall[Any], sent_again: int) -> float | None:
         pause = self.retries.pause(error, sent_again)
         if pause is not None:
-            self.log.warning(
-                "%s %s failed; sending it again in %.1f s (%d of at most %d): %s",
-                call.method,
-                call.path,
-                pause,
-                sent_again + 1,
-                self.retries.limit,
-                error,
-            )
+            count = f"{sent_again + 1} of at most {self.retries.limit}"
+            self._log_resend(f"{call.method} {call.path}", pause, count, error)
         return pause
+
+    def _log_resend(self, name: str, pause: float, count: str, error: QwenImageError) -> None:
+        self.log.warning("%s failed; sending it again in %.1f s (%s): %s", name, pause, count, error)
 
     def _log_notice(self, decision: polling.Decision) -> None:
         if not isinstance(decision, polling.Wait) or not decision.notice:

@@ -2,12 +2,14 @@
 
 Reading a status costs nothing, so it is sent again after any fault that may pass. A submission costs
 credits and the API has no idempotency key, so it is sent again only if the API surely did not accept
-it: never reached, refused with 429, or answered with the documented envelope of code 500 ("try again").
-Without any other clear answer, the result is a `QwenImageSubmissionUnknownError`.
+it: never reached, refused with 429, or answered with the documented envelope of code 500 ("try again"),
+the last of these once for an image. Without any other clear answer, the result is a
+`QwenImageSubmissionUnknownError`.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ from airflow_provider_qwenimage.rules.arguments import read_argument
 MAX_DELAY_SECONDS = 30.0
 # If a server asks for a longer wait, a retry of the Airflow task is better than a sleeping worker.
 MAX_RETRY_AFTER_SECONDS = 60.0
+
+# How often the submission of one image is sent again because the API answered with code 500.
+MOST_AFTER_SERVER_ERRORS = 1
 
 _TRY_AGAIN_CODE = 500
 # These redirects mean "not handled here"; 302 and 303 may follow a handled POST.
@@ -57,16 +62,25 @@ class RequestRetries:
         object.__setattr__(self, "delay_seconds", read_argument("retry_delay", self.delay_seconds))
 
     def pause(
-        self, error: QwenImageError, sent_again: int, *, draw: Callable[[], float] = random.random
+        self,
+        error: QwenImageError,
+        sent_again: int,
+        *,
+        server_errors: int = 0,
+        draw: Callable[[], float] = random.random,
     ) -> float | None:
         """Return how many seconds to wait before the request is sent again, or None to give up.
 
         Args:
             error: The error of the last try (of a submission, as `read_answer` and `lost` return it).
             sent_again: How often it was sent again before.
+            server_errors: How many earlier submissions of the same image ended in an `is_plain_server_error`; 0 for
+                a request that is not a submission.
             draw: Returns a random number from 0 to 1.
         """
         if sent_again >= self.limit or not is_transient(error):
+            return None
+        if server_errors >= MOST_AFTER_SERVER_ERRORS and is_plain_server_error(error):
             return None
         retry_after = getattr(error, "retry_after", None) or 0.0
         if retry_after > MAX_RETRY_AFTER_SECONDS:
@@ -80,6 +94,35 @@ def is_transient(error: QwenImageError) -> bool:
     if isinstance(error, QwenImageImageError):
         return not error.permanent
     return isinstance(error, QwenImageConnectionError | QwenImageRateLimitError | QwenImageServerError)
+
+
+def is_plain_server_error(error: QwenImageError) -> bool:
+    """Whether the API itself answered with code 500, which its documentation says to try again."""
+    return isinstance(error, QwenImageServerError) and error.code == _TRY_AGAIN_CODE and error.from_api
+
+
+def last_error(error: QwenImageError, server_errors: int) -> QwenImageError:
+    """Return the error that the submission of an image ends in, once it is not sent again.
+
+    Args:
+        error: The error of the last try.
+        server_errors: As for `RequestRetries.pause`.
+
+    Returns:
+        The error itself; after another plain code 500 a permanent one, which says that the image may be paid.
+    """
+    if server_errors < MOST_AFTER_SERVER_ERRORS or not is_plain_server_error(error):
+        return error
+    last = copy.copy(error)
+    last.permanent = True
+    message = (
+        f"The API answered {server_errors + 1} submissions of this image with code {_TRY_AGAIN_CODE}, so it is not "
+        f"sent again automatically. The last answer: {error} Each may have been charged all the same "
+        f"({CREDITS_PER_IMAGE} credits, as documented). Compare the credits on your account, then clear the task to "
+        "submit it again."
+    )
+    last.args = (message, *error.args[1:])
+    return last
 
 
 def read_answer(call: ApiCall[Result], answer: HttpAnswer) -> Result:
@@ -121,7 +164,7 @@ def lost(call: ApiCall[Any], detail: str, *, sent: bool, reason: str | None = No
 
 def _surely_not_accepted(error: QwenImageError, http_status: int) -> bool:
     if isinstance(error, QwenImageServerError):
-        return error.code == _TRY_AGAIN_CODE and error.from_api
+        return is_plain_server_error(error)
     if isinstance(error, QwenImageContractError):
         return http_status in _NOT_HANDLED_STATUSES
     return True

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
+from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageConnectionError,
@@ -259,15 +259,39 @@ def test_a_submission_ends_in_the_same_error(
         assert len(sandbox.submissions) == charged
 
 
-@pytest.mark.parametrize("behaviour", ["rate_limit", "server_error"])
+@pytest.mark.parametrize(
+    "behaviours", [["rate_limit", "rate_limit"], ["server_error"], ["rate_limit", "server_error", "rate_limit"]]
+)
 def test_a_submission_that_was_surely_refused_is_sent_again(
-    patient: SyncClient, sandbox: Sandbox, behaviour: str
+    patient: SyncClient, sandbox: Sandbox, behaviours: list[str]
 ) -> None:
     sandbox.configure(retry_after=0)
-    sandbox.script("generate", behaviour, behaviour)
+    sandbox.script("generate", *behaviours)
     patient("generate", "a fox")
-    assert routes(sandbox).count("generate") == 3
+    assert routes(sandbox).count("generate") == len(behaviours) + 1
     assert len(sandbox.submissions) == 1
+
+
+@pytest.mark.parametrize("between", [[], ["rate_limit"]])
+def test_a_submission_is_sent_again_once_after_a_plain_500(
+    patient: SyncClient, sandbox: Sandbox, between: list[str]
+) -> None:
+    sandbox.configure(retry_after=0)
+    sandbox.script("generate", "server_error", *between, *["server_error"] * 5)
+    with pytest.raises(QwenImageServerError, match=r"answered 2 submissions .* with code 500.* may have been charged"):
+        patient("generate", "a fox")
+    assert routes(sandbox).count("generate") == 2 + len(between)
+
+
+@pytest.mark.parametrize("behaviour", ["rate_limit", "server_error"])
+def test_a_single_submission_is_sent_once_and_ends_in_the_same_error(
+    patient: SyncClient, sandbox: Sandbox, behaviour: str
+) -> None:
+    sandbox.script("generate", behaviour, "ok")
+    with pytest.raises((QwenImageRateLimitError, QwenImageServerError)):
+        patient("submit_once", GenerateRequest(prompt="a fox"))
+    assert routes(sandbox).count("generate") == 1
+    assert patient("submit_once", GenerateRequest(prompt="a fox")) == sandbox.submissions[0].task_id
 
 
 @pytest.mark.parametrize("behaviour", ["drop", "drop_after", "hang_after", "html", "empty"])
@@ -538,7 +562,18 @@ def test_the_last_reported_credits_outlast_a_failed_read(sandbox: Sandbox) -> No
 def test_both_clients_have_the_same_verbs_and_arguments() -> None:
     import inspect
 
-    verbs = ("__init__", "generate", "submit", "get_status", "check", "wait_for_completion", "test_connection", "close")
+    verbs = (
+        "__init__",
+        "generate",
+        "submit",
+        "submit_once",
+        "pause_before_resend",
+        "get_status",
+        "check",
+        "wait_for_completion",
+        "test_connection",
+        "close",
+    )
     for verb in verbs:
         sync, asynchronous = (inspect.signature(getattr(hook, verb)) for hook in (QwenImageHook, QwenImageAsyncHook))
         assert sync == asynchronous, verb

@@ -9,7 +9,6 @@ import pytest
 from airflow_provider_qwenimage.exceptions import (
     QwenImageConnectionError,
     QwenImageRateLimitError,
-    QwenImageServerError,
 )
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.tasks import ledger
@@ -102,19 +101,31 @@ def test_the_callback_url_is_in_no_record(
 
 
 @with_any_record
-@pytest.mark.parametrize(
-    ("fault", "error"), [("rate_limit", QwenImageRateLimitError), ("server_error", QwenImageServerError)]
-)
 def test_a_temporarily_refused_submission_is_submitted_by_a_retry(
-    connected_api: Sandbox, aim: dict[str, Any], quick_resends: None, fault: str, error: type[Exception]
+    connected_api: Sandbox, aim: dict[str, Any], quick_resends: None
 ) -> None:
     connected_api.configure(retry_after=0)
     # The request is sent once and repeated three times.
-    connected_api.script("generate", (fault, 4))
+    connected_api.script("generate", ("rate_limit", 4))
     draw = dag_that_draws(**aim).run()["draw"]
 
     assert (draw.state, draw.tries) == ("success", 2)
-    assert [type(end) for end in draw.errors] == [error]
+    assert [type(end) for end in draw.errors] == [QwenImageRateLimitError]
+    assert len(connected_api.submissions) == 1
+
+
+@with_any_record
+def test_a_second_plain_500_leaves_the_next_submission_to_a_clear(
+    connected_api: Sandbox, aim: dict[str, Any], quick_resends: None
+) -> None:
+    connected_api.script("generate", ("server_error", 2))
+    dag = dag_that_draws(**aim)
+    draw = dag.run()["draw"]
+
+    assert (draw.state, draw.tries) == ("failed", 1)
+    assert [record.route for record in connected_api.requests] == ["generate"] * 2
+    assert "may have been charged" in str(draw.error)
+    assert dag.clear("draw").state == "success"
     assert len(connected_api.submissions) == 1
 
 
