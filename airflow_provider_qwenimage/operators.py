@@ -14,6 +14,7 @@ from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS
 from airflow_provider_qwenimage.rules.task_arguments import TaskArguments, reads_arguments
+from airflow_provider_qwenimage.text.messages import shown
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -63,6 +64,10 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         output_path: The folder to store images in: a path or any URL of Airflow's object storage, such as
             ``s3://aws_default@bucket/images``, as a text, Path or ObjectStoragePath. Templated. File names come from
             the request; with a random seed also from the map index.
+        image_name: The name of the file in `output_path`, without its suffix and without path separators, instead of
+            one from the request; None or empty for that one. It identifies the image, whatever the map index: a request
+            that is stored under this name is not paid again, and another request under it is refused before anything
+            is paid, unless `overwrite` is set. Templated.
         max_image_bytes: The limit for a download in bytes. Default 50 MiB.
         overwrite: Whether to draw a new image if the image of the request is already stored.
         durable: Whether to record submissions. With False, each retry submits, and pays, again.
@@ -75,7 +80,7 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
             the task then fails without a retry.
     """
 
-    template_fields: Sequence[str] = (*REQUEST_FIELDS, "qwenimage_conn_id", "output_path")
+    template_fields: Sequence[str] = (*REQUEST_FIELDS, "qwenimage_conn_id", "output_path", "image_name")
     operator_extra_links: Collection[BaseOperatorLink] = (GENERATED_IMAGES, IMAGE)
     ui_color = "#dcd3fb"
 
@@ -95,6 +100,7 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         timeout: Seconds = polling.DEFAULT_TIMEOUT,
         max_consecutive_failures: SupportsIndex = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         output_path: Folder | None = None,
+        image_name: Text | Number | None = None,
         max_image_bytes: SupportsIndex = contract.DEFAULT_MAX_IMAGE_BYTES,
         overwrite: bool = False,
         durable: bool = True,
@@ -115,6 +121,7 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         self.timeout: Any = timeout
         self.max_consecutive_failures: Any = max_consecutive_failures
         self.output_path: Any = output_path
+        self.image_name: Any = image_name
         self.max_image_bytes: Any = max_image_bytes
         self.overwrite = overwrite
         self.durable = durable
@@ -123,6 +130,14 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         self._drawing: Drawing | None = None
         # For the link "Image": what this task returns.
         self.outcome: dict[str, Any] | None = None
+        if image_name is not None and output_path is None and "output_path" not in self.refusals:
+            self.refuse(
+                "image_name",
+                ValueError(
+                    f"image_name is {shown(image_name)} and output_path is None; it must be left out without an "
+                    "output_path, because it names the file that is stored there."
+                ),
+            )
 
     def execute(self, context: Context) -> Any:
         """Submit, unless the image is stored or submitted already; wait and store if asked.

@@ -10,7 +10,7 @@ from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
 
@@ -432,3 +432,96 @@ def test_a_trigger_serializes_numbers_as_types_that_airflow_can_store() -> None:
         "n43abc", poll_interval=Decimal(5), max_consecutive_failures=Int64(3)
     ).serialize()
     assert (type(stored["poll_interval"]), type(stored["max_consecutive_failures"])) == (float, int)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (None, None),
+        ("", None),
+        (" \n", None),
+        ("\u200b", None),
+        ("sku-1042 front", "sku-1042 front"),
+        (" fox\n", "fox"),
+        (1, "1"),
+        (2.5, "2.5"),
+        (Level.HIGH, "7"),
+        ("Fuchs im Gr\u00fcnen", "Fuchs im Gr\u00fcnen"),
+        ("Fu\u0308chse", "F\u00fcchse"),
+        ("\u7d05\u3044\u72d0", "\u7d05\u3044\u72d0"),
+        ("v1.2 (final), a+b=c & more!", "v1.2 (final), a+b=c & more!"),
+        ("manifesto", "manifesto"),
+        ("fox-2", "fox-2"),
+        ("console", "console"),
+        ("x" * 150, "x" * 150),
+    ],
+    ids=ascii,
+)
+def test_an_image_name_is_a_text_or_a_number_with_one_spelling(value: object, name: str | None) -> None:
+    read = read_argument("image_name", value)
+    assert read == name
+    assert type(read) in (str, type(None))
+
+
+@pytest.mark.parametrize("character", ["/", "\\", ":", "*", "?", '"', "<", ">", "|", "#", "%", "[", "]"])
+def test_a_character_that_storage_or_windows_misread_is_refused_in_an_image_name(character: str) -> None:
+    for value in (f"a{character}b", f"{character}b", f"a{character}"):
+        with pytest.raises(
+            ValueError, match=f"^image_name is {re.escape(repr(value))}; it must be a file name without"
+        ):
+            read_argument("image_name", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "story"),
+    [
+        (".hidden", "with no dot at its beginning"),
+        ("..", "with no dot at its beginning"),
+        ("fox.", "with no dot at its beginning or end"),
+        ("a\nb", "printable characters"),
+        ("a\x00b", "printable characters"),
+        ("a\u202eb", "printable characters"),
+        ("\ud83d", "printable characters"),
+        ("x" * 151, "at most 150 bytes"),
+        ("\u72d0" * 51, "at most 150 bytes"),
+        ("x" * 3_000_000, "at most 150 bytes"),
+        ("fox.jpg", "without .jpg, because the suffix is added"),
+        ("fox.JPEG", "without .JPEG, because"),
+        ("fox.png", "without .png, because"),
+        ("fox.webp", "without .webp, because"),
+        ("fox.json", "without .json, because"),
+        ("Manifest", "reserved"),
+        ("manifest-3", "reserved"),
+        ("fox.refused", "reserved"),
+        ("fox.Refused-2", "reserved"),
+        ("con", "reserved"),
+        ("NUL.2", "reserved"),
+        (True, "a file name"),
+        (math.nan, "a file name"),
+        (b"fox", "a file name"),
+        (["fox"], "a file name"),
+        (10**5000, "a file name"),
+    ],
+    ids=lambda value: shown(value)[:30].encode("ascii", "backslashreplace").decode(),
+)
+def test_an_image_name_that_no_file_should_have_is_refused_with_the_reason(value: object, story: str) -> None:
+    with pytest.raises(ValueError, match=f"^image_name is .*; it must be .*{re.escape(story)}") as caught:
+        read_argument("image_name", value)
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).isprintable()
+
+
+@given(st.text(max_size=60))
+def test_an_image_name_that_is_accepted_is_one_file_name_on_every_storage(value: str) -> None:
+    try:
+        name = read_argument("image_name", value)
+    except ValueError:
+        return
+    if name is None:
+        return
+    for path in (PurePosixPath("/folder"), PureWindowsPath("C:/folder")):
+        assert (path / f"{name}.jpg").parent == path
+        assert (path / f"{name}.jpg").stem == name
+    assert not PureWindowsPath(f"{name}.jpg").is_reserved()
+    assert read_argument("image_name", name) == name, "it is stable"
+    assert len(f".{name}.refused.jpeg.{'0' * 16}-{'0' * 32}.part".encode()) <= 255

@@ -108,11 +108,83 @@ def test_equal_prompts_with_a_random_seed_are_images_of_their_own() -> None:
 
 def test_equal_requests_with_one_seed_are_one_image() -> None:
     fox = {"prompt": "fox", "seed": 5}
-    requests = batch(
-        [fox, "hare", fox, fox | {"callback_url": "https://a.b/c"}, fox | {"seed": 6}, fox | {"size": None}]
-    )
+    requests = batch([fox, "hare", fox, fox | {"callback_url": " "}, fox | {"seed": 6}, fox | {"size": None}])
     assert [requests[number].same_as for number in range(6)] == [None, None, 0, 0, None, 0]
     assert len(drawn(requests)) == 3
+
+
+@pytest.mark.parametrize("own", [{"seed": 5}, {"name": "fox"}, {"seed": 5, "name": "fox"}], ids=str)
+@pytest.mark.parametrize("first", [{}, {"callback_url": "https://a.b/first?token=hunter2"}], ids=["none", "another"])
+def test_a_callback_that_the_api_would_never_call_makes_a_bad_row(own: dict[str, Any], first: dict[str, Any]) -> None:
+    fox = {"prompt": "fox"} | own
+    second = fox | {"callback_url": "https://a.b/second?token=hunter2"}
+    with pytest.raises(ValueError, match="^requests has 1 bad row") as caught:
+        batch([fox | first, "hare", second])
+    field = "name" if "name" in own else "seed"
+    assert "row 3: callback_url is not that of row 1" in str(caught.value)
+    assert f"it must be the same in both rows, or this row needs another {field}" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_rows_that_share_an_image_may_have_one_callback() -> None:
+    fox = {"prompt": "fox", "seed": 5, "callback_url": "https://a.b/c"}
+    requests = batch([fox, fox, {"prompt": "fox", "seed": 5}, fox | {"seed": 6, "callback_url": "https://a.b/d"}])
+    assert [item.same_as for item in requests] == [None, 0, 0, None]
+    requests = batch([{"prompt": "fox", "callback_url": f"https://a.b/{number}"} for number in range(2)])
+    assert [item.same_as for item in requests] == [None, None], "random seeds are images of their own"
+
+
+def test_a_name_makes_the_image_and_its_file() -> None:
+    requests = batch(
+        [{"prompt": "fox", "name": " f\u00fcchse "}, {"prompt": "fox", "name": 7}, "fox", {"prompt": "fox", "name": ""}]
+    )
+    assert [item.name for item in requests] == ["f\u00fcchse", "7", None, None]
+    assert [item.identity.stem for item in requests[:2]] == ["f\u00fcchse", "7"]
+    assert [item.variant for item in requests] == [0, 0, 0, 1], "named rows are not numbered among the others"
+    assert [item.same_as for item in requests] == [None] * 4
+    assert requests[0].description() == requests[0].request.description() | {"name": "f\u00fcchse"}
+    assert "name" not in requests[2].description()
+    assert "name" not in requests[0].request.payload(), "the API is not told"
+
+
+def test_a_name_is_the_same_image_wherever_the_row_and_whatever_the_map_index() -> None:
+    before = batch([{"prompt": "fox", "name": "a"}, {"prompt": "fox", "name": "b"}])
+    after = batch([{"prompt": "fox", "name": "b"}, "fox", {"prompt": "fox", "name": "a"}], map_index=3)
+    assert (after[2].identity, after[0].identity) == (before[0].identity, before[1].identity)
+
+
+@pytest.mark.parametrize("name", ["Fu\u0308chse", "F\u00fcchse", "f\u00dcchse"])
+def test_equal_names_with_equal_requests_are_one_image(name: str) -> None:
+    requests = batch([{"prompt": "fox", "name": "f\u00fcchse"}, {"prompt": "fox", "name": name}])
+    assert [item.same_as for item in requests] == [None, 0]
+    assert requests[1].number == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"prompt": "hare"}, {"size": "768*1024"}, {"seed": 1}, {"output_format": "png"}], ids=str
+)
+@pytest.mark.parametrize("name", ["straße", "STRASSE"])
+def test_equal_names_with_different_requests_are_named_before_anything_is_submitted(
+    name: str, other: dict[str, Any]
+) -> None:
+    rows = ["owl", {"prompt": "fox", "name": "straße"}, {"prompt": ""}, {"prompt": "fox", "name": name} | other]
+    with pytest.raises(ValueError, match=r"^requests has 2 bad row\(s\) of 4; nothing was submitted") as caught:
+        batch(rows)
+    assert "row 4: name is that of row 2, which is another request" in str(caught.value)
+
+
+def test_a_bad_name_makes_a_bad_row() -> None:
+    with pytest.raises(
+        ValueError, match=r"row 1: name is 'a/b'; it must be a file name without suffix.*row 2: name is"
+    ):
+        batch([{"prompt": "fox", "name": "a/b"}, {"prompt": "fox", "name": "b.png"}])
+
+
+def test_a_file_may_name_its_images() -> None:
+    items = checked(rows_of("p.csv", "name,prompt\nsku-1,fox\n,hare\n"))
+    assert [item.name for item in items] == ["sku-1", None]
+    items = checked(rows_of("p.jsonl", '{"prompt": "fox", "name": "sku-1"}\n{"prompt": "hare", "name": null}'))
+    assert [item.name for item in items] == ["sku-1", None]
 
 
 def test_a_row_inserted_before_others_does_not_change_their_images() -> None:
@@ -217,6 +289,7 @@ def test_a_bad_line_is_named_by_its_line(content: str, line: int) -> None:
     [
         ("promt,size\na,\n", r"column 1 is not a field \(did you mean 'prompt'\?\), the column prompt is missing"),
         ("prompt,category\na,b\n", "column 2 is not a field"),
+        ("prompt,nmae\na,b\n", r"column 2 is not a field \(did you mean 'name'"),
         ("prompt,size,prompt\na,,b\n", "column 3 repeats prompt"),
         ("prompt;size\na;\n", "separate the columns by commas"),
         ("", "the column prompt is missing"),

@@ -87,6 +87,7 @@ class Endless(io.RawIOBase):
         f'{{"prompt": "a", "size": "{SECRET}"}}',
         f'{{"prompt": "a", "seed": "{SECRET}"}}',
         f'{{"prompt": "a", "callback_url": "{SECRET}"}}',
+        f'{{"prompt": "a", "name": "{SECRET}/{SECRET}"}}',
         f'{{"prompt": "a", "output_format": {{"{SECRET}": 1}}}}',
         f'{{"prompt": "{SECRET * 400}"}}',
         f'"{SECRET}',

@@ -50,6 +50,7 @@ BAD: list[tuple[Kind, str, Any]] = [
     (QwenImageGenerateOperator, "max_credits", "100"),
     (QwenImageGenerateOperator, "output_path", 5),
     (QwenImageGenerateOperator, "output_path", Path("/data/a.png")),
+    (QwenImageGenerateOperator, "image_name", "a/b"),
     (QwenImageGenerateOperator, "retry_delay", "1"),
     (QwenImageGenerateOperator, "retry_delay", math.nan),
     (QwenImageGenerateOperator, "seed", task(lambda: 7)),
@@ -178,12 +179,15 @@ def test_an_object_storage_path_with_options_that_a_url_cannot_contain_is_refuse
         )
 
 
-@pytest.mark.parametrize("name", ["prompt", "size", "seed", "output_format", "callback_url", "output_path"])
+@pytest.mark.parametrize(
+    "name", ["prompt", "size", "seed", "output_format", "callback_url", "output_path", "image_name"]
+)
 def test_values_that_are_known_only_when_the_task_runs_are_not_checked_earlier(name: str, dag: DAG) -> None:
     output: Any = upstream()
     later = ["{{ params.x }}", "{% if x %}a{% endif %}", output, output["key"], lambda context, jinja_env: "A fox"]
     for number, value in enumerate(later):
-        draw = QwenImageGenerateOperator(**{"task_id": f"draw_{number}", "prompt": "A fox"} | {name: value})
+        others = {"prompt": "A fox", "output_path": "/data"}
+        draw = QwenImageGenerateOperator(**{"task_id": f"draw_{number}"} | others | {name: value})
         assert getattr(draw, name) is value
         assert not isinstance(value, XComArg) or draw.upstream_task_ids == {"upstream"}
         if name != "prompt":
@@ -227,6 +231,19 @@ def test_default_arguments_are_checked_like_others(kind: Kind, name: str, value:
             kind(task_id="draw", **GOOD[kind], **own)
         with pytest.raises(ValueError, match=f"^{name} is {value!r}".replace("*", r"\*")):
             kind.partial(task_id="mapped", **others, **own).expand(**MAPPED[kind])
+
+
+@pytest.mark.parametrize("name", ["fox", 7, "{{ params.name }}"])
+def test_an_image_name_without_a_folder_is_refused_while_the_dag_is_parsed(name: Any) -> None:
+    with pytest.raises(ValueError, match="^image_name is .* and output_path is None; it must be left out"):
+        QwenImageGenerateOperator(task_id="draw", prompt="A fox", image_name=name)
+
+
+def test_an_image_name_may_be_given_before_the_folder_is_mapped() -> None:
+    assert QwenImageGenerateOperator(task_id="draw", prompt="A fox", image_name=" ").image_name is None
+    QwenImageGenerateOperator.partial(task_id="mapped", prompt="A fox", image_name="fox").expand(
+        output_path=["/data/a", "/data/b"]
+    )
 
 
 def test_an_argument_takes_precedence_over_a_default_and_defaults_of_other_operators_are_not_checked() -> None:

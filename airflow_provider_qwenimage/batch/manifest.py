@@ -119,7 +119,7 @@ class BatchManifest:
             outcome = self._batch.outcome(item.same_as)
             if outcome is not None:
                 outcome = {**outcome, "same_as": item.same_as + 1, "consumed_credits": 0}
-        return manifest_row(number + 1, item.request.description(), outcome, self._writer)
+        return manifest_row(number + 1, item.description(), outcome, self._writer)
 
 
 def _is_a_row(beginning: bytes) -> bool:

@@ -32,8 +32,8 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
     submitted, drawn, downloaded, verified and stored, each with its ``.json`` sidecar, as by
     `QwenImageGenerateOperator`. No image is paid twice, whatever crashes: each submission is written down in a hidden
     file in `output_path`, before and after it is sent. A retry resumes the images that are paid, and images that are
-    stored in `output_path` already are not drawn again. Equal requests with the same seed are drawn once; with a random
-    seed (the default), four equal prompts are four images.
+    stored in `output_path` already are not drawn again. Equal requests with the same seed or name are drawn once; with
+    a random seed (the default) and no name, four equal prompts are four images.
 
     While it runs, it logs its progress and pushes it as the XCom `progress`: ``requests``, ``done``, ``reused``,
     ``failed``, ``in_flight``, ``consumed_credits``, ``images_per_second``, ``seconds_left``, and ``rows``, the path of
@@ -46,8 +46,8 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
 
     Args:
         requests: The prompts, or objects with the fields of a request (``prompt``, ``size``, ``seed``,
-            ``output_format``, ``callback_url``); or the path or URL of a JSON Lines, JSON or CSV file of them, in any
-            storage that Airflow knows. Templated.
+            ``output_format``, ``callback_url``) and ``name``, the name of the image's file without its suffix; or the
+            path or URL of a JSON Lines, JSON or CSV file of them, in any storage that Airflow knows. Templated.
         output_path: The folder to store images in: a path or any URL of Airflow's object storage. Templated.
         max_in_flight: How many images are under way at once.
         max_credits: The most credits that this task may spend until it is cleared, or None for no limit. It stops

@@ -19,7 +19,9 @@ from airflow_provider_qwenimage.contract import (
     GenerateRequest,
 )
 from airflow_provider_qwenimage.rules import arguments
-from airflow_provider_qwenimage.rules.arguments import ALLOWED_REQUESTS, REQUEST_FIELDS
+from airflow_provider_qwenimage.rules.arguments import ALLOWED_REQUESTS, ROW_FIELDS
+from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
+from airflow_provider_qwenimage.rules.image_names import A_NAME, check_image_name, name_key
 from airflow_provider_qwenimage.rules.request_rows import (
     NotJsonError,
     Row,
@@ -38,6 +40,7 @@ _REQUIREMENTS = {
     "seed": f"-1 (random) or an integer from 0 to {MAX_SEED}",
     "output_format": f"one of {', '.join(OUTPUT_FORMATS)}",
     "callback_url": "an absolute http:// or https:// URL",
+    "name": A_NAME,
 }
 _A_REQUEST = "a prompt or an object with a prompt"
 # An error describes so many bad rows, gives the numbers of so many more, and counts the others.
@@ -57,13 +60,25 @@ class BatchRequest:
         number: The number of its row, counted from 0.
         request: The request.
         variant: The number that distinguishes equal requests with a random seed; see `GenerateRequest.fingerprint`.
-        same_as: The row whose image it shares, because it is the same request with the same seed; or None.
+        same_as: The row whose image it shares, because it is the same request with the same seed or name; or None.
+        name: The name that the user has chosen for the file, without suffix; or None.
     """
 
     number: int
     request: GenerateRequest
     variant: int = 0
     same_as: int | None = None
+    name: str | None = None
+
+    @property
+    def identity(self) -> ImageIdentity:
+        """What makes its image the same as that of another task or row."""
+        return ImageIdentity(self.request, self.variant, self.name)
+
+    def description(self) -> dict[str, Any]:
+        """Return the fields of the row that describe the image; see `GenerateRequest.description`."""
+        described = self.request.description()
+        return described if self.name is None else described | {"name": self.name}
 
 
 class BatchRequests:
@@ -96,22 +111,26 @@ class BatchRequests:
         for row in rows:
             if row.number > MAX_ROWS:
                 raise ValueError(f"requests has more than {MAX_ROWS} rows. Split it into several batches.")
-            request = problems.read(row)
-            if request is None or problems.bad_rows:
-                # Nothing will be submitted, so only bad rows still matter.
-                continue
-            # Without the variant, equal requests have equal fingerprints, also with a random seed.
-            key = bytes.fromhex(request.fingerprint())[:16]
-            entry: dict[str, Any] = {"request": request.payload()}
-            if request.seed == RANDOM_SEED:
-                # Counted among equal requests only, so that other rows can be added or removed without a new image.
-                seen[key] = seen.get(key, -1) + 1
-                entry["variant"] = first_variant + seen[key]
-            elif key in seen:
-                entry["same_as"] = seen[key]
-            else:
-                seen[key] = len(self._spool)
-            self.number_to_draw += "same_as" not in entry
+            entry: dict[str, Any] = {}
+            read = problems.read(row)
+            if read is not None:
+                request, name = read
+                entry = {"request": request.payload()} | ({} if name is None else {"name": name})
+                # Without the variant, equal requests have equal fingerprints, also with a random seed.
+                key = bytes.fromhex(request.fingerprint())[:16] if name is None else name_key(name)
+                if name is None and request.seed == RANDOM_SEED:
+                    # Counted among equal requests only, so that other rows can be added or removed without a new image.
+                    seen[key] = seen.get(key, -1) + 1
+                    entry["variant"] = first_variant + seen[key]
+                elif key in seen:
+                    entry["same_as"] = seen[key]
+                    first = GenerateRequest(**self._entry(seen[key])["request"])
+                    if problem := _why_not_to_share(request, first, seen[key] + 1, named=name is not None):
+                        problems.note(row, problem)
+                else:
+                    seen[key] = len(self._spool)
+                self.number_to_draw += "same_as" not in entry
+            # A bad row keeps its number, so that messages about later rows name the right one.
             self._spool.append(entry)
         if problems.bad_rows:
             raise ValueError(str(problems))
@@ -120,15 +139,40 @@ class BatchRequests:
         return len(self._spool)
 
     def __getitem__(self, number: int) -> BatchRequest:
+        entry = self._entry(number)
+        request = GenerateRequest(**entry["request"])
+        variant, same_as = entry.get("variant", 0), entry.get("same_as")
+        return BatchRequest(number, request, variant=variant, same_as=same_as, name=entry.get("name"))
+
+    def _entry(self, number: int) -> dict[str, Any]:
         entry = self._spool.get(number)
         if entry is None:
             raise IndexError(number)
-        request = GenerateRequest(**entry["request"])
-        return BatchRequest(number, request, variant=entry.get("variant", 0), same_as=entry.get("same_as"))
+        return entry
 
     def close(self) -> None:
         """Remove their temporary file."""
         self._spool.close()
+
+
+def _why_not_to_share(request: GenerateRequest, first: GenerateRequest, first_row: int, *, named: bool) -> str | None:
+    """Return why a row cannot share the image of an earlier one with the same seed or name, or None if it can.
+
+    The values are not quoted: a callback URL often carries a token.
+    """
+    if request.description() != first.description():
+        return (
+            f"name is that of row {first_row}, which is another request (names that differ only in case are one file); "
+            "it must be a name of its own"
+        )
+    # Nothing is lost if only the first row has one.
+    if request.callback_url in (None, first.callback_url):
+        return None
+    own = "name" if named else "seed"
+    return (
+        f"callback_url is not that of row {first_row}, and both rows share one image (same request, same {own}), for "
+        f"which the API calls one URL only; it must be the same in both rows, or this row needs another {own}"
+    )
 
 
 class _Problems:
@@ -140,23 +184,27 @@ class _Problems:
         self._described: list[str] = []
         self._numbered: list[str] = []
 
-    def read(self, row: Row) -> GenerateRequest | None:
-        """Return the request of a row, or None if it is bad."""
+    def read(self, row: Row) -> tuple[GenerateRequest, str | None] | None:
+        """Return the request of a row and the name of its image, or None if it is bad."""
         self.rows += 1
         problem = row.problem
         try:
             if problem is None:
-                return read_request(row.value)
+                return read_row(row.value)
         except RecursionError:
             problem = "nested too deeply"
         except ValueError as error:
             problem = str(error) if row.is_quotable else _describe_by_kind(row.value)
+        self.note(row, problem)
+        return None
+
+    def note(self, row: Row, problem: str) -> None:
+        """Note what is wrong with a row."""
         self.bad_rows += 1
         if len(self._described) < _DESCRIBED_ROWS:
             self._described.append(f"{row.where}: {shorten(problem, _LONGEST_PROBLEM)}")
         elif len(self._numbered) < _NUMBERED_ROWS:
             self._numbered.append(str(row.number))
-        return None
 
     def __str__(self) -> str:
         more = f" Also bad: rows {', '.join(self._numbered)}" if self._numbered else ""
@@ -172,14 +220,14 @@ def _describe_by_kind(value: object) -> str:
         return _describe_field("prompt", value)
     if not isinstance(value, Mapping):
         return f"the row is {kind_of(value)}; it must be {_A_REQUEST}"
-    unknown = [name for name in value if name not in REQUEST_FIELDS]
+    unknown = [name for name in value if name not in ROW_FIELDS]
     if unknown:
         hints = {near_field(name) for name in unknown if isinstance(name, str)} - {""}
         what = f"{len(unknown)} key(s) are not fields of a request{''.join(sorted(hints))}"
-        return f"{what}; the fields are {', '.join(REQUEST_FIELDS)}"
+        return f"{what}; the fields are {', '.join(ROW_FIELDS)}"
     if value.get("prompt") in (None, ""):
         return "prompt is missing; it must be a non-empty string"
-    bad = [name for name in REQUEST_FIELDS if name in value and not _is_allowed(name, value[name])]
+    bad = [name for name in ROW_FIELDS if name in value and not _is_allowed(name, value[name])]
     return "; ".join(_describe_field(name, value[name]) for name in bad) or "not a request that the API allows"
 
 
@@ -189,31 +237,36 @@ def _describe_field(name: str, value: object) -> str:
 
 def _is_allowed(name: str, value: object) -> bool:
     try:
-        read_request({"prompt": "a", name: value})
+        read_row({"prompt": "a", name: value})
     except (ValueError, RecursionError):
         return False
     return True
 
 
 def read_request(value: object) -> GenerateRequest:
-    """Return the request of a row.
+    """Return the request of a row; see `read_row`."""
+    return read_row(value)[0]
+
+
+def read_row(value: object) -> tuple[GenerateRequest, str | None]:
+    """Return the request of a row, and the name of its image if the row has one.
 
     Args:
-        value: A prompt, or an object with the fields of a request; see `arguments.read_request`.
+        value: A prompt, or an object with the fields of a request (see `arguments.read_request`) and ``name``.
 
     Raises:
-        ValueError: If it is not a request that the API allows.
+        ValueError: If it is not a request that the API allows, or no file can have that name.
     """
     if isinstance(value, str):
-        return arguments.read_request({"prompt": value})
+        return arguments.read_request({"prompt": value}), None
     if not isinstance(value, Mapping):
         raise ValueError(f"the row is {shown(value)}; it must be {_A_REQUEST}.")
-    unknown = [name for name in value if name not in REQUEST_FIELDS]
+    unknown = [name for name in value if name not in ROW_FIELDS]
     if unknown:
-        raise ValueError(
-            f"{shown(unknown[0])} is not a field of a request; the fields are {', '.join(REQUEST_FIELDS)}."
-        )
-    return arguments.read_request(value)
+        raise ValueError(f"{shown(unknown[0])} is not a field of a request; the fields are {', '.join(ROW_FIELDS)}.")
+    fields = dict(value)
+    name = check_image_name("name", fields.pop("name", None))
+    return arguments.read_request(fields), name
 
 
 def check_requests(value: Any) -> None:
@@ -233,7 +286,7 @@ def check_requests(value: Any) -> None:
         if any(map(is_rendered_later, row.values() if isinstance(row, Mapping) else [row])):
             continue
         try:
-            read_request(row)
+            read_row(row)
         except ValueError as error:
             raise ValueError(f"requests has a bad row {number}: {error}") from None
 

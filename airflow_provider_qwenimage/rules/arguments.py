@@ -12,13 +12,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
 from datetime import timedelta
-from numbers import Integral
 from typing import Any, SupportsIndex, TypeAlias
 
 from airflow_provider_qwenimage.contract import MAX_SEED, RANDOM_SEED, GenerateRequest
-from airflow_provider_qwenimage.rules.numbers import integer_of, integer_of_text, number_of, number_or_nan
+from airflow_provider_qwenimage.rules.image_names import check_image_name
+from airflow_provider_qwenimage.rules.numbers import integer_of, integer_of_text, number_or_nan, text_of_number
 from airflow_provider_qwenimage.rules.task_ids import is_usable, printable_id
 from airflow_provider_qwenimage.text.messages import check_text, is_blank, shown
 from airflow_provider_qwenimage.text.urls import without_credentials
@@ -29,6 +28,8 @@ Number: TypeAlias = float | SupportsIndex
 Seconds: TypeAlias = Number | timedelta
 
 REQUEST_FIELDS = ("prompt", "size", "seed", "output_format", "callback_url")
+# A row of a batch may also name its image, which the API is not told.
+ROW_FIELDS = (*REQUEST_FIELDS, "name")
 # Longer than any wait for an image; Airflow and PostgreSQL cannot store the end dates of much longer ones.
 MAX_SECONDS = 10 * 365 * 24 * 3600
 ALLOWED_REQUESTS = (
@@ -76,11 +77,9 @@ def read_request(fields: Mapping[str, object]) -> GenerateRequest:
     if "prompt" not in given:
         what = f"is {shown(fields['prompt'])}" if "prompt" in fields else "is missing"
         raise ValueError(f"prompt {what}; it must be a non-empty string.")
-    # pandas has NaN for a missing value.
-    with suppress(TypeError, ValueError, OverflowError):
-        if math.isfinite(number_of(prompt := given["prompt"])):
-            # The text of an enumeration's member is its name.
-            given["prompt"] = str(int(prompt) if isinstance(prompt, Integral) else prompt)
+    # Not NaN, which pandas has for a missing value.
+    if (number := text_of_number(given["prompt"])) is not None:
+        given["prompt"] = number
     if "seed" in given:
         given["seed"] = read_seed(given["seed"])
     return GenerateRequest(**{name: _plain(value) for name, value in given.items()})
@@ -299,6 +298,7 @@ def _or_none(read: Reader) -> Reader:
 ARGUMENTS: Mapping[str, Reader] = {
     **dict.fromkeys(REQUEST_FIELDS, _request_field),
     "requests": _requests,
+    "image_name": check_image_name,
     "image_task_id": _image_task_id,
     "qwenimage_conn_id": _conn_id,
     "output_path": _or_none(_folder),

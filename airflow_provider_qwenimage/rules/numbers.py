@@ -7,7 +7,7 @@ import operator
 import re
 from contextlib import suppress
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 _WHOLE_DECIMAL = re.compile(r"([+-]?\d+)\.0*", re.ASCII)
@@ -67,3 +67,10 @@ def integer_of_text(text: str) -> int:
     """
     whole = _WHOLE_DECIMAL.fullmatch(text.strip())
     return int(whole[1] if whole else text.strip())
+
+
+def text_of_number(value: object) -> str | None:
+    """Return the text of a number, or None for anything else, NaN and the infinities."""
+    number: Any = value
+    # The text of an enumeration's member is its name.
+    return str(int(number) if isinstance(value, Integral) else number) if math.isfinite(number_or_nan(value)) else None

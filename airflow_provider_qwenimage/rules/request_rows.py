@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS
+from airflow_provider_qwenimage.rules.arguments import ROW_FIELDS
 from airflow_provider_qwenimage.text.messages import shorten
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def read_json(text: str) -> Any:
 
 def near_field(name: str) -> str:
     """Return a question whether a field of a request with a similar name was meant, or an empty text."""
-    near = difflib.get_close_matches(name[:50].strip().lower(), REQUEST_FIELDS, n=1)
+    near = difflib.get_close_matches(name[:50].strip().lower(), ROW_FIELDS, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
@@ -307,12 +307,12 @@ def _check_columns(names: Sequence[str] | None) -> None:
         described = ", ".join(problems[:_MOST_PROBLEMS])
         raise ValueError(
             f"The first line of the file of requests does not name fields of a request: {described}{more}. It must "
-            f"name prompt, and may name {', '.join(REQUEST_FIELDS[1:])}."
+            f"name prompt, and may name {', '.join(ROW_FIELDS[1:])}."
         )
 
 
 def _problem_of_column(name: str, number: int, before: Sequence[str]) -> str | None:
-    if name not in REQUEST_FIELDS:
+    if name not in ROW_FIELDS:
         return f"column {number + 1} is not a field{near_field(name)}"
     return f"column {number + 1} repeats {name}" if name in before else None
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     Requests: TypeAlias = Folder | Sequence[Any] | Callable[..., Sequence[Any]]
 
 _Arguments = ParamSpec("_Arguments")
+_MAY_BE_LEFT_OUT = (*REQUEST_FIELDS, "image_name")
 
 
 def reads_arguments(init: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
@@ -146,16 +147,27 @@ class TaskArguments:
         Raises:
             ValueError: If it is not valid and the task is not mapped.
         """
-        is_mapped = getattr(self, "_BaseOperator__from_mapped", False)
         try:
-            if is_mapped:
+            if self._was_mapped:
                 self.check_name(name)
             return self.read_argument(name, value) if name in self.argument_readers else value
         except ValueError as error:
-            if not is_mapped:
-                raise
-            self.note_refusal(name, error)
+            self.refuse(name, error)
             return inspect.Parameter.empty
+
+    def refuse(self, name: str, refusal: ValueError) -> None:
+        """Refuse an argument when the task is created; a mapped task raises the error when it runs.
+
+        Raises:
+            ValueError: The refusal, if the task is not mapped.
+        """
+        if not self._was_mapped:
+            raise refusal
+        self.note_refusal(name, refusal)
+
+    @property
+    def _was_mapped(self) -> bool:
+        return bool(getattr(self, "_BaseOperator__from_mapped", False))
 
     @classmethod
     def read_argument(cls, name: str, value: object) -> Any:
@@ -193,8 +205,7 @@ class TaskArguments:
             return self._render_watched(content, context, environment, render, is_whole=field is not None)
         with self._inside(content):
             rendered = render(content, context, jinja_env, seen_oids)
-        # Fields of a request may be left out.
-        if rendered is None and content is not None and field is not None and field not in REQUEST_FIELDS:
+        if rendered is None and content is not None and field is not None and field not in _MAY_BE_LEFT_OUT:
             self._refuse(content, "is None when the task runs")
         return rendered
 

@@ -53,6 +53,7 @@ class DrawingOperator(deferral.DeferrableTask, Protocol):
     timeout: Any
     max_consecutive_failures: Any
     output_path: Any
+    image_name: Any
     max_image_bytes: Any
     overwrite: bool
     durable: bool
