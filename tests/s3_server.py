@@ -7,6 +7,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,21 @@ class _Quiet(WSGIRequestHandler):
         """Log nothing."""
 
 
+@dataclass(frozen=True)
+class FailedPut:
+    """An answer to a PUT that is not moto's.
+
+    Attributes:
+        status: Its HTTP status.
+        code: S3's code for the error.
+        stored: Whether the object is stored nevertheless.
+    """
+
+    status: str
+    code: str = "InternalError"
+    stored: bool = False
+
+
 class S3Server:
     """An S3 server on a port of this machine, in a thread, from `__enter__` to `__exit__`.
 
@@ -35,6 +51,7 @@ class S3Server:
 
     Attributes:
         requests: The method, path and query of each request.
+        failed_puts: The answers to the next PUT requests for objects.
     """
 
     def __init__(self) -> None:
@@ -42,6 +59,9 @@ class S3Server:
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.requests: list[tuple[str, str, str]] = []
+        self.failed_puts: list[FailedPut] = []
+        # Moto looks for an object and then stores it.
+        self._putting = threading.Lock()
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> Self:
@@ -83,7 +103,13 @@ class S3Server:
         def note(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             started[:] = [status, headers]
 
-        answer = [] if right in taken else list(self._moto(environ, note))
+        failed = self.failed_puts.pop(0) if method == "PUT" and has_key and self.failed_puts else None
+        if failed is not None and not failed.stored:
+            return _fail(failed, environ, start_response)
+        with self._putting if method == "PUT" else nullcontext():
+            answer = [] if right in taken else list(self._moto(environ, note))
+        if failed is not None:
+            return _fail(failed, environ, start_response)
         # As in AWS, a missing object is a 403 for a client without the right to list.
         if right in taken or (started[0].startswith("404") and "list" in taken):
             start_response(
@@ -92,6 +118,14 @@ class S3Server:
             return [] if method == "HEAD" else [_DENIED]
         start_response(*started)
         return answer
+
+
+def _fail(failed: FailedPut, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    if not failed.stored:
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    body = f"<Error><Code>{failed.code}</Code><Message>{failed.status}</Message></Error>".encode()
+    start_response(failed.status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    return [body]
 
 
 @dataclass

@@ -6,23 +6,31 @@ import errno
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from airflow_provider_qwenimage.storage.folders import names_in
 from airflow_provider_qwenimage.storage.libraries import (
     DELETE,
+    LIST,
     LOCAL,
     READ,
     WRITE,
     content_type_arguments,
+    exclusive_arguments,
     explaining,
+    is_conflict,
+    is_denied,
     is_object_store,
+    is_unsupported,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +41,10 @@ MOST_BYTES = 1024**3
 # A sidecar or a record of a submission has some kilobytes.
 _MOST_JSON_BYTES = 1024**2
 _CHUNK_BYTES = 64 * 1024**2
+_CREATE_TRIES = 5
+_CREATE_PAUSE_SECONDS = 0.2
+# A local file system that cannot link answers with one of these.
+_NO_LINKS = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
 
 
 def put_file(local: Path, target: ObjectStoragePath, *, writer: str = "") -> None:
@@ -68,7 +80,138 @@ def put_json(
     content: Mapping[str, Any], target: ObjectStoragePath, *, writer: str = "", indent: int | None = None
 ) -> None:
     """Put a JSON object into storage, as `put_file` does; without `indent`, in one line."""
-    put_bytes(json.dumps(content, indent=indent).encode("ascii") + b"\n", target, writer=writer)
+    put_bytes(_json_bytes(content, indent), target, writer=writer)
+
+
+def _json_bytes(content: Mapping[str, Any], indent: int | None = None) -> bytes:
+    return json.dumps(content, indent=indent).encode("ascii") + b"\n"
+
+
+def creates_exclusively(path: ObjectStoragePath) -> bool:
+    """Whether `create_json` is exclusive in a storage: of writers at the same time, exactly one creates the file.
+
+    That is so on the local disk, and on S3, Google Cloud Storage and Azure with current libraries. Elsewhere it looks
+    for the file and then writes it.
+    """
+    return path.protocol in LOCAL or exclusive_arguments(path) is not None
+
+
+def create_json(content: Mapping[str, Any], target: ObjectStoragePath, *, writer: str = "") -> bool:
+    """Put a JSON object into storage, whole, if no file has that name; a file of that name is never changed.
+
+    Libraries repeat requests, so a storage may report as existing what this call has just stored. The content decides:
+    it has to contain something that no other writer's content contains.
+
+    Args:
+        content: The object.
+        target: Its final name.
+        writer: The Airflow task that writes, for `remove_leftovers`; see `writer_of`.
+
+    Returns:
+        Whether a file with exactly this content was created. False means that another file has the name.
+
+    Raises:
+        OSError: If it cannot be written, or something other than a file has that name.
+    """
+    written = _json_bytes(content)
+    check_replaceable(target)
+    if target.protocol in LOCAL and Path(target.path).is_symlink() and not Path(target.path).exists():
+        raise FileExistsError(errno.EEXIST, "It is a link to a file that does not exist; move it away", str(target))
+    exclusive = creates_exclusively(target)
+    for tries_left in reversed(range(_CREATE_TRIES)):
+        failure: OSError | None = None
+        found = None if exclusive else read_beginning(target, len(written) + 1)
+        if found is None:
+            try:
+                with explaining(WRITE, target):
+                    _create(written, target, writer, exclusive=exclusive)
+                if exclusive:
+                    return True
+            except OSError as error:
+                failure = error
+            if failure is not None and is_denied(failure):
+                raise failure
+            found = _found_after(failure, target, len(written) + 1)
+        if found is not None:
+            return found == written
+        if failure is not None and is_unsupported(failure):
+            exclusive = False
+        elif failure is not None and not (tries_left and is_conflict(failure)):
+            raise failure
+        time.sleep(random.uniform(0, _CREATE_PAUSE_SECONDS))  # noqa: S311  no secret
+    raise OSError(errno.EBUSY, "It was removed each time that it had been stored", str(target))
+
+
+def _create(content: bytes, target: ObjectStoragePath, writer: str, *, exclusive: bool) -> None:
+    """Store a file that does not exist; `exclusive` if the storage is to refuse to replace one."""
+    if target.protocol in LOCAL:
+        _create_locally(content, target, writer)
+    elif is_object_store(target):
+        arguments = (exclusive_arguments(target) or {}) if exclusive else {}
+        target.fs.pipe_file(target.path, content, **content_type_arguments(target), **arguments)
+    else:
+        with _replacing(target, writer) as stream:
+            stream.write(content)
+
+
+def _create_locally(content: bytes, target: ObjectStoragePath, writer: str) -> None:
+    final = Path(target.path)
+    with _hidden_file(target, writer) as (hidden, stream):
+        stream.write(content)
+        _flush(target, stream)
+        try:
+            os.link(hidden, final)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _create_in_place(content, final)
+        Path(hidden).unlink()
+    # The name has to survive a power failure as well: what it records is about to be paid.
+    with suppress(OSError):
+        directory = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _create_in_place(content: bytes, final: Path) -> None:
+    """Create a file on a file system that cannot link: exclusive, but not whole if this process is killed meanwhile."""
+    with final.open("xb") as stream:
+        try:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except BaseException:
+            final.unlink()
+            raise
+
+
+def _found_after(failure: OSError | None, target: ObjectStoragePath, most: int) -> bytes | None:
+    """Return the beginning of a file after an attempt to create it; if it cannot be read, the first error counts."""
+    try:
+        return read_beginning(target, most)
+    except OSError:
+        if failure is None:
+            raise
+    raise failure
+
+
+def list_names(folder: ObjectStoragePath, prefix: str) -> list[str]:
+    """Return the names of a folder's files that begin with a prefix, sorted. Files in folders below it do not count.
+
+    In an object store, only the objects with the prefix are listed, whatever else the bucket contains.
+
+    Args:
+        folder: The folder. It may not exist.
+        prefix: The beginning of the names: at least one character, and no slash.
+
+    Raises:
+        OSError: If the storage does not allow listing.
+    """
+    with suppress(FileNotFoundError), explaining(LIST, folder):
+        return sorted(name for name in names_in(folder, prefix) if name.startswith(prefix))
+    return []
 
 
 def remove_leftovers(folder: ObjectStoragePath, writer: str) -> None:
@@ -206,19 +349,31 @@ def _check_regular(source: ObjectStoragePath) -> None:
 @contextmanager
 def _replacing(target: ObjectStoragePath, writer: str) -> Iterator[IO[bytes]]:
     """Open a hidden file that replaces the target once it is complete."""
-    filesystem = target.fs
     check_replaceable(target)
+    with _hidden_file(target, writer) as (hidden, stream):
+        yield stream
+        _flush(target, stream)
+        stream.close()
+        target.fs.mv(hidden, target.path)
+
+
+@contextmanager
+def _hidden_file(target: ObjectStoragePath, writer: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """Open a file next to the target; after an exception it is removed."""
+    filesystem = target.fs
     parent, separator, name = target.path.rpartition("/")
     hidden = f"{parent}{separator}.{name}.{writer}-{uuid.uuid4().hex}.part"
     try:
         with filesystem.open(hidden, "wb") as stream:
-            yield stream
-            if target.protocol in LOCAL:
-                # It has to survive a power failure, not only a killed process.
-                stream.flush()
-                os.fsync(stream.fileno())
-        filesystem.mv(hidden, target.path)
+            yield hidden, stream
     except BaseException:
         if filesystem.exists(hidden):
             filesystem.rm_file(hidden)
         raise
+
+
+def _flush(target: ObjectStoragePath, stream: IO[bytes]) -> None:
+    """Have a local file survive a power failure, not only a killed process."""
+    if target.protocol in LOCAL:
+        stream.flush()
+        os.fsync(stream.fileno())

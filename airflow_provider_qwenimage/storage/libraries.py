@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import mimetypes
 import re
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ _CONN_ID = re.compile(r"[a-z][a-z0-9+.-]*://([^@/]+)@", re.IGNORECASE)
 _QUERY = re.compile(r"(https?://[^\s'\"?]*)\?[^\s'\"]*", re.IGNORECASE)
 _DENIED = frozenset({401, 403})
 _MISSING = frozenset({404})
+_CONFLICTS = frozenset({409, 412})
+_UNSUPPORTED = frozenset({501})
 
 _CONTENT_TYPES = {
     ".jpg": "image/jpeg",
@@ -78,6 +81,31 @@ def content_type_arguments(target: ObjectStoragePath) -> dict[str, Any]:
 
         content_type = ContentSettings(content_type=content_type)
     return {_CONTENT_TYPE_ARGUMENTS[library]: content_type}
+
+
+def exclusive_arguments(path: ObjectStoragePath) -> dict[str, Any] | None:
+    """Return the arguments of `pipe_file` that store an object only if none has its name.
+
+    Returns:
+        None if the storage or the installed version of its library cannot do that.
+    """
+    filesystem = path.fs
+    library = library_of(filesystem)
+    if library == "adlfs":
+        arguments: dict[str, Any] = {"overwrite": False}
+    elif library == "gcsfs" or (library == "s3fs" and _botocore_knows_conditions()):
+        arguments = {"mode": "create"}
+    else:
+        return None
+    # Versions that do not know the argument pass it over and replace the object.
+    known = inspect.signature(getattr(filesystem, "_pipe_file", filesystem.pipe_file)).parameters
+    return arguments if known.keys() >= arguments.keys() else None
+
+
+def _botocore_knows_conditions() -> bool:
+    from botocore import __version__ as version  # type: ignore[import-untyped]  # s3fs brings it
+
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3]) > (1, 35, 20)
 
 
 def is_object_store(path: ObjectStoragePath) -> bool:
@@ -131,9 +159,29 @@ def is_denied(error: BaseException) -> bool:
     return bool(_status_of(error) & _DENIED)
 
 
+def is_conflict(error: BaseException) -> bool:
+    """Whether an error of a storage, or its cause, means that the file exists or is being created by someone else."""
+    return any(isinstance(one, FileExistsError) or _status_of(one) & _CONFLICTS for one in _causes(error))
+
+
+def is_unsupported(error: BaseException) -> bool:
+    """Whether an error of a storage, or its cause, means that the server does not know what it was asked for."""
+    return any(_status_of(one) & _UNSUPPORTED for one in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def _status_of(error: BaseException) -> set[Any]:
     """Return the HTTP status of a storage library's error; each library has its own name for it."""
-    found = (getattr(error, name, None) for name in ("status_code", "code", "status"))
+    found = [getattr(error, name, None) for name in ("status_code", "code", "status")]
+    # Botocore's.
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        found.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
     return {status for status in found if isinstance(status, int)}
 
 
