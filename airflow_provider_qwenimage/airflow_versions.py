@@ -12,5 +12,7 @@ HAS_SUPERVISOR = _VERSION >= (3, 0)
 RESUMES_RETRIES = _VERSION == (3, 0)
 # Plugins can add pages to Airflow's UI.
 HAS_PLUGIN_PAGES = _VERSION >= (3, 1)
+# The number of Clears of a run counts each Clear that may run the DAG again. Before, only those of a finished run.
+COUNTS_EVERY_CLEAR = _VERSION >= (3, 2)
 # A trigger is told that a user ended its task. Before, it is only cancelled, as when the triggerer stops.
 CALLS_TRIGGER_ON_KILL = _VERSION >= (3, 3)

@@ -183,8 +183,13 @@ class TestDag:
             return self._continue()
         return self._ends()
 
-    def clear(self, task_id: str) -> DagRun:
-        """Clear a task in the last DAG run, as a user does, and continue the run."""
+    def clear(self, task_id: str, *, with_latest_dag: bool = False) -> DagRun:
+        """Clear a task in the last DAG run, as a user does, and continue the run.
+
+        Args:
+            task_id: The task.
+            with_latest_dag: Whether to run the DAG as it is now, if this Airflow remembers how it was before.
+        """
         from airflow.models.taskinstance import clear_task_instances
         from airflow.utils.session import create_session
         from airflow.utils.state import DagRunState
@@ -198,7 +203,9 @@ class TestDag:
                 for instance in _find_run(self.dag.dag_id, self._run_id, session).get_task_instances(session=session)
                 if instance.task_id == task_id
             ]
-            dag = {} if AIRFLOW_3 else {"dag": self.dag}
+            dag: dict[str, Any] = {} if AIRFLOW_3 else {"dag": self.dag}
+            if with_latest_dag and AIRFLOW >= (3, 1):
+                dag["run_on_latest_version"] = True
             clear_task_instances(instances, session, dag_run_state=DagRunState.RUNNING, **dag)
         return self._continue()
 
