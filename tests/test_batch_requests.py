@@ -26,15 +26,15 @@ def rows_of(name: str, content: str | bytes) -> list[Row]:
     return list(reader(io.BytesIO(content if isinstance(content, bytes) else content.encode())))
 
 
-def checked(rows: Iterable[Row], map_index: int = -1) -> list[BatchRequest]:
-    with closing(BatchRequests(rows, map_index=map_index)) as requests:
+def checked(rows: Iterable[Row], variant: int = 0) -> list[BatchRequest]:
+    with closing(BatchRequests(rows, variant=variant)) as requests:
         items = [requests[number] for number in range(len(requests))]
         assert requests.number_to_draw == sum(item.same_as is None for item in items)
         return items
 
 
-def batch(values: Any, map_index: int = -1) -> list[BatchRequest]:
-    return checked(read_list(values), map_index)
+def batch(values: Any, variant: int = 0) -> list[BatchRequest]:
+    return checked(read_list(values), variant)
 
 
 def drawn(requests: list[BatchRequest]) -> list[str]:
@@ -147,9 +147,9 @@ def test_a_name_makes_the_image_and_its_file() -> None:
     assert "name" not in requests[0].request.payload(), "the API is not told"
 
 
-def test_a_name_is_the_same_image_wherever_the_row_and_whatever_the_map_index() -> None:
+def test_a_name_is_the_same_image_wherever_the_row_and_whatever_the_variant() -> None:
     before = batch([{"prompt": "fox", "name": "a"}, {"prompt": "fox", "name": "b"}])
-    after = batch([{"prompt": "fox", "name": "b"}, "fox", {"prompt": "fox", "name": "a"}], map_index=3)
+    after = batch([{"prompt": "fox", "name": "b"}, "fox", {"prompt": "fox", "name": "a"}], variant=3)
     assert (after[2].identity, after[0].identity) == (before[0].identity, before[1].identity)
 
 
@@ -194,7 +194,7 @@ def test_a_row_inserted_before_others_does_not_change_their_images() -> None:
 
 
 def test_mapped_batches_do_not_share_the_images_of_random_seeds() -> None:
-    names = [drawn(batch(["fox", "fox"], map_index=index)) for index in (0, 1, 2)]
+    names = [drawn(batch(["fox", "fox"], variant=index)) for index in (0, 1, 2)]
     assert len({name for batch_names in names for name in batch_names}) == 6
     assert drawn(batch(["fox", "fox"])) == names[0]
 

@@ -86,7 +86,7 @@ class BatchRequests:
 
     Args:
         rows: The requests as they were read.
-        map_index: The map index of the Airflow task, or -1 if it is not mapped.
+        variant: Tells equal requests of several task instances apart; see `made_by.variant_of`.
 
     Attributes:
         number_to_draw: How many images they are; rows that share one count once.
@@ -95,12 +95,12 @@ class BatchRequests:
         ValueError: If a row is not a request that the API allows; the message lists the bad rows.
     """
 
-    def __init__(self, rows: Iterable[Row], *, map_index: int = -1) -> None:
+    def __init__(self, rows: Iterable[Row], *, variant: int = 0) -> None:
         self._spool = Spool()
         self.number_to_draw = 0
         try:
-            # Mapped batches number their variants apart: otherwise two would share the images of random seeds.
-            self._read(rows, max(0, map_index) * MAX_ROWS)
+            # Otherwise mapped batches, and those in a loop, would share the images of random seeds.
+            self._read(rows, variant * MAX_ROWS)
         except BaseException:
             self.close()
             raise

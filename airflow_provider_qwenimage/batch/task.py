@@ -19,7 +19,7 @@ from airflow_provider_qwenimage.client.connection import read_connection
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.rules.arguments import path_text
 from airflow_provider_qwenimage.rules.batch_totals import Limits
-from airflow_provider_qwenimage.rules.made_by import description_of, map_index_of, writer_of
+from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
 from airflow_provider_qwenimage.rules.request_rows import file_reader
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.failures import logging_errors, reporting_failures
@@ -157,7 +157,7 @@ def opened_batch(operator: BatchOperator, ti: Any) -> Iterator[BatchTask]:
         scratch = stack.enter_context(_scratch_folder(writer_of(made_by)))
         connection = QwenImageHook.get_connection(operator.qwenimage_conn_id)
         read_connection(connection)
-        requests = stack.enter_context(closing(_read_requests(operator.requests, map_index_of(ti))))
+        requests = stack.enter_context(closing(_read_requests(operator.requests, variant_of(ti))))
         # Before a submission: storage that cannot be reached must not cost an image.
         folder = open_output_path(operator.output_path)
         options = ImageOptions(
@@ -183,14 +183,14 @@ def opened_batch(operator: BatchOperator, ti: Any) -> Iterator[BatchTask]:
         yield BatchTask(ti, batch, BatchManifest(folder, batch, made_by, scratch))
 
 
-def _read_requests(source: object, map_index: int) -> BatchRequests:
+def _read_requests(source: object, variant: int) -> BatchRequests:
     """Read the requests of a list, of the text of a list, or of the file at a path or URL."""
     source = path_text(source) or source
     read_file = file_reader(source) if isinstance(source, str) else None
     if read_file is None:
-        return BatchRequests(read_list(source), map_index=map_index)
+        return BatchRequests(read_list(source), variant=variant)
     with open_requests(str(source)) as stream:
-        return BatchRequests(read_file(stream), map_index=map_index)
+        return BatchRequests(read_file(stream), variant=variant)
 
 
 @contextmanager

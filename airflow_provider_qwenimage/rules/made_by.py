@@ -6,6 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from uuid import UUID
+
+_ITERATION = "iteration"
+# A map index is below this: in Airflow's database it has 32 bits and a sign.
+_MAP_INDEXES = 2**31
 
 
 class Instance(NamedTuple):
@@ -27,18 +32,47 @@ def map_index_of(ti: Any) -> int:
     return -1 if ti.map_index is None else int(ti.map_index)
 
 
-def variant_of(ti: Any) -> int:
-    """Return what tells a task instance's request from equal ones: its map index, or 0 if it is not mapped.
+def iteration_of(ti: Any) -> int | None:
+    """Return the iteration of the loop that a running task instance is in, counted from 0; None outside loops.
 
-    See `GenerateRequest.fingerprint`.
+    Since Airflow 3.4 a task in a loop has a task instance in each iteration. A Clear may move it to another region, but
+    not to another iteration.
     """
-    return max(0, map_index_of(ti))
+    region = getattr(ti, "region_id", None)
+    # The region with the number 0 is none.
+    if region is None or not UUID(str(region)).int:
+        return None
+    # A mapped task has a region of its own in each iteration, and outside loops as well: only the loop itself counts.
+    context_of = getattr(ti, "get_template_context", None)
+    loop = None if context_of is None else context_of().get("loop")
+    if loop is not None:
+        return int(loop.index)
+    return int(ti.region_index) if map_index_of(ti) < 0 <= ti.region_index else None
+
+
+def variant_of(ti: Any) -> int:
+    """Return what tells a task instance's request from equal ones: 0, if it is neither mapped nor in a loop.
+
+    See `GenerateRequest.fingerprint`. It is the map index in a mapped task, and differs in each iteration of a loop.
+    """
+    return max(0, map_index_of(ti)) + (iteration_of(ti) or 0) * _MAP_INDEXES
+
+
+def state_scope_of(ti: Any) -> str:
+    """Return the start of a task instance's keys in Airflow's task state: "", or "i2-" in iteration 2 of a loop.
+
+    Airflow 3.4 itself keeps iterations apart. A state store of another make may know only the map index.
+    """
+    iteration = iteration_of(ti)
+    return "" if iteration is None else f"i{iteration}-"
 
 
 def description_of(ti: Any) -> dict[str, Any]:
     """Return what a sidecar records of a task instance. It changes when the task is cleared, not when it is retried."""
     names = ("dag_id", "run_id", "task_id", "map_index", "max_tries")
-    return {name: getattr(ti, name) for name in names}
+    described = {name: getattr(ti, name) for name in names}
+    iteration = iteration_of(ti)
+    return described if iteration is None else described | {_ITERATION: iteration}
 
 
 def writer_of(made_by: Mapping[str, Any]) -> str:
@@ -47,5 +81,8 @@ def writer_of(made_by: Mapping[str, Any]) -> str:
     Args:
         made_by: What `description_of` returned, or nothing.
     """
-    identity = json.dumps([made_by.get(name) for name in Instance._fields])
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+    identity = [made_by.get(name) for name in Instance._fields]
+    # Outside loops the names are those of versions that knew no loops.
+    if made_by.get(_ITERATION) is not None:
+        identity.append(made_by[_ITERATION])
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
