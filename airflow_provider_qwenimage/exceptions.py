@@ -31,21 +31,40 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.contract import TaskSnapshot
 
 
+_CONNECTION = "{connection}"
+
+
 class QwenImageError(Exception):
     """Root of the errors of this package.
 
     Attributes:
         permanent: Whether the same call would fail again, so that a retry is useless.
+        advice: What to do about it, if the message does not say so itself. ``{connection}`` stands for the connection
+            until `name_connection` names it.
     """
 
     permanent: bool = False
+    advice: str = ""
+
+    def __str__(self) -> str:
+        message = without_advice(self)
+        return f"{message} {self.advice.replace(_CONNECTION, 'the connection')}" if self.advice else message
+
+    def name_connection(self, conn_id: str) -> None:
+        """Have the advice name the connection whose key and host the request used.
+
+        Args:
+            conn_id: The id of the connection.
+        """
+        self.advice = self.advice.replace(_CONNECTION, f"connection {conn_id!r}")
 
 
 class QwenImageRequestError(QwenImageError):
     """The API answered with an error.
 
     Args:
-        message: What happened and what to do about it.
+        message: What happened.
+        advice: What to do about it, as for every `QwenImageError`.
         code: The error code of the API's envelope; without one, the HTTP status.
         from_api: Whether the response was the API's documented JSON envelope, and not, say, a proxy's HTML page.
         retry_after: How long the server asked to wait, in seconds, if it did.
@@ -55,11 +74,13 @@ class QwenImageRequestError(QwenImageError):
         self,
         message: str,
         *,
+        advice: str = "",
         code: int = 0,
         from_api: bool = False,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
+        self.advice = advice
         self.code = code
         self.from_api = from_api
         self.retry_after = retry_after
@@ -120,12 +141,14 @@ class QwenImageContractError(QwenImageError):
     """A response that does not have the documented shape.
 
     Args:
-        message: What the API answered and what to do about it.
+        message: What the API answered.
+        advice: What to do about it, as for every `QwenImageError`.
         redirect: Where the response redirects to, without user and query, if it is a redirect.
     """
 
-    def __init__(self, message: str, *, redirect: str | None = None) -> None:
+    def __init__(self, message: str, *, advice: str = "", redirect: str | None = None) -> None:
         super().__init__(message)
+        self.advice = advice
         self.redirect = redirect
 
 
@@ -183,6 +206,11 @@ class QwenImageImageError(QwenImageError):
         super().__init__(message)
         self.permanent = permanent
         self.retry_after = retry_after
+
+
+def without_advice(error: QwenImageError) -> str:
+    """Return what happened, for a message that has its own advice."""
+    return Exception.__str__(error)
 
 
 def is_bad_argument(error: BaseException) -> bool:

@@ -138,7 +138,11 @@ class QwenImageHook(CommonHook):
 
     def submit_once(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked, in one POST that is never sent again; otherwise like `generate`."""
-        return self._transport.send(answers.submission_call(request))
+        try:
+            return self._transport.send(answers.submission_call(request))
+        except QwenImageError as error:
+            self._name_connection(error)
+            raise
 
     def get_status(self, image_task_id: str) -> TaskSnapshot:
         """Read the status of an image task. Costs nothing.
@@ -164,7 +168,7 @@ class QwenImageHook(CommonHook):
         try:
             snapshot = self._transport.send(answers.status_call(image_task_id), seconds)
         except QwenImageError as error:
-            return error
+            return self._name_connection(error)
         self.last_credits = snapshot.consumed_credits
         return snapshot
 
@@ -223,6 +227,7 @@ class QwenImageHook(CommonHook):
             try:
                 return self._transport.send(call)
             except QwenImageError as error:
+                self._name_connection(error)
                 pause = self._pause_before_read(error, call, sent_again)
                 if pause is None:
                     raise
@@ -306,7 +311,11 @@ class QwenImageAsyncHook(CommonHook):
     async def submit_once(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked, in one POST; see `QwenImageHook.submit_once`."""
         transport = self._client.transport or await self._client.join()
-        return await transport.send(answers.submission_call(request))
+        try:
+            return await transport.send(answers.submission_call(request))
+        except QwenImageError as error:
+            self._name_connection(error)
+            raise
 
     async def get_status(self, image_task_id: str) -> TaskSnapshot:
         """Read the status of an image task; see `QwenImageHook.get_status`."""
@@ -318,7 +327,7 @@ class QwenImageAsyncHook(CommonHook):
             transport = self._client.transport or await self._client.join()
             snapshot = await transport.send(answers.status_call(image_task_id), seconds)
         except QwenImageError as error:
-            return error
+            return self._name_connection(error)
         self.last_credits = snapshot.consumed_credits
         return snapshot
 
@@ -392,6 +401,7 @@ class QwenImageAsyncHook(CommonHook):
             try:
                 return await transport.send(call)
             except QwenImageError as error:
+                self._name_connection(error)
                 pause = self._pause_before_read(error, call, sent_again)
                 if pause is None:
                     raise

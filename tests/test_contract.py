@@ -32,7 +32,13 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageTaskFailedError,
 )
 from airflow_provider_qwenimage.rules import polling
-from airflow_provider_qwenimage.rules.answers import HttpAnswer, parse_status, parse_submission, status_call
+from airflow_provider_qwenimage.rules.answers import (
+    HttpAnswer,
+    contradiction_of,
+    parse_status,
+    parse_submission,
+    status_call,
+)
 from airflow_provider_qwenimage.rules.task_ids import printable_id
 
 DOCUMENTED: dict[str, Any] = {
@@ -351,6 +357,9 @@ ERROR_CODES = [
 ]
 
 
+ODD_CODES: list[Any] = [None, "200", "ok", True, 0, 2.5, -1, [], 10**400]
+
+
 class TestErrorAnswer:
     @pytest.mark.parametrize(("code", "error_class"), ERROR_CODES)
     @pytest.mark.parametrize("style", ["http", "envelope"])
@@ -389,11 +398,42 @@ class TestErrorAnswer:
             *((status, 200) for status in (201, 206, 301, 400, 413, 429, 500, 502)),
             *((200, code) for code in (400, 401, 429, 500)),
             *((same, same) for same in (202, 429, 500)),
+            *((status, odd) for status in (200, 404, 500) for odd in ODD_CODES),
         ],
     )
-    def test_an_answer_with_a_task_id_accepts_the_submission_whatever_its_code(self, status: int, code: int) -> None:
-        data = {"task_id": "n43abc", "status": "IN_PROGRESS"}
-        assert parse_submission(answer(envelope(data, code), status)) == "n43abc"
+    def test_an_answer_with_a_task_id_accepts_the_submission_whatever_its_code(self, status: int, code: Any) -> None:
+        accepted = answer(envelope({"task_id": "n43abc", "status": "IN_PROGRESS"}, code), status)
+        assert parse_submission(accepted) == "n43abc"
+        assert (contradiction_of(accepted) is None) is (code == 200 and status < 300)
+
+    def test_an_acceptance_without_a_code_or_a_status_is_one(self) -> None:
+        assert parse_submission(answer(b'{"data": {"task_id": "n43abc"}}', 500)) == "n43abc"
+
+    @pytest.mark.parametrize(
+        ("status", "code", "around"),
+        [
+            (500, 200, "HTTP 500"),
+            (200, 429, "code 429"),
+            (500, "no\n", "HTTP 500 and code 'no\\n'"),
+            (200, None, "no code"),
+        ],
+    )
+    def test_a_contradiction_is_reported_in_one_sentence(self, status: int, code: Any, around: str) -> None:
+        accepted = answer(envelope({"task_id": "n1"}, code), status)
+        assert contradiction_of(accepted) == (
+            f"The API contradicts itself: {around} around accepted task n1. Waiting for n1."
+        )
+
+    @pytest.mark.parametrize(
+        ("status", "code"), [(201, 200), (206, 200), (200, None), (200, "200"), (200, 0), (200, 201)]
+    )
+    def test_a_status_is_read_from_any_success(self, status: int, code: Any) -> None:
+        assert parse_status(answer(envelope(DOCUMENTED, code), status), "n43abc").status == TaskStatus.SUCCESS
+
+    @pytest.mark.parametrize(("status", "code"), [(500, 200), (404, None), (301, "200"), (200, 404), (201, 500)])
+    def test_a_status_in_an_error_is_not_read(self, status: int, code: Any) -> None:
+        with pytest.raises(QwenImageError):
+            parse_status(answer(envelope(DOCUMENTED, code), status), "n43abc")
 
     @pytest.mark.parametrize("data", [{}, {"task_id": None}, {"task_id": ""}, {"task_id": 5}, [], "n43abc"])
     def test_an_error_code_without_a_task_id_is_an_error(self, data: object) -> None:

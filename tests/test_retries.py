@@ -30,8 +30,8 @@ STATUS = status_call("n43")
 HTML = b"<html>Bad gateway</html>"
 
 
-def envelope(code: int) -> bytes:
-    return json.dumps({"code": code, "message": "no", "data": None}).encode()
+def envelope(code: object, **fields: object) -> bytes:
+    return json.dumps({"code": code, "message": "no", "data": None} | fields).encode()
 
 
 def error_of(call: object, status: int, body: bytes, **headers: str) -> QwenImageError:
@@ -55,7 +55,13 @@ def is_sent_again(error: QwenImageError) -> bool:
         (400, envelope(400), QwenImageBadRequestError, False),
         (200, envelope(401), QwenImageAuthError, False),
         (402, envelope(402), QwenImageCreditsError, False),
-        (404, HTML, QwenImageNotFoundError, False),
+        (200, envelope(404), QwenImageNotFoundError, False),
+        (422, envelope(422), QwenImageBadRequestError, False),
+        (200, envelope(455), QwenImageBadRequestError, False),
+        (201, envelope(429), QwenImageRateLimitError, True),
+        (502, envelope(402), QwenImageCreditsError, False),
+        (200, envelope(1001), QwenImageBadRequestError, False),
+        (200, b'{"code": 429}', QwenImageRateLimitError, True),
         (301, b"", QwenImageContractError, False),
         (308, b"", QwenImageContractError, False),
     ],
@@ -84,6 +90,23 @@ def test_an_unambiguous_rejection_of_a_submission_is_not_taken_for_a_lost_answer
         (200, b'{"code": 200, "message": "success", "data": {}}'),
         (200, b'{"code": 200, "data": {"task_id": 5}}'),
         (202, b""),
+        (400, HTML),
+        (403, HTML),
+        (404, HTML),
+        (429, b'{"data": {"task": "n43"}}'),
+        (429, envelope(429, data={})),
+        (500, envelope(500, data=[])),
+        (400, envelope(400, data=False)),
+        (400, envelope("400")),
+        (200, envelope(None)),
+        (200, envelope(True)),
+        (200, envelope(0)),
+        (200, envelope(302)),
+        (200, envelope(408)),
+        (200, envelope(501)),
+        (200, envelope(503)),
+        (500, envelope(200)),
+        (429, envelope(200)),
         (302, b""),
         (303, b""),
     ],
@@ -107,6 +130,7 @@ def test_any_other_answer_to_a_submission_leaves_it_unknown_and_never_sent_again
         (401, envelope(401), False),
         (404, envelope(404), False),
         (200, HTML, False),
+        (201, HTML, False),
     ],
 )
 def test_a_status_read_is_sent_again_after_a_fault_that_may_pass(status: int, body: bytes, again: bool) -> None:

@@ -17,7 +17,7 @@ from airflow_provider_qwenimage.client.connection import (
 from airflow_provider_qwenimage.client.connection_lookup import ConnectionNotDefinedError, look_up_connection
 from airflow_provider_qwenimage.client.diagnosis import describe
 from airflow_provider_qwenimage.contract import GENERATE_PATH
-from airflow_provider_qwenimage.exceptions import QwenImageError
+from airflow_provider_qwenimage.exceptions import QwenImageError, without_advice
 from airflow_provider_qwenimage.rules import polling, retries
 from airflow_provider_qwenimage.rules.answers import ApiCall
 from airflow_provider_qwenimage.rules.arguments import Seconds, read_argument
@@ -103,7 +103,11 @@ class CommonHook(BaseHook):
         return pause
 
     def _log_resend(self, name: str, pause: float, count: str, error: QwenImageError) -> None:
-        self.log.warning("%s failed; sending it again in %.1f s (%s): %s", name, pause, count, error)
+        self.log.warning("%s failed; sending it again in %.1f s (%s): %s", name, pause, count, without_advice(error))
+
+    def _name_connection(self, error: QwenImageError) -> QwenImageError:
+        error.name_connection(self.qwenimage_conn_id)
+        return error
 
     def _log_notice(self, decision: polling.Decision) -> None:
         if not isinstance(decision, polling.Wait) or not decision.notice:

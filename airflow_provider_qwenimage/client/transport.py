@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.client.aiohttp_session import AiohttpSession
     from airflow_provider_qwenimage.client.connection import ConnectionSettings
+
+log = logging.getLogger(__name__)
 
 _HEADERS = {
     "User-Agent": f"airflow-provider-qwenimage/{__version__}",
@@ -226,6 +229,8 @@ def _read_in_pace(limit: RateLimit, sent_at: float, call: ApiCall[Result], answe
         limit.learn(error, sent_at, time.monotonic())
         raise
     limit.learn(None, sent_at, time.monotonic())
+    if call.notice is not None and (notice := call.notice(answer)):
+        log.warning("%s", notice)
     return result
 
 

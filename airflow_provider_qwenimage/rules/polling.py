@@ -19,6 +19,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageContractError,
     QwenImageError,
     QwenImageTimeoutError,
+    without_advice,
 )
 from airflow_provider_qwenimage.rules.arguments import WAIT_ARGUMENTS, Seconds, read_argument
 from airflow_provider_qwenimage.rules.snapshots import task_failure
@@ -259,7 +260,7 @@ def read_too_late(seconds: float) -> QwenImageConnectionError:
 
 
 def _brief(error: QwenImageError) -> str:
-    return printable(shorten(str(error), _ERROR_CHARACTERS))
+    return printable(shorten(without_advice(error), _ERROR_CHARACTERS))
 
 
 def _is_over(policy: PollPolicy, now: float) -> bool:

@@ -25,8 +25,9 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageRequestError,
     QwenImageServerError,
     QwenImageSubmissionUnknownError,
+    without_advice,
 )
-from airflow_provider_qwenimage.rules.answers import ApiCall, HttpAnswer, Result
+from airflow_provider_qwenimage.rules.answers import ApiCall, HttpAnswer, Result, refuses_submission
 from airflow_provider_qwenimage.rules.arguments import read_argument
 
 MAX_DELAY_SECONDS = 30.0
@@ -37,8 +38,6 @@ MAX_RETRY_AFTER_SECONDS = 60.0
 MOST_AFTER_SERVER_ERRORS = 1
 
 _TRY_AGAIN_CODE = 500
-# These redirects mean "not handled here"; 302 and 303 may follow a handled POST.
-_NOT_HANDLED_STATUSES = (301, 307, 308)
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,12 @@ def last_error(error: QwenImageError, server_errors: int) -> QwenImageError:
     last = copy.copy(error)
     last.permanent = True
     message = (
-        f"The API answered {server_errors + 1} submissions of this image with code {_TRY_AGAIN_CODE}, so it is not "
-        f"sent again automatically. The last answer: {error} Each may have been charged all the same "
-        f"({CREDITS_PER_IMAGE} credits, as documented). Compare the credits on your account, then clear the task to "
-        "submit it again."
+        f"The API answered {server_errors + 1} submissions of this image with an error, so it is not sent again "
+        f"automatically. {without_advice(error)} Each may have been charged all the same ({CREDITS_PER_IMAGE} credits, "
+        "as documented)."
     )
     last.args = (message, *error.args[1:])
+    last.advice = "Compare the credits on your account, then clear the task to submit it again."
     return last
 
 
@@ -135,8 +134,8 @@ def read_answer(call: ApiCall[Result], answer: HttpAnswer) -> Result:
     try:
         return call.read(answer)
     except (QwenImageRequestError, QwenImageContractError) as error:
-        if call.submission and not _surely_not_accepted(error, answer.status):
-            raise submission_unknown(str(error)) from error
+        if call.submission and not refuses_submission(answer):
+            raise submission_unknown(without_advice(error)) from error
         raise
 
 
@@ -160,14 +159,6 @@ def lost(call: ApiCall[Any], detail: str, *, sent: bool, reason: str | None = No
         )
     error.reason = reason
     return error
-
-
-def _surely_not_accepted(error: QwenImageError, http_status: int) -> bool:
-    if isinstance(error, QwenImageServerError):
-        return is_plain_server_error(error)
-    if isinstance(error, QwenImageContractError):
-        return http_status in _NOT_HANDLED_STATUSES
-    return True
 
 
 def submission_unknown(detail: str) -> QwenImageSubmissionUnknownError:

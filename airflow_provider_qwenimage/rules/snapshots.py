@@ -157,8 +157,8 @@ def not_documented(name: str, value: object, allowed: str) -> QwenImageContractE
 def _undocumented(name: str, text: str, allowed: str) -> QwenImageContractError:
     return QwenImageContractError(
         f"The API's response does not have the documented shape: {name} is {shorten(without_access(text))}, not "
-        f"{allowed}. "
-        "If this persists, the API has changed: report it to the maintainers of this package."
+        f"{allowed}.",
+        advice="If this persists, the API has changed: report it to the maintainers of this package.",
     )
 
 

@@ -189,6 +189,44 @@ def test_an_odd_answer_to_a_submission_that_was_sent_may_be_paid(
         assert len(server.requests) == 1
 
 
+CONTRADICTIONS = {
+    "HTTP 500": answer(status=b"HTTP/1.1 500 Oops"),
+    "HTTP 404": answer(status=b"HTTP/1.1 404 Not Found"),
+    "HTTP 429": answer(b"Retry-After: 0", status=b"HTTP/1.1 429 Slow down"),
+    "HTTP 307": answer(b"Location: /elsewhere", status=b"HTTP/1.1 307 Elsewhere"),
+    "code 500": answer(body=ENVELOPE.replace(b"200", b"500")),
+    "code '200'": answer(body=ENVELOPE.replace(b"200", b'"200"')),
+    "code True": answer(body=ENVELOPE.replace(b"200", b"true")),
+    "code 0": answer(body=ENVELOPE.replace(b"200", b"0")),
+    "no code": answer(body=ENVELOPE.replace(b'"code": 200, ', b"")),
+    "HTTP 502 and no code": answer(body=ENVELOPE.replace(b'"code": 200, ', b""), status=b"HTTP/1.1 502 Bad Gateway"),
+}
+
+
+@pytest.mark.parametrize("around", CONTRADICTIONS)
+def test_an_accepted_task_in_an_error_is_accepted_once_and_logged_once(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, around: str
+) -> None:
+    with RawServer(CONTRADICTIONS[around]) as server:
+        connect(monkeypatch, server.url)
+        client.arguments["retry_limit"] = 3
+        assert client("generate", "a fox") == TASK
+        assert len(server.requests) == 1
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == [f"The API contradicts itself: {around} around accepted task {TASK}. Waiting for {TASK}."]
+
+
+@pytest.mark.parametrize("status", [b"201 Created", b"202 Accepted", b"206 Partial Content"])
+def test_any_http_success_is_one(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: bytes
+) -> None:
+    with RawServer(answer(status=b"HTTP/1.1 " + status)) as server:
+        connect(monkeypatch, server.url)
+        assert client("generate", "a fox") == TASK
+        assert client("get_status", TASK).consumed_credits == 5
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 @pytest.mark.parametrize("name", ["a redirect that is not UTF-8", "chunks of no size", "nothing", "noise"])
 def test_a_wait_survives_an_odd_answer(client: SyncClient, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     done = ENVELOPE.replace(b'"PENDING"', b'"SUCCESS", "response": ["https://cdn.example/1.png"]')

@@ -333,7 +333,10 @@ def test_a_bad_argument_never_reaches_the_api(
 
 def test_the_wrong_key_is_refused(client: SyncClient, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, host=sandbox.url, password="sk-wrong")
-    with pytest.raises(QwenImageAuthError, match="API key in the connection's password"):
+    with pytest.raises(
+        QwenImageAuthError,
+        match=r"The key in connection 'qwenimage_default' was rejected\. Correct it, then clear the task\.$",
+    ):
         client("generate", "a fox")
     works, message = client("test_connection")
     assert not works

@@ -267,7 +267,11 @@ def test_a_submission_that_was_certainly_not_accepted_is_sent_again(
 
 @pytest.mark.parametrize(
     ("fault", "advice"),
-    [("unauthorized", "Check the API key"), ("payment", "Buy credits"), ("forbidden", "Check that the API key")],
+    [
+        ("unauthorized", "The key in connection 'qwenimage_default' was rejected. Correct it"),
+        ("payment", "Buy credits"),
+        ("forbidden", "is not allowed to do this. Correct it"),
+    ],
 )
 def test_a_refused_submission_is_not_retried(connected_api: Sandbox, fault: str, advice: str) -> None:
     connected_api.script("generate", fault)

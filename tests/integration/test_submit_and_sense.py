@@ -193,7 +193,7 @@ def test_a_wrong_key_fails_the_sensor_at_once_and_is_not_shown(
 
     assert (sense.state, sense.tries) == ("failed", 1)
     assert "code 401" in str(sense.error)
-    assert "Check the API key" in str(sense.error)
+    assert "The key in connection 'wrong_key' was rejected" in str(sense.error)
     assert "sk-wrong-7d1" not in str(sense.error)
 
 
