@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -115,8 +116,16 @@ class ImagePipeline:
         """Whether this task has stored an image, in this try or in an earlier one."""
         return stored.made_by == self._options.made_by
 
-    async def submit(self, item: BatchRequest, ledger: Ledger, step: Submit) -> str:
+    async def submit(
+        self, item: BatchRequest, ledger: Ledger, step: Submit, note_unrecorded: Callable[[int, str], None]
+    ) -> str:
         """Submit a request; write down the intent before, and the id after it.
+
+        Args:
+            item: The request.
+            ledger: Its ledger.
+            step: What was spent before.
+            note_unrecorded: Called with the row, counted from 1, and the id, if the id cannot be written down.
 
         Returns:
             The API's id of the image task.
@@ -137,6 +146,7 @@ class ImagePipeline:
         try:
             await asyncio.to_thread(ledger.accept, image_task_id)
         except Exception as error:  # noqa: BLE001  any storage's; the image is paid and can still be stored
+            note_unrecorded(item.number + 1, image_task_id)
             log.warning(
                 "Image task %s was submitted, but its id could not be written down (%s: %s). If this task ends before "
                 "the image is stored, use a QwenImageStatusSensor with that id to get the image.",
@@ -147,7 +157,13 @@ class ImagePipeline:
         return image_task_id
 
     async def wait_and_store(
-        self, item: BatchRequest, ledger: Ledger, image_task_id: str, *, check_at_once: bool
+        self,
+        item: BatchRequest,
+        ledger: Ledger,
+        image_task_id: str,
+        note_success: Callable[[TaskSnapshot], None],
+        *,
+        check_at_once: bool,
     ) -> StoredImages:
         """Wait for a submitted image and store it.
 
@@ -155,6 +171,7 @@ class ImagePipeline:
             item: The request.
             ledger: Its ledger.
             image_task_id: The API's id of the image task.
+            note_success: Called when the image is drawn, before it is stored.
             check_at_once: Whether to poll without delay, because the image task may have ended already.
 
         Raises:
@@ -169,6 +186,7 @@ class ImagePipeline:
             delay = 0.0 if check_at_once else policy.first_delay(now)
             end = await self._hook.follow(image_task_id, policy, first_delay=delay)
             snapshot = _successful(end)
+            note_success(snapshot)
             return await self._save(item, ledger, snapshot)
         except Exception as error:
             if isinstance(error, QwenImageTaskFailedError) and error.snapshot is not None:

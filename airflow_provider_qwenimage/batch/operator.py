@@ -36,13 +36,17 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
     a random seed (the default) and no name, four equal prompts are four images.
 
     While it runs, it logs its progress and pushes it as the XCom `progress`: ``requests``, ``done``, ``reused``,
-    ``failed``, ``in_flight``, ``consumed_credits``, ``images_per_second``, ``seconds_left``, and ``rows``, the path of
-    a hidden file that the gallery in the Airflow UI reads. At the end, even if the task fails, it stores a
+    ``failed``, ``in_flight``, ``consumed_credits``, ``at_risk``, ``images_per_second``, ``seconds_left``, and ``rows``,
+    the path of a hidden file that the gallery in the Airflow UI reads. At the end, even if the task fails, it stores a
     ``manifest.jsonl`` next to the images (``manifest-<map index>.jsonl`` in a mapped task) with one row for each
-    request, in their order. The XCom `manifest` is its path; `consumed_credits` are the credits that the task has spent
-    since it was first run or last cleared.
+    request, in their order. The XCom `manifest` is its path; `consumed_credits` are what the API charged since the task
+    was first run or last cleared, also for images that are not stored yet. `at_risk`, pushed if it is above 0, are
+    credits that may have been charged as well: for submissions whose answers were lost, and for unfinished images whose
+    price is not known. `unrecorded` lists the row and the id of each image task that was accepted although its id
+    could not be recorded, for example because the disk was full.
 
-    It returns a dict: ``manifest``, ``requests``, ``images``, ``reused``, ``failed``, ``consumed_credits``.
+    It returns a dict: ``manifest``, ``requests``, ``images``, ``reused``, ``failed``, ``consumed_credits``,
+    ``at_risk``. While a paid image can still be fetched, it does not succeed, whatever `max_failures` allows.
 
     Args:
         requests: The prompts, or objects with the fields of a request (``prompt``, ``size``, ``seed``,
@@ -51,7 +55,8 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         output_path: The folder to store images in: a path or any URL of Airflow's object storage. Templated.
         max_in_flight: How many images are under way at once.
         max_credits: The most credits that this task may spend until it is cleared, or None for no limit. It stops
-            submitting before an image that would exceed the limit, at 5 credits each (the documented price).
+            submitting before an image that would exceed the limit. The price assumed for it, and for each image in
+            flight, is what was last charged for one, and at least 5 credits (the documented price).
         max_failures: How many images may fail. After one more, nothing more is submitted, the images that are paid are
             finished, and the task fails.
         overwrite: Whether to draw new images for requests whose images are stored already.

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.batch.image import ImageOptions
     from airflow_provider_qwenimage.batch.requests import BatchRequest, BatchRequests
     from airflow_provider_qwenimage.client.connection import AirflowConnection
+    from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.tasks.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -46,10 +47,15 @@ _SUBMIT, _RESUME, _NOTHING = range(3)
 
 @dataclass
 class _ImageInFlight:
-    """An image under way: whether its submission has begun, and the API's id of its task."""
+    """An image under way: whether its submission has begun, the API's id of its task, and what it was charged."""
 
     submission_began: bool = False
     image_task_id: str | None = None
+    charged: float | None = None
+
+    def note_success(self, snapshot: TaskSnapshot) -> None:
+        """Note what the API charged for the image, which has yet to be stored."""
+        self.charged = snapshot.consumed_credits
 
     @property
     def status_if_stopped(self) -> RowStatus | None:
@@ -90,7 +96,7 @@ class Batch:
         self._threads = min(max_in_flight, _MOST_THREADS)
         self._hook = QwenImageAsyncHook(connection.conn_id, connection=connection, log_statuses=False)
         self._pipeline = ImagePipeline(self._hook, options, self._threads)
-        self.totals = BatchTotals(requests.number_to_draw, limits)
+        self.totals = BatchTotals(requests.number_to_draw, limits, connection.conn_id or "")
         self.outcomes = Spool(options.scratch)
         self.interruption: str | None = None
         self._left_to_do = bytearray([_SUBMIT]) * len(requests)
@@ -252,7 +258,13 @@ class Batch:
             end, is_new = await self._draw_image(item, in_flight)
         except Exception as error:  # noqa: BLE001  whatever is wrong with one image, the others go on
             self._remove_from_flight(number)
-            self._record_failure(item, error, paid=in_flight.image_task_id is not None, task_id=in_flight.image_task_id)
+            self._record_failure(
+                item,
+                error,
+                paid=in_flight.image_task_id is not None,
+                task_id=in_flight.image_task_id,
+                charged=in_flight.charged,
+            )
         else:
             self._remove_from_flight(number)
             self._record_end(item, end, is_new=is_new)
@@ -265,7 +277,9 @@ class Batch:
         if isinstance(step, Resume):
             in_flight.image_task_id = step.image_task_id
             try:
-                return await self._pipeline.wait_and_store(item, ledger, step.image_task_id, check_at_once=True), True
+                return await self._pipeline.wait_and_store(
+                    item, ledger, step.image_task_id, in_flight.note_success, check_at_once=True
+                ), True
             except QwenImageTaskFailedError as error:
                 if error.permanent or self.totals.why_not_to_submit_again(error.cost):
                     raise
@@ -275,11 +289,13 @@ class Batch:
                 in_flight.image_task_id = None
                 step = Submit(ledger.spent)
         image_task_id = await self._submit(item, ledger, step, in_flight)
-        return await self._pipeline.wait_and_store(item, ledger, image_task_id, check_at_once=False), True
+        return await self._pipeline.wait_and_store(
+            item, ledger, image_task_id, in_flight.note_success, check_at_once=False
+        ), True
 
     async def _submit(self, item: BatchRequest, ledger: Ledger, step: Submit, in_flight: _ImageInFlight) -> str:
         in_flight.submission_began = True
-        submission = asyncio.create_task(self._pipeline.submit(item, ledger, step))
+        submission = asyncio.create_task(self._pipeline.submit(item, ledger, step, self.totals.note_unrecorded))
         self._submissions.add(submission)
 
         def note(done: asyncio.Task[str]) -> None:
@@ -302,7 +318,7 @@ class Batch:
         for number, in_flight in list(self._in_flight.items()):
             self._remove_from_flight(number)
             if in_flight.status_if_stopped is not None:
-                self._record_unfinished(number, in_flight.status_if_stopped, in_flight.image_task_id)
+                self._record_unfinished(number, in_flight.status_if_stopped, in_flight.image_task_id, in_flight.charged)
         for number in self._rows_without_outcome():
             if self._left_to_do[number] == _RESUME:
                 self._record_unfinished(number, RowStatus.UNFINISHED, None)
@@ -318,7 +334,7 @@ class Batch:
             self._record_failure(item, end.error, paid=True, earlier=was_lost_earlier)
             return
         reused = not self._pipeline.was_stored_by_this_task(end)
-        self.totals.store(end.consumed_credits, reused=reused, now=is_new)
+        self.totals.store(end.consumed_credits, reused=reused, now=is_new, row=item.number + 1)
         self.outcomes[item.number] = {
             "status": str(RowStatus.SUCCESS),
             "task_id": end.image_task_id,
@@ -330,16 +346,25 @@ class Batch:
         }
 
     def _record_failure(
-        self, item: BatchRequest, error: Exception, *, paid: bool, earlier: bool = False, task_id: str | None = None
+        self,
+        item: BatchRequest,
+        error: Exception,
+        *,
+        paid: bool,
+        earlier: bool = False,
+        task_id: str | None = None,
+        charged: float | None = None,
     ) -> None:
         row = item.number + 1
-        status = self.totals.fail(f"row {row}", error, paid=paid, earlier=earlier)
+        status = self.totals.fail(row, error, paid=paid, earlier=earlier, charged=charged)
         # An earlier try has logged an earlier failure; the manifest and the final error repeat it.
         if not earlier:
             count_failure(error)
             log.warning("Row %d failed: %s", row, in_brief(error))
         self.outcomes[item.number] = {"status": str(status), "task_id": task_id, **row_error(error)}
 
-    def _record_unfinished(self, number: int, status: RowStatus, image_task_id: str | None) -> None:
-        self.totals.leave(status)
+    def _record_unfinished(
+        self, number: int, status: RowStatus, image_task_id: str | None, charged: float | None = None
+    ) -> None:
+        self.totals.leave(number + 1, status, charged=charged)
         self.outcomes[number] = {"status": str(status), "task_id": image_task_id}

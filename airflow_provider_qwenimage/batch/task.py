@@ -75,8 +75,15 @@ class BatchTask:
             QwenImageBatchError: If images are missing, beyond the failures that are allowed.
         """
         self._manifest.check()
-        self._draw()
-        return self._conclude(self._put_manifest())
+        try:
+            self._draw()
+        except Exception as error:
+            # It must not hide ids that only this process knows.
+            if not self._batch.totals.unrecorded:
+                raise
+            why = f"{type(error).__name__}: {error}"
+            raise self._batch.totals.problem(None, why, not_started=self._rows_not_started()) or error from error
+        return self._conclude()
 
     def stop(self, reason: str) -> None:
         """End the batch within seconds; see `Batch.stop`."""
@@ -93,6 +100,7 @@ class BatchTask:
             with suppress(Exception):
                 self._batch.wait(_STOP_SECONDS)
             self._report()
+            self._push_unrecorded()
             raise
         self._report()
 
@@ -106,13 +114,14 @@ class BatchTask:
             self._ti.xcom_push(key="progress", value=progress)
         seconds_left = progress["seconds_left"]
         log.info(
-            "%d of %d images stored (%d reused), %d failed, %d in flight; %g credits, %.1f images per second%s.",
+            "%d of %d images stored (%d reused), %d failed, %d in flight; %g credits%s, %.1f images per second%s.",
             progress["done"],
             progress["requests"],
             progress["reused"],
             progress["failed"],
             progress["in_flight"],
             progress["consumed_credits"],
+            f" and {progress['at_risk']:g} at risk" if progress["at_risk"] else "",
             progress["images_per_second"],
             f", about {seconds_left:.0f} s left" if seconds_left else "",
         )
@@ -120,13 +129,27 @@ class BatchTask:
     def _put_manifest(self) -> str:
         return self._manifest.put(is_first_try=self._ti.try_number == 1)
 
-    def _conclude(self, manifest: str) -> dict[str, Any]:
+    def _conclude(self) -> dict[str, Any]:
         totals = self._batch.totals
-        self._ti.xcom_push(key="manifest", value=manifest)
-        self._ti.xcom_push(key="consumed_credits", value=totals.spent)
-        problem = totals.problem(manifest, self._batch.interruption)
+        errors = [*self._push_unrecorded(), *self._push("consumed_credits", totals.spent)]
+        if totals.at_risk:
+            errors += self._push("at_risk", totals.at_risk)
+        manifest = None
+        try:
+            manifest = self._put_manifest()
+        except Exception as error:  # noqa: BLE001  any storage's; it must not hide what the batch has to report
+            errors.append(error)
+        else:
+            errors += self._push("manifest", manifest)
+        not_written = f"Not all of it could be stored ({type(errors[0]).__name__}: {errors[0]})." if errors else None
+        problem = totals.problem(
+            manifest, self._batch.interruption, not_started=self._rows_not_started(), not_written=not_written
+        )
         if problem is not None:
-            raise problem
+            raise problem from (errors[0] if errors else None)
+        if errors:
+            # All images are stored: a retry writes the rest, and costs nothing.
+            raise errors[0]
         if totals.failures:
             log.warning("%d images failed, as max_failures allows; see %s.", totals.failures, manifest)
         return {
@@ -136,7 +159,32 @@ class BatchTask:
             "reused": totals.reused,
             "failed": totals.failures,
             "consumed_credits": totals.spent,
+            "at_risk": totals.at_risk,
         }
+
+    def _rows_not_started(self) -> Iterator[int]:
+        """Yield the numbers of the rows that were not begun, counted from 1, without those that share an image."""
+        for number in range(len(self._batch.requests)):
+            if self._batch.outcome(number) is None and self._batch.requests[number].same_as is None:
+                yield number + 1
+
+    def _push_unrecorded(self) -> list[Exception]:
+        """Push and log the image tasks that only this process knows; see `BatchTotals.unrecorded`."""
+        unrecorded = self._batch.totals.unrecorded
+        if not unrecorded:
+            return []
+        for row, image_task_id in unrecorded:
+            log.error("Row %d: image task %s is accepted, and its id could not be recorded.", row, image_task_id)
+        return self._push("unrecorded", [{"row": row, "task_id": image_task_id} for row, image_task_id in unrecorded])
+
+    def _push(self, key: str, value: Any) -> list[Exception]:
+        """Push an XCom, and return its error, if there is one, rather than have it hide another one."""
+        try:
+            self._ti.xcom_push(key=key, value=value)
+        except Exception as error:  # Airflow's own, and every XCom backend's
+            log.warning("The XCom %s could not be pushed.", key, exc_info=True)
+            return [error]
+        return []
 
 
 @contextmanager

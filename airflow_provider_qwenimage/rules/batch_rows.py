@@ -7,11 +7,58 @@ runs, IN_PROGRESS. No I/O.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 from airflow_provider_qwenimage.text.storable import MAX_MESSAGE_CHARACTERS, storable_text
+
+# Messages name so many rows and count the others.
+NAMED_ROWS = 20
+
+
+class RowNumbers:
+    """Some rows, for messages: their count, and the first numbers of them.
+
+    Args:
+        numbers: The rows, counted from 1.
+    """
+
+    def __init__(self, numbers: Iterable[int] = ()) -> None:
+        self.count = 0
+        self._named: list[int] = []
+        for number in numbers:
+            self.add(number)
+
+    def add(self, number: int) -> None:
+        """Add a row."""
+        self.count += 1
+        if len(self._named) < NAMED_ROWS:
+            self._named.append(number)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __add__(self, other: RowNumbers) -> RowNumbers:
+        both = RowNumbers(sorted(self._named + other._named))
+        both.count = self.count + other.count
+        return both
+
+    @classmethod
+    def some(cls, numbers: Iterable[int], count: int) -> RowNumbers:
+        """Return so many rows, whose numbers are read only as far as messages name them."""
+        rows = cls(islice(numbers, min(count, NAMED_ROWS)))
+        rows.count = count
+        return rows
+
+    def __str__(self) -> str:
+        if not self._named:
+            return f"{self.count} row{'' if self.count == 1 else 's'}"
+        names = [str(number) for number in sorted(self._named)]
+        left = self.count - len(names)
+        *most, last = [*names, f"{left} more"] if left else names
+        return f"{'rows' if self.count > 1 else 'row'} {', '.join(most)}{' and ' if most else ''}{last}"
 
 
 class RowStatus(StrEnum):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBatchError,
     QwenImageCreditsError,
-    QwenImageSubmissionUnknownError,
     QwenImageTaskFailedError,
-    is_permanent,
 )
-from airflow_provider_qwenimage.rules.batch_rows import RowStatus
-from airflow_provider_qwenimage.text.messages import printable, shorten
+from airflow_provider_qwenimage.rules.batch_endings import Ending, Missing, brief, why_missing
+from airflow_provider_qwenimage.rules.batch_rows import RowNumbers, RowStatus
+from airflow_provider_qwenimage.rules.prices import assumed_price, described_price, is_within
 
-_BRIEF_CHARACTERS = 500
+_STATUSES = {Missing.UNKNOWN: RowStatus.UNKNOWN, Missing.UNFINISHED: RowStatus.UNFINISHED}
 
 
 @dataclass(frozen=True)
@@ -40,43 +39,59 @@ class BatchTotals:
     Attributes:
         requests: The images that it requests; rows that share an image count once.
         limits: The limits for credits and failures.
+        conn_id: The id of the Airflow connection, for messages.
         drawn: Images that this task has drawn and stored, in this try or in an earlier one.
         reused: Images that were stored before the task.
         failures: Images that failed, for whatever reason.
         left: Images that are left unfinished because the batch was ended from outside.
-        unknown: How many of `failures` and `left` may have been accepted and paid.
-        unfinished: How many of `failures` and `left` are paid, and will be stored by the next try.
         in_flight: Images that are being submitted, drawn, downloaded or stored.
-        spent: Credits that the finished image tasks have cost.
-        at_risk: Credits that image tasks with an unknown end may have cost.
+        spent: Credits that the API has charged, as it reported them; also for images that are not stored yet.
+        at_risk: Credits that may have been charged as well: for lost submissions, and for paid images that are not
+            stored yet and whose price is not known.
+        price: What the next image is assumed to cost, and each one in flight.
         drawn_now: How many of `drawn` this try has drawn.
+        unrecorded: The rows, counted from 1, whose image tasks were accepted and could not be recorded, with the ids
+            of these. Rows whose images are stored are not listed.
     """
 
     requests: int
     limits: Limits = field(default_factory=Limits)
+    conn_id: str = ""
     drawn: int = 0
     reused: int = 0
     failures: int = 0
     left: int = 0
-    unknown: int = 0
-    unfinished: int = 0
     in_flight: int = 0
     spent: float = 0
     at_risk: float = 0
+    price: float = field(default_factory=lambda: assumed_price(None))
     drawn_now: int = 0
+    unrecorded: list[tuple[int, str]] = field(default_factory=list)
+    # What counts against `max_credits`, without what is at risk.
+    _counted: float = 0
     _new_failures: int = 0
-    _transient: int = 0
-    _refusal: str | None = None
-    _first_problem: str | None = None
+    _account_error: BaseException | None = None
+    _rows: dict[Missing, RowNumbers] = field(default_factory=dict)
+    _first_errors: dict[Missing, str] = field(default_factory=dict)
 
     @property
     def not_submitted(self) -> int:
         """Images that were not begun."""
         return self.requests - self.drawn - self.reused - self.failures - self.left - self.in_flight
 
+    @property
+    def unfinished(self) -> int:
+        """Images that are paid, and that the next try fetches."""
+        return len(self._rows.get(Missing.UNFINISHED, ()))
+
+    @property
+    def unknown(self) -> int:
+        """Images that may have been accepted and paid."""
+        return len(self._rows.get(Missing.UNKNOWN, ()))
+
     def why_not_to_submit(self) -> str | None:
         """Return why nothing more may be submitted, or None if the next image may be."""
-        return self._why_not(self.spent + self.at_risk, self.in_flight + 1)
+        return self._why_not(0, self.in_flight + 1)
 
     def why_not_to_submit_again(self, cost: float) -> str | None:
         """Return why an image in flight that has failed may not be submitted again, or None if it may be.
@@ -84,19 +99,20 @@ class BatchTotals:
         Args:
             cost: Credits that the failure cost.
         """
-        return self._why_not(self.spent + self.at_risk + cost, self.in_flight)
+        return self._why_not(cost, self.in_flight)
 
-    def _why_not(self, spent: float, images: int) -> str | None:
-        if self._refusal is not None:
-            return self._refusal
+    def _why_not(self, more: float, images: int) -> str | None:
+        if self._account_error is not None:
+            return f"the API refuses this account ({in_brief(self._account_error)})"
         if self._new_failures > self.limits.max_failures:
             return f"{self._new_failures} failed, and max_failures is {self.limits.max_failures}"
-        limit = self.limits.max_credits
-        if limit is not None and spent + CREDITS_PER_IMAGE * images > limit:
-            return (
-                f"max_credits is {limit:g}, {spent:g} are spent, and an image costs {CREDITS_PER_IMAGE} (as documented)"
-            )
-        return None
+        limit, counted = self.limits.max_credits, self._counted + self.at_risk + more
+        if limit is None or is_within(limit, counted, self.price, images):
+            return None
+        least = " (each image counts as the documented price at least)" if self._counted > self.spent else ""
+        return (
+            f"max_credits is {limit:g}, {counted:g} are spent{least}, and an image costs {described_price(self.price)}"
+        )
 
     def begin(self) -> None:
         """Count an image that is under way."""
@@ -109,66 +125,96 @@ class BatchTotals:
     def spend(self, amount: float) -> None:
         """Count credits that failed images of this task have cost."""
         self.spent += amount
+        self._counted += amount
 
-    def store(self, consumed_credits: float | None, *, reused: bool = False, now: bool = True) -> None:
+    def store(
+        self, consumed_credits: float | None, *, reused: bool = False, now: bool = True, row: int | None = None
+    ) -> None:
         """Count an image that is stored.
 
         Args:
             consumed_credits: Its cost, or None if the API did not report it: then the documented price counts.
             reused: Whether it was stored before this task.
             now: Whether this try has drawn it.
+            row: Its row, counted from 1. If its image task could not be recorded, that does not matter any more.
         """
+        self._settle(row)
         if reused:
             self.reused += 1
             return
         self.drawn += 1
         self.drawn_now += now
-        self.spent += CREDITS_PER_IMAGE if consumed_credits is None else consumed_credits
+        self._charge(assumed_price(None) if consumed_credits is None else consumed_credits)
 
-    def leave(self, status: RowStatus) -> None:
+    def _settle(self, row: int | None) -> None:
+        """Forget that the image task of a row could not be recorded: it has ended."""
+        self.unrecorded = [entry for entry in self.unrecorded if entry[0] != row]
+
+    def _charge(self, consumed_credits: float) -> None:
+        """Count what the API has charged for an image that it has drawn."""
+        self.spent += consumed_credits
+        self.price = assumed_price(consumed_credits)
+        # An API that reports no costs must not disable the limit.
+        self._counted += self.price
+
+    def _risk(self, charged: float | None) -> None:
+        if charged is None:
+            self.at_risk += self.price
+        else:
+            self._charge(charged)
+
+    def note_unrecorded(self, row: int, image_task_id: str) -> None:
+        """Note an image task that was accepted and could not be recorded, so that the end of the batch lists it.
+
+        Args:
+            row: Its row, counted from 1.
+            image_task_id: The API's id of the image task.
+        """
+        self.unrecorded.append((row, image_task_id))
+
+    def leave(self, row: int, status: RowStatus, *, charged: float | None = None) -> None:
         """Count an image that is left unfinished, because the batch was ended from outside.
 
         Args:
+            row: Its row, counted from 1.
             status: UNFINISHED or UNKNOWN.
+            charged: Credits that the API has reported for it, if the image task is SUCCESS.
         """
         self.left += 1
-        self.unfinished += status is RowStatus.UNFINISHED
-        self.unknown += status is RowStatus.UNKNOWN
+        self._note(Missing.UNKNOWN if status is RowStatus.UNKNOWN else Missing.UNFINISHED, row)
+        self._risk(charged)
 
-    def fail(self, row: str, error: BaseException, *, paid: bool, earlier: bool = False) -> RowStatus:
+    def fail(
+        self, row: int, error: BaseException, *, paid: bool, earlier: bool = False, charged: float | None = None
+    ) -> RowStatus:
         """Count an image that failed.
 
         Args:
-            row: Its row, for messages.
+            row: Its row, counted from 1.
             error: The failure.
-            paid: Whether it was submitted, as far as is known.
+            paid: Whether it was accepted, as far as is known.
             earlier: Whether it failed in an earlier try, and not in this one.
+            charged: Credits that the API has reported for it, if the image task is SUCCESS and the image is not stored.
 
         Returns:
             The status of its row.
         """
-        permanent = is_permanent(error)
         self.failures += 1
         self._new_failures += not earlier
-        self._transient += not permanent
-        if self._first_problem is None:
-            self._first_problem = f"{row}: {in_brief(error)}"
-        if isinstance(error, QwenImageAuthError | QwenImageCreditsError):
-            self._refusal = f"the API refuses this account ({in_brief(error)})"
+        reason = why_missing(error, paid=paid)
+        self._note(reason, row)
+        self._first_errors.setdefault(reason, f"row {row}: {in_brief(error)}")
+        if reason is Missing.ACCOUNT_REFUSED and isinstance(error, QwenImageAuthError | QwenImageCreditsError):
+            self._account_error = error
         if isinstance(error, QwenImageTaskFailedError):
-            self.spent += error.cost
-            return RowStatus.FAILED
-        if isinstance(error, QwenImageSubmissionUnknownError):
-            self.unknown += 1
-            self.at_risk += CREDITS_PER_IMAGE
-            return RowStatus.UNKNOWN
-        if not paid:
-            return RowStatus.FAILED
-        self.at_risk += CREDITS_PER_IMAGE
-        if permanent:
-            return RowStatus.FAILED
-        self.unfinished += 1
-        return RowStatus.UNFINISHED
+            self._settle(row)
+            self.spend(error.cost)
+        elif paid or reason is Missing.UNKNOWN:
+            self._risk(charged)
+        return _STATUSES.get(reason, RowStatus.FAILED)
+
+    def _note(self, reason: Missing, row: int) -> None:
+        self._rows.setdefault(reason, RowNumbers()).add(row)
 
     def progress(self, seconds: float) -> dict[str, Any]:
         """Return the progress as plain JSON.
@@ -185,49 +231,52 @@ class BatchTotals:
             "failed": self.failures,
             "in_flight": self.in_flight,
             "consumed_credits": self.spent,
+            "at_risk": self.at_risk,
             "images_per_second": round(rate, 3),
             "seconds_left": round(left / rate, 1) if rate else None,
         }
 
-    def problem(self, manifest: str, interruption: str | None = None) -> QwenImageBatchError | None:
+    def problem(
+        self,
+        manifest: str | None,
+        interruption: str | None = None,
+        *,
+        not_started: Iterable[int] = (),
+        not_written: str | None = None,
+    ) -> QwenImageBatchError | None:
         """Return the error that the batch ends with, or None if it ends well.
 
         Args:
-            manifest: The path of the manifest.
+            manifest: The path of the manifest, or None if it could not be written.
             interruption: What ended the batch from outside, if anything did.
+            not_started: The rows that were not begun, counted from 1; only the first are read.
+            not_written: What could not be stored at the end of the batch, and why, for the error.
         """
         missing = self.requests - self.drawn - self.reused
-        is_within_limits = not self.not_submitted and self.failures <= self.limits.max_failures
+        is_within_limits = not self.not_submitted and self.failures <= self.limits.max_failures and not self.unfinished
         if not missing or (is_within_limits and interruption is None):
             return None
-        why = printable(shorten(interruption or self.why_not_to_submit() or "", _BRIEF_CHARACTERS))
-        counts = [
-            (self.failures + self.left - self.unknown - self.unfinished, "failed"),
-            (self.unknown, "may be paid, because the answer to the submission was lost"),
-            (self.unfinished, "are paid and will be fetched by the next try"),
-            (self.not_submitted, f"were not submitted, because {why}"),
-        ]
-        counted = "; ".join(f"{number} {what}" for number, what in counts if number)
-        permanent = interruption is None and not self._transient
-        first = f" The first error: {self._first_problem}" if self._first_problem else ""
-        return QwenImageBatchError(
-            f"{missing} of {self.requests} images are missing: {counted}.{first} {self._advice(permanent=permanent)} "
-            f"Every row is listed in {manifest}.",
-            permanent=permanent,
+        ending = Ending(
+            requests=self.requests,
+            missing=missing,
+            rows=self._rows,
+            first_errors=self._first_errors,
+            account_error=self._account_error,
+            not_started=RowNumbers.some(not_started, self.not_submitted),
+            unrecorded=self.unrecorded,
+            spent=self.spent,
+            at_risk=self.at_risk,
+            price=self.price,
+            conn_id=self.conn_id,
+            max_credits=self.limits.max_credits,
+            why_stopped=self.why_not_to_submit(),
+            interruption=interruption,
+            manifest=manifest,
+            not_written=not_written,
         )
-
-    def _advice(self, *, permanent: bool) -> str:
-        if not permanent:
-            return "The next try, automatic or after a Clear, continues where this one stopped; no image is paid twice."
-        advice = "Correct the requests, or raise max_failures or max_credits, and clear this task: stored images are "
-        advice += "found again and not paid again."
-        if self.unknown:
-            advice += (
-                " Clearing it also resubmits the images that may be paid; check the credits of your account first."
-            )
-        return advice
+        return QwenImageBatchError(str(ending), permanent=not ending.can_be_retried)
 
 
 def in_brief(error: BaseException) -> str:
     """Return the message of an error as one short line for a log or another error; the manifest has more of it."""
-    return printable(shorten(str(error), _BRIEF_CHARACTERS))
+    return brief(str(error))

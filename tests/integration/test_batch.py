@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +105,17 @@ def answer_when_stopped(patient_end: None, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(SandboxServer, "_pause", pause)
 
 
+def price_images(monkeypatch: pytest.MonkeyPatch, price: float) -> None:
+    """Have the API report this price for each image."""
+    follow = QwenImageAsyncHook.follow
+
+    async def follow_priced(self: QwenImageAsyncHook, *args: Any, **kwargs: Any) -> Any:
+        end = await follow(self, *args, **kwargs)
+        return replace(end, snapshot=replace(end.snapshot, consumed_credits=price))
+
+    monkeypatch.setattr(QwenImageAsyncHook, "follow", follow_priced)
+
+
 @pytest.fixture
 def api(connected_api: Sandbox) -> Sandbox:
     return connected_api
@@ -120,7 +132,9 @@ def test_every_image_is_stored_and_listed_in_the_order_of_the_requests(api: Sand
         "reused": 0,
         "failed": 0,
         "consumed_credits": 20,
+        "at_risk": 0,
     }
+    assert "at_risk" not in end.xcoms
     assert end.xcoms["manifest"] == end.returned["manifest"]
     assert end.xcoms["consumed_credits"] == api.credits_charged == 20
     rows = manifest(tmp_path)
@@ -371,7 +385,8 @@ def test_a_refused_prompt_is_not_submitted_again_by_a_retry(api: Sandbox, tmp_pa
     assert (end.state, end.tries) == ("failed", 1)
     assert prompts(api) == ["Fog [policy]"]
     assert statuses(tmp_path) == ["FAILED", "NOT_SUBMITTED"]
-    assert "1 failed; 1 were not submitted, because 1 failed, and max_failures is 0" in str(end.error)
+    assert "row 1 failed; row 2 was not started, because 1 failed, and max_failures is 0" in str(end.error)
+    assert "Correct row 1, then clear: row 1 is submitted again (5 credits)" in str(end.error)
 
 
 def test_a_batch_continues_after_as_many_failures_as_allowed(api: Sandbox, tmp_path: Path) -> None:
@@ -405,6 +420,158 @@ def test_max_credits_counts_credits_that_earlier_tries_spent_on_later_rows(
     assert end.xcoms["consumed_credits"] == api.credits_charged == 10
 
 
+def test_max_credits_holds_if_an_image_costs_more_than_documented(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    price_images(monkeypatch, 7)
+    end = draw(tmp_path, requests=["A", "B", "C", "D", "E"], max_credits=25, max_in_flight=1)
+    assert (end.state, end.tries) == ("failed", 1)
+    assert len(api.submissions) == 3
+    assert end.xcoms["consumed_credits"] == 21
+    assert "max_credits is 25, 21 are spent, and an image costs 7 (as was last charged)" in str(end.error)
+
+
+def test_max_credits_holds_if_the_api_reports_no_costs(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    price_images(monkeypatch, 0)
+    end = draw(tmp_path, requests=["A", "B", "C", "D"], max_credits=10)
+    assert (end.state, end.tries) == ("failed", 1)
+    assert len(api.submissions) == 2
+    assert end.xcoms["consumed_credits"] == 0
+
+
+@pytest.mark.parametrize("charged", [5, 7, 0])
+def test_a_batch_is_not_green_while_a_paid_image_can_still_be_fetched(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_downloads: None, charged: float
+) -> None:
+    price_images(monkeypatch, charged)
+    # Each download is tried six times.
+    api.script("image", ("server_error", 12))
+    dag = dag_with_batch(tmp_path, requests=["A", "B"], max_in_flight=1, max_failures=2, retries=0)
+    end = dag.run()["draw"]
+    assert end.state == "failed"
+    assert statuses(tmp_path) == ["UNFINISHED"] * 2
+    assert (end.xcoms["consumed_credits"], end.xcoms["progress"]["at_risk"]) == (2 * charged, 0)
+    assert "at_risk" not in end.xcoms
+    assert "rows 1 and 2 are paid and their images are not stored yet" in str(end.error)
+    end = dag.clear("draw")["draw"]
+    assert end.state == "success"
+    assert len(api.submissions) == 2
+    assert end.returned["consumed_credits"] == 2 * charged
+    assert statuses(tmp_path) == ["SUCCESS"] * 2
+
+
+def test_a_paid_image_whose_price_is_not_known_is_at_risk(api: Sandbox, tmp_path: Path) -> None:
+    api.configure(seconds_per_image=3600)
+    end = draw(tmp_path, requests=["A", "B"], max_failures=2, timeout=0.2, retries=0)
+    assert end.state == "failed"
+    assert (end.xcoms["consumed_credits"], end.xcoms["at_risk"]) == (0, 10)
+
+
+def test_a_callback_that_would_never_be_called_is_refused_before_the_first_credit(api: Sandbox, tmp_path: Path) -> None:
+    fox = {"prompt": "A fox", "seed": 7}
+    end = draw(tmp_path, requests=[fox | {"callback_url": f"https://a.example/{number}"} for number in range(2)])
+    assert (end.state, end.tries) == ("failed", 1)
+    assert "row 2: callback_url is not that of row 1" in str(end.error)
+    assert api.submissions == []
+
+
+def test_names_are_listed_in_the_manifest_and_the_api_is_not_told(api: Sandbox, tmp_path: Path) -> None:
+    assert draw(tmp_path, requests=[{"prompt": "A fox", "name": "{{ task.task_id }} 1"}, "A hare"]).state == "success"
+    assert [row.get("name") for row in manifest(tmp_path)] == ["draw 1", None]
+    assert all("name" not in submission.request for submission in api.submissions)
+
+
+def lose_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no id of an image task be recorded, as on a full disk."""
+
+    def accept(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Ledger, "accept", accept)
+
+
+def test_ids_that_could_not_be_recorded_are_reported_and_nothing_hides_them(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_downloads: None, task_log: Callable[[], str]
+) -> None:
+    lose_ids(monkeypatch)
+    api.script("image", ("server_error", 100))
+
+    def put_manifest(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(BatchTask, "_put_manifest", put_manifest)
+    end = draw(tmp_path, requests=["A", "B", "C"], max_failures=3)
+    assert (end.state, end.tries) == ("failed", 1), "a retry would delete the XComs and not find the ids"
+    ids = [submission.task_id for submission in api.submissions]
+    assert len(ids) == 3
+    log = task_log()
+    for image_task_id in ids:
+        assert f"{image_task_id} (row " in str(end.error)
+        assert f"image task {image_task_id} is accepted" in log
+    assert "Not all of it could be stored (OSError: [Errno 28] No space left on device)." in str(end.error)
+    assert sorted(entry["task_id"] for entry in end.xcoms["unrecorded"]) == sorted(ids)
+    assert sorted(entry["row"] for entry in end.xcoms["unrecorded"]) == [1, 2, 3]
+
+
+def test_ids_that_could_not_be_recorded_are_in_the_manifest(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_downloads: None
+) -> None:
+    lose_ids(monkeypatch)
+    api.script("image", ("server_error", 100))
+    assert draw(tmp_path, requests=["A", "B"]).state == "failed"
+    ids = {submission.task_id for submission in api.submissions}
+    assert {row["task_id"] for row in manifest(tmp_path) if row["status"] == "UNFINISHED"} == ids
+
+
+def test_an_id_that_could_not_be_recorded_does_not_matter_once_the_image_is_stored(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_ids(monkeypatch)
+    end = draw(tmp_path)
+    assert end.state == "success"
+    assert "unrecorded" not in end.xcoms
+
+
+def test_an_xcom_that_cannot_be_pushed_does_not_hide_the_error_of_the_batch(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.script("generate", "drop_after")
+    push = BatchTask._push
+
+    def refuse(self: BatchTask, key: str, value: Any) -> list[Exception]:
+        refusing = SimpleNamespace(xcom_push=lambda **_: (_ for _ in ()).throw(RuntimeError("the API server is away")))
+        monkeypatch.setattr(self, "_ti", refusing)
+        return push(self, key, value)
+
+    monkeypatch.setattr(BatchTask, "_push", refuse)
+    end = draw(tmp_path, requests=["A"])
+    assert (end.state, end.tries) == ("failed", 1)
+    assert "row 1 may be paid and its id is lost" in str(end.error)
+    assert "Not all of it could be stored (RuntimeError: the API server is away)." in str(end.error)
+
+
+def test_an_error_of_the_whole_batch_does_not_hide_ids_that_could_not_be_recorded(
+    api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_ids(monkeypatch)
+    api.configure(seconds_per_image=3600)
+    wait = batch.Batch.wait
+
+    def wait_and_break(self: batch.Batch, seconds: float) -> bool:
+        if self.totals.unrecorded:
+            raise OSError(28, "No space left on device")
+        return wait(self, 0.05)
+
+    monkeypatch.setattr(batch.Batch, "wait", wait_and_break)
+    end = draw(tmp_path, requests=["A"])
+    assert (end.state, end.tries) == ("failed", 1)
+    assert f"{api.submissions[0].task_id} (row 1)" in str(end.error)
+    assert "because the batch was stopped (OSError: [Errno 28] No space left on device)" in str(end.error)
+    assert end.xcoms["unrecorded"] == [{"row": 1, "task_id": api.submissions[0].task_id}]
+
+
 def test_a_wrong_key_ends_the_batch_at_once(api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = json.loads(api.connection_json) | {"password": "sk-wrong"}
     monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps(connection))
@@ -412,6 +579,8 @@ def test_a_wrong_key_ends_the_batch_at_once(api: Sandbox, tmp_path: Path, monkey
     assert (end.state, end.tries) == ("failed", 1)
     assert len(api.requests) <= 4
     assert "the API refuses this account" in str(end.error)
+    assert "Correct the key in connection qwenimage_default, then clear: " in str(end.error)
+    assert "orrect row" not in str(end.error)
 
 
 def test_a_lost_answer_is_reported_and_clearing_the_task_submits_that_row_again(api: Sandbox, tmp_path: Path) -> None:
@@ -420,7 +589,13 @@ def test_a_lost_answer_is_reported_and_clearing_the_task_submits_that_row_again(
     end = dag.run()["draw"]
     assert (end.state, end.tries) == ("failed", 1)
     assert statuses(tmp_path) == ["SUCCESS", "UNKNOWN", "NOT_SUBMITTED"]
-    assert "1 may be paid" in str(end.error)
+    assert "row 2 may be paid and its id is lost; row 3 was not started" in str(end.error)
+    assert (
+        "Compare your credits, then clear: row 2 is submitted again (5 credits), row 3 is submitted for the first time "
+        "(5)." in str(end.error)
+    )
+    assert (end.xcoms["consumed_credits"], end.xcoms["at_risk"]) == (5, 5)
+    assert end.xcoms["progress"]["at_risk"] == 5
     end = dag.clear("draw")["draw"]
     assert end.state == "success"
     assert prompts(api) == ["A", "B", "B", "C"]
@@ -581,7 +756,8 @@ def test_a_killed_batch_stops_within_seconds_and_records_every_paid_image(
     # Without on_kill, the batch would wait for half an hour.
     assert time.monotonic() - stopped_at[0] < 60
     assert end.state == "failed"
-    assert "are paid and will be fetched by the next try" in str(end.error)
+    assert "are paid and their images are not stored yet" in str(end.error)
+    assert end.xcoms["at_risk"] == 20
     assert Counter(statuses(tmp_path)) == {"UNFINISHED": 4, "NOT_SUBMITTED": 16}
     accepted = {submission.task_id for submission in api.submissions}
     assert {row["task_id"] for row in manifest(tmp_path) if row["status"] == "UNFINISHED"} == accepted
@@ -682,7 +858,8 @@ def test_an_image_that_cannot_be_stored_is_stored_by_the_next_try_without_paying
     monkeypatch.setattr(images, "put_bytes", put)
     end = draw(tmp_path, max_in_flight=1)
     assert (end.state, end.tries) == ("success", 2)
-    assert "1 are paid and will be fetched by the next try" in str(end.errors[0])
+    assert "row 1 is paid and its image is not stored yet" in str(end.errors[0])
+    assert "The next try, automatic or after a Clear, continues: row 1 is fetched (0 credits)" in str(end.errors[0])
     assert len(api.submissions) == 3
 
 
