@@ -97,7 +97,7 @@ class Batch:
         self._hook = QwenImageAsyncHook(connection.conn_id, connection=connection, log_statuses=False)
         self._pipeline = ImagePipeline(self._hook, options, self._threads)
         self.totals = BatchTotals(requests.number_to_draw, limits, connection.conn_id or "")
-        self.outcomes = Spool(options.scratch)
+        self.outcomes = Spool(options.scratch, survives_full_disk=True)
         self.interruption: str | None = None
         self._left_to_do = bytearray([_SUBMIT]) * len(requests)
         self._in_flight: dict[int, _ImageInFlight] = {}

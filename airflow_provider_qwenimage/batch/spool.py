@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import threading
 from array import array
@@ -17,13 +18,18 @@ class Spool:
 
     Args:
         folder: The folder of the file; None for the system's folder for temporary files.
+        survives_full_disk: Whether to hold a row in memory if it cannot be written, instead of raising the error.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(prefix="qwenimage-spool-", dir=folder)  # noqa: SIM115  closed by `close`
+    def __init__(self, folder: Path | None = None, *, survives_full_disk: bool = False) -> None:
+        # Without a buffer, which would report a full disk only later, for other rows.
+        self._file = tempfile.TemporaryFile(prefix="qwenimage-spool-", dir=folder, buffering=0)  # noqa: SIM115  closed by `close`
+        self._survives_full_disk = survives_full_disk
         self._offsets = array("q")
+        self._lengths = array("l")
+        self._in_memory: dict[int, bytes] = {}
         self._end = 0
-        # No other thread may move the file position between a seek and the read or write after it.
+        # Rows must not be written to the same offset.
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -34,23 +40,45 @@ class Spool:
         self[len(self)] = row
 
     def __setitem__(self, number: int, row: dict[str, Any]) -> None:
-        """Set the row of a number, counted from 0, which may be beyond the end; rows in between are missing."""
+        """Set the row of a number, counted from 0, which may be beyond the end; rows in between are missing.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
         line = json.dumps(row).encode("ascii") + b"\n"
         with self._lock:
-            self._file.seek(self._end)
-            self._file.write(line)
+            offset = self._write(line)
             if number >= len(self):
-                self._offsets.extend([_MISSING] * (number + 1 - len(self)))
-            self._offsets[number] = self._end
-            self._end += len(line)
+                missing = number + 1 - len(self)
+                self._offsets.extend([_MISSING] * missing)
+                self._lengths.extend([0] * missing)
+            self._offsets[number], self._lengths[number] = offset, len(line)
+            if offset == _MISSING:
+                self._in_memory[number] = line
+            else:
+                self._in_memory.pop(number, None)
+
+    def _write(self, line: bytes) -> int:
+        """Write a row to the end of the file; return its offset, or _MISSING if it has to stay in memory."""
+        offset = self._end
+        try:
+            written = 0
+            while written < len(line):
+                written += os.pwrite(self._file.fileno(), line[written:], offset + written)
+        except OSError:
+            if not self._survives_full_disk:
+                raise
+            return _MISSING
+        self._end += len(line)
+        return offset
 
     def get(self, number: int) -> dict[str, Any] | None:
         """Return the row of a number, or None if it was never set."""
         with self._lock:
-            if number >= len(self) or self._offsets[number] == _MISSING:
+            line = self._in_memory.get(number)
+            if line is None and (number >= len(self) or self._offsets[number] == _MISSING):
                 return None
-            self._file.seek(self._offsets[number])
-            line = self._file.readline()
+            line = line or os.pread(self._file.fileno(), self._lengths[number], self._offsets[number])
         row: dict[str, Any] = json.loads(line)
         return row
 

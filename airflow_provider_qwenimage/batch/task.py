@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 from airflow_provider_qwenimage.batch.image import ImageOptions
@@ -15,6 +12,7 @@ from airflow_provider_qwenimage.batch.manifest import BatchManifest
 from airflow_provider_qwenimage.batch.request_files import open_requests
 from airflow_provider_qwenimage.batch.requests import BatchRequests, read_list
 from airflow_provider_qwenimage.batch.run import Batch
+from airflow_provider_qwenimage.batch.scratch import scratch_folder
 from airflow_provider_qwenimage.client.connection import read_connection
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.rules.arguments import path_text
@@ -202,7 +200,7 @@ def opened_batch(operator: BatchOperator, ti: Any) -> Iterator[BatchTask]:
     with reporting_failures(ti), ExitStack() as stack:
         operator.check_rendered()
         made_by = description_of(ti)
-        scratch = stack.enter_context(_scratch_folder(writer_of(made_by)))
+        scratch = stack.enter_context(scratch_folder(writer_of(made_by)))
         connection = QwenImageHook.get_connection(operator.qwenimage_conn_id)
         read_connection(connection)
         requests = stack.enter_context(closing(_read_requests(operator.requests, variant_of(ti))))
@@ -239,17 +237,3 @@ def _read_requests(source: object, variant: int) -> BatchRequests:
         return BatchRequests(read_list(source), variant=variant)
     with open_requests(str(source)) as stream:
         return BatchRequests(read_file(stream), variant=variant)
-
-
-@contextmanager
-def _scratch_folder(writer: str) -> Iterator[Path]:
-    """Make a local folder for temporary files, and remove those that killed tries of the task have left here."""
-    prefix = f"qwenimage-batch-{writer}-"
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    try:
-        yield folder
-    finally:
-        # A download that was cut off may still write there.
-        shutil.rmtree(folder, ignore_errors=True)
