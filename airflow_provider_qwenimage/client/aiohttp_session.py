@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from typing import TypeAlias
 
+    from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
@@ -118,7 +119,7 @@ _WITHOUT_BODY = (204, 304)
 
 
 class _NotingConnector(aiohttp.TCPConnector):
-    """Notes in the exchange that a connection exists, whether new or used before."""
+    """Notes in the exchange that a connection exists: a new one, or if the exchange allows it one used before."""
 
     async def connect(
         self,
@@ -134,6 +135,15 @@ class _NotingConnector(aiohttp.TCPConnector):
         # With a connection, aiohttp sends at once.
         exchange.is_connected = exchange.was_sent = True
         return connection
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        connection = await super()._get(key, traces)
+        exchange = Exchange.current()
+        if connection is None or exchange is None or not exchange.opens_connection:
+            return connection
+        # The new connection takes its place among those that are kept.
+        connection.close()
+        return None
 
 
 @functools.lru_cache(maxsize=100)

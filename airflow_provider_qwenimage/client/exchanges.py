@@ -16,17 +16,20 @@ class Exchange:
 
     Args:
         seconds: The time limit for all of it: host name, connection, TLS, proxy, request and answer.
+        opens_connection: Whether it must not use a connection of an earlier request, which the server may be closing.
 
     Attributes:
         seconds: The time limit.
+        opens_connection: As given.
         was_sent: Whether any of the request may have reached the server; a proxy's CONNECT does not count.
         is_connected: Whether a connection to the server exists, through the proxy's tunnel if it needs one.
         reader: Reads the answer.
         fault: Why the received bytes are not an answer, if they are not.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, opens_connection: bool = False) -> None:
         self.seconds = seconds
+        self.opens_connection = opens_connection
         self.was_sent = False
         self.is_connected = False
         self.reader = AnswerReader()

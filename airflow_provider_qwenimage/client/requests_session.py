@@ -255,11 +255,23 @@ class _BoundedHttpsConnection(_BoundedConnection, HTTPSConnection):
     pass
 
 
-class _HttpPool(HTTPConnectionPool):
+class _Pool(HTTPConnectionPool):
+    """Has an exchange open a connection if it must not use one of an earlier request."""
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        connection = super()._get_conn(timeout)
+        exchange = Exchange.current()
+        if exchange is not None and exchange.opens_connection:
+            # urllib3 opens it again, as it does with a connection that the server has closed.
+            connection.close()
+        return connection
+
+
+class _HttpPool(_Pool):
     ConnectionCls = _BoundedConnection
 
 
-class _HttpsPool(HTTPSConnectionPool):
+class _HttpsPool(_Pool, HTTPSConnectionPool):
     ConnectionCls = _BoundedHttpsConnection
 
 
@@ -277,10 +289,10 @@ def _socks_pools() -> Mapping[str, Any]:
     class SocksHttpsConnection(_NotingConnection, socks.SOCKSHTTPSConnection):
         pass
 
-    class SocksPool(HTTPConnectionPool):
+    class SocksPool(_Pool):
         ConnectionCls = SocksConnection
 
-    class SocksHttpsPool(HTTPSConnectionPool):
+    class SocksHttpsPool(_Pool, HTTPSConnectionPool):
         ConnectionCls = SocksHttpsConnection
 
     return {"http": SocksPool, "https": SocksHttpsPool}

@@ -95,7 +95,7 @@ class RequestsTransport:
         time.sleep(pause)
         sent_at = time.monotonic()
         self._rate_limit.sent(sent_at)
-        exchange = Exchange(_shorter(seconds, settings.seconds_for_a_call))
+        exchange = _exchange(call, _shorter(seconds, settings.seconds_for_a_call))
         try:
             with (
                 exchange.under_way(),
@@ -191,7 +191,7 @@ class AiohttpTransport:
         """
         settings = self._settings
         sent_at = await self._pace.turn()
-        exchange = Exchange(_shorter(seconds, settings.seconds_for_a_call))
+        exchange = _exchange(call, _shorter(seconds, settings.seconds_for_a_call))
         try:
             async with asyncio.timeout(exchange.seconds):
                 with exchange.under_way():
@@ -219,6 +219,12 @@ class AiohttpTransport:
                 if len(content) > MAX_ANSWER_BYTES:
                     break
             return content
+
+
+def _exchange(call: ApiCall[Any], seconds: float) -> Exchange:
+    # If a server closes a kept connection just as a request leaves, nobody knows whether it took the request. A read is
+    # repeated then; a submission may be paid.
+    return Exchange(seconds, opens_connection=call.submission)
 
 
 def _read_in_pace(limit: RateLimit, sent_at: float, call: ApiCall[Result], answer: HttpAnswer) -> Result:

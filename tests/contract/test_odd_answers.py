@@ -287,7 +287,7 @@ STRANGER = answer(body=ENVELOPE.replace(TASK.encode(), b"stranger"))
     [STRANGER, STRANGER[:40], b"\r\n", b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n", b"\xff"],
     ids=["an answer", "half an answer", "a line", "a time-out", "a byte"],
 )
-def test_a_connection_on_which_something_came_unasked_carries_no_submission(
+def test_a_connection_on_which_something_came_unasked_carries_no_other_request(
     monkeypatch: pytest.MonkeyPatch, junk: bytes
 ) -> None:
     answered, given_up = threading.Event(), threading.Event()
@@ -303,39 +303,38 @@ def test_a_connection_on_which_something_came_unasked_carries_no_submission(
             if not connection.recv(1):
                 given_up.set()
 
-    async def submit() -> str:
+    async def read_twice() -> str:
         async with QwenImageAsyncHook(timeout_seconds=60.0, retry_limit=0) as hook:
             await hook.get_status(TASK)
             answered.set()
             await asyncio.to_thread(given_up.wait, 5)
-            return await hook.generate("a fox")
+            return (await hook.get_status(TASK)).task_id
 
     with RawServer(send) as server:
         connect(monkeypatch, server.url)
-        assert asyncio.run(submit()) == TASK
+        assert asyncio.run(read_twice()) == TASK
         assert given_up.is_set()
 
 
 @pytest.mark.parametrize("ending", [reset, lambda connection: connection.close()], ids=["reset", "closed"])
-def test_a_submission_on_a_connection_that_the_server_gives_up_is_sent_once_and_may_be_paid(
+def test_a_submission_whose_connection_the_server_gives_up_is_sent_once_and_may_be_paid(
     client: SyncClient, monkeypatch: pytest.MonkeyPatch, ending: Callable[[socket.socket], None]
 ) -> None:
-    submissions = []
-
     def send(connection: socket.socket) -> None:
-        connection.sendall(answer())
-        submissions.append(read_request(connection))
-        ending(connection)
+        if server.requests[-1].startswith(b"POST "):
+            ending(connection)
+        else:
+            connection.sendall(answer())
+            finish(connection)
 
     with RawServer(send) as server:
         connect(monkeypatch, server.url)
         assert type(error_of(lambda: submit_after_a_read(client))) is QwenImageSubmissionUnknownError
-        assert len(server.requests) == len(submissions) == 1
-        assert submissions[0].startswith(b"POST ")
+        assert [request.partition(b" ")[0] for request in server.requests] == [b"GET", b"POST"]
 
 
 def submit_after_a_read(client: SyncClient) -> str:
-    """Submit over the connection of a status read."""
+    """Submit after a status read of the same client."""
     arguments = client.arguments | {"retry_limit": 3}
     if not isinstance(client, AsyncClient):
         with QwenImageHook(**arguments) as hook:
