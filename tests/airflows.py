@@ -39,6 +39,7 @@ NEWEST_ONLY = (
     "test_downloads.py",
     "test_exceptions.py",
     "test_http_answers.py",
+    "test_made_by.py",
     "test_masking.py",
     "test_origins.py",
     "test_polling.py",
