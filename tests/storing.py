@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
-from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
+from airflow_provider_qwenimage.storage import image_pairs, images
 from airflow_provider_qwenimage.storage.paths import open_output_path
 
 
@@ -21,7 +22,7 @@ def store_each(
         The final path of each.
     """
     # A shorter pause, because writing to a local disk is fast.
-    images._PUT_PAUSE_SECONDS = 0.5
+    image_pairs._PUT_PAUSE_SECONDS = 0.5
     paths = []
     for data, folder in zip(snapshots, folders, strict=True):
         snapshot = TaskSnapshot.from_data(data)
@@ -29,5 +30,5 @@ def store_each(
         (folder / f".{snapshot.task_id}.ready").touch()
         while len(list(folder.glob(".*.ready"))) < number_of_writers:
             time.sleep(0.001)
-        paths += images.save_images(snapshot, request, target)
+        paths += images.save_images(snapshot, ImageIdentity(request), target)
     return paths

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from airflow_provider_qwenimage.batch.requests import BatchRequest, BatchRequests, read_list, read_request
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.rules.request_rows import Row, file_reader
-from airflow_provider_qwenimage.storage.images import file_stem
 from airflow_provider_qwenimage.text.messages import is_blank
 
 
@@ -39,7 +38,7 @@ def batch(values: Any, variant: int = 0) -> list[BatchRequest]:
 
 def drawn(requests: list[BatchRequest]) -> list[str]:
     """The file name of each image that is drawn."""
-    return [file_stem(item.request, item.variant) for item in requests if item.same_as is None]
+    return [item.identity.stem for item in requests if item.same_as is None]
 
 
 def test_prompts_and_objects_are_requests() -> None:

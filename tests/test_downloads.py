@@ -38,19 +38,20 @@ def url(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> str:
         return hook.wait_for_completion(hook.submit(REQUEST), poll_interval=0.05).image_urls[0]
 
 
+def verified(content: bytes) -> bytes:
+    verify_image(content, REQUEST)
+    return content
+
+
 def with_requests(url: str, max_image_bytes: int) -> bytes:
     with downloads.ImageClient() as client:
-        return downloads.fetch(client, url, REQUEST, max_image_bytes)[0]
+        return downloads.fetch(client, url, max_image_bytes, verified)
 
 
 def with_aiohttp(url: str, max_image_bytes: int) -> bytes:
     async def download() -> bytes:
-        async def verified(content: bytes) -> bytes:
-            await asyncio.to_thread(partial(verify_image, content, REQUEST))
-            return content
-
         async with downloads.AsyncImageClient(2) as client:
-            return await downloads.fetch_async(client, url, max_image_bytes, verified)
+            return await downloads.fetch_async(client, url, max_image_bytes, partial(asyncio.to_thread, verified))
 
     return asyncio.run(download())
 

@@ -20,8 +20,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImage
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.origins import displayed_url
 from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit
-from airflow_provider_qwenimage.rules.verification import verify_image
-from airflow_provider_qwenimage.storage.images import StoredImages, find_images, store_image
+from airflow_provider_qwenimage.storage.images import Obstacle, StoredImages, find_images, verify_and_store
 from airflow_provider_qwenimage.tasks.failures import logging_errors, record_end
 from airflow_provider_qwenimage.tasks.ledger import Ledger, open_batch_ledger
 from airflow_provider_qwenimage.tasks.metrics import count_end, count_submission
@@ -101,14 +100,16 @@ class ImagePipeline:
         step = ledger.next_step(item.request)
         if isinstance(step, Stop):
             return step, ledger
-        stored = find_images(item.request, options.folder, variant=item.variant)
+        stored = find_images(item.identity, options.folder)
         if isinstance(step, Resume):
-            if stored is None or stored.image_task_id != step.image_task_id:
+            if not isinstance(stored, StoredImages) or stored.image_task_id != step.image_task_id:
                 return step, ledger
             if ledger.finish():
                 count_end(len(stored.paths), stored.consumed_credits)
             return stored, ledger
-        if stored is not None and (self.was_stored_by_this_task(stored) or not options.overwrite):
+        if isinstance(stored, Obstacle) and not options.overwrite:
+            return Stop(QwenImageImageError(stored.message, permanent=True)), ledger
+        if isinstance(stored, StoredImages) and (self.was_stored_by_this_task(stored) or not options.overwrite):
             return stored, ledger
         return step, ledger
 
@@ -238,21 +239,18 @@ class ImagePipeline:
         self, content: bytes, item: BatchRequest, ledger: Ledger, snapshot: TaskSnapshot, number: int
     ) -> str | QwenImageImageError:
         """Return the path of an image, or the error of storing it, which another download would not correct."""
-        facts = verify_image(content, item.request)
         options = self._options
-        try:
-            path = store_image(
-                content,
-                facts,
-                snapshot,
-                item.request,
-                options.folder,
-                number=number,
-                variant=item.variant,
-                made_by=options.made_by,
-            )
-        except QwenImageImageError as error:
-            return error
+        path = verify_and_store(
+            content,
+            snapshot,
+            item.identity,
+            options.folder,
+            number=number,
+            made_by=options.made_by,
+            replace=options.overwrite,
+        )
+        if isinstance(path, QwenImageImageError):
+            return path
         if number == len(snapshot.image_urls):
             # The image and its sidecar are stored: a record that stays costs nothing.
             with suppress(OSError):

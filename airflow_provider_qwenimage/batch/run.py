@@ -18,7 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.batch.image import ImagePipeline
 from airflow_provider_qwenimage.batch.spool import Spool
-from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageImageError,
+    QwenImageSubmissionUnknownError,
+    QwenImageTaskFailedError,
+)
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.rules.batch_rows import RowStatus, row_error
 from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits, in_brief
@@ -331,7 +335,8 @@ class Batch:
         self._left_to_do[item.number] = _NOTHING
         if isinstance(end, Stop):
             was_lost_earlier = isinstance(end.error, QwenImageSubmissionUnknownError)
-            self._record_failure(item, end.error, paid=True, earlier=was_lost_earlier)
+            is_paid = not isinstance(end.error, QwenImageImageError)
+            self._record_failure(item, end.error, paid=is_paid, earlier=was_lost_earlier)
             return
         reused = not self._pipeline.was_stored_by_this_task(end)
         self.totals.store(end.consumed_credits, reused=reused, now=is_new, row=item.number + 1)

@@ -17,10 +17,8 @@ from airflow_provider_qwenimage.client.download_tries import DownloadPace, Downl
 from airflow_provider_qwenimage.client.exchanges import Exchange
 from airflow_provider_qwenimage.client.network_environment import http_proxy_for, proxy_for, tls_context
 from airflow_provider_qwenimage.client.sessions import open_aiohttp_session, open_requests_session
-from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.retries import RequestRetries
-from airflow_provider_qwenimage.rules.verification import ImageFacts, verify_image
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -122,19 +120,19 @@ class AsyncImageClient:
         await self.close()
 
 
-def fetch(client: ImageClient, url: str, request: GenerateRequest, max_image_bytes: int) -> tuple[bytes, ImageFacts]:
-    """Download one image and verify it, with retries after a fault that may pass.
+def fetch(client: ImageClient, url: str, max_image_bytes: int, use: Callable[[bytes], Result]) -> Result:
+    """Download one image and pass it on, with retries after a fault that may pass.
 
-    The image is held in memory, and verifying decodes it, which takes additional memory.
+    The image is held in memory.
 
     Args:
         client: Sends the requests.
         url: The URL of the image.
-        request: The request that the image must match.
         max_image_bytes: A longer download is refused, compressed or not.
+        use: Verifies the bytes of the file; what it raises may be tried again.
 
     Returns:
-        The bytes of the file, and the verified facts about them.
+        The result of `use`.
 
     Raises:
         QwenImageImageError: If the download fails, or the image is not the requested one.
@@ -142,8 +140,7 @@ def fetch(client: ImageClient, url: str, request: GenerateRequest, max_image_byt
     download = DownloadTries(url, max_image_bytes, _RETRIES, _PACE)
     while True:
         try:
-            content = _download(client, download)
-            return content, verify_image(content, request)
+            return use(_download(client, download))
         except QwenImageImageError as error:
             pause = download.pause(error)
             if pause is None:
@@ -160,7 +157,7 @@ async def fetch_async(
         client: Sends the requests.
         url: The URL of the image.
         max_image_bytes: A longer download is refused, compressed or not.
-        use: Verifies the bytes of the file, in a thread.
+        use: As for `fetch`, in a thread.
 
     Returns:
         The result of `use`.

@@ -88,7 +88,7 @@ def _json_bytes(content: Mapping[str, Any], indent: int | None = None) -> bytes:
 
 
 def creates_exclusively(path: ObjectStoragePath) -> bool:
-    """Whether `create_json` is exclusive in a storage: of writers at the same time, exactly one creates the file.
+    """Whether `create_bytes` is exclusive in a storage: of writers at the same time, exactly one creates the file.
 
     That is so on the local disk, and on S3, Google Cloud Storage and Azure with current libraries. Elsewhere it looks
     for the file and then writes it.
@@ -96,44 +96,56 @@ def creates_exclusively(path: ObjectStoragePath) -> bool:
     return path.protocol in LOCAL or exclusive_arguments(path) is not None
 
 
-def create_json(content: Mapping[str, Any], target: ObjectStoragePath, *, writer: str = "") -> bool:
-    """Put a JSON object into storage, whole, if no file has that name; a file of that name is never changed.
-
-    Libraries repeat requests, so a storage may report as existing what this call has just stored. The content decides:
-    it has to contain something that no other writer's content contains.
+def create_json(
+    content: Mapping[str, Any], target: ObjectStoragePath, *, writer: str = "", indent: int | None = None
+) -> bool:
+    """Put a JSON object into storage as `create_bytes` does.
 
     Args:
-        content: The object.
+        content: The object. It has to contain something that no other writer's object contains.
+        target: Its final name.
+        writer: As for `put_file`.
+        indent: As for `put_json`.
+    """
+    return create_bytes(_json_bytes(content, indent), target, writer=writer)
+
+
+def create_bytes(content: bytes, target: ObjectStoragePath, *, writer: str = "") -> bool:
+    """Put all bytes of a file into storage, whole, if no file has that name; a file of that name is never changed.
+
+    Libraries repeat requests, so a storage may report as existing what this call has just stored: the content decides.
+
+    Args:
+        content: The content.
         target: Its final name.
         writer: The Airflow task that writes, for `remove_leftovers`; see `writer_of`.
 
     Returns:
-        Whether a file with exactly this content was created. False means that another file has the name.
+        Whether a file with exactly this content has the name now. False means that another file has it.
 
     Raises:
         OSError: If it cannot be written, or something other than a file has that name.
     """
-    written = _json_bytes(content)
     check_replaceable(target)
     if target.protocol in LOCAL and Path(target.path).is_symlink() and not Path(target.path).exists():
         raise FileExistsError(errno.EEXIST, "It is a link to a file that does not exist; move it away", str(target))
     exclusive = creates_exclusively(target)
     for tries_left in reversed(range(_CREATE_TRIES)):
         failure: OSError | None = None
-        found = None if exclusive else read_beginning(target, len(written) + 1)
+        found = None if exclusive else read_beginning(target, len(content) + 1)
         if found is None:
             try:
                 with explaining(WRITE, target):
-                    _create(written, target, writer, exclusive=exclusive)
+                    _create(content, target, writer, exclusive=exclusive)
                 if exclusive:
                     return True
             except OSError as error:
                 failure = error
             if failure is not None and is_denied(failure):
                 raise failure
-            found = _found_after(failure, target, len(written) + 1)
+            found = _found_after(failure, target, len(content) + 1)
         if found is not None:
-            return found == written
+            return found == content
         if failure is not None and is_unsupported(failure):
             exclusive = False
         elif failure is not None and not (tries_left and is_conflict(failure)):

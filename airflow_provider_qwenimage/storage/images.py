@@ -1,64 +1,50 @@
 """Stores finished images in the user's storage, whole and verified, and finds them there again.
 
 An image gets its final name only if it decodes in the requested format and pixel size; its ``.json`` sidecar follows.
+A file under that name that is not the image which its sidecar describes belongs to somebody else: it is never replaced
+unless the user asks for it.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import re
-import time
-import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import pendulum
-
-from airflow_provider_qwenimage._version import __version__
 from airflow_provider_qwenimage.client.downloads import ImageClient, fetch
-from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, GenerateRequest, TaskSnapshot
+from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, TaskSnapshot
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.rules.origins import displayed_url
-from airflow_provider_qwenimage.storage.files import (
-    MOST_BYTES,
-    check_replaceable,
-    put_bytes,
-    put_json,
-    read_json,
-    sha256_of,
+from airflow_provider_qwenimage.rules.verification import OtherImage, examine_image
+from airflow_provider_qwenimage.storage.files import check_replaceable, list_names, read_json
+from airflow_provider_qwenimage.storage.image_pairs import ImagePair, exists, problem_with
+from airflow_provider_qwenimage.storage.refused import keep_refused
+from airflow_provider_qwenimage.storage.sidecars import (
+    SUFFIXES,
+    description_of_image,
+    if_valid,
+    image_count,
+    is_line,
+    is_number,
+    is_object,
+    names_of,
 )
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+    from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
     from airflow_provider_qwenimage.rules.verification import ImageFacts
 
 log = logging.getLogger(__name__)
 
-_PUT_TRIES = 5
-_PUT_PAUSE_SECONDS = 2.0
-# Bounds for values read from a sidecar: more than the API reports, and safe for XComs and sums.
-_MOST_CREDITS = 1e9
-_LONGEST_LINE = 8192
-_SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
-
-
-def file_stem(request: GenerateRequest, variant: int = 0) -> str:
-    """Return the file name, without suffix, of the image that a request asks for.
-
-    Args:
-        request: The request.
-        variant: The number that distinguishes equal requests with a random seed; see `GenerateRequest.fingerprint`.
-
-    Returns:
-        The prompt's first words, for people, and 16 hexadecimal digits of the fingerprint.
-    """
-    plain = unicodedata.normalize("NFKD", request.prompt).encode("ascii", "ignore").decode("ascii")
-    words = "-".join(re.findall(r"[a-z0-9]+", plain.lower()))[:40].strip("-")
-    return f"{words or 'image'}-{request.fingerprint(variant)[:16]}"
+# For an image whose name is taken.
+_ID_CHARACTERS = 16
+_MOST_NAMES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,66 +68,134 @@ class StoredImages:
     stored_at: str | None = None
 
 
+@dataclass(frozen=True)
+class Obstacle:
+    """A file that has the name of an image and is not that image, so that it must not be replaced without consent.
+
+    Attributes:
+        path: The file.
+        reason: What is wrong with it, as the end of a sentence about it.
+    """
+
+    path: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        """What it is, that nothing was submitted, and what to do."""
+        return (
+            f"{self.path} exists and {self.reason}, so it is not replaced. Nothing was submitted. Move it away, choose "
+            "another name or folder for the image, or set overwrite=True to replace it."
+        )
+
+
 def save_images(
     snapshot: TaskSnapshot,
-    request: GenerateRequest,
+    identity: ImageIdentity,
     folder: ObjectStoragePath,
     *,
-    variant: int = 0,
     max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
     made_by: Mapping[str, Any] | None = None,
     verify: bool | str = True,
+    replace: bool = False,
 ) -> list[str]:
     """Download, verify and store every image of a finished task.
 
     Args:
         snapshot: The task's snapshot with status ``SUCCESS``.
-        request: The request that the images must match.
+        identity: The request that the images must match, and the name under which they are stored.
         folder: The folder for the images; see `open_output_path`.
-        variant: The number that distinguishes equal requests with a random seed; see `GenerateRequest.fingerprint`.
         max_image_bytes: A longer download is refused.
         made_by: The Airflow task that stores the images, for the sidecar: plain JSON.
         verify: How the image host's TLS certificate is checked; see `ConnectionSettings`.
+        replace: Whether to replace a file of that name that is not an image of this request.
 
     Returns:
         The final path of each image, in the order of the snapshot's URLs.
 
     Raises:
-        QwenImageImageError: If an image cannot be downloaded, or is not what was requested. Nothing of it then has a
-            final name.
+        QwenImageImageError: If an image cannot be downloaded, or is not what was requested. It then has no final name;
+            see `keep_refused`.
     """
     with ImageClient(verify) as client:
-        paths = []
-        for number, url in enumerate(snapshot.image_urls, start=1):
-            content, facts = fetch(client, url, request, max_image_bytes)
-            paths.append(
-                store_image(content, facts, snapshot, request, folder, number=number, variant=variant, made_by=made_by)
+        stored = [
+            fetch(
+                client,
+                url,
+                max_image_bytes,
+                partial(
+                    verify_and_store,
+                    snapshot=snapshot,
+                    identity=identity,
+                    folder=folder,
+                    number=number,
+                    made_by=made_by,
+                    replace=replace,
+                ),
             )
-    return paths
+            for number, url in enumerate(snapshot.image_urls, start=1)
+        ]
+    for end in stored:
+        if isinstance(end, QwenImageImageError):
+            raise end
+    return [str(path) for path in stored]
+
+
+def verify_and_store(
+    content: bytes,
+    snapshot: TaskSnapshot,
+    identity: ImageIdentity,
+    folder: ObjectStoragePath,
+    *,
+    number: int,
+    made_by: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> str | QwenImageImageError:
+    """Verify a download and store it; an image that was not requested is kept beside the others. Takes memory and time.
+
+    The arguments are those of `store_image`.
+
+    Returns:
+        The final path; or the error that another download would not correct, to be raised.
+
+    Raises:
+        QwenImageImageError: If the bytes are not a whole image: another download may bring it.
+    """
+    found = examine_image(content, identity.request)
+    if isinstance(found, OtherImage):
+        return keep_refused(content, found, snapshot, identity, folder, number=number, made_by=made_by or {})
+    try:
+        return store_image(content, found, snapshot, identity, folder, number=number, made_by=made_by, replace=replace)
+    except QwenImageImageError as error:
+        # Its frames hold the bytes of the file.
+        return error.with_traceback(None)
 
 
 def store_image(
     content: bytes,
     facts: ImageFacts,
     snapshot: TaskSnapshot,
-    request: GenerateRequest,
+    identity: ImageIdentity,
     folder: ObjectStoragePath,
     *,
     number: int,
-    variant: int = 0,
     made_by: Mapping[str, Any] | None = None,
+    replace: bool = False,
 ) -> str:
     """Store one image of a finished task, and its sidecar.
+
+    A file of that name is replaced if it is a whole image of the same request. Any other one stays as it is, and the
+    image gets a name with the API's task id in it.
 
     Args:
         content: The bytes of the file.
         facts: The facts verified about them.
         snapshot: The task's snapshot.
-        request: The request that the image matches.
+        identity: The request that the image matches, and the name under which it is stored.
         folder: The folder for the image; see `open_output_path`.
         number: The number of its URL in the snapshot, counted from 1.
-        variant: The number that distinguishes equal requests with a random seed; see `GenerateRequest.fingerprint`.
         made_by: The Airflow task that stores the image, for the sidecar: plain JSON.
+        replace: Whether to replace a file of that name in any case.
 
     Returns:
         Its final path.
@@ -149,144 +203,96 @@ def store_image(
     Raises:
         QwenImageImageError: If reading it back does not return what was stored.
     """
-    image, sidecar = _names(request, folder, variant, number)
-    description = {
-        "image": image.name,
-        "image_number": number,
-        "image_count": len(snapshot.image_urls),
-        "request": request.description(),
-        "fingerprint": request.fingerprint(variant),
-        "task_id": snapshot.task_id,
-        "status": str(snapshot.status),
-        "consumed_credits": snapshot.consumed_credits,
-        "image_url": displayed_url(snapshot.image_urls[number - 1]),
-        "width": facts.width,
-        "height": facts.height,
-        "output_format": facts.output_format,
-        "size_bytes": facts.size_bytes,
-        "sha256": facts.sha256,
-        "created_at": snapshot.created_at.isoformat() if snapshot.created_at else None,
-        "stored_at": pendulum.now("UTC").isoformat(),
-        "made_by": dict(made_by or {}),
-        "package_version": __version__,
-    }
-    _put_pair(content, image, description, sidecar, writer_of(made_by or {}))
-    return str(image)
+    description = description_of_image(facts, snapshot, identity, number=number, made_by=made_by or {})
+    description["fingerprint"] = identity.fingerprint
+    taken: ObjectStoragePath | None = None
+    for stem in _stems(identity, snapshot.task_id):
+        image, sidecar = names_of(stem, identity.request.output_format, folder, number)
+        pair = ImagePair(content, image, {"image": image.name} | description, sidecar, writer_of(made_by or {}))
+        if pair.put(replace=replace):
+            if taken is not None:
+                log.warning(
+                    "%s exists and is not an image of this request, so it was not replaced: image task %s is stored "
+                    "as %s.",
+                    taken,
+                    snapshot.task_id,
+                    image,
+                )
+            return str(image)
+        taken = taken or image
+    raise FileExistsError(f"{taken} and {_MOST_NAMES} more names are taken by other files. Move them away.")
 
 
-def find_images(request: GenerateRequest, folder: ObjectStoragePath, *, variant: int = 0) -> StoredImages | None:
+def _stems(identity: ImageIdentity, image_task_id: str) -> Iterator[str]:
+    yield identity.stem
+    short_id = re.sub("[^0-9A-Za-z]", "", image_task_id)[:_ID_CHARACTERS]
+    for number in range(1, _MOST_NAMES + 1):
+        yield "-".join([identity.stem, *([short_id] if short_id else []), *([str(number)] if number > 1 else [])])
+
+
+def find_images(identity: ImageIdentity, folder: ObjectStoragePath) -> StoredImages | Obstacle | None:
     """Return the images that `save_images` stored for a request, if they are whole and unchanged.
 
     Args:
-        request: The request.
+        identity: The request, and the name under which its image is stored.
         folder: The folder of the images.
-        variant: The number that distinguishes equal requests with a random seed; see `GenerateRequest.fingerprint`.
 
     Returns:
-        The images, or None if there are none, or one of them is not the file that was verified.
+        The images; None if there are none, or one of them does not exist; or a file that must not be replaced.
 
     Raises:
         OSError: If storage cannot be read, or something other than a file has the name of the image or its sidecar.
     """
-    image, sidecar = _names(request, folder, variant, 1)
+    found = _find(identity, folder, identity.stem)
+    if not isinstance(found, Obstacle):
+        return found
+    # The file was in the way already when the image was stored.
+    other = re.compile(rf"({re.escape(identity.stem)}-[0-9A-Za-z]{{1,{_ID_CHARACTERS}}}(?:-\d+)?)\.json", re.ASCII)
+    stems = (match[1] for name in list_names(folder, f"{identity.stem}-") if (match := other.fullmatch(name)))
+    for stem, _ in zip(stems, range(_MOST_NAMES), strict=False):
+        beside = _find(identity, folder, stem)
+        if isinstance(beside, StoredImages):
+            return beside
+    return found
+
+
+def _find(identity: ImageIdentity, folder: ObjectStoragePath, stem: str) -> StoredImages | Obstacle | None:
+    image, sidecar = names_of(stem, identity.request.output_format, folder, 1)
     # Before anything is paid that could not be stored.
     check_replaceable(image)
     first = read_json(sidecar)
-    if first is None:
+    if first is None and not exists(image):
         return None
-    paths: list[str] = []
-    urls: list[str] = []
-    for number in range(1, _image_count(first) + 1):
-        image, sidecar = _names(request, folder, variant, number)
+    stored: list[tuple[str, str]] = []
+    for number in range(1, image_count(first or {}) + 1):
+        image, sidecar = names_of(stem, identity.request.output_format, folder, number)
         description = first if number == 1 else read_json(sidecar)
-        if not _describes(description, image, first, request.fingerprint(variant)):
-            log.warning("%s is missing, or is not the file that its sidecar describes: it counts as not stored.", image)
-            return None
-        paths.append(str(image))
-        urls.append(displayed_url(description["image_url"]))
+        problem = problem_with(description, image, first, identity.fingerprint)
+        if problem is not None or description is None:
+            obstacle = _obstacle(image, problem or "", identity, description)
+            if obstacle is None and stem == identity.stem:
+                log.warning("%s is missing, though it has a sidecar: it counts as not stored.", image)
+            return obstacle
+        stored.append((str(image), displayed_url(description["image_url"])))
+    first = first or {}
     return StoredImages(
         image_task_id=first["task_id"],
-        paths=tuple(paths),
-        image_urls=tuple(urls),
-        consumed_credits=_if_valid(first.get("consumed_credits"), _is_number),
-        made_by=_if_valid(first.get("made_by"), _is_object) or {},
-        stored_at=_if_valid(first.get("stored_at"), _is_line),
+        paths=tuple(path for path, _ in stored),
+        image_urls=tuple(url for _, url in stored),
+        consumed_credits=if_valid(first.get("consumed_credits"), is_number),
+        made_by=if_valid(first.get("made_by"), is_object) or {},
+        stored_at=if_valid(first.get("stored_at"), is_line),
     )
 
 
-def _image_count(sidecar: Mapping[str, Any]) -> int:
-    """Return how many images a sidecar's task has drawn, at least 1; `_describes` refuses a count of another type."""
-    count = sidecar.get("image_count", 1)
-    return max(1, count) if isinstance(count, int) else 1
-
-
-def _describes(
-    description: dict[str, Any] | None, image: ObjectStoragePath, first: Mapping[str, Any], fingerprint: str
-) -> TypeGuard[dict[str, Any]]:
-    """Whether a sidecar, which anybody may have edited, is about this request and its image is stored next to it."""
-    return (
-        description is not None
-        and description.get("fingerprint") == fingerprint
-        and _is_line(description.get("task_id"))
-        and description["task_id"] == first.get("task_id")
-        and _is_line(description.get("image_url"))
-        and isinstance(description.get("image_count", 1), int)
-        and isinstance(description.get("sha256"), str)
-        and description["sha256"] == sha256_of(image, _size_in(description))
-    )
-
-
-def _size_in(description: Mapping[str, Any]) -> int:
-    """Return how many bytes an image has according to its sidecar: no more of it is read."""
-    size = description.get("size_bytes")
-    return size if isinstance(size, int) and 0 <= size <= MOST_BYTES else MOST_BYTES
-
-
-def _if_valid(value: Any, is_valid: Callable[[Any], bool]) -> Any:
-    """Return a value from a sidecar, or None if it could not be pushed as an XCom or added up."""
-    return value if is_valid(value) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST_CREDITS
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_line(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable() and len(value) <= _LONGEST_LINE
-
-
-def _names(
-    request: GenerateRequest, folder: ObjectStoragePath, variant: int, number: int
-) -> tuple[ObjectStoragePath, ObjectStoragePath]:
-    """Return the final names of an image and its sidecar; `number` counts the images of one task from 1."""
-    stem = file_stem(request, variant)
-    name = stem if number == 1 else f"{stem}-{number}"
-    return folder / f"{name}{_SUFFIXES[request.output_format]}", folder / f"{name}.json"
-
-
-def _put_pair(
-    content: bytes, image: ObjectStoragePath, description: Mapping[str, Any], sidecar: ObjectStoragePath, writer: str
-) -> None:
-    """Put an image and its sidecar into storage, and read them back.
-
-    Another task may store its own image under the same names at the same time. The last writer also reads last, so no
-    image is left next to the sidecar of another one.
-    """
-    for _ in range(_PUT_TRIES):
-        began = time.monotonic()
-        put_bytes(content, image, writer=writer)
-        put_json(description, sidecar, writer=writer, indent=2)
-        read_back = read_json(sidecar)
-        if read_back is not None and read_back.get("sha256") == sha256_of(image, len(content)):
-            return
-        # Get out of step with the other writer, by up to several times the duration of a write.
-        longest = _PUT_PAUSE_SECONDS + 4 * (time.monotonic() - began)
-        time.sleep(random.uniform(0, longest))  # noqa: S311  no secret
-    raise QwenImageImageError(
-        f"{image} was stored {_PUT_TRIES} times, and the file that was read back is not the one its sidecar describes. "
-        "Check that the storage works, and that nothing else writes to these names."
-    )
+def _obstacle(
+    image: ObjectStoragePath, problem: str, identity: ImageIdentity, description: Mapping[str, Any] | None
+) -> Obstacle | None:
+    if exists(image):
+        return Obstacle(str(image), problem)
+    if identity.name is not None and description is not None and description.get("fingerprint") != identity.fingerprint:
+        # The image of another request may have another format; its sidecar has the same name.
+        for other in (image.parent / f"{image.stem}{suffix}" for suffix in SUFFIXES.values()):
+            if exists(other):
+                return Obstacle(str(other), problem)
+    return None

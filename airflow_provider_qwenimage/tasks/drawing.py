@@ -17,10 +17,11 @@ from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, PendingLinks
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, read_request
+from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
 from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit, what_stays_paid
 from airflow_provider_qwenimage.storage.files import remove_leftovers
-from airflow_provider_qwenimage.storage.images import find_images, save_images
+from airflow_provider_qwenimage.storage.images import Obstacle, StoredImages, find_images, save_images
 from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
 from airflow_provider_qwenimage.tasks import deferral
 from airflow_provider_qwenimage.tasks.failures import (
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
     from airflow_provider_qwenimage.contract import TaskSnapshot
-    from airflow_provider_qwenimage.storage.images import StoredImages
     from airflow_provider_qwenimage.tasks.ledger import Ledger
 
 
@@ -118,6 +118,10 @@ class Drawing:
                     self._log.warning("%s This try submits it again.", error)
                     step = Submit(self._ledger.spent)
             stored = self._find_stored(request)
+            if isinstance(stored, Obstacle):
+                if not operator.overwrite:
+                    raise AirflowFailException(stored.message)
+                stored = None
             if stored is not None:
                 # What an earlier try of this task stored is its own: neither reused, nor to be overwritten.
                 is_own = stored.made_by == self._made_by
@@ -139,7 +143,7 @@ class Drawing:
         if deferral.is_of_an_earlier_try(event, self._ti.try_number):
             return self.run()
         with reporting_failures(self._ti):
-            self._operator.check_rendered("output_path")
+            self._operator.check_rendered("output_path", "image_name")
             self._open()
             image_task_id, request = self._submitted()
             request = request or self._request()
@@ -238,7 +242,7 @@ class Drawing:
         """Follow what an earlier try submitted, unless its image is stored already."""
         self._log.info("%s", step.notice)
         stored = self._find_stored(step.request)
-        if stored is not None and stored.image_task_id == step.image_task_id:
+        if isinstance(stored, StoredImages) and stored.image_task_id == step.image_task_id:
             if self._ledger.finish():
                 count_end(len(stored.paths), stored.consumed_credits)
             return self._return_stored(step.request, stored, reused=False)
@@ -304,12 +308,12 @@ class Drawing:
             return []
         paths = save_images(
             snapshot,
-            request,
+            self._identity(request),
             self._folder,
-            variant=variant_of(self._ti),
             max_image_bytes=self._operator.max_image_bytes,
             made_by=self._made_by,
             verify=hook.settings.verify,
+            replace=bool(self._operator.overwrite),
         )
         for path in paths:
             self._log.info("Stored %s.", path)
@@ -319,8 +323,11 @@ class Drawing:
                 remove_leftovers(self._folder, writer_of(self._made_by))
         return paths
 
-    def _find_stored(self, request: GenerateRequest) -> StoredImages | None:
-        return None if self._folder is None else find_images(request, self._folder, variant=variant_of(self._ti))
+    def _find_stored(self, request: GenerateRequest) -> StoredImages | Obstacle | None:
+        return None if self._folder is None else find_images(self._identity(request), self._folder)
+
+    def _identity(self, request: GenerateRequest) -> ImageIdentity:
+        return ImageIdentity(request, variant_of(self._ti), self._operator.image_name)
 
     def _return_stored(self, request: GenerateRequest, stored: StoredImages, *, reused: bool) -> dict[str, Any]:
         consumed_credits = 0 if reused else stored.consumed_credits

@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +26,7 @@ from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.client.download_tries import DownloadPace, DownloadTries
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
+from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.retries import RequestRetries
 from airflow_provider_qwenimage.rules.verification import verify_image
 from airflow_provider_qwenimage.storage.images import find_images, save_images
@@ -108,19 +110,20 @@ class ImageHost:
                 pass
 
 
+def verified(content: bytes) -> bytes:
+    verify_image(content, REQUEST)
+    return content
+
+
 def with_requests(url: str, max_image_bytes: int = MAX_BYTES, verify: bool | str = True) -> bytes:
     with downloads.ImageClient(verify) as client:
-        return downloads.fetch(client, url, REQUEST, max_image_bytes)[0]
+        return downloads.fetch(client, url, max_image_bytes, verified)
 
 
 def with_aiohttp(url: str, max_image_bytes: int = MAX_BYTES, verify: bool | str = True) -> bytes:
     async def download() -> bytes:
-        async def verified(content: bytes) -> bytes:
-            await asyncio.to_thread(verify_image, content, REQUEST)
-            return content
-
         async with downloads.AsyncImageClient(2, verify) as client:
-            return await downloads.fetch_async(client, url, max_image_bytes, verified)
+            return await downloads.fetch_async(client, url, max_image_bytes, partial(asyncio.to_thread, verified))
 
     return asyncio.run(download())
 
@@ -479,13 +482,13 @@ def test_sidecars_hold_neither_users_nor_signatures(tmp_path: Path) -> None:
         url = host.url.replace("http://", "http://me:s3cr3t@") + QUERY
         snapshot = TaskSnapshot(task_id="n1", status=TaskStatus.SUCCESS, image_urls=(url,))
         folder = open_output_path(f"file://{tmp_path}")
-        save_images(snapshot, REQUEST, folder)
+        save_images(snapshot, ImageIdentity(REQUEST), folder)
     sidecar = next(tmp_path.glob("*.json")).read_text()
     assert not any(secret in sidecar for secret in SECRETS)
     assert f'"image_url": "{host.url}"' in sidecar
     # What an earlier version stored is not handed on either.
     next(tmp_path.glob("*.json")).write_text(sidecar.replace(host.url, url))
-    stored = find_images(REQUEST, folder)
+    stored = find_images(ImageIdentity(REQUEST), folder)
     assert stored is not None
     assert stored.image_urls == (host.url,)
 

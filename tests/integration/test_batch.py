@@ -30,7 +30,8 @@ from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.sandbox.server import SandboxServer
 from airflow_provider_qwenimage.storage import files as storage
-from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.storage import image_pairs
+from airflow_provider_qwenimage.storage.image_pairs import ImagePair
 from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.events import finish_image, finish_images, pass_execution_timeout, run_when, wait_until
 from tests.integration.dag_runs import TaskEnd, TestDag, crash_once, stored_files
@@ -608,8 +609,8 @@ CRASHES = {
     "after the intent": (Ledger, "intend", True),
     "after the answer": (Ledger, "accept", False),
     "after the id is recorded": (Ledger, "accept", True),
-    "before the image is stored": (images, "_put_pair", False),
-    "after the image is stored": (images, "_put_pair", True),
+    "before the image is stored": (ImagePair, "put", False),
+    "after the image is stored": (ImagePair, "put", True),
     "before it is recorded as finished": (Ledger, "finish", False),
     "before the manifest": (BatchTask, "_put_manifest", False),
 }
@@ -803,7 +804,7 @@ def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "_MOST_THREADS", 2)
-    put_bytes, may_go_on = storage.put_bytes, threading.Event()
+    create_bytes, may_go_on = storage.create_bytes, threading.Event()
     save_image = batch_image.ImagePipeline._save_image
     drawn, fetches, fetched = count(1), count(), list[int]()
 
@@ -821,13 +822,13 @@ def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
         next(fetches)
         return await downloads.fetch_async(*args)
 
-    def put(content: bytes, target: Any, **arguments: str) -> None:
+    def put(content: bytes, target: Any, **arguments: str) -> bool:
         assert may_go_on.wait(60)
-        put_bytes(content, target, **arguments)
+        return create_bytes(content, target, **arguments)
 
     monkeypatch.setattr(batch_image.ImagePipeline, "_save_image", save)
     monkeypatch.setattr(batch_image, "fetch_async", fetch)
-    monkeypatch.setattr(images, "put_bytes", put)
+    monkeypatch.setattr(image_pairs, "create_bytes", put)
     assert draw(tmp_path, requests=[f"Fox {number}" for number in range(6)], max_in_flight=6).state == "success"
     assert fetched == [2]
 
@@ -835,8 +836,8 @@ def test_images_that_wait_for_slow_storage_do_not_pile_up_in_memory(
 def test_an_image_that_storage_corrupts_is_not_downloaded_again_in_the_same_try(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_downloads: None
 ) -> None:
-    monkeypatch.setattr(images, "_PUT_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(images, "sha256_of", lambda *_: "of other bytes")
+    monkeypatch.setattr(image_pairs, "_PUT_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(image_pairs, "sha256_of", lambda *_: "of other bytes")
     end = draw(tmp_path, requests=["A fox"])
     assert end.state == "failed"
     assert "not the one its sidecar describes" in str(end.errors[0])
@@ -847,15 +848,15 @@ def test_an_image_that_storage_corrupts_is_not_downloaded_again_in_the_same_try(
 def test_an_image_that_cannot_be_stored_is_stored_by_the_next_try_without_paying(
     api: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_bytes = storage.put_bytes
+    create_bytes = storage.create_bytes
     broken = iter([True])
 
-    def put(content: bytes, target: Any, **arguments: str) -> None:
+    def put(content: bytes, target: Any, **arguments: str) -> bool:
         if target.name.endswith(".jpg") and next(broken, False):
             raise OSError("No space left on device")
-        put_bytes(content, target, **arguments)
+        return create_bytes(content, target, **arguments)
 
-    monkeypatch.setattr(images, "put_bytes", put)
+    monkeypatch.setattr(image_pairs, "create_bytes", put)
     end = draw(tmp_path, max_in_flight=1)
     assert (end.state, end.tries) == ("success", 2)
     assert "row 1 is paid and its image is not stored yet" in str(end.errors[0])

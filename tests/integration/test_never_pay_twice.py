@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.sandbox import Sandbox
-from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.storage import image_pairs, images
 from airflow_provider_qwenimage.tasks import drawing
 from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.events import run_when
@@ -214,7 +214,12 @@ def test_a_retry_after_a_crash_while_waiting_does_not_pay_again(
 
 @pytest.mark.parametrize(
     "crash",
-    [(images, "fetch", False), (images, "fetch", True), (images, "put_bytes", True), (images, "put_json", True)],
+    [
+        (images, "fetch", False),
+        (images, "verify_and_store", False),
+        (image_pairs, "create_bytes", True),
+        (image_pairs, "create_json", True),
+    ],
     ids=["before the download", "before it is stored", "between image and sidecar", "after the sidecar"],
 )
 @in_storage

@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_qwenimage import QwenImageBatchOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
-from airflow_provider_qwenimage.storage import images
+from airflow_provider_qwenimage.storage import image_pairs
 from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.integration.dag_runs import TaskEnd, TestDag, crash_once, dag_that_draws
 from tests.s3_server import Bucket
@@ -102,7 +102,7 @@ def test_an_operator_whose_worker_is_killed_while_storing_does_not_pay_again(
     connected_api: Sandbox, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The image is stored by then, its sidecar is not.
-    crash_once(monkeypatch, images, "put_json")
+    crash_once(monkeypatch, image_pairs, "create_json")
     end = dag_that_draws(output_path=f"{bucket.url}/x").run()["draw"]
     assert end.state == "success"
     assert (end.tries, connected_api.credits_charged) == (2, 5)
