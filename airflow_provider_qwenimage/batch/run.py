@@ -366,10 +366,16 @@ class Batch:
         if not earlier:
             count_failure(error)
             log.warning("Row %d failed: %s", row, in_brief(error))
-        self.outcomes[item.number] = {"status": str(status), "task_id": task_id, **row_error(error)}
+        self.outcomes[item.number] = {
+            "status": str(status),
+            "task_id": task_id,
+            **({} if charged is None else {"consumed_credits": charged}),
+            **row_error(error),
+        }
 
     def _record_unfinished(
         self, number: int, status: RowStatus, image_task_id: str | None, charged: float | None = None
     ) -> None:
         self.totals.leave(number + 1, status, charged=charged)
-        self.outcomes[number] = {"status": str(status), "task_id": image_task_id}
+        spent = {} if charged is None else {"consumed_credits": charged}
+        self.outcomes[number] = {"status": str(status), "task_id": image_task_id, **spent}

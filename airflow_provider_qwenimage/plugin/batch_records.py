@@ -114,6 +114,6 @@ def _records_of_row(task: TaskInstance, row: Mapping[str, Any], first: int) -> l
             error=error,
             message=message,
             consumed_credits=consumed_credits,
-            at_risk=CREDITS_PER_IMAGE if is_unsettled else 0,
+            at_risk=CREDITS_PER_IMAGE if is_unsettled and consumed_credits is None else 0,
         )
     ]

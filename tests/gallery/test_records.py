@@ -272,6 +272,11 @@ def test_the_rows_of_a_batch_are_its_images() -> None:
     assert (images[0].path, images[1].message) == ("/a.jpg", "Refused.")
 
 
+def test_an_unfinished_row_whose_price_is_known_is_paid_and_not_at_risk() -> None:
+    (image,) = batch("failed", [row("UNFINISHED", 1, task_id="a", consumed_credits=7)]).images
+    assert (image.consumed_credits, image.at_risk) == (7, 0)
+
+
 def test_unfinished_rows_of_a_failed_batch_may_be_paid() -> None:
     images = batch("failed", [row("IN_PROGRESS", 1, task_id="a"), row("NOT_SUBMITTED", 2)]).images
     assert [(image.status, image.at_risk) for image in images] == [(Status.FAILED, 5), (Status.FAILED, 0)]

@@ -67,6 +67,10 @@ def test_a_template_that_renders_to_nothing_is_refused_in_one_try_and_pays_nothi
         for name in ("size", "seed", "output_format", "callback_url", "output_path", "qwenimage_conn_id"):
             QwenImageGenerateOperator(**{"task_id": name, "prompt": "A fox"} | {name: NOTHING["None"]})
             expected_messages[name] = ("None", f"{name} is ")
+        QwenImageGenerateOperator(
+            task_id="image_name", prompt="A fox", output_path=str(tmp_path), image_name=NOTHING["None"]
+        )
+        expected_messages["image_name"] = ("None", "image_name is ")
         QwenImageBatchOperator(task_id="folder", requests=["A fox"], output_path=f"{tmp_path}/{NOTHING['None']}/images")
         expected_messages["folder"] = ("None in a path", "output_path is ")
         QwenImageBatchOperator(
@@ -349,3 +353,50 @@ def test_a_template_that_prints_an_undefined_value_is_refused_even_if_the_dag_al
         QwenImageGenerateOperator(task_id="draw", prompt="A fox and {{ missing }}")
     assert_refused(dag.run()["draw"], "because an expression in it has no value")
     assert connected_api.requests == []
+
+
+def test_a_bad_image_name_fails_its_own_task_in_one_try_and_pays_nothing(
+    connected_api: Sandbox, tmp_path: Path
+) -> None:
+    dag = TestDag(params={"name": "a/b"})
+    folder = {"output_path": str(tmp_path)}
+    with dag:
+
+        @task
+        def listed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return rows
+
+        QwenImageGenerateOperator(task_id="rendered", prompt="A fox", image_name="{{ params.name }}", **folder)
+        QwenImageGenerateOperator.partial(task_id="mapped", prompt="A fox").expand_kwargs(
+            listed(
+                [{"image_name": "fox.jpg", **folder}, {"image_name": "fox"}, {"image_name": "fox", "output_path": 5}]
+            )
+        )
+    run = dag.run()
+
+    assert_refused(run["rendered"], "image_name is 'a/b'; it must be a file name without suffix")
+    suffix, without_folder, bad_folder = run.mapped("mapped")
+    assert_refused(suffix, "image_name is 'fox.jpg'; it must be without .jpg")
+    assert_refused(without_folder, "image_name is 'fox' and output_path is None")
+    assert_refused(bad_folder, "output_path is 5; it must be")
+    assert connected_api.requests == []
+
+
+def test_an_image_name_that_an_upstream_task_left_out_is_no_name(connected_api: Sandbox, tmp_path: Path) -> None:
+    dag = TestDag()
+    with dag:
+
+        @task
+        def name() -> None:
+            return None
+
+        QwenImageGenerateOperator(
+            task_id="draw",
+            prompt="A fox",
+            image_name=name(),
+            deferrable=False,
+            output_path=str(tmp_path),
+            poll_interval=0.01,
+        )
+    assert dag.run()["draw"].state == "success"
+    assert [file.name[:6] for file in tmp_path.glob("*.jpg")] == ["a-fox-"]

@@ -454,6 +454,7 @@ def test_a_batch_is_not_green_while_a_paid_image_can_still_be_fetched(
     assert end.state == "failed"
     assert statuses(tmp_path) == ["UNFINISHED"] * 2
     assert (end.xcoms["consumed_credits"], end.xcoms["progress"]["at_risk"]) == (2 * charged, 0)
+    assert [row["consumed_credits"] for row in manifest(tmp_path)] == [charged] * 2
     assert "at_risk" not in end.xcoms
     assert "rows 1 and 2 are paid and their images are not stored yet" in str(end.error)
     end = dag.clear("draw")["draw"]
