@@ -38,7 +38,8 @@ class QwenImageError(Exception):
     """Root of the errors of this package.
 
     Attributes:
-        permanent: Whether the same call would fail again, so that a retry is useless.
+        permanent: Whether a retry of the task is useless: the same submission would fail again, or the wait for an
+            image task is over for good. A wait that gave up because its reads failed is not, whatever they ended in.
         advice: What to do about it, if the message does not say so itself. ``{connection}`` stands for the connection
             until `name_connection` names it.
     """

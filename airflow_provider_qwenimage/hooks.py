@@ -194,7 +194,7 @@ class QwenImageHook(CommonHook):
         Raises:
             QwenImageTaskFailedError: If the task ended as FAILED.
             QwenImageTimeoutError: If it did not end in time.
-            QwenImageError: If the API refused a read, or too many reads failed in a row.
+            QwenImageError: If too many reads failed in a row.
         """
         policy = polling.PollPolicy.for_timeout(timeout, poll_interval, max_consecutive_failures, now=time.time())
         state = polling.PollState()

@@ -20,6 +20,7 @@ from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import (
     QwenImageContractError,
     QwenImageError,
+    QwenImageRequestError,
     QwenImageTaskFailedError,
     is_bad_argument,
 )
@@ -234,5 +235,6 @@ def _error_of(event: dict[str, Any]) -> QwenImageError:
         failure: QwenImageError = error_class(event["message"], snapshot=read_snapshot(event["snapshot"]))
         return failure
     error: QwenImageError = error_class(event["message"])
-    error.permanent = bool(event.get("permanent"))
+    # An earlier version ended a wait for good if a read was refused.
+    error.permanent = bool(event.get("permanent")) and not isinstance(error, QwenImageRequestError)
     return error

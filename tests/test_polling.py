@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
+    QwenImageBadRequestError,
     QwenImageConnectionError,
     QwenImageContentPolicyError,
     QwenImageContractError,
+    QwenImageCreditsError,
     QwenImageError,
     QwenImageNotFoundError,
     QwenImageRateLimitError,
@@ -83,16 +85,21 @@ def test_failed_ends_the_wait_with_the_apis_reason() -> None:
     assert decision.error.snapshot is failed
 
 
-@pytest.mark.parametrize("error", [QwenImageAuthError("no", code=401), QwenImageNotFoundError("no", code=404)])
-def test_a_permanent_error_ends_the_wait_at_once(error: QwenImageError) -> None:
-    assert after(error) == GiveUp(error)
-
-
 @pytest.mark.parametrize(
     "error",
-    [TRANSIENT, QwenImageConnectionError("reset"), QwenImageContractError("HTML"), QwenImageRateLimitError("slow")],
+    [
+        TRANSIENT,
+        QwenImageConnectionError("reset"),
+        QwenImageContractError("HTML"),
+        QwenImageRateLimitError("slow"),
+        QwenImageBadRequestError("no", code=400),
+        QwenImageAuthError("no", code=401),
+        QwenImageAuthError("no", code=403),
+        QwenImageCreditsError("no", code=402),
+        QwenImageNotFoundError("no", code=404),
+    ],
 )
-def test_a_transient_error_does_not_end_the_wait(error: QwenImageError) -> None:
+def test_no_class_of_error_ends_the_wait_before_its_bound(error: QwenImageError) -> None:
     decisions = waits(*[error] * 9, DRAWING, *[error] * 9, DONE)
     assert [type(decision) for decision in decisions] == [Wait] * 19 + [Done]
 
@@ -104,6 +111,22 @@ def test_ten_failures_in_a_row_end_the_wait_with_the_last_error() -> None:
     assert last.error.code == 503
     assert "after 10 failed reads in a row: The API is in trouble." in str(last.error)
     assert str(TRANSIENT) == "The API is in trouble."
+
+
+@pytest.mark.parametrize("error", [QwenImageAuthError("no", advice="Correct it."), QwenImageNotFoundError("no")])
+def test_a_wait_that_gives_up_may_be_retried_whatever_its_reads_ended_in(error: QwenImageError) -> None:
+    last = waits(error, policy=PollPolicy(max_consecutive_failures=1))[0]
+    assert isinstance(last, GiveUp)
+    assert type(last.error) is type(error)
+    assert not last.error.permanent
+    assert last.error.advice == error.advice
+    assert error.permanent
+
+
+def test_the_notice_of_a_failed_read_has_no_advice() -> None:
+    (wait,) = waits(QwenImageAuthError("The API answered with code 401: no.", advice="Correct the key."))
+    assert isinstance(wait, Wait)
+    assert str(wait.notice).endswith("The API answered with code 401: no.")
 
 
 def test_the_bound_on_failures_can_be_set() -> None:

@@ -179,23 +179,46 @@ def test_a_deadline_is_kept_by_a_trigger_that_starts_late(sandbox: Sandbox) -> N
         snapshot_of(event)
 
 
-@pytest.mark.parametrize("password", ["sk-wrong", ""])
-def test_a_key_that_does_not_work_is_fired_as_a_permanent_error(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, password: str
-) -> None:
-    task_id = submitted()
+def connect_with(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, password: str) -> None:
     connection = json.loads(sandbox.connection_json) | {"password": password}
     monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", json.dumps(connection))
+
+
+def test_a_connection_without_a_key_is_fired_as_a_permanent_error(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = submitted()
+    connect_with(monkeypatch, sandbox, "")
     event = fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.05))
     with pytest.raises(QwenImageError, match="API key") as caught:
         snapshot_of(event)
     assert caught.value.permanent
 
 
-def test_an_unknown_task_is_fired_as_a_permanent_error(sandbox: Sandbox) -> None:
-    event = fired(QwenImageStatusTrigger(image_task_id="no-such-task", poll_interval=0.05))
-    with pytest.raises(QwenImageNotFoundError):
+def test_a_rejected_key_is_fired_as_an_error_that_airflow_retries(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = submitted()
+    connect_with(monkeypatch, sandbox, "sk-wrong")
+    event = fired(QwenImageStatusTrigger(image_task_id=task_id, poll_interval=0.01, max_consecutive_failures=3))
+    with pytest.raises(QwenImageAuthError, match="connection 'qwenimage_default' was rejected") as caught:
         snapshot_of(event)
+    assert not caught.value.permanent
+    assert status_reads(sandbox) == 3
+
+
+def test_an_unknown_task_is_fired_as_an_error_that_airflow_retries(sandbox: Sandbox) -> None:
+    event = fired(QwenImageStatusTrigger(image_task_id="no-such-task", poll_interval=0.01))
+    with pytest.raises(QwenImageNotFoundError, match="after 10 failed reads in a row") as caught:
+        snapshot_of(event)
+    assert not caught.value.permanent
+
+
+@pytest.mark.parametrize("error", [QwenImageAuthError("no", code=401), QwenImageNotFoundError("no", code=404)])
+def test_an_event_of_an_earlier_version_does_not_end_a_wait_for_good(error: QwenImageError) -> None:
+    with pytest.raises(type(error)) as caught:
+        snapshot_of(event_of(GiveUp(error), "n43") | {"permanent": True})
+    assert not caught.value.permanent
 
 
 def test_a_few_failed_polls_do_not_end_the_wait(sandbox: Sandbox) -> None:
@@ -249,7 +272,6 @@ def test_a_cancelled_trigger_leaves_no_connection_open(sandbox: Sandbox) -> None
 @pytest.mark.parametrize(
     "error",
     [
-        QwenImageAuthError("no", code=401),
         QwenImageServerError("no", code=500),
         QwenImageTimeoutError("late"),
         QwenImageContractError("odd"),

@@ -110,9 +110,5 @@ class CommonHook(BaseHook):
         return error
 
     def _log_notice(self, decision: polling.Decision) -> None:
-        if not isinstance(decision, polling.Wait) or not decision.notice:
-            return
-        if decision.state.failures:
-            self.log.warning("%s", decision.notice)
-        elif self._log_statuses:
-            self.log.info("%s", decision.notice)
+        if isinstance(decision, polling.Wait) and (self._log_statuses or decision.state.failures):
+            polling.log_notice(self.log, decision)

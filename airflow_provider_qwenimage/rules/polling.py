@@ -1,11 +1,13 @@
 """Decides what a wait for an image task does next: poll again, finish or give up. No I/O.
 
-Every wait of this package (worker, triggerer, sensor, hook) calls `decide`, so they cannot drift apart.
+Every wait of this package (worker, triggerer, sensor, hook) calls `decide`, so they cannot drift apart. Only FAILED and
+the deadline end the wait for a submitted image task: whatever else a read ends in counts as a failed read.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -54,7 +56,8 @@ class PollPolicy:
         poll_interval: Seconds between the first polls. It grows by a fifth each time, up to twice itself
             but not past 10 s (one that starts at 10 s or more stays as it is), with ±20 % jitter.
         end_time: The deadline in epoch seconds, or None to wait without one.
-        max_consecutive_failures: How many failed reads (or undocumented statuses) in a row end the wait.
+        max_consecutive_failures: How many failed reads (of whatever kind, or with an undocumented status) in a row
+            end the wait.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -219,13 +222,9 @@ def _after_failure(
     now: float,
     draw: Callable[[], float],
 ) -> Decision:
-    if error.permanent:
-        return GiveUp(error)
     failures = state.failures + 1
     if failures >= policy.max_consecutive_failures:
-        return GiveUp(
-            _with_prefix(error, f"Gave up on image task {image_task_id} after {failures} failed reads in a row: ")
-        )
+        return GiveUp(_given_up(error, image_task_id, failures))
     if _is_over(policy, now):
         return GiveUp(timed_out(image_task_id, error, policy.end_time))
     delay = max(policy.interval(state.polls, draw), getattr(error, "retry_after", None) or 0.0)
@@ -235,6 +234,12 @@ def _after_failure(
         f"{policy.max_consecutive_failures} in a row); polling again in {delay:.1f} s: {_brief(error)}"
     )
     return Wait(delay, replace(state, polls=state.polls + 1, failures=failures), notice)
+
+
+def log_notice(log: logging.Logger, wait: Wait) -> None:
+    """Log the notice of a wait, if it has one: as a warning if the read failed."""
+    if wait.notice:
+        log.log(logging.WARNING if wait.state.failures else logging.INFO, "%s", wait.notice)
 
 
 def settling_seconds(heartbeat: float, load: float) -> float:
@@ -296,8 +301,11 @@ def timed_out(
     )
 
 
-def _with_prefix(error: QwenImageError, prefix: str) -> QwenImageError:
-    """Return a copy of an error, of the same class and fields, with a longer message."""
+def _given_up(error: QwenImageError, image_task_id: str, failures: int) -> QwenImageError:
+    """Return the error of a wait that gives up: of the class of the last read's, and for Airflow to retry."""
+    reads = "1 failed read" if failures == 1 else f"{failures} failed reads in a row"
     longer = copy.copy(error)
-    longer.args = (f"{prefix}{_brief(error)}", *error.args[1:])
+    longer.args = (f"Gave up on image task {image_task_id} after {reads}: {_brief(error)}", *error.args[1:])
+    # The same submission would fail again, but reading again costs nothing, and the image may be paid.
+    longer.permanent = False
     return longer

@@ -58,7 +58,7 @@ _ERRORS: Mapping[str, Answer] = {
     "unauthorized": Answer(401, "Unauthorized: the API key is missing or invalid. Send 'Authorization: Bearer sk-…'."),
     "payment": Answer(402, f"Payment Required: an image costs {CREDITS_PER_IMAGE} credits. Buy credits."),
     "forbidden": Answer(403, "Forbidden: this API key may not do this. Use another key."),
-    "not_found": Answer(404, "Not Found: no such task id. Check the task id."),
+    "not_found": Answer(404, "Not Found: no such task id."),
 }
 UNAUTHORIZED = _ERRORS["unauthorized"]
 PAYMENT_REQUIRED = _ERRORS["payment"]

@@ -85,8 +85,7 @@ def wait_deferred(
     if isinstance(decision, polling.Done):
         return decision.snapshot
     if isinstance(decision, polling.Wait):
-        if decision.notice:
-            task.log.info("%s", decision.notice)
+        polling.log_notice(task.log, decision)
         task.log.info("Waiting for image task %s in the triggerer.", printable_id(image_task_id))
         task.defer(
             trigger=QwenImageStatusTrigger(

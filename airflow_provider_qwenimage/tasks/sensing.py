@@ -155,8 +155,7 @@ class Sensing:
                 return PokeReturnValue(is_done=True, xcom_value=self._finish(decision.snapshot))
             if isinstance(decision, polling.GiveUp):
                 raise decision.error
-            if decision.notice:
-                self._log.info("%s", decision.notice)
+            polling.log_notice(self._log, decision)
             self._poll_state, self.delay = decision.state, decision.delay
             return False
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_qwenimage.exceptions import QwenImageNotFoundError
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.tasks.ledger import Ledger
@@ -15,6 +15,9 @@ from tests.integration.dag_runs import DagRun, TaskEnd, TestDag, crash_once, dag
 
 in_storage = with_aims("stored", "stored, deferred")
 waiting = with_aims("waited for", "waited for, deferred", "stored", "stored, deferred", recorded=True)
+
+# One failed read ends the task.
+ONE_READ: dict[str, Any] = {"max_consecutive_failures": 1, "retries": 0}
 
 
 def _ends(run: DagRun) -> list[TaskEnd]:
@@ -54,7 +57,7 @@ def test_clearing_a_failed_task_resumes_the_paid_image(
     connected_api: Sandbox, aim: dict[str, Any], task_log: Callable[[], str]
 ) -> None:
     connected_api.script("status", "not_found")
-    dag = dag_that_draws(**aim)
+    dag = dag_that_draws(**aim, **ONE_READ)
     failed = dag.run()["draw"]
     assert (failed.state, failed.tries) == ("failed", 1)
     task_log()
@@ -71,16 +74,15 @@ def test_the_second_clear_submits_a_new_image_if_the_image_task_is_gone(
     connected_api: Sandbox, aim: dict[str, Any], task_log: Callable[[], str]
 ) -> None:
     connected_api.script("status", "not_found", "not_found")
-    dag = dag_that_draws(**aim)
+    dag = dag_that_draws(**aim, **ONE_READ)
     assert dag.run().state == "failed"
 
     missed = dag.clear("draw")["draw"]
     (submission,) = connected_api.submissions
     assert (missed.state, missed.tries) == ("failed", 2)
-    assert isinstance(missed.error, AirflowFailException)
+    assert isinstance(missed.error, QwenImageNotFoundError)
     assert submission.task_id in str(missed.error)
-    assert "Clear the task again to submit (and pay for) a new image" in str(missed.error)
-    task_log()
+    assert "Clear the task again to submit (and pay for) a new image" in task_log()
 
     (end,) = _ends(dag.clear("draw"))
     assert end.returned["task_id"] == connected_api.submissions[-1].task_id
@@ -116,7 +118,10 @@ def test_a_cleared_task_whose_request_has_changed_submits_the_new_request(
     numbers = itertools.count(100)
     connected_api.script("status", "not_found")
     dag = dag_that_draws(
-        TestDag(user_defined_macros={"next_number": numbers.__next__}), **aim, prompt="Boat {{ next_number() }}"
+        TestDag(user_defined_macros={"next_number": numbers.__next__}),
+        **aim,
+        **ONE_READ,
+        prompt="Boat {{ next_number() }}",
     )
     assert dag.run().state == "failed"
     task_log()
@@ -135,14 +140,14 @@ def test_a_cleared_task_whose_request_has_changed_submits_the_new_request(
 def test_a_retry_resumes_after_a_crash_at_the_end_of_a_cleared_task(
     connected_api: Sandbox, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connected_api.script("status", "not_found")
-    dag = dag_that_draws(**aim)
+    connected_api.script("status", ("not_found", 3))
+    dag = dag_that_draws(**aim, max_consecutive_failures=1)
     assert dag.run().state == "failed"
     crash_once(monkeypatch, Ledger, "finish", after=True)
 
     (end,) = _ends(dag.clear("draw"))
     (submission,) = connected_api.submissions
-    assert (end.tries, [str(error) for error in end.errors]) == (3, ["finish"])
+    assert (end.tries, [str(error) for error in end.errors]) == (5, ["finish"])
     assert end.returned["task_id"] == submission.task_id
     assert (end.returned["consumed_credits"], end.returned["reused"]) == (5, False)
 
@@ -191,8 +196,8 @@ def test_a_clear_that_finds_the_image_failed_submits_again_unless_the_prompt_is_
     connected_api: Sandbox, aim: dict[str, Any], outcome: str, submissions: int
 ) -> None:
     connected_api.script("generate", outcome)
-    connected_api.script("status", "not_found")
-    dag = dag_that_draws(**aim)
+    connected_api.script("status", ("not_found", 3))
+    dag = dag_that_draws(**aim, max_consecutive_failures=1)
     assert dag.run().state == "failed"
 
     draw = dag.clear("draw")["draw"]

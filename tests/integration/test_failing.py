@@ -126,12 +126,30 @@ def test_a_retry_polls_again_after_too_many_failed_polls_and_pays_once(
 
 
 @in_all_aims
-@pytest.mark.parametrize("fault", ["unauthorized", "not_found"])
-def test_a_refused_poll_is_not_retried_or_paid_again(connected_api: Sandbox, aim: dict[str, Any], fault: str) -> None:
-    connected_api.script("status", "server_error", fault)
+@pytest.mark.parametrize("fault", ["unauthorized", "forbidden", "not_found", "payment", "html", "empty"])
+def test_a_refused_poll_is_a_blip(connected_api: Sandbox, aim: dict[str, Any], fault: str) -> None:
+    connected_api.script("status", (fault, 2), "ok", fault)
     draw = _draw(**aim)
 
-    _assert_failed_at_once(draw, connected_api, _FREE_CLEAR if is_recorded(aim) else _COSTLY_CLEAR)
+    assert (draw.state, draw.tries) == ("success", 1)
+    assert len(connected_api.submissions) == 1
+
+
+@in_all_aims
+@pytest.mark.parametrize("fault", ["unauthorized", "not_found"])
+def test_a_retry_polls_again_after_too_many_refused_polls_and_pays_once(
+    connected_api: Sandbox, aim: dict[str, Any], fault: str
+) -> None:
+    connected_api.script("status", (fault, 3 if "deferrable" in aim else 2))
+    draw = _draw(**aim, max_consecutive_failures=2)
+
+    if not is_recorded(aim):
+        return _assert_failed_at_once(draw, connected_api, _COSTLY_CLEAR)
+    assert (draw.state, draw.tries) == ("success", 2)
+    assert "Check the task id" not in str(draw.errors[0])
+    assert "after 2 failed reads in a row" in str(draw.errors[0])
+    assert len(connected_api.submissions) == 1
+    return None
 
 
 @in_all_aims

@@ -61,12 +61,18 @@ with DAG(
                 **arguments,
             )
         QwenImageStatusSensor(
-            task_id=f"not_found_{{wait}}", image_task_id="n43nobodyknowsqwenimg", **arguments
+            task_id=f"not_found_{{wait}}",
+            image_task_id="n43nobodyknowsqwenimg",
+            max_consecutive_failures=1,
+            retries=0,
+            **arguments,
         )
         QwenImageStatusSensor(
             task_id=f"wrong_key_{{wait}}",
             image_task_id=f"{{{{{{{{ params.success_{{wait}} }}}}}}}}",
             qwenimage_conn_id="wrong_key",
+            max_consecutive_failures=1,
+            retries=0,
             **arguments,
         )
         QwenImageStatusSensor(
@@ -318,7 +324,9 @@ def test_a_sensor_fails_at_once_with_the_reason_of_a_failed_image(world: World, 
 
 
 @in_every_mode
-def test_a_sensor_fails_at_once_on_an_unknown_image_task(world: World, finished: Finished, wait: str) -> None:
+def test_a_sensor_fails_on_an_unknown_image_task_after_the_allowed_reads(
+    world: World, finished: Finished, wait: str
+) -> None:
     assert _end(world, finished, f"not_found_{wait}") == ("failed", 1)
     assert "code 404" in world.airflow.log("sense", finished.sense, f"not_found_{wait}")
 

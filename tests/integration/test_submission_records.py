@@ -241,7 +241,7 @@ def test_a_record_in_the_output_folder_is_hidden_and_removed_once_the_image_is_s
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path
 ) -> None:
     connected_api.script("status", "not_found")
-    dag = dag_that_draws(**aim)
+    dag = dag_that_draws(**aim, max_consecutive_failures=1, retries=0)
     assert dag.run().state == "failed"
     assert stored_files(tmp_path) == []
     hidden = [file.name for file in tmp_path.iterdir()]
@@ -257,7 +257,7 @@ def test_each_task_and_each_run_has_a_record_of_its_own(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path
 ) -> None:
     connected_api.script("status", ("not_found", 4))
-    dag = dag_that_draws(**aim)
+    dag = dag_that_draws(**aim, max_consecutive_failures=1, retries=0)
     runs = 2
     for _ in range(runs):
         assert dag.run().state == "failed"
