@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import pendulum
 
@@ -236,7 +236,7 @@ def _after_failure(
     return Wait(delay, replace(state, polls=state.polls + 1, failures=failures), notice)
 
 
-def log_notice(log: logging.Logger, wait: Wait) -> None:
+def log_notice(log: Any, wait: Wait) -> None:
     """Log the notice of a wait, if it has one: as a warning if the read failed."""
     if wait.notice:
         log.log(logging.WARNING if wait.state.failures else logging.INFO, "%s", wait.notice)
