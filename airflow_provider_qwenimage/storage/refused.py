@@ -67,12 +67,10 @@ def keep_refused(
         if create_bytes(content, image, writer=writer):
             create_json({"image": image.name} | description, sidecar, writer=writer, indent=2)
             return QwenImageImageError(
-                f"{reason} The image is kept as {image}, and {sidecar.name} beside it says why. To pay for another "
-                "one, clear the task.",
+                f"{reason} It is kept as {image}; {sidecar.name} beside it says what was requested.",
                 permanent=True,
             )
     return QwenImageImageError(
-        f"{reason} The image is not kept: {folder} has {_MOST_FILES} such files of this request already. The service "
-        "delivers something else than it documents.",
+        f"{reason} It is not kept: {folder} has {_MOST_FILES} such images of this request already. Move them away.",
         permanent=True,
     )

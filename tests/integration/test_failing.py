@@ -218,7 +218,7 @@ def test_an_invalid_image_is_neither_stored_nor_paid_again(
 
 
 @pytest.mark.parametrize("fault", ["wrong_format", "wrong_size"])
-def test_an_image_of_the_wrong_format_or_size_is_neither_stored_nor_paid_again(
+def test_an_image_of_the_wrong_format_or_size_is_kept_beside_and_not_paid_again(
     connected_api: Sandbox, tmp_path: Path, fault: str
 ) -> None:
     connected_api.script("image", (fault, 50))
@@ -226,7 +226,9 @@ def test_an_image_of_the_wrong_format_or_size_is_neither_stored_nor_paid_again(
 
     _assert_failed_at_once(draw, connected_api, _FREE_CLEAR)
     assert "QwenImageImageError" in str(draw.error)
-    assert stored_files(tmp_path) == []
+    (kept,) = (file for file in tmp_path.glob("*.refused.*") if file.suffix != ".json")
+    assert str(kept) in str(draw.error)
+    assert len(stored_files(tmp_path)) == 2
 
 
 def test_a_retry_stores_an_image_whose_downloads_were_truncated_before(

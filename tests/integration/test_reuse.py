@@ -1,4 +1,4 @@
-"""A stored image is reused if it is intact; otherwise it is drawn again."""
+"""A stored image is reused if it is intact; a missing one is drawn again, and a changed one stops the task."""
 
 import json
 from collections.abc import Callable
@@ -124,10 +124,6 @@ def test_overwrite_draws_a_new_image_and_replaces_the_old_one(
     assert json.loads(sidecar.read_text())["task_id"] == submitted[-1]
 
 
-def _delete(image: Path) -> None:
-    image.unlink()
-
-
 def _damage(image: Path) -> None:
     content = bytearray(image.read_bytes())
     content[len(content) // 2] ^= 1
@@ -147,14 +143,34 @@ def _corrupt_sidecar(image: Path) -> None:
 
 
 @in_storage
-@pytest.mark.parametrize("damage", [_delete, _damage, _cut_short, _delete_sidecar, _corrupt_sidecar])
-def test_a_missing_or_damaged_image_is_drawn_again(
+@pytest.mark.parametrize("damage", [_damage, _cut_short, _delete_sidecar, _corrupt_sidecar])
+def test_an_image_that_its_sidecar_does_not_describe_is_neither_paid_again_nor_replaced_without_consent(
     connected_api: Sandbox, aim: dict[str, Any], damage: Callable[[Path], None]
 ) -> None:
-    dag = dag_that_draws(**aim)
+    dag = dag_that_draws(**aim, retries=0)
     (before,) = _ends(dag.run())
     image = Path(before.returned["paths"][0])
     damage(image)
+    content = image.read_bytes()
+    for run in (dag.clear("draw"), dag.run()):
+        assert run["draw"].state == "failed"
+        assert f"{image} exists and " in str(run["draw"].error)
+        assert "Nothing was submitted. Move it away" in str(run["draw"].error)
+    assert image.read_bytes() == content
+    assert connected_api.credits_charged == 5
+
+    (after,) = _ends(dag_that_draws(**aim, overwrite=True).run())
+    assert after.returned["paths"] == before.returned["paths"]
+    assert connected_api.credits_charged == 10
+    _assert_reused(_ends(dag_that_draws(**aim).run())[0], after)
+
+
+@in_storage
+def test_a_missing_image_is_drawn_again(connected_api: Sandbox, aim: dict[str, Any]) -> None:
+    dag = dag_that_draws(**aim)
+    (before,) = _ends(dag.run())
+    image = Path(before.returned["paths"][0])
+    image.unlink()
     (after,) = _ends(dag.clear("draw"))
 
     assert after.returned["paths"] == before.returned["paths"]
