@@ -172,7 +172,7 @@ class TaskSnapshot:
         status: A `TaskStatus`, or the raw text of a status that is not documented.
         consumed_credits: Credits charged so far: 0 to a billion, or None if the API reported no such number.
         error_message: The API's reason for a failure.
-        created_at: When the task was created, or None if the API reported no time in ISO 8601.
+        created_at: When the task was created, or None if the API reported no time that can be read.
         request: The request as the API echoes it.
         image_urls: The URLs of the images, at most 10; empty before ``SUCCESS``.
         extra: Every field that is not documented or does not have the documented type, unchanged.

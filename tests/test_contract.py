@@ -255,8 +255,12 @@ class TestStatusAnswer:
             ("status", ""),
             ("task_id", "n43\ud83d"),
             ("task_id", "n" * 501),
-            ("response", "https://cdn.example.com/image.png"),
+            ("response", "image.png"),
             ("response", {}),
+            ("response", {"url": None, "images": [{"url": "image.png"}]}),
+            ("response", [[[[[["https://cdn.example.com/image.png"]]]]]]),
+            ("response", 5),
+            ("response", False),
             ("response", []),
             ("response", None),
             ("response", [5]),
@@ -285,7 +289,12 @@ class TestStatusAnswer:
             ("consumed_credits", float("nan")),
             ("consumed_credits", float("inf")),
             ("error_message", {"text": "no"}),
-            ("created_at", 1734602400),
+            ("created_at", 173460),
+            ("created_at", 10**400),
+            ("created_at", float("nan")),
+            ("created_at", True),
+            ("created_at", 17346024001),
+            ("created_at", [1734602400]),
             ("created_at", "2024-12-19T10:00:00Z" * 50_000),
             ("created_at", "2024-12-19T10:00:00+24:00"),
             ("created_at", "20241219T100000-99"),
@@ -317,6 +326,48 @@ class TestStatusAnswer:
         for urls in ([*good, odd], [odd, *good]):
             snapshot = parse_status(answer(envelope(DOCUMENTED | {"response": urls})), "n43abc")
             assert snapshot.image_urls == tuple(good)
+
+    @pytest.mark.parametrize(
+        "response",
+        [
+            "URL",
+            ["URL"],
+            [{"url": "URL"}],
+            [{"url": "URL", "thumbnail": "https://cdn.example.com/small.png"}],
+            {"url": "URL"},
+            {"image_url": "URL"},
+            {"images": ["URL"]},
+            {"images": [{"url": "URL", "width": 1024}], "seed": 5},
+            {"result": {"output": ["URL"]}},
+            [["URL"]],
+            [5, None, {}, "URL"],
+        ],
+    )
+    def test_the_url_is_found_however_the_response_is_nested(self, response: Any) -> None:
+        url = DOCUMENTED["response"][0]
+        data = DOCUMENTED | {"response": json.loads(json.dumps(response).replace("URL", url))}
+        snapshot = parse_status(answer(envelope(data)), "n43abc")
+        assert (snapshot.status, snapshot.image_urls, snapshot.extra) == ("SUCCESS", (url,), {})
+        assert TaskSnapshot.from_data(snapshot.to_data()) == snapshot
+
+    def test_every_image_of_a_list_of_objects_is_found_in_order(self) -> None:
+        urls = [f"https://cdn.example.com/{number}.png" for number in range(30)]
+        data = DOCUMENTED | {"response": [{"url": url} for url in urls]}
+        assert parse_status(answer(envelope(data)), "n43abc").image_urls == tuple(urls[: contract.MAX_IMAGES])
+
+    @pytest.mark.parametrize("wide", [[{}] * 100_000, [[["x"] * 1000] * 1000]])
+    def test_a_response_without_urls_is_searched_in_bounded_time(self, wide: Any) -> None:
+        with pytest.raises(QwenImageContractError, match=r"data\.response"):
+            contract.TaskSnapshot.from_data(DOCUMENTED | {"response": wide})
+
+    @pytest.mark.parametrize(
+        "created_at",
+        [1734602400, 1734602400.0, 1734602400000, "1734602400", "1734602400000", "2024-12-19T10:00:00+00:00"],
+    )
+    def test_a_time_is_read_as_epoch_seconds_or_milliseconds(self, created_at: Any) -> None:
+        snapshot = parse_status(answer(envelope(DOCUMENTED | {"created_at": created_at})), "n43abc")
+        assert (snapshot.created_at, snapshot.extra) == (pendulum.datetime(2024, 12, 19, 10, tz="UTC"), {})
+        assert TaskSnapshot.from_data(snapshot.to_data()) == snapshot
 
     def test_every_time_that_is_read_can_be_formatted(self) -> None:
         for offset in ("", "Z", "+00:00", "+23:59", "-23:59", "+24:00", "-24:00", "+99", "+5", "+05:30:15"):

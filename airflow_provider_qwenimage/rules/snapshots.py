@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import pendulum
@@ -25,6 +26,13 @@ _MAX_CREDITS = 10**9
 _MAX_TIME_CHARACTERS = 64
 _DOCUMENTED_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _YEAR_FIRST = re.compile(r"\d{4}", re.ASCII)
+_EPOCH = re.compile(r"\d{10}(\d{3})?", re.ASCII)
+# 2001 and 2100: the numbers between them are no others in milliseconds.
+_EARLIEST, _LATEST = 1_000_000_000, 4_102_444_800
+# An object may name the image's URL beside others, such as a thumbnail's: the first of these that has one counts.
+_URL_NAMES = ("url", "image_url", "urls", "image_urls", "images", "image")
+_MOST_NESTED = 5
+_MOST_VALUES = 1000
 _REASON_CHARACTERS = 1000
 _REST_OF_QUOTED_URL = re.compile(r"[?#][^'\"]*")
 
@@ -41,6 +49,10 @@ def _read_text(value: object) -> str | None:
 
 
 def _read_time(value: object) -> pendulum.DateTime | None:
+    if isinstance(value, str) and _EPOCH.fullmatch(value):
+        value = int(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _read_epoch(value)
     if not isinstance(value, str) or len(value) > _MAX_TIME_CHARACTERS:
         return None
     if _DOCUMENTED_TIME.fullmatch(value):
@@ -56,6 +68,14 @@ def _read_time(value: object) -> pendulum.DateTime | None:
         return parsed if isinstance(parsed, pendulum.DateTime) and parsed.isoformat() else None
     except Exception:  # noqa: BLE001  pendulum documents no closed set, and no date is worth losing a paid image
         return None
+
+
+def _read_epoch(value: float) -> pendulum.DateTime | None:
+    for a_second in (1, 1000):
+        # False for NaN as well.
+        if _EARLIEST * a_second <= value <= _LATEST * a_second:
+            return pendulum.from_timestamp(value / a_second)
+    return None
 
 
 # All polls of a wait, and many waits, read the same few times.
@@ -128,20 +148,27 @@ def read_task_id(value: object) -> str:
 
 
 def _read_image_urls(value: object, status: str) -> tuple[str, ...]:
-    if value is None:
-        urls: Sequence[object] = ()
-    elif isinstance(value, list):
-        urls = value
-    else:
-        raise _no_urls(value, "a list of URLs or null")
-    if status == TaskStatus.SUCCESS and not urls:
-        raise _no_urls(value, "a list of at least one URL, because the status is SUCCESS")
-    first = urls[:MAX_IMAGES]
-    # One unusable URL must not lose the paid images of the others.
-    found = tuple(url for url in first if is_http_url(url) and len(url) <= MAX_URL_CHARACTERS)
-    if first and not found:
-        raise _no_urls(first[0], f"http(s) URLs of at most {MAX_URL_CHARACTERS} characters")
+    found = tuple(islice(_urls_in(value, _MOST_NESTED), MAX_IMAGES))
+    if not found and status == TaskStatus.SUCCESS:
+        raise _no_urls(value, "a list of at least one http(s) URL, because the status is SUCCESS")
+    if not found and value:
+        raise _no_urls(value, f"a list of http(s) URLs of at most {MAX_URL_CHARACTERS} characters, or null")
     return found
+
+
+def _urls_in(value: object, levels: int) -> Iterator[str]:
+    """Yield every usable URL of a value: one URL, or a list or an object of them, up to so many levels deep."""
+    if isinstance(value, str):
+        # One unusable URL must not lose the paid images of the others.
+        if len(value) <= MAX_URL_CHARACTERS and is_http_url(value):
+            yield value
+    elif levels and isinstance(value, list):
+        for each in value[:_MOST_VALUES]:
+            yield from _urls_in(each, levels - 1)
+    elif levels and isinstance(value, Mapping):
+        named = (list(islice(_urls_in(value.get(name), levels - 1), MAX_IMAGES)) for name in _URL_NAMES)
+        urls = next(filter(None, named), None)
+        yield from urls or _urls_in(list(islice(value.values(), _MOST_VALUES)), levels - 1)
 
 
 def _no_urls(value: object, allowed: str) -> QwenImageContractError:

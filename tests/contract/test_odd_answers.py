@@ -405,10 +405,10 @@ SIGNED = f"https://me:s3cr3t@cdn.example/1.png{QUERY}#s3cr3t"
 @pytest.mark.parametrize(
     "data",
     [
-        {"response": SIGNED},
+        {"response": SIGNED.replace("https", "ftp")},
         {"response": json.dumps([SIGNED])},
-        {"response": {"url": SIGNED}},
-        {"response": [{"url": SIGNED, "thumbnail": SIGNED}]},
+        {"response": {"url": SIGNED.replace("https", "ftp")}},
+        {"response": [{"url": SIGNED.replace("1.png", "1 a.png"), "thumbnail": SIGNED + "a" * 5000}]},
         {"response": [SIGNED.replace("https", "ftp")]},
         {"response": [SIGNED.replace("1.png", "1 a.png")]},
         {"response": [SIGNED + "a" * 5000]},
