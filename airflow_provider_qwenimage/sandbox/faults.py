@@ -31,7 +31,7 @@ _EVERY_ROUTE = (
     "hang",
     "hang_after",
 )
-_API = ("html_after", "malformed", "wrong_shape", "unknown_status")
+_API = ("created", "error_after", "html_after", "malformed", "wrong_shape", "unknown_status")
 _IMAGE = ("truncate", "truncate_with_length", "wrong_format", "wrong_size", "oversized", "garbage")
 
 # These change the new task, not the answer to the request.

@@ -220,7 +220,7 @@ class SandboxServer:
         record.task_id = task_id[:_RECORDED_CHARACTERS]
         books = self._state.books
         task = books.find(task_id)
-        if task is None:
+        if task is None or books.clock() < task.accepted_at + self._state.settings.unknown_seconds:
             return answers.NOT_FOUND
         return Answer(200, "success", task.data_at(books.clock(), self._image_url(task, request)))
 

@@ -139,6 +139,12 @@ class SandboxSettings:
     )
     hang_share: float = _setting(0.0, _SHARE, "share of requests that hang before they are processed")
     hang_after_share: float = _setting(0.0, _SHARE, "share of requests that are processed, then hang unanswered")
+    unauthorized_share: float = _setting(0.0, _SHARE, "share of requests answered 401")
+    forbidden_share: float = _setting(0.0, _SHARE, "share of requests answered 403")
+    not_found_share: float = _setting(0.0, _SHARE, "share of requests answered 404")
+    unknown_seconds: float = _setting(
+        0.0, _SECONDS, "how long after its submission a task is unknown, so that its status is answered 404"
+    )
     hang_seconds: float = _setting(60.0, _SECONDS, "how long a hanging request hangs")
     truncate_share: float = _setting(0.0, _SHARE, "share of images whose transfer ends before their Content-Length")
     truncate_with_length_share: float = _setting(
@@ -188,6 +194,9 @@ REQUEST_SHARES = {
     "hang_after_share": "hang_after",
     "truncate_share": "truncate",
     "truncate_with_length_share": "truncate_with_length",
+    "unauthorized_share": "unauthorized",
+    "forbidden_share": "forbidden",
+    "not_found_share": "not_found",
 }
 TASK_SHARES = {"failure_share": "failure", "policy_share": "policy"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -74,9 +75,14 @@ def envelope_with_fault(behaviour: str, answer: Answer, wire_style: str, record:
         answer = Answer(200, "success", _WRONG_SHAPE)
     if behaviour == "unknown_status" and isinstance(answer.data, dict):
         answer = Answer(200, "success", {**answer.data, "status": "PAUSED", "response": None})
-    return envelope(answer, wire_style, record)
+    response = envelope(answer, wire_style, record)
+    if behaviour in _OTHER_STATUSES and answer.code == HTTPStatus.OK:
+        response.set_status(_OTHER_STATUSES[behaviour])
+    return response
 
 
+# The envelope of a success under another HTTP status.
+_OTHER_STATUSES = {"created": HTTPStatus.CREATED, "error_after": HTTPStatus.INTERNAL_SERVER_ERROR}
 _WRONG_SHAPE: dict[str, Any] = json.loads(
     '{"task_id": 7, "status": ["SUCCESS"], "consumed_credits": "five", "request": "a cat", "response": {"url": 1}}'
 )

@@ -126,6 +126,20 @@ def test_a_retry_polls_again_after_too_many_failed_polls_and_pays_once(
 
 
 @in_all_aims
+@pytest.mark.parametrize("behaviour", ["created", "error_after"])
+def test_an_accepted_image_is_waited_for_and_paid_once_whatever_status_is_around_it(
+    connected_api: Sandbox, aim: dict[str, Any], behaviour: str
+) -> None:
+    connected_api.configure(unknown_seconds=0.3)
+    connected_api.script("generate", (behaviour, 10))
+    draw = _draw(**aim, max_consecutive_failures=10_000)
+
+    assert (draw.state, draw.tries) == ("success", 1)
+    assert [record.route for record in connected_api.requests].count("generate") == 1
+    assert connected_api.credits_charged == 5
+
+
+@in_all_aims
 @pytest.mark.parametrize("fault", ["unauthorized", "forbidden", "not_found", "payment", "html", "empty"])
 def test_a_refused_poll_is_a_blip(connected_api: Sandbox, aim: dict[str, Any], fault: str) -> None:
     connected_api.script("status", (fault, 2), "ok", fault)

@@ -48,6 +48,39 @@ def test_an_error_is_answered_before_anything_happens(api: Api, behaviour: str, 
     assert api.status(task_id).json()["code"] == 200
 
 
+@pytest.mark.parametrize(("behaviour", "status"), [("created", 201), ("error_after", 500)])
+@pytest.mark.parametrize("wire_style", ["http", "envelope"])
+def test_a_success_is_answered_under_another_http_status(
+    api: Api, behaviour: str, status: int, wire_style: str
+) -> None:
+    api.sandbox.configure(wire_style=wire_style)
+    api.sandbox.script("generate", behaviour)
+    accepted = api.generate()
+    (submission,) = api.sandbox.submissions
+    assert accepted.status_code == status
+    assert (accepted.json()["code"], accepted.json()["data"]["task_id"]) == (200, submission.task_id)
+    api.sandbox.script("status", behaviour)
+    read = api.status(submission.task_id)
+    assert (read.status_code, read.json()["data"]["task_id"]) == (status, submission.task_id)
+
+
+def test_a_task_is_unknown_for_some_seconds_after_its_submission(api: Api, clock: Clock) -> None:
+    api.sandbox.configure(unknown_seconds=2, seconds_per_image=0)
+    task_id = api.submit()
+    codes = []
+    for seconds in (0, 1.9, 0.2):
+        clock.now += seconds
+        codes.append(api.status(task_id).json()["code"])
+    assert codes == [404, 404, 200]
+
+
+@pytest.mark.parametrize(("share", "code"), [("unauthorized", 401), ("forbidden", 403), ("not_found", 404)])
+def test_a_share_of_status_requests_is_refused(api: Api, share: str, code: int) -> None:
+    api.sandbox.configure(**{f"{share}_share": 0.5}, fault_paths=["status"], fault_seed=1)
+    task_id = api.submit()
+    assert {api.status(task_id).json()["code"] for _ in range(40)} == {200, code}
+
+
 def test_behaviours_happen_in_order_and_as_often_as_scripted(api: Api) -> None:
     task_id = api.submit()
     api.sandbox.script("status", ("server_error", 2), "ok", "rate_limit")
