@@ -94,7 +94,7 @@ def test_max_credits_holds_whatever_an_image_costs(price: int, limit: int, in_fl
     batch = totals(1000, max_credits=limit)
     submitted = 0
     while True:
-        while batch.in_flight < in_flight and batch.why_not_to_submit() is None:
+        while batch.in_flight < in_flight and batch.not_submitted and batch.why_not_to_submit() is None:
             batch.begin()
             submitted += 1
         if not batch.in_flight:
