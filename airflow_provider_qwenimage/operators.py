@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.rules.arguments import Number, Seconds
     from airflow_provider_qwenimage.rules.task_arguments import Folder, Text
-    from airflow_provider_qwenimage.tasks.drawing import Drawing
+    from airflow_provider_qwenimage.tasks.generating import Generating
 
 __all__ = ["QwenImageBatchOperator", "QwenImageGenerateOperator"]
 
@@ -126,8 +126,8 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         self.overwrite = overwrite
         self.durable = durable
         self.max_credits: Any = max_credits
-        # The image that this process works on.
-        self._drawing: Drawing | None = None
+        # The work of this process.
+        self._generating: Generating | None = None
         # For the link "Image": what this task returns.
         self.outcome: dict[str, Any] | None = None
         if image_name is not None and output_path is None and "output_path" not in self.refusals:
@@ -145,7 +145,7 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         Returns:
             The API's task id, or the dict described above.
         """
-        return self._start_drawing(context).run()
+        return self._start(context).run()
 
     def execute_complete(self, context: Context, event: Any = None) -> Any:
         """Store and return the image when the trigger fired.
@@ -154,23 +154,23 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
             context: The task's context.
             event: What the trigger fired.
         """
-        return self._start_drawing(context).resume(event)
+        return self._start(context).resume(event)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume as Airflow says; if the trigger itself failed, keep the paid image from being paid again."""
         if next_method == "execute_complete":
             return super().resume_execution(next_method, next_kwargs, context)
-        with self._start_drawing(context).resume_after_failed_trigger():
+        with self._start(context).resume_after_failed_trigger():
             return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
-        """Log what stays paid when the task is ended from outside. The API has no way to cancel an image task."""
-        if self._drawing is not None:
-            self._drawing.log_what_stays_paid()
+        """Submit nothing more, and log what stays paid: the API has no way to cancel an image task."""
+        if self._generating is not None:
+            self._generating.stop()
 
-    def _start_drawing(self, context: Context) -> Drawing:
+    def _start(self, context: Context) -> Generating:
         # Airflow parses DAG files all day: what only a task needs is not loaded for them.
-        from airflow_provider_qwenimage.tasks.drawing import Drawing
+        from airflow_provider_qwenimage.tasks.generating import Generating
 
-        self._drawing = Drawing(self, context)
-        return self._drawing
+        self._generating = Generating(self, context)
+        return self._generating

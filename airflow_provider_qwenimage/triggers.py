@@ -204,6 +204,13 @@ def _needed(snapshot: TaskSnapshot) -> dict[str, Any]:
     return needed.to_data()
 
 
+def image_task_id_of(event: object) -> str | None:
+    """Return the API's id of the image task that an event is about; None if the event does not tell."""
+    snapshot = event.get("snapshot") if isinstance(event, dict) else None
+    task_id = snapshot.get("task_id") if isinstance(snapshot, dict) else None
+    return task_id if isinstance(task_id, str) else None
+
+
 def snapshot_of(event: object) -> TaskSnapshot:
     """Return the successful snapshot of an event.
 

@@ -48,6 +48,7 @@ NEWEST_ONLY = (
     "test_retries.py",
     "test_retry_after.py",
     "test_spool.py",
+    "test_submission_facts.py",
     "test_submissions.py",
     "test_tries.py",
     "test_verification.py",

@@ -111,14 +111,17 @@ def test_the_next_image_is_assumed_to_cost_what_was_last_charged() -> None:
     batch = totals(max_credits=25)
     for _ in range(3):
         batch.store(7)
-    assert batch.why_not_to_submit() == "max_credits is 25, 21 are spent, and an image costs 7 (as was last charged)"
+    assert (
+        batch.why_not_to_submit()
+        == "max_credits is 25, 21 are spent, and an image costs 7 credits (as was last charged)"
+    )
     batch = totals(max_credits=25)
     batch.store(7)
     batch.store(5)
     batch.store(7, reused=True)
     batch.begin()
     batch.begin()
-    assert "12 are spent, and an image costs 5 (as documented)" in str(batch.why_not_to_submit())
+    assert "12 are spent, and an image costs 5 credits (as documented)" in str(batch.why_not_to_submit())
 
 
 def test_images_in_flight_count_at_the_assumed_price() -> None:

@@ -37,7 +37,7 @@ from airflow_provider_qwenimage.exceptions import (
     is_permanent,
 )
 from airflow_provider_qwenimage.rules.snapshots import task_failure
-from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit
+from airflow_provider_qwenimage.rules.submissions import Resume, Step, Stop, Submit
 from airflow_provider_qwenimage.tasks.failures import (
     raising_unknown_submission,
     recording_end,
@@ -45,9 +45,8 @@ from airflow_provider_qwenimage.tasks.failures import (
     without_retry,
 )
 from airflow_provider_qwenimage.tasks.ledger import Ledger
-from airflow_provider_qwenimage.tasks.stores import NoStore
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
-from tests.ledgers import REQUEST, opened, submitted
+from tests.ledgers import Facts, asking_of, ledger_of, step_of
 
 # Each error, and whether the submitted image may be lost because of it.
 PERMANENT: list[tuple[BaseException, bool]] = [
@@ -78,17 +77,25 @@ REFUSED = task_failure(
 )
 
 
-class MemoryStore(NoStore):
-    """Stores the record in memory."""
+def opened(store: Facts, try_number: int = 1, max_tries: int = 2) -> Ledger:
+    """Return the ledger of a try that has looked at its records."""
+    ledger = ledger_of(store, None, try_number, max_tries)
+    step_of(ledger, asking_of(try_number=try_number, max_tries=max_tries))
+    return ledger
 
-    def __init__(self) -> None:
-        self.content: dict[str, Any] | None = None
 
-    def read(self) -> object:
-        return self.content
+def step(store: Facts, try_number: int = 1, max_tries: int = 2) -> Step:
+    """Return what a try does."""
+    ledger = ledger_of(store, None, try_number, max_tries)
+    return step_of(ledger, asking_of(try_number=try_number, max_tries=max_tries))
 
-    def write(self, value: dict[str, Any]) -> None:
-        self.content = value
+
+def submitted(store: Facts) -> Ledger:
+    """Return the ledger of a first try whose submission was accepted."""
+    ledger = opened(store)
+    assert ledger.intend(asking_of())
+    ledger.accept("n43")
+    return ledger
 
 
 # Decoding errors of libraries are ValueErrors, but not about an argument.
@@ -157,76 +164,71 @@ def test_a_submission_interrupted_by_execution_timeout_may_be_paid() -> None:
 def test_a_permanent_error_after_a_submission_names_the_image_task_and_that_a_clear_is_free(
     error: BaseException, may_be_lost: bool
 ) -> None:
-    store = MemoryStore()
+    store = Facts()
     end = ended_by(recording_end("n43", submitted(store)), error)
     assert type(end) is AirflowFailException
     assert end.__cause__ is error
     assert str(end).startswith(f"{type(error).__name__}: {error} Image task n43 is submitted and may be paid.")
     assert "Clear this task to resume it; that costs nothing." in str(end)
-    assert isinstance(opened(store, 2).next_step(REQUEST), Resume)
-    assert isinstance(opened(store, 2, 4).next_step(REQUEST), Resume)
+    assert isinstance(step(store, 2), Resume)
+    assert isinstance(step(store, 2, 4), Resume)
 
 
 @pytest.mark.parametrize(("error", "may_be_lost"), cases(TRANSIENT))
 def test_a_transient_error_after_a_submission_is_retried_for_free(
     error: BaseException, may_be_lost: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = MemoryStore()
+    store = Facts()
     assert ended_by(recording_end("n43", submitted(store)), error) is error
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     for part in ("Image task n43 is submitted and may be paid.", "resumes it; that costs nothing."):
         assert part in record.getMessage()
-    assert isinstance(opened(store, 2).next_step(REQUEST), Resume)
-    assert isinstance(opened(store, 2, 4).next_step(REQUEST), Resume)
+    assert isinstance(step(store, 2), Resume)
+    assert isinstance(step(store, 2, 4), Resume)
 
 
+@pytest.mark.parametrize("first", [False, True], ids=["only after a clear", "before and after a clear"])
 @pytest.mark.parametrize(("error", "may_be_lost"), cases(PERMANENT + TRANSIENT))
 def test_a_second_clear_submits_another_image_only_if_the_first_may_be_lost(
-    error: BaseException, may_be_lost: bool, caplog: pytest.LogCaptureFixture
+    error: BaseException, may_be_lost: bool, first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = MemoryStore()
-    submitted(store)
+    store = Facts()
+    ended_by(recording_end("n43", submitted(store)), error if first else OSError("disk full"))
+    caplog.clear()
     end = ended_by(recording_end("n43", opened(store, 2, 4)), error)
     assert (type(end) is AirflowFailException) == is_permanent(error)
     message = str(end) if is_permanent(error) else caplog.text
     assert "n43" in message
-    assert ("Clear the task again to submit (and pay for) a new image" in message) == may_be_lost
+    # The image has to be missed before and after a clear.
+    is_lost = may_be_lost and first
+    assert ("Clear the task again to submit (and pay for) a new image" in message) == is_lost
     # A retry by Airflow never pays again.
-    assert isinstance(opened(store, 3, 4).next_step(REQUEST), Resume)
-    assert isinstance(opened(store, 3, 6).next_step(REQUEST), Submit if may_be_lost else Resume)
-
-
-def test_a_second_clear_submits_another_image_if_the_first_was_counted_and_then_lost() -> None:
-    store = MemoryStore()
-    submitted(store)
-    cleared = opened(store, 2, 4)
-    cleared.count()
-    ended_by(recording_end("n43", cleared), QwenImageImageError("not found"))
-    assert isinstance(opened(store, 3, 6).next_step(REQUEST), Submit)
+    assert isinstance(step(store, 3, 4), Resume)
+    assert isinstance(step(store, 3, 6), Submit if is_lost else Resume)
 
 
 @pytest.mark.parametrize("max_tries", [2, 4])
 def test_a_failed_image_is_recorded_and_submitted_again_by_a_retry(
     max_tries: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = MemoryStore()
+    store = Facts()
     submitted(store)
     assert ended_by(recording_end("n43", opened(store, 2, max_tries)), FAILED) is FAILED
-    assert opened(store, 3, max_tries).next_step(REQUEST) == Submit(2.5)
+    assert step(store, 3, max_tries) == Submit(spent=2.5, charged=2.5)
     assert caplog.records == []
 
 
 def test_a_refused_image_is_recorded_and_not_submitted_again() -> None:
-    store = MemoryStore()
+    store = Facts()
     assert ended_by(recording_end("n43", submitted(store)), REFUSED) is REFUSED
-    step = opened(store, 2).next_step(REQUEST)
-    assert isinstance(step, Stop)
-    assert isinstance(step.error, QwenImageContentPolicyError)
+    stopped = step(store, 2)
+    assert isinstance(stopped, Stop)
+    assert isinstance(stopped.error, QwenImageContentPolicyError)
 
 
 def with_store() -> Any:
-    return recording_end("n43", submitted(MemoryStore()))
+    return recording_end("n43", submitted(Facts()))
 
 
 def without_store() -> Any:
@@ -244,14 +246,14 @@ def test_deferrals_interrupts_and_exits_are_raised_unchanged(context: Any, caplo
 
 
 def test_a_deferral_is_not_recorded_as_a_failure() -> None:
-    store = MemoryStore()
+    store = Facts()
     ledger = submitted(store)
-    before = dict(store.content or {})
+    before = dict(store.written)
     ended_by(
         recording_end("n43", ledger),
         TaskDeferred(trigger=QwenImageStatusTrigger("n43"), method_name="execute_complete"),
     )
-    assert store.content == before
+    assert store.written == before
 
 
 @pytest.mark.parametrize(("error", "may_be_lost"), cases(PERMANENT + TRANSIENT))
@@ -269,15 +271,13 @@ def test_without_a_store_a_failed_image_may_be_retried(error: QwenImageTaskFaile
     assert ended_by(without_retry("n43"), error) is error
 
 
-def test_a_failure_that_cannot_be_recorded_still_ends_the_try() -> None:
-    class Full(MemoryStore):
-        def write(self, value: dict[str, Any]) -> None:
-            if "Out of paint" in str(value):
-                raise OSError("disk full")
-            super().write(value)
-
-    store = Full()
-    ledger: Ledger = submitted(store)
-    end = ended_by(recording_end("n43", ledger), FAILED)
-    assert end is FAILED
-    assert isinstance(opened(store, 2).next_step(REQUEST), Resume)
+@pytest.mark.parametrize("error", [FAILED, REFUSED, QwenImageTimeoutError("late"), AirflowTaskTimeout("late")])
+def test_a_failure_that_cannot_be_recorded_still_ends_the_try(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Facts()
+    ledger = submitted(store)
+    store.fail(9)
+    assert ended_by(recording_end("n43", ledger), error) is error
+    assert "Could not record" in caplog.text
+    assert isinstance(step(store, 2), Resume)

@@ -9,7 +9,6 @@ import asyncio
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +22,8 @@ from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageContractError, QwenImageError
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.polling import GiveUp
-from airflow_provider_qwenimage.rules.submissions import Submission
+from airflow_provider_qwenimage.rules.submission_facts import End, EndKind, Intent
+from airflow_provider_qwenimage.rules.tries import Try
 from airflow_provider_qwenimage.tasks.failures import reporting_failures
 from airflow_provider_qwenimage.text.storable import MAX_TEXT_CHARACTERS, storable
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger, event_of, snapshot_of
@@ -324,12 +324,16 @@ def test_the_xcom_of_every_error_can_be_stored(text: str, database: Database) ->
 @many
 @given(text=TEXTS)
 def test_every_record_of_a_submission_can_be_stored(text: str, database: Database) -> None:
-    record = Submission(
+    made_in = Try(number=1, max_tries=2)
+    intent = Intent(
+        submission_id="5a1b",
         request={"prompt": text or "a fox", "size": "1024*1024", "seed": -1, "output_format": "png"},
         fingerprint="f",
         intended_at="then",
-        try_number=1,
-        max_tries=2,
+        made_in=made_in,
+        name=text,
+        by={"dag_id": text, "map_index": -1},
     )
-    for written in (record, replace(record, image_task_id="n43", failure=text * 50)):
+    end = End(kind=EndKind.FAILED, made_in=made_in, reason=text * 50, consumed_credits=5, image_task_id="n43")
+    for written in (intent, end):
         assert database.store(xcom=written.to_json()) == written.to_json()

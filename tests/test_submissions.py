@@ -1,282 +1,417 @@
-"""A new try and the submission of an earlier one: every kind of record, cleared or not."""
+"""What a task does about the submissions that are recorded for its image: every kind, own or another task's."""
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import pendulum
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.contract import OUTPUT_FORMATS, SIZES, GenerateRequest
+from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageSubmissionUnknownError
+from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
+from airflow_provider_qwenimage.rules.submission_facts import End, EndKind, Intent, Submission
 from airflow_provider_qwenimage.rules.submissions import (
+    MOST_SERVER_ERRORS,
+    Asking,
+    LookAgain,
     Resume,
     Step,
     Stop,
-    Submission,
     Submit,
+    combined,
     next_step,
     what_stays_paid,
 )
-from airflow_provider_qwenimage.rules.task_ids import printable_id
-from airflow_provider_qwenimage.text.messages import is_blank, printable
+from airflow_provider_qwenimage.rules.tries import Try
 
 REQUEST = GenerateRequest(prompt="A red fox", seed=7)
 OTHER = GenerateRequest(prompt="A grey fox", seed=7)
-MAX_TRIES = 2
+INTENDED_AT = "2026-01-05T10:00:00+00:00"
+LATER = pendulum.datetime(2026, 1, 6).timestamp()
+FIRST = Try(number=3, max_tries=2)
+RETRY = Try(number=4, max_tries=2)
+CLEARED = Try(number=4, max_tries=5)
 
-INTENT = Submission(
-    request=REQUEST.description(),
-    fingerprint=REQUEST.fingerprint(),
-    intended_at="2026-01-05T10:00:00+00:00",
-    try_number=3,
-    max_tries=MAX_TRIES,
-    spent=2.5,
-)
-REPORTED = replace(INTENT, reported=True)
-UNFINISHED = replace(INTENT, image_task_id="n43", counted=True)
-MISSED = replace(UNFINISHED, missed=True)
-FINISHED = replace(UNFINISHED, finished=True)
-FAILED = replace(UNFINISHED, failure="Out of paint.", spent=5.0)
-REFUSED = replace(FAILED, refused=True)
+ME = {"dag_id": "foxes", "run_id": "manual__1", "task_id": "draw", "map_index": -1}
+THEY = {"dag_id": "cats", "run_id": "manual__2", "task_id": "paint", "map_index": 4}
 
 
-def step_after(record: Submission | None, *, cleared: bool = False, changed: bool = False) -> Step:
-    request = OTHER if changed else REQUEST
-    return next_step(record, fingerprint=request.fingerprint(), max_tries=MAX_TRIES + 3 * cleared)
+def submission(number: int = 1, *, by: dict[str, Any] | None = None, made_in: Try = FIRST, **facts: Any) -> Submission:
+    intent = Intent(
+        submission_id=f"5ub{number}",
+        request=REQUEST.description(),
+        fingerprint=REQUEST.fingerprint(),
+        intended_at=INTENDED_AT,
+        made_in=made_in,
+        by=ME if by is None else by,
+    )
+    return Submission(number=number, intent=intent, **facts)
+
+
+def ended(kind: EndKind, *, number: int = 1, made_in: Try = FIRST, cost: float = 0.0, **facts: Any) -> Submission:
+    end = End(kind=kind, made_in=made_in, reason="Image task n43 failed: no.", consumed_credits=cost)
+    return submission(number, end=end, **facts)
+
+
+def by_them(history: Sequence[Submission]) -> list[Submission]:
+    return [replace(one, intent=replace(one.intent, by=THEY)) for one in history]
+
+
+def is_own(one: Submission) -> bool:
+    return one.intent.by == ME
+
+
+def step_after(
+    *history: Submission, made_in: Try = RETRY, changed: bool = False, overwrite: bool = False, now: float = LATER
+) -> Step:
+    identity = ImageIdentity(OTHER if changed else REQUEST)
+    asking = Asking(identity=identity, made_in=made_in, instance=ME, overwrite=overwrite, answer_seconds=70.0, now=now)
+    return next_step(history, asking, is_own)
 
 
 def kind_of(step: Step) -> str:
     if isinstance(step, Submit):
-        return f"submit with {step.spent:g} spent" + (", with a warning" if step.notice else "")
+        risk = f", {step.at_risk:g} at risk" if step.at_risk else ""
+        return f"submit, {step.spent:g} spent{risk}" + (", and say so" if step.notice else "")
     if isinstance(step, Resume):
-        return f"resume {step.image_task_id}"
-    return f"stop with {type(step.error).__name__}"
+        return f"resume {'own' if step.is_own else 'theirs'}"
+    if isinstance(step, LookAgain):
+        return "look again"
+    return f"stop: {type(step.error).__name__}" + (", asking" if step.asks_for_consent else "")
 
 
-SUBMIT, SUBMIT_WARNING = "submit with 0 spent", "submit with 0 spent, with a warning"
-RESUME = "resume n43"
-UNKNOWN, POLICY = "stop with QwenImageSubmissionUnknownError", "stop with QwenImageContentPolicyError"
+INTENT = submission()
+REPORTED = submission(reported=FIRST)
+UNFINISHED = submission(image_task_id="n43")
+LOST = submission(image_task_id="n43", lost=FIRST)
+MISSED = submission(image_task_id="n43", lost=FIRST, missed=FIRST)
+DONE = ended(EndKind.DONE, image_task_id="n43")
+FAILED = ended(EndKind.FAILED, image_task_id="n43", cost=5.0)
+REFUSED = ended(EndKind.REFUSED, image_task_id="n43", cost=1.0)
+WITHDRAWN = ended(EndKind.NOT_ACCEPTED)
+GIVEN_UP = ended(EndKind.GIVEN_UP, image_task_id="n43")
+ERROR = ended(EndKind.SERVER_ERROR)
+ERRORS = [ended(EndKind.SERVER_ERROR, number=number) for number in (1, 2)]
+UNREADABLE = Submission(number=1, intent=Intent.unreadable())
+
+SUBMIT, WARN = "submit, 0 spent", "submit, 0 spent, and say so"
+UNKNOWN, POLICY = "stop: QwenImageSubmissionUnknownError, asking", "stop: QwenImageContentPolicyError"
+TOO_MANY = "stop: QwenImageSubmissionUnknownError"
+RESUME, THEIRS, TAKEN = "resume own", "resume theirs", "stop: ValueError"
 
 
 @pytest.mark.parametrize(
-    ("record", "retried", "cleared", "cleared_and_changed"),
+    ("history", "retried", "retried_and_changed", "cleared", "cleared_and_changed"),
     [
-        pytest.param(None, SUBMIT, SUBMIT, SUBMIT, id="nothing"),
-        pytest.param(INTENT, UNKNOWN, UNKNOWN, UNKNOWN, id="intent"),
-        pytest.param(REPORTED, UNKNOWN, SUBMIT_WARNING, SUBMIT_WARNING, id="intent, reported"),
-        pytest.param(UNFINISHED, RESUME, RESUME, SUBMIT_WARNING, id="unfinished"),
-        pytest.param(MISSED, RESUME, SUBMIT_WARNING, SUBMIT_WARNING, id="unfinished, missed"),
-        pytest.param(FINISHED, RESUME, SUBMIT, SUBMIT, id="finished"),
-        pytest.param(FAILED, "submit with 5 spent", SUBMIT, SUBMIT, id="failed"),
-        pytest.param(REFUSED, POLICY, SUBMIT, SUBMIT, id="refused"),
+        # A template that renders differently in a retry is no reason to pay again.
+        pytest.param([], SUBMIT, SUBMIT, SUBMIT, SUBMIT, id="nothing"),
+        pytest.param([INTENT], UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, id="intent"),
+        pytest.param([REPORTED], UNKNOWN, UNKNOWN, WARN, WARN, id="intent, reported"),
+        pytest.param([UNFINISHED], RESUME, RESUME, RESUME, WARN, id="unfinished"),
+        pytest.param([LOST], RESUME, RESUME, RESUME, WARN, id="unfinished, lost once"),
+        pytest.param([MISSED], RESUME, RESUME, WARN, WARN, id="unfinished, lost after a Clear"),
+        pytest.param([DONE], RESUME, RESUME, SUBMIT, SUBMIT, id="done"),
+        pytest.param([FAILED], "submit, 5 spent", "submit, 5 spent", SUBMIT, SUBMIT, id="failed"),
+        pytest.param([REFUSED], POLICY, POLICY, SUBMIT, SUBMIT, id="refused"),
+        pytest.param([WITHDRAWN], SUBMIT, SUBMIT, SUBMIT, SUBMIT, id="not accepted"),
+        pytest.param([GIVEN_UP], SUBMIT, SUBMIT, SUBMIT, SUBMIT, id="given up"),
+        pytest.param([ERROR], f"{SUBMIT}, 5 at risk", f"{SUBMIT}, 5 at risk", SUBMIT, SUBMIT, id="code 500"),
+        pytest.param(ERRORS, TOO_MANY, TOO_MANY, SUBMIT, SUBMIT, id="code 500 twice"),
+        pytest.param([*ERRORS[:1], INTENT], UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, id="code 500, intent"),
+        pytest.param([FAILED, UNFINISHED], RESUME, RESUME, RESUME, WARN, id="failed, unfinished"),
+        pytest.param(
+            [FAILED, WITHDRAWN], "submit, 5 spent", "submit, 5 spent", SUBMIT, SUBMIT, id="failed, not accepted"
+        ),
+        pytest.param([UNREADABLE], UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, id="unreadable"),
     ],
 )
-def test_a_try_continues_the_last_one(
-    record: Submission | None, retried: str, cleared: str, cleared_and_changed: str
+def test_a_try_continues_the_last_one_of_its_task(
+    history: list[Submission], retried: str, retried_and_changed: str, cleared: str, cleared_and_changed: str
 ) -> None:
-    assert kind_of(step_after(record)) == retried
-    # A template that renders differently is no reason to pay again.
-    assert kind_of(step_after(record, changed=True)) == retried
-    assert kind_of(step_after(record, cleared=True)) == cleared
-    assert kind_of(step_after(record, cleared=True, changed=True)) == cleared_and_changed
+    for overwrite in (False, True):
+        # An image that is being drawn is a new one already.
+        assert kind_of(step_after(*history, overwrite=overwrite)) == retried
+        assert kind_of(step_after(*history, overwrite=overwrite, changed=True)) == retried_and_changed
+        assert kind_of(step_after(*history, overwrite=overwrite, made_in=CLEARED)) == cleared
+        both = step_after(*history, overwrite=overwrite, made_in=CLEARED, changed=True)
+        assert kind_of(both) == cleared_and_changed
 
 
-# Characters that a store refuses are replaced when a record is written; see `storable`.
-_STORABLE = st.characters(codec="utf-8", exclude_characters="\x00")
-
-requests = st.builds(
-    GenerateRequest,
-    prompt=st.text(_STORABLE, min_size=1, max_size=50).filter(lambda text: not is_blank(text)),
-    size=st.sampled_from(SIZES),
-    seed=st.integers(-1, 2**40),
-    output_format=st.sampled_from(OUTPUT_FORMATS),
+@pytest.mark.parametrize(
+    ("history", "retried", "cleared", "changed", "changed_with_overwrite"),
+    [
+        pytest.param([INTENT], UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, id="intent"),
+        pytest.param([REPORTED], UNKNOWN, WARN, UNKNOWN, UNKNOWN, id="intent, reported"),
+        pytest.param([UNFINISHED], THEIRS, THEIRS, TAKEN, WARN, id="unfinished"),
+        pytest.param([LOST], THEIRS, THEIRS, TAKEN, WARN, id="unfinished, lost once"),
+        pytest.param([MISSED], THEIRS, WARN, TAKEN, WARN, id="unfinished, lost after a Clear"),
+        pytest.param([DONE], SUBMIT, SUBMIT, SUBMIT, SUBMIT, id="done"),
+        pytest.param([FAILED], SUBMIT, SUBMIT, SUBMIT, SUBMIT, id="failed"),
+        pytest.param([REFUSED], SUBMIT, SUBMIT, SUBMIT, SUBMIT, id="refused"),
+        pytest.param([WITHDRAWN], SUBMIT, SUBMIT, SUBMIT, SUBMIT, id="not accepted"),
+        pytest.param([GIVEN_UP], SUBMIT, SUBMIT, SUBMIT, SUBMIT, id="given up"),
+        pytest.param(ERRORS, SUBMIT, SUBMIT, SUBMIT, SUBMIT, id="code 500 twice"),
+        pytest.param([FAILED, INTENT], UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, id="failed, intent"),
+    ],
 )
-flags = st.booleans()
-
-
-@st.composite
-def records(draw: st.DrawFn, **fixed: Any) -> Submission:
-    request = draw(requests)
-    values: dict[str, Any] = {
-        "request": request.description(),
-        "fingerprint": request.fingerprint(draw(st.integers(0, 5))),
-        "intended_at": printable(draw(st.text(_STORABLE, max_size=30))),
-        "try_number": draw(st.integers(0, 99)),
-        "max_tries": draw(st.integers(0, 99)),
-        "image_task_id": draw(st.none() | st.text(_STORABLE, min_size=1, max_size=20).map(printable_id)),
-        "failure": draw(st.none() | st.text(_STORABLE, max_size=50).map(printable)),
-        "spent": draw(st.floats(0, 1e6)),
-    }
-    values |= {name: draw(flags) for name in ("finished", "refused", "reported", "missed", "counted")}
-    return Submission(**values | fixed)
-
-
-def steps(record: Submission, max_tries: int, *, changed: bool) -> Step:
-    return next_step(record, fingerprint="another" if changed else record.fingerprint, max_tries=max_tries)
-
-
-@given(record=records(failure=None, finished=False), max_tries=st.integers(0, 99), changed=flags)
-def test_an_unfinished_image_task_is_paid_again_only_after_a_clear_and_with_a_notice(
-    record: Submission, max_tries: int, changed: bool
+def test_a_task_shares_what_another_one_has_submitted_and_pays_only_for_its_own(
+    history: list[Submission], retried: str, cleared: str, changed: str, changed_with_overwrite: str
 ) -> None:
-    cleared = max_tries != record.max_tries
-    consent = cleared and (record.reported if record.image_task_id is None else record.missed or changed)
-    step = steps(record, max_tries, changed=changed)
+    theirs = by_them(history)
+    for overwrite in (False, True):
+        assert kind_of(step_after(*theirs, overwrite=overwrite)) == retried
+        assert kind_of(step_after(*theirs, overwrite=overwrite, made_in=CLEARED)) == cleared
+    assert kind_of(step_after(*theirs, changed=True)) == changed
+    assert kind_of(step_after(*theirs, changed=True, overwrite=True)) == changed_with_overwrite
+
+
+def test_what_another_task_has_spent_or_risked_is_not_counted() -> None:
+    theirs = by_them([FAILED, *ERRORS])
+    assert step_after(*theirs, FAILED) == Submit(spent=5.0, charged=5.0)
+
+
+def test_costs_and_answers_with_code_500_add_up_until_a_clear() -> None:
+    history = [FAILED, ERROR, replace(FAILED, number=3)]
+    assert step_after(*history) == Submit(spent=10.0, charged=5.0, server_errors=1)
+    assert step_after(*history, made_in=CLEARED) == Submit()
+    after = ended(EndKind.FAILED, number=4, made_in=CLEARED, cost=2.5)
+    assert step_after(*history, after, made_in=replace(CLEARED, number=5)) == Submit(spent=2.5, charged=2.5)
+
+
+ENDS = st.none() | st.builds(
+    End,
+    kind=st.sampled_from(EndKind),
+    made_in=st.sampled_from([FIRST, RETRY, CLEARED]),
+    consumed_credits=st.floats(0, 100),
+)
+NOTES = st.none() | st.sampled_from([FIRST, RETRY, CLEARED, Try(number=9, max_tries=9)])
+SUBMISSIONS = st.builds(
+    submission,
+    st.integers(0, 9),
+    by=st.sampled_from([ME, THEY]),
+    made_in=st.sampled_from([FIRST, RETRY, CLEARED]),
+    image_task_id=st.none() | st.just("n43"),
+    end=ENDS,
+    reported=NOTES,
+    lost=NOTES,
+    missed=NOTES,
+    spent_before=st.floats(0, 100),
+)
+HISTORIES = st.lists(SUBMISSIONS | st.just(UNREADABLE), max_size=4)
+NOWS = st.floats(LATER - 2 * 86_400, LATER)
+ASKING = st.fixed_dictionaries(
+    {
+        "made_in": st.builds(Try, number=st.integers(1, 9), max_tries=st.integers(0, 9)),
+        "changed": st.booleans(),
+        "overwrite": st.booleans(),
+        "now": NOWS,
+    }
+)
+
+
+@given(before=HISTORIES, last=SUBMISSIONS | st.just(UNREADABLE), asking=ASKING)
+def test_no_history_leads_from_an_intent_without_an_end_to_a_submission_without_report_and_clear(
+    before: list[Submission], last: Submission, asking: dict[str, Any]
+) -> None:
+    last = replace(last, end=None, image_task_id=None)
+    step = step_after(*before, last, **asking)
+    consent = last.reported is not None and asking["made_in"].max_tries != last.reported.max_tries
     assert isinstance(step, Submit) == consent
     if isinstance(step, Submit):
+        assert step.gives_up
         assert step.notice
 
 
-def test_a_clear_counts_even_if_the_dag_has_fewer_retries_than_before() -> None:
-    """Airflow sets `max_tries` to the number of the try and the task's retries: that may be less than before."""
-    reported = Submission(
-        request={}, fingerprint="f", intended_at="then", try_number=1, max_tries=MAX_TRIES, reported=True
-    )
-    assert isinstance(next_step(reported, fingerprint="f", max_tries=MAX_TRIES - 1), Submit)
-    assert isinstance(next_step(reported, fingerprint="f", max_tries=MAX_TRIES), Stop)
-
-
-@given(record=records(), max_tries=st.integers(0, 99), changed=flags)
-def test_a_resumed_image_task_has_the_submitted_request(record: Submission, max_tries: int, changed: bool) -> None:
-    step = steps(record, max_tries, changed=changed)
+@given(before=HISTORIES, last=SUBMISSIONS, asking=ASKING)
+def test_no_history_leads_from_a_paid_image_to_another_one_without_a_reason_and_a_notice(
+    before: list[Submission], last: Submission, asking: dict[str, Any]
+) -> None:
+    last = replace(last, end=None, image_task_id="n43")
+    step = step_after(*before, last, **asking)
+    made_in: Try = asking["made_in"]
+    cannot_be_fetched = last.missed is not None and made_in.max_tries != last.missed.max_tries
+    cleared = is_own(last) and made_in.max_tries != last.intent.made_in.max_tries
+    asked_for = (cannot_be_fetched or (cleared and asking["changed"])) and (is_own(last) or not asking["changed"])
+    replaced = not is_own(last) and asking["changed"] and asking["overwrite"]
+    assert isinstance(step, Submit) == (asked_for or replaced)
+    if isinstance(step, Submit):
+        assert step.gives_up
+        assert "n43" in str(step.notice)
     if isinstance(step, Resume):
-        assert step.image_task_id == record.image_task_id
-        assert step.request.description() == record.request
+        assert step.image_task_id == "n43"
+        assert step.submission == last
 
 
-@given(record=records(), later=st.integers(1, 50), changed=flags)
-def test_spent_credits_count_until_the_task_is_cleared(record: Submission, later: int, changed: bool) -> None:
-    retried = steps(record, record.max_tries, changed=changed)
-    if isinstance(retried, Submit):
-        assert retried.spent == record.spent
-    cleared = steps(record, record.max_tries + later, changed=changed)
-    if isinstance(cleared, Submit):
-        assert cleared.spent == 0
+@given(history=HISTORIES, asking=ASKING)
+def test_only_the_last_submission_decides_and_the_others_only_cost(
+    history: list[Submission], asking: dict[str, Any]
+) -> None:
+    step, alone = step_after(*history, **asking), step_after(*history[-1:], **asking)
+    errors = [one for one in history if is_own(one) and one.end is not None and one.end.kind is EndKind.SERVER_ERROR]
+    if len(errors) < MOST_SERVER_ERRORS:
+        assert type(step) is type(alone)
+    if isinstance(step, Submit) and isinstance(alone, Submit):
+        assert step.spent >= alone.spent
+        assert step.notice == alone.notice
 
 
-@given(record=records())
-def test_a_record_survives_json(record: Submission) -> None:
-    assert Submission.from_json(json.loads(json.dumps(record.to_json()))) == record
+@given(history=HISTORIES, asking=ASKING)
+def test_an_image_is_never_submitted_a_third_time_after_two_answers_with_code_500(
+    history: list[Submission], asking: dict[str, Any]
+) -> None:
+    step = step_after(*history, **asking)
+    if isinstance(step, Submit) and not step.gives_up and history and is_own(history[-1]):
+        assert step.server_errors < MOST_SERVER_ERRORS
 
 
-@given(record=records())
-def test_a_record_of_a_later_version_is_read_as_far_as_it_is_known(record: Submission) -> None:
-    assert Submission.from_json(record.to_json() | {"colour": "red", "": None}) == record
+def test_the_answer_to_a_submission_is_awaited_as_long_as_it_may_come() -> None:
+    intended_at = pendulum.datetime(2026, 1, 5, 10).timestamp()
+    for history in ([INTENT], by_them([INTENT])):
+        for age, seconds in ((0, 70), (20, 50), (69, 1)):
+            step = step_after(*history, now=intended_at + age)
+            assert isinstance(step, LookAgain)
+            assert step.seconds == pytest.approx(seconds)
+        for age in (70, 71, 10**9):
+            assert isinstance(step_after(*history, now=intended_at + age), Stop)
+        # Another host's clock may be ahead, but nothing is awaited for longer than an answer takes.
+        assert isinstance(step_after(*history, now=intended_at - 60), Stop)
 
 
-def test_a_record_of_an_earlier_version_without_later_fields_is_read() -> None:
-    needed = ("request", "fingerprint", "intended_at", "try_number", "max_tries")
-    assert Submission.from_json({name: getattr(INTENT, name) for name in needed}) == replace(INTENT, spent=0.0)
+def test_a_wait_for_an_answer_names_who_submits() -> None:
+    now = pendulum.datetime(2026, 1, 5, 10).timestamp()
+    own, theirs = step_after(INTENT, now=now), step_after(*by_them([INTENT]), now=now)
+    assert isinstance(own, LookAgain)
+    assert isinstance(theirs, LookAgain)
+    assert own.notice.startswith("Try 3 of this task is submitting")
+    assert theirs.notice.startswith("task paint of DAG cats, run manual__2, map index 4 is submitting")
 
 
-@pytest.mark.parametrize("missing", ["request", "fingerprint", "intended_at", "try_number", "max_tries"])
-def test_an_incomplete_record_is_read_as_none(missing: str) -> None:
-    assert Submission.from_json({name: value for name, value in INTENT.to_json().items() if name != missing}) is None
+def test_consent_is_a_clear_after_the_report_also_if_the_dag_has_fewer_retries_than_before() -> None:
+    """Airflow sets `max_tries` to the number of the try and the task's retries: that may be the same, or less."""
+    one = submission(reported=Try(number=1, max_tries=2, clear_number=0, retries=2))
+    assert isinstance(step_after(one, made_in=Try(number=2, max_tries=1)), Submit)
+    lowered = Try(number=2, max_tries=2, clear_number=1, retries=1)
+    assert isinstance(step_after(one, made_in=lowered), Submit)
+    assert isinstance(step_after(one, made_in=replace(lowered, clear_number=0)), Stop)
 
 
-@pytest.mark.parametrize("value", [None, True, 5, "", "n43", [], ["request"], {}, {"image_task_id": "n43"}, b"{}"])
-def test_anything_but_a_record_is_read_as_none(value: object) -> None:
-    assert Submission.from_json(value) is None
+@pytest.mark.parametrize("kind", [EndKind.DONE, EndKind.REFUSED])
+def test_a_final_end_is_left_by_a_clear_also_if_the_dag_has_fewer_retries_than_before(kind: EndKind) -> None:
+    first = Try(number=1, max_tries=2, clear_number=0, retries=2)
+    one = ended(kind, made_in=first, image_task_id="n43")
+    assert isinstance(step_after(one, made_in=Try(number=2, max_tries=2, clear_number=1, retries=1)), Submit)
+    assert not isinstance(step_after(one, made_in=Try(number=2, max_tries=2, clear_number=0, retries=2)), Submit)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Submission)])
-def test_a_record_with_a_value_of_another_type_is_read_as_none(name: str) -> None:
-    assert Submission.from_json(UNFINISHED.to_json() | {name: ["something", "else"]}) is None
+def test_a_clear_after_two_answers_with_code_500_submits_also_if_the_dag_has_fewer_retries_than_before() -> None:
+    errors = [
+        ended(EndKind.SERVER_ERROR, number=number, made_in=Try(number=number, max_tries=3, clear_number=0, retries=3))
+        for number in (1, 2)
+    ]
+    cleared = Try(number=3, max_tries=3, clear_number=1, retries=1)
+    assert isinstance(step_after(*errors, made_in=cleared), Submit)
 
 
-@pytest.mark.parametrize("spent", [math.nan, math.inf, -math.inf, -1, -1e9, 10**400, 1e300])
-def test_a_record_with_an_impossible_cost_is_read_as_none(spent: float) -> None:
-    """NaN and negative credits would never reach a limit, and NaN cannot be pushed to XCom."""
-    assert Submission.from_json(UNFINISHED.to_json() | {"spent": spent}) is None
+def test_the_error_for_a_lost_submission_names_the_try_the_cost_and_the_next_step() -> None:
+    for one in (INTENT, REPORTED):
+        step = step_after(one)
+        assert isinstance(step, Stop)
+        assert isinstance(step.error, QwenImageSubmissionUnknownError)
+        assert step.error.permanent
+        for part in ("Try 3", INTENDED_AT, "5 credits", "Submitted image task", "clear the task to submit it again"):
+            assert part in str(step.error)
 
 
-@pytest.mark.parametrize("task_id", ["", "\ud83d", "n" * 501])
-def test_a_record_with_an_id_that_cannot_be_polled_is_read_as_none(task_id: str) -> None:
-    assert Submission.from_json(UNFINISHED.to_json() | {"image_task_id": task_id}) is None
-
-
-@pytest.mark.parametrize("text", ["\x1b[31m", "a\nb", "\ud83d\x00", "x" * 1_000_000])
-def test_messages_quote_any_record_in_a_short_line(text: str) -> None:
-    for record in (INTENT, UNFINISHED, REFUSED):
-        read = Submission.from_json(record.to_json() | {"intended_at": text} | {"failure": record.failure and text})
-        step = step_after(read)
-        message = str(step.error) if isinstance(step, Stop) else str(getattr(step, "notice", None))
-        assert message.isprintable()
-        assert len(message) < 5_000
-    read = Submission.from_json(UNFINISHED.to_json() | {"image_task_id": "n43\n\x1b[31m"})
-    assert kind_of(step_after(read)) == "resume urlencoded:n43%0A%1B%5B31m"
-
-
-def test_a_record_whose_request_cannot_be_read_is_read_as_none() -> None:
-    assert Submission.from_json(UNFINISHED.to_json() | {"request": {"prompt": ""}}) is None
-    assert Submission.from_json(UNFINISHED.to_json() | {"request": {"prompt": "a fox", "style": "oil"}}) is None
-
-
-def test_a_record_contains_no_callback_url() -> None:
-    request = GenerateRequest(prompt="a fox", callback_url="https://example.com/?token=secret")
-    assert "secret" not in json.dumps(replace(INTENT, request=request.description()).to_json())
-
-
-@pytest.mark.parametrize("reported", [False, True])
-def test_the_error_for_a_lost_submission_names_the_try_the_cost_and_the_next_step(reported: bool) -> None:
-    step = step_after(replace(INTENT, reported=reported))
+def test_the_error_for_another_tasks_lost_submission_names_that_task() -> None:
+    step = step_after(*by_them([INTENT]))
     assert isinstance(step, Stop)
-    assert isinstance(step.error, QwenImageSubmissionUnknownError)
-    assert step.error.permanent
-    for part in ("Try 3", INTENT.intended_at, "5 credits", "Compare the credits", "clear the task to submit it again"):
+    for part in ("task paint of DAG cats, run manual__2, map index 4", INTENDED_AT, "5 credits", "clear the task"):
+        assert part in str(step.error)
+    assert "Try 3" not in str(step.error)
+
+
+def test_the_error_after_two_answers_with_code_500_names_what_may_be_paid() -> None:
+    step = step_after(*ERRORS)
+    assert isinstance(step, Stop)
+    for part in ("2 submissions", "code 500", "10 credits at most", "Compare the credits", "clear the task"):
         assert part in str(step.error)
 
 
 def test_consent_to_submit_again_is_confirmed_with_the_lost_try() -> None:
-    step = step_after(REPORTED, cleared=True)
+    step = step_after(REPORTED, made_in=CLEARED)
     assert isinstance(step, Submit)
-    for part in ("cleared", "try 3", INTENT.intended_at, "submits again"):
+    for part in ("cleared", "try 3", INTENDED_AT, "submits again"):
         assert part in str(step.notice)
 
 
-@pytest.mark.parametrize("cleared", [False, True])
-def test_the_notice_of_a_resume_names_the_image_task_and_that_nothing_is_paid(cleared: bool) -> None:
-    step = step_after(UNFINISHED, cleared=cleared)
+@pytest.mark.parametrize("made_in", [RETRY, CLEARED])
+def test_the_notice_of_a_resume_names_the_image_task_and_that_nothing_is_paid(made_in: Try) -> None:
+    step = step_after(UNFINISHED, made_in=made_in)
     assert isinstance(step, Resume)
-    for part in ("n43", "try 3", INTENT.intended_at, "Nothing is submitted or paid again"):
+    for part in ("n43", "try 3 of this task", INTENDED_AT, "Nothing is submitted or paid again"):
         assert part in step.notice
-    assert "something else" not in step.notice
+    assert "has changed" not in step.notice
+
+
+def test_the_notice_of_a_resume_names_another_task() -> None:
+    step = step_after(*by_them([UNFINISHED]))
+    assert isinstance(step, Resume)
+    assert not step.is_own
+    assert "n43, submitted by task paint of DAG cats, run manual__2, map index 4" in step.notice
 
 
 def test_the_notice_of_a_resume_names_a_changed_request() -> None:
     step = step_after(UNFINISHED, changed=True)
     assert isinstance(step, Resume)
-    assert step.request == REQUEST
+    assert step.submission.intent.identity.request == REQUEST
     assert "The request has changed since; the submitted one counts" in step.notice
 
 
 @pytest.mark.parametrize(
-    ("record", "changed", "reason"),
+    ("history", "made_in", "changed", "reason"),
     [
-        (MISSED, False, "could not be fetched"),
-        (MISSED, True, "could not be fetched"),
-        (UNFINISHED, True, "request has changed"),
+        ([MISSED], CLEARED, False, "could not be fetched"),
+        ([MISSED], CLEARED, True, "could not be fetched"),
+        ([UNFINISHED], CLEARED, True, "request has changed"),
+        (by_them([UNFINISHED]), RETRY, True, "overwrite=True"),
     ],
 )
 def test_leaving_an_image_task_behind_names_it_and_how_to_get_it(
-    record: Submission, changed: bool, reason: str
+    history: list[Submission], made_in: Try, changed: bool, reason: str
 ) -> None:
-    step = step_after(record, cleared=True, changed=changed)
+    step = step_after(*history, made_in=made_in, changed=changed, overwrite=True)
     assert isinstance(step, Submit)
+    assert step.gives_up
     for part in (reason, "n43", "may be paid", "QwenImageStatusSensor"):
         assert part in str(step.notice)
 
 
+def test_a_chosen_name_that_another_task_uses_for_another_request_stops_before_anything_is_paid() -> None:
+    asking = Asking(identity=ImageIdentity(OTHER, name="fox"), made_in=RETRY, now=LATER)
+    step = next_step(by_them([UNFINISHED]), asking, is_own)
+    assert isinstance(step, Stop)
+    for part in ("image_name is 'fox'", "task paint of DAG cats", "n43", "Nothing was submitted", "overwrite=True"):
+        assert part in str(step.error)
+    assert not step.asks_for_consent
+
+
 def test_a_refusal_is_reported_again_with_the_reason_of_the_api() -> None:
-    step = step_after(replace(REFUSED, failure="Image task n43 failed: Content policy violation detected."))
+    step = step_after(REFUSED)
     assert isinstance(step, Stop)
     assert type(step.error) is QwenImageContentPolicyError
-    assert str(step.error) == "Image task n43 failed: Content policy violation detected."
+    assert str(step.error) == "Image task n43 failed: no."
+
+
+def test_two_records_of_the_same_submissions_are_counted_once() -> None:
+    first = Submit(spent=5.0, charged=5.0, server_errors=1, notice="one", gives_up=True)
+    second = Submit(spent=2.5, charged=2.5, server_errors=1, notice="other")
+    assert combined(first, second) == first
+    assert combined(Submit(), first) == first
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         from airflow_provider_qwenimage.batch.task import opened_batch
 
         ti = context["ti"]
-        with opened_batch(self, ti) as batch_task:
+        with opened_batch(self, context) as batch_task:
             self._batch_task = batch_task
             PendingLinks(self).store_gallery(ti)
             return batch_task.run()

@@ -13,30 +13,29 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.batch.image import ImagePipeline
 from airflow_provider_qwenimage.batch.spool import Spool
-from airflow_provider_qwenimage.exceptions import (
-    QwenImageImageError,
-    QwenImageSubmissionUnknownError,
-    QwenImageTaskFailedError,
-)
+from airflow_provider_qwenimage.batch.submissions import ImageInFlight, Submissions
+from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.rules.batch_rows import RowStatus, row_error
 from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits, in_brief
-from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit
+from airflow_provider_qwenimage.rules.submissions import LookAgain, Resume, Step, Stop, Submit
+from airflow_provider_qwenimage.storage.files import list_names
 from airflow_provider_qwenimage.storage.images import StoredImages
 from airflow_provider_qwenimage.storage.paths import is_empty
+from airflow_provider_qwenimage.tasks.drawing import ended_from_outside
 from airflow_provider_qwenimage.tasks.metrics import count_failure
+from airflow_provider_qwenimage.tasks.records import is_recorded
+from airflow_provider_qwenimage.tasks.stores import RECORDS_PREFIX, recorded_names
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.batch.image import ImageOptions
     from airflow_provider_qwenimage.batch.requests import BatchRequest, BatchRequests
     from airflow_provider_qwenimage.client.connection import AirflowConnection
-    from airflow_provider_qwenimage.contract import TaskSnapshot
-    from airflow_provider_qwenimage.tasks.ledger import Ledger
+    from airflow_provider_qwenimage.tasks.drawing import Drawing
 
 log = logging.getLogger(__name__)
 
@@ -44,29 +43,11 @@ log = logging.getLogger(__name__)
 _LAST_ANSWERS_SECONDS = 3.0
 _LONGEST_WAIT_SECONDS = 1.0
 _MOST_THREADS = 32
+# Records of images that no row asks for any more, of which the log names so many.
+_MOST_LEFT = 100
 
 # What is left to do for a row.
-_SUBMIT, _RESUME, _NOTHING = range(3)
-
-
-@dataclass
-class _ImageInFlight:
-    """An image under way: whether its submission has begun, the API's id of its task, and what it was charged."""
-
-    submission_began: bool = False
-    image_task_id: str | None = None
-    charged: float | None = None
-
-    def note_success(self, snapshot: TaskSnapshot) -> None:
-        """Note what the API charged for the image, which has yet to be stored."""
-        self.charged = snapshot.consumed_credits
-
-    @property
-    def status_if_stopped(self) -> RowStatus | None:
-        """The status of its row if the batch is stopped now; None if nothing was submitted."""
-        if self.image_task_id is not None:
-            return RowStatus.UNFINISHED
-        return RowStatus.UNKNOWN if self.submission_began else None
+_SUBMIT, _LOOK_AGAIN, _RESUME, _NOTHING = range(4)
 
 
 class Batch:
@@ -104,8 +85,10 @@ class Batch:
         self.outcomes = Spool(options.scratch, survives_full_disk=True)
         self.interruption: str | None = None
         self._left_to_do = bytearray([_SUBMIT]) * len(requests)
-        self._in_flight: dict[int, _ImageInFlight] = {}
-        self._submissions: set[asyncio.Task[str]] = set()
+        self._in_flight: dict[int, ImageInFlight] = {}
+        self._submissions = Submissions(self._pipeline, self.totals)
+        self._one_at_a_time = asyncio.Lock()
+        self._known: frozenset[str] = frozenset()
         self._done = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -173,6 +156,7 @@ class Batch:
             self._done.set()
 
     def _cancel(self) -> None:
+        self._submissions.stop()
         if self._work is not None:
             self._work.cancel()
 
@@ -215,8 +199,8 @@ class Batch:
         return self.totals.not_submitted < before
 
     def _rows_without_outcome(self) -> Iterator[int]:
-        """Yield the rows that have no outcome, those that are paid first."""
-        for step in (_RESUME, _SUBMIT):
+        """Yield the rows that have no outcome: first those that are paid, last those that another process submits."""
+        for step in (_RESUME, _SUBMIT, _LOOK_AGAIN):
             for number, left_to_do in enumerate(self._left_to_do):
                 if left_to_do == step and self.outcomes.get(number) is None:
                     yield number
@@ -235,28 +219,84 @@ class Batch:
 
     async def _find_earlier_work(self) -> None:
         """Find the images that are stored, paid or refused already, before anything is submitted: they count."""
-        folder_is_empty = await asyncio.to_thread(is_empty, self._options.folder)
+        folder = self._options.folder
+        folder_is_empty = await asyncio.to_thread(is_empty, folder)
+        names: list[str] = [] if folder_is_empty else await asyncio.to_thread(list_names, folder, RECORDS_PREFIX)
+        self._known = recorded_names(names)
 
         async def find(number: int) -> None:
             item = self.requests[number]
             if item.same_as is not None:
                 self._left_to_do[number] = _NOTHING
             elif not folder_is_empty:
-                step, ledger = await asyncio.to_thread(self._pipeline.next_step, item)
-                self.totals.spend(ledger.spent)
-                if isinstance(step, Resume):
+                drawing = self._pipeline.drawing(item, self._check, known=self._known)
+                step = await asyncio.to_thread(self._look, drawing)
+                if isinstance(step, Submit):
+                    self.totals.spend(step.spent)
+                elif isinstance(step, LookAgain):
+                    self._left_to_do[number] = _LOOK_AGAIN
+                elif isinstance(step, Resume):
                     self._left_to_do[number] = _RESUME
-                elif not isinstance(step, Submit):
+                else:
                     self._record_end(item, step)
 
         await self._for_each(range(len(self.requests)), find)
+        await asyncio.to_thread(self._name_what_is_left)
+
+    def _look(self, drawing: Drawing) -> StoredImages | Step:
+        step = drawing.look()
+        if isinstance(step, StoredImages) and is_recorded(drawing.identity, self._known):
+            drawing.remove_records_of(step)
+        return step
+
+    def _name_what_is_left(self) -> None:
+        """Log what earlier tries of this task have paid for, and what no row asks for any more."""
+        left = {key for name in self._known if (key := name.partition("-")[0])}
+        for number in range(len(self.requests)):
+            if not left:
+                return
+            left.discard(self.requests[number].identity.key)
+        for key in sorted(left)[:_MOST_LEFT]:
+            submission = self._pipeline.left_by_this_task(key)
+            if submission is not None:
+                log.warning(
+                    "Image task %s (%s) was submitted by try %d of this task, and no row asks for its image any more. "
+                    "It may be paid; to get the image, wait for that id with a QwenImageStatusSensor.",
+                    submission.image_task_id,
+                    submission.intent.identity.stem,
+                    submission.intent.made_in.number,
+                )
+
+    def _check(self, _: Submit) -> None:
+        """Mark the folder before the first submission; raise if the batch has been ended from outside."""
+        if self.interruption is not None:
+            raise ended_from_outside()
+        self._options.before_submission()
 
     async def _draw_row(self, number: int) -> None:
         is_paid = self._left_to_do[number] == _RESUME
         if not is_paid and self.totals.why_not_to_submit():
             return
+        if not is_paid and not self.totals.knows_its_price:
+            # Until the first image has ended, nobody knows what one costs: the limit could not hold.
+            async with self._one_at_a_time:
+                if await self._draw_first(number):
+                    return
+            if self.totals.why_not_to_submit():
+                return
+        await self._draw_now(number)
+
+    async def _draw_first(self, number: int) -> bool:
+        """Draw a row alone, if the price of an image is not known yet; return whether that is so."""
+        if self.totals.knows_its_price:
+            return False
+        if not self.totals.why_not_to_submit():
+            await self._draw_now(number)
+        return True
+
+    async def _draw_now(self, number: int) -> None:
         item = self.requests[number]
-        in_flight = self._in_flight[number] = _ImageInFlight()
+        in_flight = self._in_flight[number] = ImageInFlight()
         self.totals.begin()
         try:
             end, is_new = await self._draw_image(item, in_flight)
@@ -265,60 +305,47 @@ class Batch:
             self._record_failure(
                 item,
                 error,
-                paid=in_flight.image_task_id is not None,
+                paid=in_flight.may_be_paid_after(error),
                 task_id=in_flight.image_task_id,
-                charged=in_flight.charged,
+                charged=in_flight.charged if in_flight.is_own else 0,
             )
         else:
             self._remove_from_flight(number)
+            # The image is there: which of its submissions was accepted does not matter any more.
+            self.totals.risk(-in_flight.at_risk)
             self._record_end(item, end, is_new=is_new)
 
-    async def _draw_image(self, item: BatchRequest, in_flight: _ImageInFlight) -> tuple[StoredImages | Stop, bool]:
-        """Return how an image ends, and whether this try has drawn it."""
-        step, ledger = await asyncio.to_thread(self._pipeline.next_step, item)
-        if isinstance(step, StoredImages | Stop):
-            return step, False
-        if isinstance(step, Resume):
-            in_flight.image_task_id = step.image_task_id
+    async def _draw_image(self, item: BatchRequest, in_flight: ImageInFlight) -> tuple[StoredImages, bool]:
+        """Return the stored image of a row, and whether this try has drawn it."""
+        was_looked_for = self._left_to_do[item.number] == _SUBMIT
+        drawing = self._pipeline.drawing(item, self._check, known=self._known if was_looked_for else None)
+        while True:
+            result = await self._submissions.submit(drawing, in_flight, was_looked_for=was_looked_for)
+            was_looked_for = False
+            if isinstance(result, StoredImages):
+                return result, False
+            if result.unrecorded is not None:
+                self.totals.note_unrecorded(item.number + 1, result.image_task_id)
+                log.warning(
+                    "Row %d: image task %s was submitted, but its id could not be recorded (%s).",
+                    item.number + 1,
+                    result.image_task_id,
+                    result.unrecorded,
+                )
             try:
-                return await self._pipeline.wait_and_store(
-                    item, ledger, step.image_task_id, in_flight.note_success, check_at_once=True
-                ), True
+                return await self._pipeline.wait_and_store(drawing, result, in_flight.note_success), True
             except QwenImageTaskFailedError as error:
-                if error.permanent or self.totals.why_not_to_submit_again(error.cost):
+                cost = error.cost if result.is_own else 0.0
+                if result.is_new or error.permanent or self.totals.why_not_to_submit_again(cost):
                     raise
                 count_failure(error)
                 log.warning("%s This try submits it again.", in_brief(error))
-                self.totals.spend(error.cost)
-                in_flight.image_task_id = None
-                step = Submit(ledger.spent)
-        image_task_id = await self._submit(item, ledger, step, in_flight)
-        return await self._pipeline.wait_and_store(
-            item, ledger, image_task_id, in_flight.note_success, check_at_once=False
-        ), True
-
-    async def _submit(self, item: BatchRequest, ledger: Ledger, step: Submit, in_flight: _ImageInFlight) -> str:
-        in_flight.submission_began = True
-        submission = asyncio.create_task(self._pipeline.submit(item, ledger, step, self.totals.note_unrecorded))
-        self._submissions.add(submission)
-
-        def note(done: asyncio.Task[str]) -> None:
-            self._submissions.discard(done)
-            if not done.cancelled() and done.exception() is None:
-                in_flight.image_task_id = done.result()
-
-        submission.add_done_callback(note)
-        # If the batch is stopped, the submission goes on until its response is written down.
-        in_flight.image_task_id = await asyncio.shield(submission)
-        return in_flight.image_task_id
+                self.totals.spend(cost)
+                in_flight.forget()
 
     async def _await_last_submissions(self) -> None:
         """Wait some seconds for the submissions under way; then record the images that are left unfinished."""
-        if self._submissions:
-            await asyncio.wait(set(self._submissions), timeout=_LAST_ANSWERS_SECONDS)
-        for submission in set(self._submissions):
-            submission.cancel()
-        await asyncio.gather(*self._submissions, return_exceptions=True)
+        await self._submissions.end(_LAST_ANSWERS_SECONDS)
         for number, in_flight in list(self._in_flight.items()):
             self._remove_from_flight(number)
             if in_flight.status_if_stopped is not None:
@@ -335,8 +362,7 @@ class Batch:
         self._left_to_do[item.number] = _NOTHING
         if isinstance(end, Stop):
             was_lost_earlier = isinstance(end.error, QwenImageSubmissionUnknownError)
-            is_paid = not isinstance(end.error, QwenImageImageError)
-            self._record_failure(item, end.error, paid=is_paid, earlier=was_lost_earlier)
+            self._record_failure(item, end.error, paid=was_lost_earlier, earlier=was_lost_earlier)
             return
         reused = not self._pipeline.was_stored_by_this_task(end)
         self.totals.store(end.consumed_credits, reused=reused, now=is_new, row=item.number + 1)

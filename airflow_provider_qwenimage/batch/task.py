@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_qwenimage.batch.image import ImageOptions
 from airflow_provider_qwenimage.batch.manifest import BatchManifest
+from airflow_provider_qwenimage.batch.marker import BatchMarker
 from airflow_provider_qwenimage.batch.request_files import open_requests
 from airflow_provider_qwenimage.batch.requests import BatchRequests, read_list
 from airflow_provider_qwenimage.batch.run import Batch
@@ -20,7 +21,12 @@ from airflow_provider_qwenimage.rules.batch_totals import Limits
 from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
 from airflow_provider_qwenimage.rules.request_rows import file_reader
 from airflow_provider_qwenimage.storage.paths import open_output_path
+from airflow_provider_qwenimage.tasks.drawing import EFFORT, answer_seconds
 from airflow_provider_qwenimage.tasks.failures import logging_errors, reporting_failures
+from airflow_provider_qwenimage.tasks.opening import warn_about_other_hosts
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
 
 log = logging.getLogger(__name__)
 
@@ -186,29 +192,34 @@ class BatchTask:
 
 
 @contextmanager
-def opened_batch(operator: BatchOperator, ti: Any) -> Iterator[BatchTask]:
+def opened_batch(operator: BatchOperator, context: Context) -> Iterator[BatchTask]:
     """Check a task's arguments, read its requests and open its folder, so that only a sound batch costs anything.
 
     Args:
         operator: The operator, rendered.
-        ti: Airflow's task instance.
+        context: The task's context.
 
     Raises:
         ValueError: If an argument, a request or the connection is not valid.
         OSError: If the requests cannot be read or the storage cannot be reached.
     """
+    ti = context["ti"]
     with reporting_failures(ti), ExitStack() as stack:
         operator.check_rendered()
         made_by = description_of(ti)
         scratch = stack.enter_context(scratch_folder(writer_of(made_by)))
         connection = QwenImageHook.get_connection(operator.qwenimage_conn_id)
-        read_connection(connection)
+        settings = read_connection(connection)
         requests = stack.enter_context(closing(_read_requests(operator.requests, variant_of(ti))))
         # Before a submission: storage that cannot be reached must not cost an image.
         folder = open_output_path(operator.output_path)
+        warn_about_other_hosts(context, folder)
+        marker = BatchMarker(context, folder, made_by)
+        marker.check()
         options = ImageOptions(
-            ti=ti,
-            made_by=made_by,
+            context=context,
+            # New images that this task has drawn stay its own until it succeeds, also if it is cleared.
+            instance=made_by | {EFFORT: marker.effort} if operator.overwrite else made_by,
             folder=folder,
             scratch=scratch,
             poll_interval=operator.poll_interval,
@@ -216,6 +227,8 @@ def opened_batch(operator: BatchOperator, ti: Any) -> Iterator[BatchTask]:
             max_consecutive_failures=operator.max_consecutive_failures,
             max_image_bytes=operator.max_image_bytes,
             overwrite=operator.overwrite,
+            answer_seconds=answer_seconds(settings, operator.max_in_flight),
+            before_submission=marker.mark,
         )
         limits = Limits(operator.max_credits, operator.max_failures)
         batch = stack.enter_context(closing(Batch(requests, connection, options, limits, operator.max_in_flight)))
@@ -227,6 +240,7 @@ def opened_batch(operator: BatchOperator, ti: Any) -> Iterator[BatchTask]:
             folder,
         )
         yield BatchTask(ti, batch, BatchManifest(folder, batch, made_by, scratch))
+        marker.remove()
 
 
 def _read_requests(source: object, variant: int) -> BatchRequests:

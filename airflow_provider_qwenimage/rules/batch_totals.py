@@ -69,6 +69,7 @@ class BatchTotals:
     unrecorded: list[tuple[int, str]] = field(default_factory=list)
     # What counts against `max_credits`, without what is at risk.
     _counted: float = 0
+    _is_charged: bool = False
     _new_failures: int = 0
     _account_error: BaseException | None = None
     _rows: dict[Missing, RowNumbers] = field(default_factory=dict)
@@ -114,6 +115,11 @@ class BatchTotals:
             f"max_credits is {limit:g}, {counted:g} are spent{least}, and an image costs {described_price(self.price)}"
         )
 
+    @property
+    def knows_its_price(self) -> bool:
+        """Whether more than one image may be in flight: there is no limit, or it is known what an image costs."""
+        return self.limits.max_credits is None or self._is_charged
+
     def begin(self) -> None:
         """Count an image that is under way."""
         self.in_flight += 1
@@ -154,8 +160,14 @@ class BatchTotals:
         """Count what the API has charged for an image that it has drawn."""
         self.spent += consumed_credits
         self.price = assumed_price(consumed_credits)
+        self._is_charged = True
         # An API that reports no costs must not disable the limit.
         self._counted += self.price
+
+    def risk(self, amount: float) -> float:
+        """Count credits, or fewer, that submissions may have cost beside the one that counts; return the amount."""
+        self.at_risk += amount
+        return amount
 
     def _risk(self, charged: float | None) -> None:
         if charged is None:
@@ -208,7 +220,7 @@ class BatchTotals:
             self._account_error = error
         if isinstance(error, QwenImageTaskFailedError):
             self._settle(row)
-            self.spend(error.cost)
+            self.spend(error.cost if charged is None else charged)
         elif paid or reason is Missing.UNKNOWN:
             self._risk(charged)
         return _STATUSES.get(reason, RowStatus.FAILED)

@@ -30,4 +30,4 @@ def is_within(limit: float | None, counted: float, price: float, images: int = 1
 
 def described_price(price: float) -> str:
     """Return an assumed price for a message, with its source."""
-    return f"{price:g} ({'as documented' if price == CREDITS_PER_IMAGE else 'as was last charged'})"
+    return f"{price:g} credits ({'as documented' if price == CREDITS_PER_IMAGE else 'as was last charged'})"

@@ -1,186 +1,295 @@
-"""Decides what a new try of a task does about the submission of an earlier one. No I/O.
+"""Decides what a task does about the submissions that are recorded for its image. No I/O.
 
-- The outcome of an image task is unknown: resume it.
-- An intent has no id: stop, because the submission may have been accepted.
-- There is no submission, or it has ended: submit.
+Three facts are recorded about a submission, and none of them is ever changed: the intent before it is sent, the API's
+id of the image task after it, and its end.
 
-The task instance's `max_tries` distinguishes a user's Clear, which alone changes it, from an automatic retry.
+- The image task has not ended: resume it, whoever submitted it.
+- An intent has no id: wait for it while its answer may still come; then stop, because it may be paid.
+- There is no submission, or the last one has ended: submit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, GenerateRequest
-from airflow_provider_qwenimage.exceptions import (
-    QwenImageContentPolicyError,
-    QwenImageError,
-    QwenImageSubmissionUnknownError,
-)
-from airflow_provider_qwenimage.rules.task_ids import is_usable, printable_id
-from airflow_provider_qwenimage.text.messages import printable, shorten
-from airflow_provider_qwenimage.text.storable import MAX_MESSAGE_CHARACTERS, storable
+import pendulum
 
-# The fingerprint of a submission whose record cannot be read.
-UNREADABLE = "unreadable"
-# Nobody spends more on one task.
-_MOST_CREDITS = 10**12
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
+from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageSubmissionUnknownError
+from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
+from airflow_provider_qwenimage.rules.submission_facts import End, EndKind, Submission
+from airflow_provider_qwenimage.rules.task_ids import printable_id
+from airflow_provider_qwenimage.rules.tries import Try
 
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """The record of a task's last submission. Plain JSON, without the key and the callback URL.
-
-    Attributes:
-        request: The requested image, as in `GenerateRequest.description`.
-        fingerprint: The request's fingerprint.
-        intended_at: When the intent was written, in ISO 8601.
-        try_number: The try that wrote it.
-        max_tries: That of the task instance when this was last written. If it differs now, the task was cleared.
-        image_task_id: The API's id of the image task, once the API has answered.
-        finished: Whether the Airflow task has finished with it.
-        failure: The API's reason, if the image task FAILED.
-        refused: Whether it FAILED because of the content policy.
-        reported: Whether an error reported that the submission may have been accepted, so that a Clear is consent.
-        missed: Whether a cleared task has resumed the image task and failed.
-        counted: Whether its images and credits are in the metrics.
-        spent: Credits of earlier submissions of this task, since its first run or last Clear.
-    """
-
-    request: Mapping[str, Any]
-    fingerprint: str
-    intended_at: str
-    try_number: int
-    max_tries: int
-    image_task_id: str | None = None
-    finished: bool = False
-    failure: str | None = None
-    refused: bool = False
-    reported: bool = False
-    missed: bool = False
-    counted: bool = False
-    spent: float = 0.0
-
-    @classmethod
-    def from_json(cls, value: object) -> Submission | None:
-        """Read the result of `to_json`; None for anything else, such as a record of another version."""
-        if not isinstance(value, Mapping):
-            return None
-        known = {field.name for field in fields(cls)}
-        parts = {name: part for name, part in value.items() if name in known}
-        if not all(_is_of_kind(part, _KINDS[name]) for name, part in parts.items()):
-            return None
-        task_id = parts.get("image_task_id")
-        # False for NaN as well, which no limit would ever stop.
-        if not 0 <= parts.get("spent", 0) <= _MOST_CREDITS or not (task_id is None or is_usable(task_id)):
-            return None
-        try:
-            record = cls(**parts)
-            if record.image_task_id is not None:
-                GenerateRequest(**record.request)
-        except (TypeError, ValueError):
-            return None
-        return record._fit_for_messages()
-
-    def _fit_for_messages(self) -> Submission:
-        """Return it with texts that fit into logs and errors: others can write to a shared folder."""
-        return replace(
-            self,
-            intended_at=_line(self.intended_at),
-            image_task_id=None if self.image_task_id is None else printable_id(self.image_task_id),
-            failure=None if self.failure is None else _line(self.failure),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON that every store accepts."""
-        record: dict[str, Any] = storable(asdict(self) | {"request": dict(self.request)})
-        return record
-
-
-_KINDS: Mapping[str, tuple[type, ...]] = {
-    "request": (Mapping,),
-    "fingerprint": (str,),
-    "intended_at": (str,),
-    "try_number": (int,),
-    "max_tries": (int,),
-    "image_task_id": (str, type(None)),
-    "finished": (bool,),
-    "failure": (str, type(None)),
-    "refused": (bool,),
-    "reported": (bool,),
-    "missed": (bool,),
-    "counted": (bool,),
-    "spent": (int, float),
-}
-
-
-def _line(text: str) -> str:
-    return printable(shorten(text, MAX_MESSAGE_CHARACTERS))
-
-
-def _is_of_kind(value: object, kind: tuple[type, ...]) -> bool:
-    # In Python a bool is an int as well.
-    return isinstance(value, kind) and (not isinstance(value, bool) or bool in kind)
+_YEAR_FIRST = re.compile(r"\d{4}-", re.ASCII)
+# How often a submission may be answered by a plain code 500, which the documentation says to try again.
+MOST_SERVER_ERRORS = 2
 
 
 @dataclass(frozen=True)
 class Submit:
-    """Submit the request. `spent` is the credits that this task has spent before; a `notice` is logged as a warning."""
+    """Submit the request.
+
+    Attributes:
+        spent: Credits that earlier submissions of this task have cost.
+        charged: What the last of them has cost, if it cost anything; see `prices.assumed_price`.
+        server_errors: How many submissions of this task were answered by code 500, so that each may be paid.
+        notice: Logged as a warning.
+        gives_up: Whether the last submission is given up, because the user cleared the task.
+    """
 
     spent: float = 0.0
+    charged: float = 0.0
+    server_errors: int = 0
     notice: str | None = None
+    gives_up: bool = False
+
+    @property
+    def at_risk(self) -> float:
+        """Credits that earlier submissions of this task may have cost."""
+        return float(self.server_errors * CREDITS_PER_IMAGE)
 
 
 @dataclass(frozen=True)
 class Resume:
     """Resume a submitted image task, which costs nothing."""
 
-    image_task_id: str
-    request: GenerateRequest
+    submission: Submission
+    is_own: bool
+    notice: str
+
+    @property
+    def image_task_id(self) -> str:
+        """The API's id of the image task."""
+        return str(self.submission.image_task_id)
+
+
+@dataclass(frozen=True)
+class LookAgain:
+    """Look again after some seconds: the answer to another process's submission may be on its way."""
+
+    seconds: float
     notice: str
 
 
 @dataclass(frozen=True)
 class Stop:
-    """End the task with an error."""
+    """End the task with an error; `asks_for_consent` if a Clear after it means that the user wants to submit again."""
 
-    error: QwenImageError
-
-
-Step: TypeAlias = Submit | Resume | Stop
+    error: Exception
+    asks_for_consent: bool = False
 
 
-def next_step(record: Submission | None, *, fingerprint: str, max_tries: int) -> Step:
-    """Return what a new try does.
+Step: TypeAlias = Submit | Resume | LookAgain | Stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Who asks for an image, and for which.
+
+    Attributes:
+        identity: The image.
+        made_in: The try of the Airflow task.
+        instance: The description of the Airflow task; see `made_by.description_of`.
+        overwrite: Whether it wants a new image.
+        answer_seconds: How long the answer to a submission may take.
+        now: Epoch seconds.
+    """
+
+    identity: ImageIdentity
+    made_in: Try
+    instance: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+    answer_seconds: float = 0.0
+    now: float = 0.0
+
+
+def next_step(history: Sequence[Submission], asking: Asking, is_own: Callable[[Submission], bool]) -> Step:
+    """Return what a task does about the submissions of an image.
 
     Args:
-        record: The record of the last submission.
-        fingerprint: The fingerprint of the request of this try.
-        max_tries: The current one of the task instance.
+        history: They, the last one at the end.
+        asking: Who asks.
+        is_own: Whether a submission was made by the Airflow task that asks.
     """
-    # It may be lower as well: if a DAG has fewer retries than before, a Clear lowers it.
-    cleared = record is not None and max_tries != record.max_tries
-    if record is None or (cleared and record.finished):
+    if not history:
         return Submit()
-    if record.failure is not None:
-        return _after_failure(record, record.failure, cleared=cleared)
-    if record.image_task_id is None:
-        return _after_intent(record, cleared=cleared)
-    if cleared and (record.missed or record.fingerprint != fingerprint):
-        reason = "its image could not be fetched" if record.missed else "the request has changed since"
-        return Submit(
-            notice=f"This task was cleared, and {reason}: it submits a new image. The earlier image task, "
-            f"{record.image_task_id}, may be paid; to get its image, wait for that id with a QwenImageStatusSensor."
+    last = history[-1]
+    own = [submission for submission in history if is_own(submission)]
+    costs = _costs(own, asking.made_in)
+    again = Submit(
+        spent=sum(costs),
+        charged=next(filter(None, reversed(costs)), 0.0),
+        server_errors=_server_errors(own, asking.made_in),
+    )
+    if last.end is not None:
+        return _after_end(last, again, asking, is_own=is_own(last))
+    if last.image_task_id is None:
+        return _after_intent(last, again, asking, is_own=is_own(last))
+    return _after_id(last, again, asking, is_own=is_own(last))
+
+
+def combined(first: Submit, second: Submit) -> Submit:
+    """Return what to do about two records of the same submissions."""
+    return Submit(
+        spent=max(first.spent, second.spent),
+        charged=first.charged or second.charged,
+        server_errors=max(first.server_errors, second.server_errors),
+        notice=first.notice or second.notice,
+        gives_up=first.gives_up or second.gives_up,
+    )
+
+
+def _costs(own: Sequence[Submission], made_in: Try) -> list[float]:
+    """Return what each submission of a task has cost that ended without an image, since it was last cleared."""
+    return [
+        submission.spent_before + (submission.end.consumed_credits if submission.end else 0.0)
+        for submission in own
+        if not made_in.was_cleared_since((submission.end or submission.intent).made_in)
+    ]
+
+
+def _server_errors(own: Sequence[Submission], made_in: Try) -> int:
+    ends = (submission.end for submission in own)
+    return sum(
+        end is not None and end.kind is EndKind.SERVER_ERROR and not made_in.was_cleared_since(end.made_in)
+        for end in ends
+    )
+
+
+def _after_end(last: Submission, again: Submit, asking: Asking, *, is_own: bool) -> Step:
+    end = last.end
+    if end is None or not is_own or _is_cleared_since(end, asking.made_in):
+        return again
+    if end.kind is EndKind.REFUSED:
+        return Stop(QwenImageContentPolicyError(end.reason))
+    if end.kind is EndKind.DONE and last.image_task_id is not None:
+        return _resume(last, asking, is_own=True)
+    if again.server_errors >= MOST_SERVER_ERRORS:
+        # After the last of them, Airflow has not retried the task by itself.
+        if asking.made_in.was_cleared_since(end.made_in, ended_for_good=True):
+            return Submit()
+        return Stop(too_many_server_errors(again.server_errors))
+    return again
+
+
+def _is_cleared_since(end: End, made_in: Try) -> bool:
+    # After any other end, Airflow may have retried the task by itself.
+    is_final = end.kind in (EndKind.REFUSED, EndKind.DONE)
+    return made_in.was_cleared_since(end.made_in, ended_for_good=is_final)
+
+
+def _after_id(last: Submission, again: Submit, asking: Asking, *, is_own: bool) -> Step:
+    is_changed = last.intent.fingerprint != asking.identity.fingerprint
+    earlier = f"The earlier image task, {last.image_task_id}, may be paid; to get its image, wait for that id with a "
+    earlier += "QwenImageStatusSensor."
+    if not is_own and is_changed:
+        # Only a name that the user has chosen can stand for two requests.
+        if not asking.overwrite:
+            return Stop(_name_is_taken(last, asking))
+        return replace(again, notice=f"overwrite=True: this task submits a new image. {earlier}", gives_up=True)
+    cannot_be_fetched = last.missed is not None and asking.made_in.was_cleared_since(last.missed)
+    is_cleared = is_own and asking.made_in.was_cleared_since(last.intent.made_in)
+    if cannot_be_fetched or (is_cleared and is_changed):
+        reason = "its image could not be fetched" if cannot_be_fetched else "the request has changed since"
+        notice = f"This task was cleared, and {reason}: it submits a new image. {earlier}"
+        return replace(again, notice=notice, gives_up=True)
+    return _resume(last, asking, is_own=is_own)
+
+
+def _after_intent(last: Submission, again: Submit, asking: Asking, *, is_own: bool) -> Step:
+    if last.reported is not None and asking.made_in.was_cleared_since(last.reported, ended_for_good=True):
+        notice = f"This task was cleared after a submission whose response was lost ({_when(last)}): it submits again."
+        return replace(again, notice=notice, gives_up=True)
+    seconds = _age_left(last, asking)
+    if seconds > 0:
+        return LookAgain(
+            seconds, f"{_who(last, is_own=is_own)} is submitting this image; its answer is awaited for {seconds:.0f} s."
         )
-    return _resume(record, fingerprint)
+    return Stop(_unknown(last, is_own=is_own), asks_for_consent=True)
 
 
-def _after_failure(record: Submission, reason: str, *, cleared: bool) -> Step:
-    if cleared:
-        return Submit()
-    return Stop(QwenImageContentPolicyError(reason)) if record.refused else Submit(record.spent)
+def _age_left(last: Submission, asking: Asking) -> float:
+    """Return for how many seconds the answer to a submission may still come."""
+    if not _YEAR_FIRST.match(last.intent.intended_at):
+        # pendulum reads a time of day, or "now", as one of today.
+        return 0.0
+    try:
+        intended_at = pendulum.parse(last.intent.intended_at)
+        began = intended_at.timestamp() if isinstance(intended_at, pendulum.DateTime) else 0.0
+    except ValueError:
+        return 0.0
+    # Clocks of other hosts differ: at most the whole time is waited, and never for an intent from the future.
+    left = began + asking.answer_seconds - asking.now
+    return left if left <= asking.answer_seconds + 1 else 0.0
+
+
+def _unknown(last: Submission, *, is_own: bool) -> QwenImageSubmissionUnknownError:
+    number, intended_at = last.intent.made_in.number, last.intent.intended_at
+    hint = ""
+    if not last.intent.is_readable:
+        cause = "The record of an earlier submission of this image cannot be read."
+    elif is_own:
+        cause = (
+            f"Try {number} of this task ended while it submitted the request ({intended_at}), before a response was "
+        )
+        cause += "stored."
+        hint = (
+            f' If the log of try {number} has a line that begins with "Submitted image task", get the image with a '
+            "QwenImageStatusSensor for that id instead."
+        )
+    else:
+        cause = f"{_who(last, is_own=False)} submitted this image at {intended_at}, and no response is stored."
+    return QwenImageSubmissionUnknownError(
+        f"{cause} It may have been accepted and paid ({CREDITS_PER_IMAGE} credits, as documented), and the API has "
+        "no way to look it up, so it is not sent again automatically. Compare the credits on your account, then clear "
+        f"the task to submit it again.{hint}"
+    )
+
+
+def too_many_server_errors(number: int) -> QwenImageSubmissionUnknownError:
+    """Return the error for a submission that was answered by a plain code 500 as often as it may be."""
+    return QwenImageSubmissionUnknownError(
+        f"The API answered {number} submissions of this image with code 500. Each may have been accepted and paid "
+        f"({number * CREDITS_PER_IMAGE} credits at most, as documented), so it is not sent again automatically. "
+        "Compare the credits on your account, then clear the task to submit it again."
+    )
+
+
+def _name_is_taken(last: Submission, asking: Asking) -> ValueError:
+    return ValueError(
+        f"image_name is {asking.identity.stem!r}, under which {_who(last, is_own=False)} has submitted another request "
+        f"(image task {last.image_task_id}). Nothing was submitted. Choose another name, or set overwrite=True to "
+        "replace that image."
+    )
+
+
+def _resume(last: Submission, asking: Asking, *, is_own: bool) -> Resume:
+    by = f"try {last.intent.made_in.number} of this task" if is_own else _who(last, is_own=False)
+    notice = (
+        f"Resuming image task {last.image_task_id}, submitted by {by} ({last.intent.intended_at}). Nothing is "
+        "submitted or paid again."
+    )
+    if last.intent.fingerprint != asking.identity.fingerprint:
+        notice += " The request has changed since; the submitted one counts."
+    return Resume(last, is_own, notice)
+
+
+def _when(last: Submission) -> str:
+    return f"try {last.intent.made_in.number}, {last.intent.intended_at}"
+
+
+def _who(last: Submission, *, is_own: bool) -> str:
+    """Return the name of the task that made a submission, for messages."""
+    if is_own:
+        return f"Try {last.intent.made_in.number} of this task"
+    by = last.intent.by
+    task = f"task {by.get('task_id', '?')} of DAG {by.get('dag_id', '?')}, run {by.get('run_id', '?')}"
+    map_index = by.get("map_index", -1)
+    return task if map_index in (-1, None) else f"{task}, map index {map_index}"
 
 
 def what_stays_paid(image_task_id: str, consumed_credits: float | None) -> str:
@@ -198,34 +307,3 @@ def what_stays_paid(image_task_id: str, consumed_credits: float | None) -> str:
         f"cancel it, and it stays paid ({paid}). To get the image, clear this task, or wait for that id with a "
         "QwenImageStatusSensor."
     )
-
-
-def _after_intent(record: Submission, *, cleared: bool) -> Step:
-    if record.reported and cleared:
-        return Submit(
-            notice=f"This task was cleared after a submission whose response was lost (try {record.try_number}, "
-            f"{record.intended_at}): it submits again."
-        )
-    cause = (
-        f"Try {record.try_number} of this task ended while it submitted the request ({record.intended_at}), before a "
-        "response was stored."
-    )
-    if record.fingerprint == UNREADABLE:
-        cause = "An earlier try of this task stored the record of a submission that cannot be read."
-    return Stop(
-        QwenImageSubmissionUnknownError(
-            f"{cause} It may have been accepted and paid ({CREDITS_PER_IMAGE} credits, as documented), and the API has "
-            "no way to look it up, so it is not sent again automatically. Compare the credits on your account, then "
-            "clear the task to submit it again."
-        )
-    )
-
-
-def _resume(record: Submission, fingerprint: str) -> Resume:
-    notice = (
-        f"Resuming image task {record.image_task_id}, submitted by try {record.try_number} of this task "
-        f"({record.intended_at}). Nothing is submitted or paid again."
-    )
-    if record.fingerprint != fingerprint:
-        notice += " The request has changed since; the submitted one counts."
-    return Resume(str(record.image_task_id), GenerateRequest(**record.request), notice)

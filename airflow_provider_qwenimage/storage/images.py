@@ -290,7 +290,11 @@ def _obstacle(
 ) -> Obstacle | None:
     if exists(image):
         return Obstacle(str(image), problem)
-    if identity.name is not None and description is not None and description.get("fingerprint") != identity.fingerprint:
+    if identity.name is None or description is None or description.get("fingerprint") == identity.fingerprint:
+        return None
+    if "fingerprint" not in description:
+        return Obstacle(str(image.parent / f"{image.stem}.json"), "is not the sidecar of an image")
+    if description["fingerprint"]:
         # The image of another request may have another format; its sidecar has the same name.
         for other in (image.parent / f"{image.stem}{suffix}" for suffix in SUFFIXES.values()):
             if exists(other):

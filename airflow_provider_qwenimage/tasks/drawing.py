@@ -1,396 +1,366 @@
-"""The life of one image: submitted once, waited for, stored, and returned by its Airflow task.
+"""The life of one image in storage and on record, once for all tasks: found or submitted, followed, stored, ended.
 
-`QwenImageGenerateOperator` hands its task over to `Drawing`, in each process that the task runs in.
+The steps do no HTTP: whoever draws an image sends what `Drawing.steps` asks for, in a thread or in an event loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+import logging
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowException
 
-from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, GenerateRequest, TaskStatus
-from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
-from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, PendingLinks
-from airflow_provider_qwenimage.rules import polling
-from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, read_request
+from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageSubmissionUnknownError
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
-from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
-from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit, what_stays_paid
-from airflow_provider_qwenimage.storage.files import remove_leftovers
-from airflow_provider_qwenimage.storage.images import Obstacle, StoredImages, find_images, save_images
-from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
-from airflow_provider_qwenimage.tasks import deferral
-from airflow_provider_qwenimage.tasks.failures import (
-    logging_errors,
-    raising_unknown_submission,
-    recording_end,
-    reporting_failures,
-    without_retry,
-)
-from airflow_provider_qwenimage.tasks.ledger import open_ledger
-from airflow_provider_qwenimage.tasks.metrics import count_end, count_failure, count_submission
-from airflow_provider_qwenimage.text.storable import storable
-from airflow_provider_qwenimage.triggers import snapshot_of
+from airflow_provider_qwenimage.rules.made_by import writer_of
+from airflow_provider_qwenimage.rules.retries import is_plain_server_error, last_error
+from airflow_provider_qwenimage.rules.submission_facts import Submission
+from airflow_provider_qwenimage.rules.submissions import Asking, LookAgain, Resume, Step, Stop, Submit
+from airflow_provider_qwenimage.rules.tries import Try
+from airflow_provider_qwenimage.storage.images import Obstacle, StoredImages, find_images
+from airflow_provider_qwenimage.tasks.failures import logging_errors
+from airflow_provider_qwenimage.tasks.metrics import count_submission
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    from airflow_provider_qwenimage.contract import TaskSnapshot
+    from airflow_provider_qwenimage.client.connection import ConnectionSettings
     from airflow_provider_qwenimage.tasks.ledger import Ledger
 
+log = logging.getLogger(__name__)
 
-class DrawingOperator(deferral.DeferrableTask, Protocol):
-    """The part of `QwenImageGenerateOperator` that a drawing needs: its arguments, converted and rendered."""
+# How often the answer to another process's submission is looked for.
+LOOK_SECONDS = 2.0
+# The field of a task's description that is the same for all tries of a batch until it succeeds.
+EFFORT = "batch"
+# More than the time limit of a call: clocks differ, and the answer has to be recorded.
+_ANSWER_MARGIN_SECONDS = 10.0
 
-    qwenimage_conn_id: Any
-    wait_for_completion: bool
-    deferrable: bool
-    poll_interval: Any
-    timeout: Any
-    max_consecutive_failures: Any
-    output_path: Any
-    image_name: Any
-    max_image_bytes: Any
-    overwrite: bool
-    durable: bool
-    max_credits: Any
-    outcome: dict[str, Any] | None
 
-    def check_rendered(self, *names: str) -> None:
-        """Check the rendered arguments."""
+@dataclass(frozen=True)
+class Post:
+    """Submit this request, in one POST.
+
+    The next step takes the API's id of the image task, or the error; None if the task was ended from outside before it
+    sent anything.
+    """
+
+    request: GenerateRequest
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait so many seconds. Nothing is sent in this time, so a task that is ended from outside ends here."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """An image task that was submitted, now or earlier, by this task or another one.
+
+    Attributes:
+        image_task_id: The API's id.
+        identity: The image that was asked for.
+        made_by: The Airflow task that submitted it, and so pays for it; see `made_by.description_of`.
+        is_own: Whether this is the task that runs.
+        is_new: Whether this process has submitted it.
+        unrecorded: Why its id could not be recorded; None if it is.
+    """
+
+    image_task_id: str
+    identity: ImageIdentity
+    made_by: Mapping[str, Any]
+    is_own: bool = True
+    is_new: bool = False
+    unrecorded: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The end of the steps: what is stored already, or what was submitted."""
+
+    result: StoredImages | Submitted
+
+
+Action: TypeAlias = Post | Pause | Found
+Answer: TypeAlias = str | QwenImageError | None
+Steps: TypeAlias = Generator[Post | Pause, Answer, StoredImages | Submitted]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """How an Airflow task draws its images.
+
+    Attributes:
+        instance: The task; see `made_by.description_of`.
+        made_in: Its try.
+        folder: The folder for the images, or None.
+        overwrite: Whether to draw a new image if one is stored already.
+        answer_seconds: How long the answer to a submission may take.
+    """
+
+    instance: Mapping[str, Any]
+    made_in: Try
+    folder: ObjectStoragePath | None = None
+    overwrite: bool = False
+    answer_seconds: float = 60.0
 
 
 class Drawing:
-    """One image of a task instance, in one of its processes.
-
-    Call one of `run`, `resume` and `resume_after_failed_trigger`.
+    """One image of an Airflow task, in one of its processes.
 
     Args:
-        operator: The operator, with its templates rendered.
-        context: The task's context.
+        identity: The image.
+        ledger: The records of its submissions.
+        options: How it is drawn.
+        check: Called before each submission with what earlier ones have cost; raises if there must be none.
+        pause_before_resend: See `QwenImageHook.pause_before_resend`.
+
+    Attributes:
+        at_risk: Credits that submissions of it may have cost that the API answered with code 500.
     """
 
-    def __init__(self, operator: DrawingOperator, context: Context) -> None:
-        self._operator = operator
-        self._context = context
-        self._ti: Any = context["ti"]
-        self._log = operator.log
-        self._made_by = description_of(self._ti)
-        self._links = PendingLinks(operator)
-        # What is submitted, and the client that waits for it: for `log_what_stays_paid`.
-        self._image_task_id: str | None = None
-        self._hook: QwenImageHook | None = None
-        # Set by `_open`.
-        self._folder: ObjectStoragePath | None = None
-        self._ledger: Ledger
+    def __init__(
+        self,
+        identity: ImageIdentity,
+        ledger: Ledger,
+        options: DrawingOptions,
+        *,
+        check: Callable[[Submit], None],
+        pause_before_resend: Callable[[QwenImageError, int, int], float | None],
+    ) -> None:
+        self.identity = identity
+        self.ledger = ledger
+        self._options = options
+        self._check = check
+        self._pause_before_resend = pause_before_resend
+        self._last_notice = ""
+        self.at_risk = 0.0
 
-    def run(self) -> Any:
-        """Submit the image, unless it is stored or an earlier try submitted it; wait for it and store it if asked.
+    def is_own(self, stored: StoredImages) -> bool:
+        """Whether this task has paid for a stored image, since its first run or last Clear, or by its last record."""
+        current = self.ledger.current
+        if current is not None and current.image_task_id == stored.image_task_id and self.ledger.is_own(current):
+            return True
+        return is_of_this_task(stored.made_by, self._options.instance)
 
-        Returns:
-            The API's task id, or the outcome that the operator documents.
-
-        Raises:
-            TaskDeferred: To wait in the triggerer.
-        """
-        operator = self._operator
-        self._links.add(GENERATED_IMAGES)
-        with reporting_failures(self._ti), ExitStack() as stack:
-            operator.check_rendered()
-            hook = stack.enter_context(QwenImageHook(operator.qwenimage_conn_id))
-            request = self._request()
-            # Before a submission: storage that cannot be reached must not cost an image.
-            self._open()
-            step = self._ledger.next_step(request)
-            if isinstance(step, Stop):
-                raise step.error
-            if isinstance(step, Resume):
-                try:
-                    return self._resume_submitted(hook, step)
-                except QwenImageTaskFailedError as error:
-                    if error.permanent:
-                        raise
-                    count_failure(error)
-                    self._log.warning("%s This try submits it again.", error)
-                    step = Submit(self._ledger.spent)
-            stored = self._find_stored(request)
-            if isinstance(stored, Obstacle):
-                if not operator.overwrite:
-                    raise AirflowFailException(stored.message)
-                stored = None
-            if stored is not None:
-                # What an earlier try of this task stored is its own: neither reused, nor to be overwritten.
-                is_own = stored.made_by == self._made_by
-                if is_own or not operator.overwrite:
-                    return self._return_stored(request, stored, reused=not is_own)
-            # Before the submission, so that the gallery shows a failure with its prompt.
-            self._push("request", request.description())
-            return self._follow(hook, self._submit(hook, request, step), request)
-
-    def resume(self, event: Any) -> Any:
-        """Store and return the image when the trigger fired.
+    def look(self, *, was_looked_for: bool = False) -> StoredImages | Step:
+        """Return what is stored or submitted already, or that the image is to be submitted. Blocks.
 
         Args:
-            event: What the trigger fired, or None if something else resumed the task.
-
-        Returns:
-            The outcome that the operator documents.
+            was_looked_for: Whether the image was looked for shortly before, and is not stored.
         """
-        if deferral.is_of_an_earlier_try(event, self._ti.try_number):
-            return self.run()
-        with reporting_failures(self._ti):
-            self._operator.check_rendered("output_path", "image_name")
-            self._open()
-            image_task_id, request = self._submitted()
-            request = request or self._request()
-            if event is None:
-                # The API knows how far the image task is.
-                with QwenImageHook(self._operator.qwenimage_conn_id) as hook:
-                    return self._follow(hook, image_task_id, request)
-            with self._keeping_what_is_paid(image_task_id):
-                snapshot = snapshot_of(event)
-                return self._finish(QwenImageHook(self._operator.qwenimage_conn_id), request, snapshot)
+        own = self.ledger.look_at_own(self._asking())
+        if isinstance(own, Resume):
+            return self._stored_by(own) or own
+        if not isinstance(own, Submit):
+            return own
+        found = None if was_looked_for else self._find(self.identity)
+        return found if self._is_usable(found) else self._look_at_shared(own, found)
 
-    @contextmanager
-    def resume_after_failed_trigger(self) -> Iterator[None]:
-        """Have what is raised in the block end the task without losing, or paying again, what it submitted."""
-        self._open()
-        with reporting_failures(self._ti), self._keeping_what_is_paid(self._submitted()[0]):
-            yield
+    def _look_at_shared(self, own: Submit, found: StoredImages | Obstacle | None) -> Step:
+        shared = self.ledger.look_at_shared(self._asking(), own)
+        if isinstance(shared, Resume) and isinstance(found, StoredImages):
+            if found.image_task_id == shared.image_task_id:
+                # A process was killed after it had stored the image, and before it removed its records.
+                self.ledger.finish()
+                return own
+        elif isinstance(shared, Submit) and isinstance(found, Obstacle):
+            return self._passing(found) or shared
+        return shared
 
-    def log_what_stays_paid(self) -> None:
-        """Log what stays paid when the task is ended from outside. The API cannot cancel an image task."""
-        if self._image_task_id is not None and self._hook is not None:
-            self._log.warning("%s", what_stays_paid(self._image_task_id, self._hook.last_credits))
+    def remove_records_of(self, stored: StoredImages) -> None:
+        """Remove the records that a killed process has left of an image that it had stored."""
+        step = self.ledger.look_at_shared(self._asking(), Submit())
+        if isinstance(step, Resume) and step.image_task_id == stored.image_task_id:
+            self.ledger.finish()
 
-    def _request(self) -> GenerateRequest:
-        return read_request({name: getattr(self._operator, name) for name in REQUEST_FIELDS})
+    def _is_usable(self, found: StoredImages | Obstacle | None) -> TypeGuard[StoredImages]:
+        if not isinstance(found, StoredImages):
+            return False
+        is_new = self.is_own(found) or _is_of_this_effort(found.made_by, self._options.instance)
+        return is_new or not self._options.overwrite
 
-    def _open(self) -> None:
-        output_path = self._operator.output_path
-        self._folder = None if output_path is None else open_output_path(output_path)
-        self._ledger = open_ledger(self._context, self._folder, durable=self._operator.durable)
+    def _passing(self, obstacle: Obstacle) -> Stop | None:
+        return None if self._options.overwrite else Stop(QwenImageImageError(obstacle.message, permanent=True))
 
-    def _push(self, key: str, value: Any) -> None:
-        self._ti.xcom_push(key=key, value=storable(value))
+    def steps(self, *, was_looked_for: bool = False) -> Steps:
+        """Find the image or submit it. Each step blocks on storage and on Airflow, not on the API.
 
-    def _submitted(self) -> tuple[str, GenerateRequest | None]:
-        """Return the id of the image task that was submitted before the deferral, and the request if it is known.
+        Args:
+            was_looked_for: As for `look`, in the first step.
 
-        The ledger is read already; each XCom takes a request to Airflow's API.
+        Yields:
+            What to do before the next step, which takes the answer to a `Post`.
+
+        Raises:
+            QwenImageError: If nothing may be submitted, or the submission failed.
+            ValueError: If a file or another request is in the way of the image.
         """
-        if self._ledger.submitted is not None:
-            return self._ledger.submitted
-        request = self._pushed("request")
-        return str(self._pushed("task_id")), GenerateRequest(**request) if request else None
+        while True:
+            step, was_looked_for = self.look(was_looked_for=was_looked_for), False
+            if isinstance(step, Stop):
+                raise step.error
+            if isinstance(step, StoredImages):
+                return step
+            if isinstance(step, Resume):
+                log.info("%s", step.notice)
+                return self._resumed(step)
+            if isinstance(step, LookAgain):
+                self._log_once(step.notice)
+                yield Pause(min(step.seconds, LOOK_SECONDS))
+                continue
+            submitted = yield from self._submit(step)
+            if submitted is not None:
+                return submitted
 
-    def _pushed(self, key: str) -> Any:
-        return self._ti.xcom_pull(task_ids=self._ti.task_id, key=key, map_indexes=self._ti.map_index)
-
-    def _submit(self, hook: QwenImageHook, request: GenerateRequest, step: Submit) -> str:
-        """Submit the request: record the intent before, and the API's task id after it."""
-        self._check_credits(step.spent)
-        if step.notice:
-            self._log.warning("%s", step.notice)
-        if self._operator.durable and not self._ledger.remembers:
-            self._log.warning(
-                "This submission is not recorded: Airflow below 3.3 has no store for it, and the task has no "
-                "output_path. If the worker is killed after it, a retry submits, and pays, again. Set an output_path, "
-                "or upgrade to Airflow 3.3."
-            )
-        # An unusable connection must not leave an intent behind.
-        hook.get_conn()
-        if self._folder is not None:
-            check_storing(self._folder, writer_of(self._made_by))
-        self._ledger.intend(request, step.spent)
-        try:
-            with raising_unknown_submission():
-                image_task_id = hook.submit(request)
-        except QwenImageError as error:
+    def _submit(self, step: Submit) -> Generator[Post | Pause, Answer, Submitted | None]:
+        """Submit the image; return None if another task was faster."""
+        request = self.identity.request
+        sent_again = 0
+        while True:
+            self.at_risk = step.at_risk
+            self._check(step)
+            if step.notice and not sent_again:
+                log.warning("%s", step.notice)
+            if not self.ledger.intend(self._asking()):
+                return None
+            if self._is_settled_meanwhile():
+                self.ledger.withdraw()
+                return None
+            answer = yield Post(request)
+            if answer is None:
+                self.ledger.withdraw()
+                raise ended_from_outside()
+            if isinstance(answer, str):
+                count_submission()
+                log.info("Submitted image task %s (%s, %s).", answer, request.size, request.output_format)
+                return Submitted(
+                    answer, self.identity, self._options.instance, is_new=True, unrecorded=self._accept(answer)
+                )
+            failure = last_error(answer, step.server_errors)
             with logging_errors("the end of the submission"):
-                self._ledger.close(error)
-            raise
-        self._log.info("Submitted image task %s (%s, %s).", image_task_id, request.size, request.output_format)
-        count_submission()
-        self._accept(image_task_id)
-        return image_task_id
+                self._record_refusal(answer)
+            pause = self._pause_before_resend(answer, sent_again, step.server_errors)
+            if pause is None:
+                raise failure
+            step = replace(step, server_errors=step.server_errors + is_plain_server_error(answer))
+            yield Pause(pause)
+            sent_again += 1
 
-    def _check_credits(self, spent: float) -> None:
-        max_credits = self._operator.max_credits
-        if max_credits is not None and spent + CREDITS_PER_IMAGE > max_credits:
-            raise ValueError(
-                f"max_credits is {max_credits:g}; an image costs {CREDITS_PER_IMAGE} credits (as documented), and this "
-                f"task spent {spent:g} before. Nothing was submitted. Raise max_credits to allow it."
-            )
-
-    def _accept(self, image_task_id: str) -> None:
+    def _is_settled_meanwhile(self) -> bool:
+        """Whether the image was stored, or a file got its name, since the records were read."""
         try:
-            self._ledger.accept(image_task_id)
-        except (Exception, AirflowTaskTimeout) as error:
-            with logging_errors("the XCom task_id"):
-                self._push("task_id", image_task_id)
-            raise AirflowFailException(
-                f"Image task {image_task_id} is submitted and may be paid, but its id could not be recorded "
-                f"({type(error).__name__}: {error}). Get the image with a QwenImageStatusSensor for that id."
-            ) from error
-
-    def _resume_submitted(self, hook: QwenImageHook, step: Resume) -> Any:
-        """Follow what an earlier try submitted, unless its image is stored already."""
-        self._log.info("%s", step.notice)
-        stored = self._find_stored(step.request)
-        if isinstance(stored, StoredImages) and stored.image_task_id == step.image_task_id:
-            if self._ledger.finish():
-                count_end(len(stored.paths), stored.consumed_credits)
-            return self._return_stored(step.request, stored, reused=False)
-        self._push("request", step.request.description())
-        return self._follow(hook, step.image_task_id, step.request)
-
-    def _follow(self, hook: QwenImageHook, image_task_id: str, request: GenerateRequest) -> Any:
-        """Return the id of a submitted image task; or wait for it, and return its outcome."""
-        self._image_task_id, self._hook = image_task_id, hook
-        with self._keeping_what_is_paid(image_task_id):
-            self._push("task_id", image_task_id)
-            if not self._operator.wait_for_completion and self._folder is None:
-                self._ledger.finish()
-                return image_task_id
-            if not self._operator.deferrable:
-                self._links.store_gallery(self._ti)
-            return self._finish(hook, request, self._wait(hook, image_task_id))
-
-    def _wait(self, hook: QwenImageHook, image_task_id: str) -> TaskSnapshot:
-        operator = self._operator
-        if not operator.deferrable:
-            return hook.wait_for_completion(
-                image_task_id,
-                poll_interval=operator.poll_interval,
-                timeout=operator.timeout,
-                max_consecutive_failures=operator.max_consecutive_failures,
-            )
-        policy = polling.PollPolicy(
-            poll_interval=operator.poll_interval,
-            end_time=deferral.end_time_of(operator, operator.timeout),
-            max_consecutive_failures=operator.max_consecutive_failures,
-        )
-        return deferral.wait_deferred(operator, hook, image_task_id, policy, try_number=self._ti.try_number)
-
-    def _finish(self, hook: QwenImageHook, request: GenerateRequest, snapshot: TaskSnapshot) -> dict[str, Any]:
-        self._push("consumed_credits", snapshot.consumed_credits)
-        try:
-            paths = self._store(hook, request, snapshot)
+            found = self._find(self.identity)
         except BaseException:
-            # The credits are spent even if the image cannot be stored.
-            if self._ledger.count():
-                count_end(len(snapshot.image_urls), snapshot.consumed_credits)
+            # An execution_timeout as well: nothing was sent, and the next try should know.
+            with suppress(Exception):
+                self.ledger.withdraw()
             raise
-        if self._ledger.finish():
-            count_end(len(snapshot.image_urls), snapshot.consumed_credits)
-        self._log.info(
-            "Image task %s is done: %d image(s), %s credits.",
-            snapshot.task_id,
-            len(snapshot.image_urls),
-            snapshot.consumed_credits,
-        )
-        return self._return(
-            request,
-            task_id=snapshot.task_id,
-            image_urls=snapshot.image_urls,
-            paths=paths,
-            consumed_credits=snapshot.consumed_credits,
-            reused=False,
-        )
+        return self._is_usable(found) or (isinstance(found, Obstacle) and self._passing(found) is not None)
 
-    def _store(self, hook: QwenImageHook, request: GenerateRequest, snapshot: TaskSnapshot) -> list[str]:
-        if self._folder is None:
-            return []
-        paths = save_images(
-            snapshot,
-            self._identity(request),
-            self._folder,
-            max_image_bytes=self._operator.max_image_bytes,
-            made_by=self._made_by,
-            verify=hook.settings.verify,
-            replace=bool(self._operator.overwrite),
-        )
-        for path in paths:
-            self._log.info("Stored %s.", path)
-        if self._ti.try_number > 1:
-            # Leftovers are hidden files, so one that cannot be removed is in nobody's way.
-            with suppress(OSError):
-                remove_leftovers(self._folder, writer_of(self._made_by))
-        return paths
-
-    def _find_stored(self, request: GenerateRequest) -> StoredImages | Obstacle | None:
-        return None if self._folder is None else find_images(self._identity(request), self._folder)
-
-    def _identity(self, request: GenerateRequest) -> ImageIdentity:
-        return ImageIdentity(request, variant_of(self._ti), self._operator.image_name)
-
-    def _return_stored(self, request: GenerateRequest, stored: StoredImages, *, reused: bool) -> dict[str, Any]:
-        consumed_credits = 0 if reused else stored.consumed_credits
-        if reused:
-            self._log.info(
-                "Nothing is submitted, 0 credits: the image of this request is already stored at %s (image task %s). "
-                "Set overwrite=True to draw a new one.",
-                stored.paths[0],
-                stored.image_task_id,
-            )
-        self._push("task_id", stored.image_task_id)
-        self._push("request", request.description())
-        self._push("consumed_credits", consumed_credits)
-        return self._return(
-            request,
-            task_id=stored.image_task_id,
-            image_urls=stored.image_urls,
-            paths=stored.paths,
-            consumed_credits=consumed_credits,
-            reused=reused,
-        )
-
-    def _return(
-        self,
-        request: GenerateRequest,
-        *,
-        task_id: str,
-        image_urls: Sequence[str],
-        paths: Sequence[str],
-        consumed_credits: float | None,
-        reused: bool,
-    ) -> dict[str, Any]:
-        # Anybody can edit a sidecar in shared storage.
-        outcome: dict[str, Any] = storable(
-            {
-                "task_id": task_id,
-                "status": str(TaskStatus.SUCCESS),
-                "image_urls": list(image_urls),
-                "paths": list(paths),
-                "consumed_credits": consumed_credits,
-                "seed": request.seed,
-                "size": request.size,
-                "output_format": request.output_format,
-                "reused": reused,
-            }
-        )
-        self._operator.outcome = outcome
-        self._links.add(IMAGE)
-        return outcome
-
-    @contextmanager
-    def _keeping_what_is_paid(self, image_task_id: str) -> Iterator[None]:
-        """Have an error after the submission lose nothing and cost nothing more."""
+    def _accept(self, image_task_id: str) -> str | None:
+        """Record an id; return why that is not possible, if it is not: the image is paid and can still be stored."""
         try:
-            with self._deciding_on_retry(image_task_id):
-                yield
-        except QwenImageTaskFailedError as error:
-            if error.snapshot is not None:
-                self._push("consumed_credits", error.snapshot.consumed_credits)
-                count_end(0, error.snapshot.consumed_credits)
-            raise
+            self.ledger.accept(image_task_id)
+        except Exception as error:  # noqa: BLE001  any storage's
+            return f"{type(error).__name__}: {error}"
+        return None
 
-    def _deciding_on_retry(self, image_task_id: str) -> AbstractContextManager[None]:
-        if self._ledger.remembers:
-            return recording_end(image_task_id, self._ledger)
-        return without_retry(image_task_id) if self._operator.durable else nullcontext()
+    def _record_refusal(self, error: QwenImageError) -> None:
+        if isinstance(error, QwenImageSubmissionUnknownError):
+            self.ledger.report()
+        elif is_plain_server_error(error):
+            self.ledger.answer_server_error()
+        else:
+            self.ledger.withdraw()
+
+    def _resumed(self, step: Resume) -> Submitted:
+        return resumed(step.submission, self.identity, self._options.instance, is_own=step.is_own)
+
+    def stored(self, submitted: Submitted) -> StoredImages | None:
+        """Return the stored image of an image task; None if it is not stored, or not whole."""
+        found = self._find(submitted.identity)
+        is_its = isinstance(found, StoredImages) and found.image_task_id == submitted.image_task_id
+        return found if isinstance(found, StoredImages) and is_its else None
+
+    def _stored_by(self, step: Resume) -> StoredImages | None:
+        """Return the stored image of an image task, whose records are then not needed any more."""
+        found = self.stored(self._resumed(step))
+        if found is not None:
+            self.ledger.finish()
+        return found
+
+    def _find(self, identity: ImageIdentity) -> StoredImages | Obstacle | None:
+        return None if self._options.folder is None else find_images(identity, self._options.folder)
+
+    def _asking(self) -> Asking:
+        return Asking(
+            identity=self.identity,
+            made_in=self._options.made_in,
+            instance=self._options.instance,
+            overwrite=self._options.overwrite,
+            answer_seconds=self._options.answer_seconds,
+            now=time.time(),
+        )
+
+    def _log_once(self, notice: str) -> None:
+        if notice != self._last_notice:
+            log.info("%s", notice)
+        self._last_notice = notice
+
+
+def resumed(submission: Submission, identity: ImageIdentity, instance: Mapping[str, Any], *, is_own: bool) -> Submitted:
+    """Return a submission that is recorded with its id.
+
+    Args:
+        submission: What is recorded.
+        identity: The image that the task asks for now.
+        instance: The task.
+        is_own: Whether the task has made the submission.
+    """
+    intent = submission.intent
+    # A record of an earlier version does not tell the map index.
+    asked_for = intent.identity if submission.number else replace(identity, request=intent.identity.request)
+    return Submitted(str(submission.image_task_id), asked_for, instance if is_own else intent.by, is_own=is_own)
+
+
+def ended_from_outside() -> AirflowException:
+    """Return the error of a task that is ended from outside before it submits anything."""
+    return AirflowException("The task was ended from outside before it submitted its image: nothing is paid for it.")
+
+
+def advance(steps: Steps, answer: Answer) -> Action:
+    """Take the next step, and return what to do: at the end, what was found. An event loop calls it in a thread."""
+    try:
+        return steps.send(answer)
+    except StopIteration as end:
+        return Found(end.value)
+
+
+def answer_seconds(settings: ConnectionSettings, in_flight: int = 1) -> float:
+    """Return how long the answer to a submission may take, until it is recorded.
+
+    Args:
+        settings: The settings of the connection.
+        in_flight: How many submissions may wait for their turn at once.
+    """
+    rate = settings.max_requests_per_second
+    return settings.seconds_for_a_call + _ANSWER_MARGIN_SECONDS + (in_flight / rate if rate else 0.0)
+
+
+def is_of_this_task(made_by: Mapping[str, Any], instance: Mapping[str, Any]) -> bool:
+    """Whether an Airflow task, since it was first run or last cleared, is the one that a sidecar describes."""
+    return writer_of(made_by) == writer_of(instance) and made_by.get("max_tries") == instance.get("max_tries")
+
+
+def _is_of_this_effort(made_by: Mapping[str, Any], instance: Mapping[str, Any]) -> bool:
+    """Whether a batch that draws new images has drawn one since it last succeeded, however often it was cleared."""
+    effort = instance.get(EFFORT)
+    return writer_of(made_by) == writer_of(instance) and effort is not None and made_by.get(EFFORT) == effort

@@ -123,10 +123,10 @@ def record_end(error: BaseException, ledger: Ledger) -> bool:
         with logging_errors("the failure"):
             ledger.fail(error)
         return False
-    resume_failed = ledger.is_cleared and isinstance(error, _MAY_BE_LOST)
-    if resume_failed:
-        with logging_errors("that the image task could not be resumed"):
-            ledger.record_failed_resume()
+    resume_failed = False
+    if isinstance(error, _MAY_BE_LOST):
+        with logging_errors("that the image could not be fetched"):
+            resume_failed = ledger.record_lost()
     return resume_failed
 
 

@@ -1,32 +1,27 @@
-"""Records what an Airflow task submits, so that no try pays for what another try paid.
+"""Records what Airflow tasks submit, so that no task pays for what another one, or an earlier try, has paid.
 
-The intent is recorded before a submission, the API's task id after it, and the outcome at the end. What a
-new try does about the record is decided in `rules.submissions`.
+A fact is appended before a submission, one after it, and one at its end. With an output folder they are recorded there
+as well, shared by all who ask for the same image. What a task does about them is decided in `rules.submissions`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pendulum
 
-from airflow_provider_qwenimage.contract import GenerateRequest
-from airflow_provider_qwenimage.exceptions import (
-    QwenImageContentPolicyError,
-    QwenImageError,
-    QwenImageSubmissionUnknownError,
-    QwenImageTaskFailedError,
-)
-from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
-from airflow_provider_qwenimage.rules.submissions import UNREADABLE, Step, Stop, Submission, next_step
-from airflow_provider_qwenimage.tasks.stores import FileStore, NoStore, Store, TaskStateStore
-
-if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.rules.made_by import writer_of
+from airflow_provider_qwenimage.rules.submission_facts import End, EndKind, Fact, Intent, Submission
+from airflow_provider_qwenimage.rules.submissions import Asking, Resume, Step, Stop, Submit, combined, next_step
+from airflow_provider_qwenimage.rules.tries import Try
+from airflow_provider_qwenimage.tasks.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -35,200 +30,303 @@ _WRITE_PAUSE_SECONDS = 1.0
 
 
 class Ledger:
-    """The submissions of one Airflow task instance.
+    """The submissions of one image of an Airflow task, in every place where they are recorded.
 
     Args:
-        store: Where they are recorded.
-        try_number: The number of this try.
-        max_tries: The task instance's; only Clear changes it.
-        variant: Tells equal requests with a random seed apart; see `GenerateRequest.fingerprint`.
+        instance: The Airflow task; see `made_by.description_of`.
+        made_in: Its try.
+        own: The records of this task alone, or None if it has none.
+        shared: Returns the records in the folder for the key of an image; None without a folder.
     """
 
-    def __init__(self, store: Store, *, try_number: int, max_tries: int, variant: int) -> None:
-        self._store = store
-        self._try_number = try_number
-        self._max_tries = max_tries
-        self._variant = variant
-        self._before: Submission | None = None
-        self._record = self._read()
+    def __init__(
+        self,
+        instance: Mapping[str, Any],
+        made_in: Try,
+        *,
+        own: Records | None,
+        shared: Callable[[str], Records] | None,
+    ) -> None:
+        self._instance = instance
+        self._writer = writer_of(instance)
+        self._made_in = made_in
+        self._own = own
+        self._open_shared = shared
+        self._shared: Records | None = None
+        self._current: Submission | None = None
+        self._given_up: list[tuple[Records, Submission]] = []
 
     @property
     def remembers(self) -> bool:
         """Whether the next try will know what this one submitted."""
-        return not isinstance(self._store, NoStore)
+        return self._own is not None or self._open_shared is not None
 
     @property
-    def is_cleared(self) -> bool:
-        """Whether the task was cleared after its last submission was recorded."""
-        return self._record is not None and self._max_tries != self._record.max_tries
+    def is_empty(self) -> bool:
+        """Whether the records of this task alone, as they were read, have no submission."""
+        return self._own is None or not self._own.history
 
     @property
-    def submitted(self) -> tuple[str, GenerateRequest] | None:
-        """The id and the request of the image task that was last submitted, if they are recorded."""
-        if self._record is None or self._record.image_task_id is None:
-            return None
-        return self._record.image_task_id, GenerateRequest(**self._record.request)
+    def current(self) -> Submission | None:
+        """The submission that this task makes or resumes, if any."""
+        return self._current
 
-    def next_step(self, request: GenerateRequest) -> Step:
-        """Return what this try does instead of, or by, submitting a request; see `submissions.next_step`."""
-        step = next_step(self._record, fingerprint=request.fingerprint(self._variant), max_tries=self._max_tries)
-        if isinstance(step, Stop) and isinstance(step.error, QwenImageSubmissionUnknownError):
-            self.report()
-        return step
+    def is_own(self, submission: Submission) -> bool:
+        """Whether this Airflow task, in whichever try, has made a submission."""
+        return writer_of(submission.intent.by) == self._writer
 
-    def intend(self, request: GenerateRequest, spent: float = 0.0) -> None:
+    def look_at_own(self, asking: Asking) -> Step:
+        """Read the records of this task alone, and return what it does about them; see `submissions.next_step`."""
+        self._current, self._shared, self._given_up = None, None, []
+        if self._own is None:
+            return Submit()
+        self._read_own(self._own)
+        return self._decide(self._own, asking, lambda _: True)
+
+    def look_at_shared(self, asking: Asking, own: Submit) -> Step:
+        """Read the records that the folder has of the image, and return what this task does about both.
+
+        Args:
+            asking: The image, and who asks for it.
+            own: What `look_at_own` returned.
+        """
+        if self._open_shared is None:
+            return own
+        self._shared = self._open_shared(asking.identity.key)
+        self._shared.read(self._made_in)
+        last = self._shared.history[-1] if self._shared.history else None
+        if last is not None and any(last.intent.submission_id == one.intent.submission_id for _, one in self._given_up):
+            self._given_up.append((self._shared, last))
+            return own
+        theirs = self._decide(self._shared, asking, self.is_own)
+        return combined(own, theirs) if isinstance(theirs, Submit) else theirs
+
+    def find(self, image_task_id: str | None) -> Submission | None:
+        """Return the submission of this task with an id, and make it the current one; without any decision.
+
+        Args:
+            image_task_id: The API's id of the image task, or None for the last that has one.
+        """
+        if self._own is not None:
+            self._read_own(self._own)
+            self._make_current(self._own, image_task_id)
+        return self._current
+
+    def find_shared(self, key: str, image_task_id: str) -> Submission | None:
+        """Return the submission with an id that another task has recorded in the folder, and make it the current one.
+
+        Args:
+            key: The key of the image; see `ImageIdentity`.
+            image_task_id: The API's id of the image task.
+        """
+        if self._open_shared is not None:
+            self._shared = self._open_shared(key)
+            self._shared.read(self._made_in)
+            self._make_current(self._shared, image_task_id)
+        return self._current
+
+    def intend(self, asking: Asking) -> bool:
         """Record that a request is about to be submitted. Before that, nothing may be sent.
 
-        Args:
-            request: The request.
-            spent: Credits that this task spent before.
+        Returns:
+            Whether it may be sent: False if another task has recorded its intent for the same image in between.
         """
-        self._before = self._record
-        self._write(
-            Submission(
-                request=request.description(),
-                fingerprint=request.fingerprint(self._variant),
-                intended_at=pendulum.now("UTC").isoformat(timespec="seconds"),
-                try_number=self._try_number,
-                max_tries=self._max_tries,
-                spent=spent,
-            )
+        for records, submission in self._given_up:
+            end = self._end(EndKind.GIVEN_UP, image_task_id=submission.image_task_id)
+            records.write_end(submission.intent.submission_id, end)
+        self._given_up = []
+        identity = asking.identity
+        intent = Intent(
+            submission_id=uuid.uuid4().hex,
+            request=identity.request.description(),
+            fingerprint=identity.fingerprint,
+            variant=identity.variant,
+            name=identity.name,
+            intended_at=pendulum.now("UTC").isoformat(timespec="seconds"),
+            made_in=self._made_in,
+            by=self._instance,
         )
+        self._current = Submission(number=0, intent=intent)
+        try:
+            if self._own is not None:
+                self._own.add(intent)
+            if self._shared is None or self._claim(self._shared, intent):
+                return True
+        except BaseException:
+            # An execution_timeout as well: nothing was sent, and the next try should know.
+            with suppress(Exception):
+                self.withdraw()
+            raise
+        self.withdraw()
+        return False
 
-    def close(self, error: QwenImageError) -> None:
-        """Record the end of a submission that returned no id.
+    def accept(self, image_task_id: str) -> None:
+        """Record the API's id of the image task wherever that is possible, each time in up to three attempts.
 
-        Args:
-            error: What it ended with; by its class, the API may have accepted it, or surely did not.
+        Raises:
+            Exception: That of the storage, if it could be recorded nowhere.
         """
-        if isinstance(error, QwenImageSubmissionUnknownError):
-            self.report()
-        else:
-            self.withdraw()
+        current = self._current
+        if current is None:
+            return
+        self._current = current = replace(current, image_task_id=image_task_id)
+        submission_id = current.intent.submission_id
+        failures: list[Exception] = []
+        places = self._places()
+        for records in places:
+            try:
+                _write_patiently(lambda place=records: place.write_id(submission_id, image_task_id))  # type: ignore[misc]
+            except Exception as error:  # noqa: BLE001  any storage's; what is paid may be recorded elsewhere
+                failures.append(error)
+        if not failures or len(failures) < len(places):
+            return
+        raise failures[0]
 
     def withdraw(self) -> None:
-        """Take the intent back, because the API surely did not accept the submission."""
-        self._record = self._before
-        if self._before is None:
-            self._store.erase()
-        elif self._before.finished:
-            self._store.settle(self._before.to_json())
-        else:
-            self._store.write(self._before.to_json())
+        """Record that the API surely did not accept the submission."""
+        current, failures = self._current, []
+        if current is not None:
+            for records in self._places():
+                try:
+                    records.withdraw(current.intent.submission_id, self._end(EndKind.NOT_ACCEPTED))
+                except Exception as error:  # noqa: BLE001  any storage's; the other place should know
+                    failures.append(error)
+        self._current = None
+        if failures:
+            raise failures[0]
+
+    def answer_server_error(self) -> None:
+        """Record that the API answered the submission with a plain code 500, so that it may be paid."""
+        self._write_end(self._end(EndKind.SERVER_ERROR))
+        self._current = None
 
     def report(self) -> None:
         """Record that an error told the user of a submission that may have been accepted."""
-        self._change(reported=True)
-
-    def accept(self, image_task_id: str) -> None:
-        """Record the API's id of the image task, in up to three attempts."""
-        for attempts_left in reversed(range(_WRITE_TRIES)):
-            try:
-                self._change(image_task_id=image_task_id)
-            except Exception as error:  # any storage's; what is paid is worth another attempt
-                if not attempts_left:
-                    raise
-                log.warning("The id of the image task could not be recorded; trying again: %s", error)
-                time.sleep(_WRITE_PAUSE_SECONDS)
-            else:
-                return
+        self._note(Fact.REPORTED)
 
     def fail(self, error: QwenImageTaskFailedError) -> None:
         """Record that the image task FAILED, and what it cost."""
-        self._change(
-            failure=str(error),
-            refused=isinstance(error, QwenImageContentPolicyError),
-            spent=self.spent + error.cost,
-        )
+        kind = EndKind.REFUSED if isinstance(error, QwenImageContentPolicyError) else EndKind.FAILED
+        self._write_end(self._end(kind, reason=str(error), consumed_credits=error.cost))
 
-    def record_failed_resume(self) -> None:
-        """Record that a cleared task could not resume its image task: the next Clear may pay for another."""
-        self._change(missed=True)
-
-    def finish(self) -> bool:
-        """Record that the Airflow task is done with its image task.
+    def record_lost(self) -> bool:
+        """Record that the image could not be fetched.
 
         Returns:
-            Whether the metrics have yet to count the end of the image task.
+            Whether a cleared task could not fetch it either, so that the next Clear submits a new one.
         """
-        if self._record is None:
-            return True
-        to_be_counted = not self._record.counted
-        if not self._record.finished:
-            self._record = replace(self._record, finished=True, counted=True, max_tries=self._max_tries)
-            self._store.settle(self._record.to_json())
-        return to_be_counted
+        places = self._places()
+        if self._current is None or not places:
+            return False
+        lost = places[0].read_note(self._current.intent.submission_id, Fact.LOST)
+        if lost is None:
+            self._note(Fact.LOST)
+            return False
+        if not self._made_in.was_cleared_since(lost):
+            return False
+        self._note(Fact.MISSED)
+        return True
 
-    def count(self) -> bool:
-        """Record that the end of the image task is counted, although the Airflow task is not done.
+    def was_lost_earlier(self) -> bool:
+        """Whether an earlier try could not fetch the image; the metrics have counted it then."""
+        current, places = self._current, self._places()
+        if current is None or not places or current.intent.made_in == self._made_in:
+            return False
+        return places[0].read_note(current.intent.submission_id, Fact.LOST) is not None
 
-        Returns:
-            Whether the metrics have yet to count it.
-        """
-        if self._record is None:
-            return True
-        to_be_counted = not self._record.counted
-        if to_be_counted:
-            self._write(replace(self._record, counted=True))
-        return to_be_counted
+    def finish(self) -> None:
+        """Record that the Airflow task is done with its image task."""
+        current = self._current
+        if current is None or (current.end is not None and current.end.kind is EndKind.DONE):
+            return
+        end = self._end(EndKind.DONE, image_task_id=current.image_task_id)
+        for records in self._places():
+            records.settle(current.intent.submission_id, end)
+        self._current = replace(current, end=end)
 
-    @property
-    def spent(self) -> float:
-        """Credits that this task spent since it was first run or last cleared, as far as they are recorded."""
-        return self._record.spent if self._record else 0.0
+    def _read_own(self, own: Records) -> None:
+        """Read the records of this task; an id that was not recorded there may be in the folder."""
+        own.read(self._made_in)
+        last = own.history[-1] if own.history else None
+        if last is None or last.end is not None or last.image_task_id is not None or self._open_shared is None:
+            return
+        if last.intent.is_readable:
+            shared = self._open_shared(last.intent.identity.key)
+            shared.read(self._made_in)
+            other = shared.find(last.intent.submission_id)
+            if other is not None:
+                own.history[-1] = replace(last, image_task_id=other.image_task_id, end=other.end)
 
-    def _read(self) -> Submission | None:
-        written = self._store.read()
-        if written is None:
-            return None
-        # An unreadable record still means that something was submitted: stop, as for an intent without an id.
-        return Submission.from_json(written) or Submission(
-            request={}, fingerprint=UNREADABLE, intended_at="", try_number=0, max_tries=self._max_tries
+    def _decide(self, records: Records, asking: Asking, is_own: Callable[[Submission], bool]) -> Step:
+        step = next_step(records.history, asking, is_own)
+        if isinstance(step, Resume):
+            self._resume(step.submission)
+        elif isinstance(step, Submit) and step.gives_up:
+            self._given_up.append((records, records.history[-1]))
+        elif isinstance(step, Stop) and step.asks_for_consent:
+            self._current = records.history[-1]
+            self.report()
+        return step
+
+    def _make_current(self, records: Records, image_task_id: str | None) -> None:
+        found = [one for one in records.history if one.image_task_id is not None]
+        matching = [one for one in found if image_task_id in (None, one.image_task_id)]
+        if matching:
+            self._resume(matching[-1])
+
+    def _resume(self, submission: Submission) -> None:
+        self._current = submission
+        if self._open_shared is not None and submission.intent.is_readable:
+            key = submission.intent.identity.key
+            if self._shared is None or self._shared.find(submission.intent.submission_id) is None:
+                self._shared = self._open_shared(key)
+                self._shared.read(self._made_in)
+
+    def _claim(self, shared: Records, intent: Intent) -> bool:
+        """Record the intent where others see it, and return whether this task is the one to submit."""
+        earlier = shared.history[-1] if shared.history else None
+        # Another task may have finished, and removed its records, since they were read.
+        return shared.add(intent) and shared.follows(earlier)
+
+    def _places(self) -> list[Records]:
+        """Return where the current submission is recorded."""
+        current = self._current
+        if current is None:
+            return []
+        places = (self._own, self._shared)
+        return [one for one in places if one is not None and one.find(current.intent.submission_id) is not None]
+
+    def _write_end(self, end: End) -> None:
+        if self._current is not None:
+            for records in self._places():
+                records.write_end(self._current.intent.submission_id, end)
+
+    def _note(self, fact: Fact) -> None:
+        if self._current is not None:
+            for records in self._places():
+                records.write_note(self._current.intent.submission_id, fact, self._made_in)
+
+    def _end(
+        self, kind: EndKind, *, reason: str = "", consumed_credits: float = 0.0, image_task_id: str | None = None
+    ) -> End:
+        known = self._current.image_task_id if self._current is not None else None
+        return End(
+            kind=kind,
+            made_in=self._made_in,
+            reason=reason,
+            consumed_credits=consumed_credits,
+            image_task_id=image_task_id or known,
         )
 
-    def _change(self, **changes: Any) -> None:
-        if self._record is not None:
-            self._write(replace(self._record, max_tries=self._max_tries, **changes))
 
-    def _write(self, record: Submission) -> None:
-        self._store.write(record.to_json())
-        self._record = record
-
-
-def open_ledger(context: Context, folder: ObjectStoragePath | None, *, durable: bool) -> Ledger:
-    """Return the ledger of the running task instance: in Airflow's task state, else in the output folder, else nowhere.
-
-    Args:
-        context: The task's context.
-        folder: The folder for images, or None.
-        durable: Whether to record anything.
-    """
-    ti = context["ti"]
-    accessor = context.get("task_state_store")
-    store: Store = NoStore()
-    if durable and accessor is not None:
-        store = TaskStateStore(accessor)
-    elif durable and folder is not None:
-        store = _file_store(folder, ti)
-    return Ledger(store, try_number=ti.try_number, max_tries=ti.max_tries, variant=variant_of(ti))
-
-
-def open_batch_ledger(ti: Any, folder: ObjectStoragePath, request: GenerateRequest, variant: int) -> Ledger:
-    """Return the ledger of one image of a batch: in the output folder, with every version of Airflow.
-
-    Airflow's task state would take a request to its API server for each of thousands of rows.
-
-    Args:
-        ti: The running task instance.
-        folder: The folder for images.
-        request: The request of the row.
-        variant: Tells equal requests with a random seed apart; see `GenerateRequest.fingerprint`.
-    """
-    store = _file_store(folder, ti, request.fingerprint(variant))
-    return Ledger(store, try_number=ti.try_number, max_tries=ti.max_tries, variant=variant)
-
-
-def _file_store(folder: ObjectStoragePath, ti: Any, fingerprint: str | None = None) -> FileStore:
-    writer = writer_of(description_of(ti))
-    name = writer if fingerprint is None else hashlib.sha256(f"{writer} {fingerprint}".encode()).hexdigest()[:16]
-    return FileStore(folder / f".submission-{name}.json", writer)
+def _write_patiently(write: Callable[[], None]) -> None:
+    for attempts_left in reversed(range(_WRITE_TRIES)):
+        try:
+            write()
+        except Exception as error:  # any storage's; what is paid is worth another attempt
+            if not attempts_left:
+                raise
+            log.warning("The id of the image task could not be recorded; trying again: %s", error)
+            time.sleep(_WRITE_PAUSE_SECONDS)
+        else:
+            return

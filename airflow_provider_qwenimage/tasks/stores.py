@@ -1,33 +1,36 @@
-"""Stores one submission so that a later try finds it: in Airflow's task state, or in a file in the output folder."""
+"""Stores the facts about submissions where a later try finds them: in Airflow's task state, or in files of a folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_qwenimage.storage.files import put_json, read_json, remove_file
+from airflow_provider_qwenimage.storage.files import create_json, list_names, put_json, read_json, remove_file
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-_STATE_KEY = "qwenimage_submission"
-# The content of a file that could not be removed; an earlier version of this package stops at it.
+_STATE_PREFIX = "qwenimage_"
+# What the names of the hidden files begin with.
+RECORDS_PREFIX = ".submission-"
+# The content of a file that could not be removed.
 _FORGOTTEN = {"forgotten": True}
 
 
 class Store(Protocol):
-    """Where one submission is recorded."""
+    """Where facts are recorded, each under a name of its own."""
 
-    def read(self) -> object:
-        """Return what was last written, or None."""
+    def read(self, name: str) -> object:
+        """Return the fact of a name, or None."""
 
-    def write(self, value: dict[str, Any]) -> None:
-        """Store a JSON object."""
+    def create(self, name: str, fact: dict[str, Any]) -> bool:
+        """Store a fact, and return whether none of that name was there."""
 
-    def settle(self, value: dict[str, Any]) -> None:
-        """Store or remove a submission that is finished."""
+    def write(self, name: str, fact: dict[str, Any], *, is_last: bool = False) -> None:
+        """Store a fact; `is_last` if the submission costs nothing any more."""
 
-    def erase(self) -> None:
-        """Remove what was written."""
+    def remove(self, name: str) -> None:
+        """Remove a fact, if there is one."""
 
 
 class TaskStateStore:
@@ -40,84 +43,107 @@ class TaskStateStore:
     def __init__(self, accessor: Any) -> None:
         self._accessor = accessor
 
-    def read(self) -> object:
-        """Return what was last written, or None."""
-        return self._accessor.get(_STATE_KEY)
+    def read(self, name: str) -> object:
+        """Return the fact of a name, or None."""
+        return self._accessor.get(_key(name))
 
-    def write(self, value: dict[str, Any]) -> None:
-        """Store a JSON object for as long as the DAG run is kept: what may be paid must not expire."""
+    def create(self, name: str, fact: dict[str, Any]) -> bool:
+        """Store a fact. Only this task instance writes here, so no other can be there."""
+        self.write(name, fact)
+        return True
+
+    def write(self, name: str, fact: dict[str, Any], *, is_last: bool = False) -> None:
+        """Store a fact for as long as the DAG run is kept, because what may be paid must not expire.
+
+        The last fact is stored for as long as Airflow keeps task states.
+        """
         from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined,unused-ignore]  # Airflow 3.3 and later
 
-        self._accessor.set(_STATE_KEY, value, retention=NEVER_EXPIRE)
+        retention = {} if is_last else {"retention": NEVER_EXPIRE}
+        self._accessor.set(_key(name), fact, **retention)
 
-    def settle(self, value: dict[str, Any]) -> None:
-        """Store a finished submission for as long as Airflow keeps task states."""
-        self._accessor.set(_STATE_KEY, value)
-
-    def erase(self) -> None:
-        """Remove what was written."""
-        self._accessor.delete(_STATE_KEY)
+    def remove(self, name: str) -> None:
+        """Remove a fact, if there is one."""
+        self._accessor.delete(_key(name))
 
 
-class FileStore:
-    """A hidden file in the output folder, named after the Airflow task instance: for Airflow below 3.3.
-
-    It is removed when the image and its sidecar are stored. Without the right to delete, it is overwritten with
-    something that means the same to a later try.
+class FolderStore:
+    """Hidden files in a folder of images, shared by every task that asks for an image there.
 
     Args:
+        folder: The folder.
         writer: See `made_by.writer_of`.
     """
 
-    def __init__(self, file: ObjectStoragePath, writer: str = "") -> None:
-        self._file = file
+    def __init__(self, folder: ObjectStoragePath, writer: str) -> None:
+        self._folder = folder
         self._writer = writer
 
-    def read(self) -> object:
-        """Return what was last written, or None.
+    def read(self, name: str) -> object:
+        """Return the fact of a name, or None.
 
         Raises:
-            OSError: If it cannot be read. It may record a paid submission, so nothing may be submitted then.
+            OSError: If it cannot be read. It may be about a paid submission, so nothing may be submitted then.
         """
+        file = self._file(name)
         try:
-            written = read_json(self._file)
+            written = read_json(file)
         except OSError as error:
             kind = PermissionError if isinstance(error, PermissionError) else OSError
             raise kind(
-                f"The record of this task's submissions cannot be read, so nothing was submitted: {error}. Make "
-                f"{self._file} readable; or, to submit and pay again, move it away."
+                f"The record of a submission cannot be read, so nothing was submitted: {error}. Make {file} readable; "
+                "or, to submit and pay again, move it away."
             ) from error
         return None if written == _FORGOTTEN else written
 
-    def write(self, value: dict[str, Any]) -> None:
-        """Store a JSON object."""
-        put_json(value, self._file, writer=self._writer)
+    def create(self, name: str, fact: dict[str, Any]) -> bool:
+        """Store a fact, and return whether none of that name was there."""
+        file = self._file(name)
+        if create_json(fact, file, writer=self._writer):
+            return True
+        if read_json(file) != _FORGOTTEN:
+            return False
+        self.write(name, fact)
+        return True
 
-    def settle(self, value: dict[str, Any]) -> None:
-        """Remove a finished submission: the sidecar records it."""
-        try:
-            remove_file(self._file)
-        except PermissionError:
-            self.write(value)
+    def write(self, name: str, fact: dict[str, Any], *, is_last: bool = False) -> None:  # noqa: ARG002  as in `Store`
+        """Store a fact."""
+        put_json(fact, self._file(name), writer=self._writer)
 
-    def erase(self) -> None:
-        """Remove what was written."""
-        try:
-            remove_file(self._file)
-        except PermissionError:
-            self.write(_FORGOTTEN)
+    def remove(self, name: str) -> None:
+        """Remove a fact, if there is one.
+
+        Raises:
+            PermissionError: Without the right to delete.
+        """
+        remove_file(self._file(name))
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of all facts that begin with a prefix."""
+        return sorted(recorded_names(list_names(self._folder, f"{RECORDS_PREFIX}{prefix}")))
+
+    def _file(self, name: str) -> ObjectStoragePath:
+        return self._folder / record_file(name)
 
 
-class NoStore:
-    """Records nothing."""
+def record_file(name: str) -> str:
+    """Return the name of the hidden file that records a fact."""
+    return f"{RECORDS_PREFIX}{name}.json"
 
-    def read(self) -> object:
-        """Return None."""
 
-    def write(self, value: dict[str, Any]) -> None:
-        """Do nothing."""
+def recorded_names(files: Iterable[str]) -> frozenset[str]:
+    """Return the names of the facts that hidden files record.
 
-    settle = write
+    Args:
+        files: Names of files.
+    """
+    suffix = ".json"
+    return frozenset(
+        file[len(RECORDS_PREFIX) : -len(suffix)]
+        for file in files
+        if file.startswith(RECORDS_PREFIX) and file.endswith(suffix)
+    )
 
-    def erase(self) -> None:
-        """Do nothing."""
+
+def _key(name: str) -> str:
+    return f"{_STATE_PREFIX}{name.replace('-', '_')}"

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_qwenimage.batch import task as batch_task
 from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.rules import retries
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.tasks import generating
 from tests.airflows import AIRFLOW
 from tests.events import UNTIL_SECOND_POLL, draw_at_second_poll
 from tests.integration.dag_runs import AIMS
@@ -39,6 +41,13 @@ def connected_api(api: Sandbox, airflow_database: None, monkeypatch: pytest.Monk
     """The sandbox API, with the default connection in the environment."""
     monkeypatch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", api.connection_json)
     return api
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the answer to a submission take two seconds at most: so long others wait for it, a minute by default."""
+    for module in (generating, batch_task):
+        monkeypatch.setattr(module, "answer_seconds", lambda *_: 2.0)
 
 
 @pytest.fixture

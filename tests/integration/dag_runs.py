@@ -267,6 +267,11 @@ def stored_files(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.rglob("*") if not file.name.startswith(_RECORD))
 
 
+def visible_files(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that users see: of images and sidecars."""
+    return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+
+
 def records(dag: TestDag, folder: Path) -> list[str]:
     """Return the records of submissions as text, from task state or from the output folder."""
     if not HAS_TASK_STATES:

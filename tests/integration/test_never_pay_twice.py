@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.storage import image_pairs, images
-from airflow_provider_qwenimage.tasks import drawing
+from airflow_provider_qwenimage.tasks import generating
 from airflow_provider_qwenimage.tasks.ledger import Ledger
 from tests.events import run_when
 from tests.integration.dag_runs import (
@@ -32,7 +32,7 @@ in_storage = with_aims(*(name for name, aim in AIMS.items() if "output_path" in 
 waiting = with_aims(*(name for name, aim in AIMS.items() if not name.startswith("submitted")), recorded=True)
 
 
-_ACCEPTED = [(QwenImageHook, "submit", True), (Ledger, "accept", False)]
+_ACCEPTED = [(QwenImageHook, "submit_once", True), (Ledger, "accept", False)]
 
 
 def _ends(run: DagRun) -> list[TaskEnd]:
@@ -91,8 +91,8 @@ def test_a_retry_after_a_crash_before_the_intent_pays_once(
     "crash",
     [
         (Ledger, "intend", True),
-        (QwenImageHook, "submit", False),
-        (QwenImageHook, "submit", True),
+        (QwenImageHook, "submit_once", False),
+        (QwenImageHook, "submit_once", True),
         (Ledger, "accept", False),
     ],
     ids=["after the intent", "before the request", "after the answer", "before the id is recorded"],
@@ -208,7 +208,7 @@ def test_a_retry_after_a_crash_while_waiting_does_not_pay_again(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In the worker before it polls, or in the resumed task before it reads the trigger's event.
-    owner, point = (drawing, "snapshot_of") if "deferrable" in aim else (QwenImageHook, "check")
+    owner, point = (generating, "snapshot_of") if "deferrable" in aim else (QwenImageHook, "check")
     _assert_one_crash_is_paid_once(monkeypatch, (owner, point, False), aim, connected_api, tmp_path)
 
 

@@ -10,10 +10,13 @@ from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatu
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenImageError
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.rules.submissions import Resume
+from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
+from airflow_provider_qwenimage.rules.made_by import description_of
+from airflow_provider_qwenimage.rules.submissions import Asking, Resume
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.storage.paths import open_output_path
-from airflow_provider_qwenimage.tasks.ledger import Ledger, open_ledger
+from airflow_provider_qwenimage.tasks.ledger import Ledger
+from airflow_provider_qwenimage.tasks.opening import open_ledger, try_of
 from tests.events import finish_images, status_reads
 
 _SUCCEEDED = {
@@ -89,13 +92,18 @@ def operator() -> QwenImageGenerateOperator:
 def recorded_operator(tmp_path: Path, context: Any) -> QwenImageGenerateOperator:
     """An operator whose submission is recorded in its output folder."""
     ledger = _ledger(context, tmp_path)
-    ledger.intend(GenerateRequest(prompt="A boat"))
+    ledger.intend(_asking(context))
     ledger.accept("n43resumedqwenimg")
     return QwenImageGenerateOperator(task_id="draw", prompt="A boat", output_path=str(tmp_path), deferrable=True)
 
 
 def _ledger(context: Any, folder: Path) -> Ledger:
-    return open_ledger(context, open_output_path(str(folder)), durable=True)
+    instance = description_of(context["ti"])
+    return open_ledger(context, open_output_path(str(folder)), instance, durable=True, number=1)
+
+
+def _asking(context: Any) -> Asking:
+    return Asking(identity=ImageIdentity(GenerateRequest(prompt="A boat")), made_in=try_of(context))
 
 
 def test_a_sensor_accepts_a_complete_success_event(sensor: QwenImageStatusSensor, context: Any) -> None:
@@ -135,7 +143,7 @@ def test_a_retry_resumes_if_the_submission_is_recorded(
     with pytest.raises(QwenImageContractError):
         recorded_operator.execute_complete(context, event)
     assert "consumed_credits" not in context["ti"].xcoms
-    step = _ledger(context, tmp_path).next_step(GenerateRequest(prompt="A boat"))
+    step = _ledger(context, tmp_path).look_at_own(_asking(context))
     assert isinstance(step, Resume)
     assert step.image_task_id == "n43resumedqwenimg"
 
@@ -162,7 +170,7 @@ def test_a_retry_resumes_after_a_broken_trigger_if_the_submission_is_recorded(
     with pytest.raises(Exception, match=r"[Tt]rigger") as caught:
         recorded_operator.resume_execution("__fail__", {"error": "Trigger failure"}, context)
     assert not isinstance(caught.value, AirflowFailException)
-    assert isinstance(_ledger(context, tmp_path).next_step(GenerateRequest(prompt="A boat")), Resume)
+    assert isinstance(_ledger(context, tmp_path).look_at_own(_asking(context)), Resume)
 
 
 def test_an_operator_does_not_pay_again_after_a_broken_trigger(

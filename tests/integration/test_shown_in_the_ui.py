@@ -60,14 +60,14 @@ def watch_links(monkeypatch: pytest.MonkeyPatch, seen: list[tuple[str, Any]]) ->
 def test_the_request_is_pushed_before_it_is_submitted(
     connected_api: Sandbox, monkeypatch: pytest.MonkeyPatch, pushed: list[tuple[str, Any]]
 ) -> None:
-    submit = QwenImageHook.submit
+    submit = QwenImageHook.submit_once
     before: list[list[str]] = []
 
     def note(self: Any, request: Any) -> str:
         before.append([key for key, _ in pushed])
         return submit(self, request)
 
-    monkeypatch.setattr(QwenImageHook, "submit", note)
+    monkeypatch.setattr(QwenImageHook, "submit_once", note)
     dag_that_draws(prompt="A fox").run()
     assert before == [["request"]]
     assert pushed[0] == ("request", {"prompt": "A fox", "size": "1024*1024", "seed": -1, "output_format": "jpeg"})

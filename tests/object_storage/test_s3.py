@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from airflow_provider_qwenimage.batch.request_files import open_requests
 from airflow_provider_qwenimage.storage import files as storage
 from airflow_provider_qwenimage.storage.paths import check_storing, is_empty, open_output_path
-from airflow_provider_qwenimage.tasks.stores import FileStore
+from airflow_provider_qwenimage.tasks.stores import FolderStore
 from tests.s3_server import Bucket
 
 # Characters that keys may contain, and that have a meaning in URLs.
@@ -148,15 +148,15 @@ def test_the_check_leaves_nothing_behind_and_sends_two_requests(bucket: Bucket) 
     assert bucket.keys == []
 
 
-def test_without_the_right_to_delete_a_record_is_overwritten(bucket: Bucket) -> None:
+def test_without_the_right_to_delete_a_record_stays_and_nobody_else_may_take_its_name(bucket: Bucket) -> None:
     folder = open_output_path(bucket.url_without("delete"))
     check_storing(folder)
-    store = FileStore(folder / ".submission-1.json")
-    store.write({"finished": False})
-    store.settle({"finished": True})
-    assert store.read() == {"finished": True}
-    store.erase()
-    assert store.read() is None
+    store = FolderStore(folder, "0123456789abcdef")
+    assert store.create("a-1", {"submission": "mine"})
+    with pytest.raises(PermissionError, match="s3:DeleteObject"):
+        store.remove("a-1")
+    assert not FolderStore(folder, "fedcba9876543210").create("a-1", {"submission": "theirs"})
+    assert store.read("a-1") == {"submission": "mine"}
 
 
 def test_an_endpoint_that_cannot_be_reached_is_reported_with_its_connection(
@@ -187,9 +187,9 @@ def test_a_role_that_cannot_be_assumed_is_reported_with_its_connection(
 
 
 def test_a_record_that_cannot_be_read_is_an_error_and_nothing_is_submitted(bucket: Bucket) -> None:
-    store = FileStore(open_output_path(bucket.url_without("read")) / ".submission-1.json")
+    store = FolderStore(open_output_path(bucket.url_without("read")), "")
     with pytest.raises(PermissionError, match=r"cannot be read, so nothing was submitted.*s3:GetObject"):
-        store.read()
+        store.read("a-1")
 
 
 @pytest.mark.parametrize("size", [0, 1, 2 * 1024**2])
