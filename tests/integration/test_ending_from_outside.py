@@ -17,6 +17,7 @@ import airflow_provider_qwenimage
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.airflows import AIRFLOW_3
 from tests.events import finish_images, status_reads
+from tests.integration.dag_runs import visible_files
 from tests.integration.standalone import StandaloneAirflow, wait_for
 
 pytestmark = [
@@ -292,7 +293,7 @@ def test_the_retry_returns_the_submitted_task_id_after_a_worker_is_killed_at_the
     assert f"Resuming image task {case.image_task_id}" in case.log
 
 
-def test_tasks_that_store_the_same_image_at_once_leave_it_intact(start: StartCase) -> None:
+def test_tasks_that_ask_for_the_same_image_at_once_share_one_payment_and_leave_it_intact(start: StartCase) -> None:
     case = start("together")
 
     def all_deferred() -> bool:
@@ -303,13 +304,11 @@ def test_tasks_that_store_the_same_image_at_once_leave_it_intact(start: StartCas
     case.finish_images()
     case.wait_for_success()
 
-    paths = set()
-    for index in range(_ALL_TOGETHER):
-        (path,) = case.airflow.returned(case.dag_id, case.run_id, "draw", index)["paths"]
-        paths.add(path)
-    (image,) = (Path(path) for path in paths)
+    returned = [case.airflow.returned(case.dag_id, case.run_id, "draw", index) for index in range(_ALL_TOGETHER)]
+    (image,) = {Path(path) for each in returned for path in each["paths"]}
     sidecar = json.loads(image.with_suffix(".json").read_text())
     assert sidecar["sha256"] == hashlib.sha256(image.read_bytes()).hexdigest()
-    assert sidecar["task_id"] in {submission.task_id for submission in case.api.submissions}
-    assert len(list(case.folder.iterdir())) == 2
-    assert len(case.api.submissions) <= _ALL_TOGETHER
+    assert sidecar["task_id"] == case.image_task_id
+    assert len(visible_files(case.folder)) == 2
+    assert sorted(each["reused"] for each in returned) == [False, True, True, True]
+    assert sum(each["consumed_credits"] for each in returned) == case.api.credits_charged == 5

@@ -253,9 +253,7 @@ def test_a_record_in_the_output_folder_is_hidden_and_removed_once_the_image_is_s
 
 
 @with_aims("waited for", "waited for, deferred", recorded=True)
-def test_each_run_has_a_record_of_its_own(
-    connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path
-) -> None:
+def test_each_run_has_a_record_of_its_own(connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path) -> None:
     connected_api.script("status", ("not_found", 4))
     dag = dag_that_draws(**aim, max_consecutive_failures=1, retries=0)
     runs = 2
