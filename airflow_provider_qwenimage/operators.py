@@ -42,10 +42,14 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
       whose image is already stored is not submitted: ``reused`` is true, and the credits are 0.
 
     It submits once, whatever crashes: it records each submission before and after it is sent, in Airflow's task state
-    (3.3 and later) or else in a hidden file in `output_path`, and a retry resumes what was submitted. If a try ended
-    in the middle of a submission, the retry fails with `QwenImageSubmissionUnknownError` instead; clear the task to
-    submit again. On Airflow below 3.3 without an `output_path` nothing can be recorded: any error after a submission
-    fails the task without a retry, but if its worker is killed, Airflow's retry submits, and pays, again.
+    (3.3 and later) and in hidden files in `output_path`, and a retry resumes what was submitted. If a try ended in the
+    middle of a submission, the retry fails with `QwenImageSubmissionUnknownError` instead; clear the task to submit
+    again. On Airflow below 3.3 without an `output_path` nothing can be recorded: any error after a submission fails the
+    task without a retry, but if its worker is killed, Airflow's retry submits, and pays, again.
+
+    Tasks and runs that ask for the same image in the same `output_path` share one submission, also at the same time:
+    for all but the one that submitted it, ``reused`` is true, and the credits are 0. A subclass may call
+    ``super().execute`` several times, in the same order in each try: each call draws an image of its own.
 
     Args:
         prompt: What to draw, 1 to 2000 characters. Templated.
@@ -69,10 +73,13 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
             that is stored under this name is not paid again, and another request under it is refused before anything
             is paid, unless `overwrite` is set. Templated.
         max_image_bytes: The limit for a download in bytes. Default 50 MiB.
-        overwrite: Whether to draw a new image if the image of the request is already stored.
+        overwrite: Whether to draw a new image if the image of the request is already stored, and to replace any file
+            that has its name. Without it, a file that is not the image which its sidecar describes fails the task
+            before anything is paid.
         durable: Whether to record submissions. With False, each retry submits, and pays, again.
         max_credits: The most credits that this task may spend until it is cleared, or None for no limit. It
-            fails before a submission that would exceed it, at 5 credits for an image (the documented price).
+            fails before a submission that would exceed it. The price assumed for an image is what was last charged for
+            one, and at least 5 credits (the documented price).
         **kwargs: What every operator takes.
 
     Raises:

@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_qwenimage import exceptions, provider_info
+from airflow_provider_qwenimage.client.connection import ConnectionSettings
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.tasks.drawing import answer_seconds
 from tests.airflow_features import FEATURES, versions
+from tests.airflows import HAS_TASK_STATES
+from tests.ledgers import Place
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,8 +29,8 @@ PAGES = {
         *sorted((ROOT / "docs").glob("*.md")),
     ]
 }
-CONNECTION, ERRORS, TESTING, VERSIONS = (
-    PAGES[f"docs/{name}.md"] for name in ("connection", "errors", "testing", "versions")
+CONNECTION, ERRORS, PAYMENT, TESTING, VERSIONS = (
+    PAGES[f"docs/{name}.md"] for name in ("connection", "errors", "what-you-pay-for", "testing", "versions")
 )
 
 TEST_COMMANDS = [
@@ -126,6 +130,25 @@ def test_every_error_is_explained() -> None:
     named = set(re.findall(r"^\| `(QwenImage\w+Error)`", ERRORS, re.MULTILINE))
     families = {"QwenImageError", "QwenImageRequestError"}
     assert named == {name for name in vars(exceptions) if name.startswith("QwenImage")} - families
+
+
+@pytest.mark.skipif(not HAS_TASK_STATES, reason="this Airflow has no task states")
+def test_the_facts_about_a_submission_have_the_names_that_are_explained(tmp_path: Path) -> None:
+    ((intent, *others),) = re.findall(r"`(qwenimage_submission_\w+)`, `…_(\w+)` and `…_(\w+)`", PAYMENT)
+    (hidden,) = set(re.findall(r"`(\.submission-….json)`", PAYMENT))
+    place = Place("task states and shared files", tmp_path)
+    ledger = place.submitted()
+    files = place.files()
+    assert files
+    assert all(re.fullmatch(re.escape(hidden).replace("…", ".+"), name) for name in files)
+    ledger.finish()
+    assert place.files() == []
+    assert set(place.states["draw"].written) == {intent, *(intent.replace("intent", other) for other in others)}
+
+
+def test_the_time_that_an_answer_may_take_is_the_one_explained() -> None:
+    (seconds,) = re.findall(r"^(\d+) seconds by default", PAYMENT, re.MULTILINE)
+    assert answer_seconds(ConnectionSettings("https://example.com", "sk-key")) == int(seconds)
 
 
 def test_every_field_of_the_connection_is_explained() -> None:

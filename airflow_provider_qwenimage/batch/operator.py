@@ -30,10 +30,11 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
 
     Every request is checked before the first credit is spent. Then at most `max_in_flight` images at once are
     submitted, drawn, downloaded, verified and stored, each with its ``.json`` sidecar, as by
-    `QwenImageGenerateOperator`. No image is paid twice, whatever crashes: each submission is written down in a hidden
-    file in `output_path`, before and after it is sent. A retry resumes the images that are paid, and images that are
-    stored in `output_path` already are not drawn again. Equal requests with the same seed or name are drawn once; with
-    a random seed (the default) and no name, four equal prompts are four images.
+    `QwenImageGenerateOperator`. No image is paid twice, whatever crashes: each submission is recorded in hidden files
+    in `output_path`, before and after it is sent. A retry resumes the images that are paid, and images that are stored
+    in `output_path` already are not drawn again. What another task or run has submitted there is shared: it is
+    ``reused``, for 0 credits. Equal requests with the same seed or name are drawn once; with a random seed (the
+    default) and no name, four equal prompts are four images.
 
     While it runs, it logs its progress and pushes it as the XCom `progress`: ``requests``, ``done``, ``reused``,
     ``failed``, ``in_flight``, ``consumed_credits``, ``at_risk``, ``images_per_second``, ``seconds_left``, and ``rows``,
@@ -59,7 +60,8 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
             flight, is what was last charged for one, and at least 5 credits (the documented price).
         max_failures: How many images may fail. After one more, nothing more is submitted, the images that are paid are
             finished, and the task fails.
-        overwrite: Whether to draw new images for requests whose images are stored already.
+        overwrite: Whether to draw new images for requests whose images are stored already, and to replace any file that
+            has the name of an image. If it fails and is cleared, the images that it has drawn itself are reused.
         qwenimage_conn_id: The Airflow connection that holds the API key and the base URL. Templated.
         poll_interval: Seconds between the first polls of an image; it grows up to 10 s (the API's documented range).
         timeout: The longest wait for each image from its submission on, in seconds or as a timedelta.
