@@ -302,16 +302,17 @@ def test_a_failed_image_is_submitted_again_with_what_it_cost(tasks: Tasks) -> No
     assert tasks.checked == [Submit(), Submit(spent=2.5, charged=2.5)]
 
 
-def test_an_id_that_cannot_be_recorded_is_told_and_not_lost(sharing: Tasks) -> None:
+@pytest.mark.parametrize("error", [OSError("The disk is full."), AirflowTaskTimeout("Too late.")])
+def test_an_id_that_cannot_be_recorded_is_told_and_not_lost(sharing: Tasks, error: BaseException) -> None:
     drawing = sharing.drawing()
 
-    def full(image_task_id: str) -> None:
-        raise OSError("The disk is full.")
+    def refuse(image_task_id: str) -> None:
+        raise error
 
-    drawing.ledger.accept = full  # type: ignore[method-assign]
+    drawing.ledger.accept = refuse  # type: ignore[method-assign]
     result = sharing.run(drawing)
     assert isinstance(result, Submitted)
-    assert (result.image_task_id, result.unrecorded) == ("n1", "OSError: The disk is full.")
+    assert (result.image_task_id, result.unrecorded) == ("n1", f"{type(error).__name__}: {error}")
 
 
 def test_an_end_that_cannot_be_recorded_does_not_hide_the_error_of_the_submission(

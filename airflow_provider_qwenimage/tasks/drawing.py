@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from airflow.providers.common.compat.sdk import AirflowException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout
 
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageSubmissionUnknownError
@@ -269,7 +269,8 @@ class Drawing:
         """Record an id; return why that is not possible, if it is not: the image is paid and can still be stored."""
         try:
             self.ledger.accept(image_task_id)
-        except Exception as error:  # noqa: BLE001  any storage's
+        # After an execution_timeout the id must be reported as well.
+        except (Exception, AirflowTaskTimeout) as error:  # noqa: BLE001  any storage's
             return f"{type(error).__name__}: {error}"
         return None
 
