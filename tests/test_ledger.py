@@ -507,6 +507,25 @@ def test_recording_a_paid_id_is_retried(failures: int, failing: str, caplog: pyt
 
 
 @pytest.mark.parametrize("failing", ["own", "shared"])
+def test_an_id_is_recorded_in_each_place_before_any_is_tried_again(failing: str) -> None:
+    stores = {"own": Facts(), "shared": Facts()}
+    ledger = began(stores["own"], stores["shared"])
+    (other,) = stores.keys() - {failing}
+    tried: list[str] = []
+
+    def fail(_: str) -> None:
+        tried.append(failing)
+        raise OSError("The disk is full.")
+
+    stores[failing].before_writing = fail
+    stores[other].before_writing = lambda _: tried.append(other)
+    ledger.accept("n43")
+    # The process may be killed in the pauses between the attempts.
+    assert sorted(tried[:2]) == ["own", "shared"]
+    assert tried[2:] == [failing, failing]
+
+
+@pytest.mark.parametrize("failing", ["own", "shared"])
 def test_an_id_that_can_be_recorded_in_one_place_only_is_found_there(failing: str) -> None:
     own, shared = Facts(), Facts()
     ledger = began(own, shared)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -171,13 +171,8 @@ class Ledger:
             return
         self._current = current = replace(current, image_task_id=image_task_id)
         submission_id = current.intent.submission_id
-        failures: list[Exception] = []
         places = self._places()
-        for records in places:
-            try:
-                _write_patiently(lambda place=records: place.write_id(submission_id, image_task_id))  # type: ignore[misc]
-            except Exception as error:  # noqa: BLE001  any storage's; what is paid may be recorded elsewhere
-                failures.append(error)
+        failures = _write_patiently(places, lambda records: records.write_id(submission_id, image_task_id))
         if not failures or len(failures) < len(places):
             return
         raise failures[0]
@@ -319,14 +314,24 @@ class Ledger:
         )
 
 
-def _write_patiently(write: Callable[[], None]) -> None:
+def _write_patiently(places: Sequence[Records], write: Callable[[Records], None]) -> list[Exception]:
+    """Write to each place, up to three times, and return the errors of those where that failed.
+
+    No place waits for another one: the process may be about to be killed.
+    """
+    failures: dict[Records, Exception] = {}
     for attempts_left in reversed(range(_WRITE_TRIES)):
-        try:
-            write()
-        except Exception as error:  # any storage's; what is paid is worth another attempt
-            if not attempts_left:
-                raise
-            log.warning("The id of the image task could not be recorded; trying again: %s", error)
+        left, failures = list(failures) or places, {}
+        for records in left:
+            try:
+                write(records)
+            except Exception as error:  # noqa: BLE001  any storage's; what is paid is worth another attempt
+                failures[records] = error
+        if not failures:
+            break
+        if attempts_left:
+            log.warning(
+                "The id of the image task could not be recorded; trying again: %s", next(iter(failures.values()))
+            )
             time.sleep(_WRITE_PAUSE_SECONDS)
-        else:
-            return
+    return list(failures.values())
