@@ -23,7 +23,8 @@ from tests.chaos.parts import PARTS, Part
 from tests.chaos.scene import Scene
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LONG_TIMEOUT_SECONDS = 30.0
+# A retry waits for twice as long, and ten seconds more, until it calls an earlier try's submission unknown.
+_TIMEOUT_SECONDS = 6.0
 
 
 def main() -> int:
@@ -35,9 +36,9 @@ def main() -> int:
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos",
-        description="Kill Airflow's processes while they draw images in the sandbox, and inject faults into the "
-        "sandbox. No image may be paid twice and none may be lost. Takes about twelve minutes and needs the server "
-        "programs of PostgreSQL.",
+        description="Kill and clear Airflow's tasks while they draw images in the sandbox, fill their disk, and inject "
+        "faults into the sandbox. No image may be paid twice and none may be lost. Takes about fifteen minutes and "
+        "needs the server programs of PostgreSQL, and root to fill a disk.",
     )
     parser.add_argument("--only", choices=tuple(PARTS), help="run only this test")
     parser.add_argument(
@@ -109,15 +110,14 @@ def _scene(postgres: Postgres, parts: Sequence[Part]) -> Iterator[Scene]:
 
 
 def _connection(api: Sandbox) -> dict[str, str]:
-    # A hanging request should time out, unless every request hangs for a moment.
-    hangs_always = api.settings.hang_after_share == 1
+    # A hanging request should time out, unless every request hangs for a moment, or hangs until its task is killed.
+    hang_seconds = api.settings.hang_seconds
+    times_out = api.settings.hang_after_share < 1 and hang_seconds <= _TIMEOUT_SECONDS
     return {
         "conn_type": "qwenimage",
         "host": api.url,
         "password": api.api_key,
-        "extra": json.dumps(
-            {"timeout_seconds": _LONG_TIMEOUT_SECONDS if hangs_always else api.settings.hang_seconds / 2}
-        ),
+        "extra": json.dumps({"timeout_seconds": hang_seconds / 2 if times_out else _TIMEOUT_SECONDS}),
     }
 
 

@@ -90,7 +90,7 @@ class BatchResult:
 
 def killed_dag(*, quick: bool) -> BatchDag:
     """Return the batch that is killed."""
-    return BatchDag("batch", images=40 if quick else 200, max_in_flight=8 if quick else 16)
+    return BatchDag("batch", images=30 if quick else 200, max_in_flight=8 if quick else 16)
 
 
 def slow_api() -> Sandbox:

@@ -83,7 +83,7 @@ def stored_ids(folder: Path) -> set[str]:
 def recorded_ids(folder: Path) -> set[str]:
     """Return the ids of the image tasks that are recorded for a resume."""
     records = (json.loads(file.read_text()) for file in folder.glob(".submission-*.json"))
-    return {record["image_task_id"] for record in records if record["image_task_id"] is not None}
+    return {record["image_task_id"] for record in records if record.get("image_task_id") is not None}
 
 
 def _manifest_lines(folder: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ FOLDER_VARIABLE = "QWENIMAGE_CHAOS_CHECKPOINTS"
 INTENT = "intent"
 REQUEST = "request"
 ID = "id"
+LATE = "late"
 WAIT = "wait"
 DEFER = "defer"
 RESUME = "resume"
@@ -73,6 +74,7 @@ def install() -> None:
     from airflow_provider_qwenimage.hooks import QwenImageHook
     from airflow_provider_qwenimage.tasks import deferral
     from airflow_provider_qwenimage.tasks.ledger import Ledger
+    from airflow_provider_qwenimage.tasks.stores import FolderStore, TaskStateStore
 
     operator = operators.QwenImageGenerateOperator
     if "execute" in _wrapped:
@@ -80,8 +82,11 @@ def install() -> None:
     _around(operator, "execute", before=_remember)
     _around(operator, "resume_execution", before=_remember_and_stop)
     _around(Ledger, "intend", before=_stop(INTENT))
-    _around(QwenImageHook, "submit", before=_stop(REQUEST))
-    _around(Ledger, "accept", before=_stop(ID))
+    _around(QwenImageHook, "submit_once", before=_stop(REQUEST))
+    for store in (TaskStateStore, FolderStore):
+        _keep_writes(store, "create")
+        _keep_writes(store, "write")
+    _around(Ledger, "accept", before=_stop(ID), after=_repeat_writes_and_stop)
     _around(QwenImageHook, "wait_for_completion", before=_stop_after_first_check)
     _around(deferral, "wait_deferred", after=_stop(DEFER))
     _around(Ledger, "finish", before=_stop(STORED), after=_stop(FINISHED))
@@ -89,6 +94,7 @@ def install() -> None:
 
 _Action = Callable[..., None]
 _wrapped: set[str] = set()
+_writes: list[Callable[[], object]] = []
 
 
 def _around(owner: Any, name: str, *, before: _Action | None = None, after: _Action | None = None) -> None:
@@ -107,6 +113,26 @@ def _around(owner: Any, name: str, *, before: _Action | None = None, after: _Act
 
     setattr(owner, name, with_checkpoints)
     _wrapped.add(name)
+
+
+def _keep_writes(store: Any, name: str) -> None:
+    """Keep each write, so that it can be made again."""
+    original = getattr(store, name)
+
+    @functools.wraps(original)
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        _writes.append(functools.partial(original, *args, **kwargs))
+        return original(*args, **kwargs)
+
+    setattr(store, name, kept)
+
+
+def _repeat_writes_and_stop(*_args: Any, **_kwargs: Any) -> None:
+    """Make the writes of this process again, the intent last, as if a repeated request arrived late; then stop."""
+    if _planned(LATE):
+        for write in reversed(_writes):
+            write()
+        _stop_at(LATE)
 
 
 def _remember(_operator: Any, *args: Any, **kwargs: Any) -> None:
@@ -141,12 +167,16 @@ def _stop(checkpoint: str) -> _Action:
 
 
 def _stop_at(checkpoint: str) -> None:
-    folder = os.environ.get(FOLDER_VARIABLE)
-    if folder is None or "key" not in _running:
-        return
-    for file in sorted(Path(folder, checkpoint, "planned").glob(f"{_running['key']}@*")):
+    for file in _planned(checkpoint):
         claim = file.parent.parent / "reached" / f"{file.name}@{os.getpid()}"
         claim.parent.mkdir(exist_ok=True)
         file.rename(claim)
         time.sleep(_LONGEST_STOP_SECONDS)
         raise RuntimeError(f"Nobody killed process {os.getpid()} at the checkpoint {checkpoint!r}.")
+
+
+def _planned(checkpoint: str) -> list[Path]:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder is None or "key" not in _running:
+        return []
+    return sorted(Path(folder, checkpoint, "planned").glob(f"{_running['key']}@*"))

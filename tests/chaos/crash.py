@@ -23,7 +23,6 @@ _RANDOM_SECONDS = 240.0
 _TRIGGERER_SECONDS = 90.0
 # The process of a deferrable task ends within a second; one that waits in the worker runs as long as its image takes.
 _RANDOM_LIVES = (1.0, 4.0)
-_RANDOM_KILLS_PER_TASK = 4
 _KILLS_OF_A_STAGE = 10
 
 
@@ -82,17 +81,18 @@ def kill_triggerer(scene: Scene, dag: DrawingDag, kills: int, *, seed: int) -> T
 
 
 def kill_at_random(
-    scene: Scene, dags: Sequence[DrawingDag], kills: int, *, at_first: int, seed: int
+    scene: Scene, dags: Sequence[DrawingDag], kills: int, *, most_per_task: int, at_first: int, seed: int
 ) -> tuple[Tally, list[Drawing]]:
     """Kill task processes at random moments, and return the row of the table and the tasks.
 
     Args:
         dags: More DAGs than needed.
         kills: How many kills are required.
+        most_per_task: The maximum number of kills per task.
         at_first: How many DAGs to start at once; the others follow one by one until there are enough kills.
         seed: The seed of the moments.
     """
-    killer = RandomKiller(scene, seed=seed, lives=_RANDOM_LIVES, most_per_task=_RANDOM_KILLS_PER_TASK)
+    killer = RandomKiller(scene, seed=seed, lives=_RANDOM_LIVES, most_per_task=most_per_task)
     left, drawings = list(dags), list[Drawing]()
     while left and sum(scene.kills[drawing.instance_key] for drawing in drawings) < kills:
         started, left = (left[:at_first], left[at_first:]) if not drawings else (left[:1], left[1:])

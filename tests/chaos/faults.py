@@ -15,6 +15,7 @@ from tests.chaos.scene import Scene
 from tests.chaos.watching import FolderWatch
 
 CONN_ID = "faults"
+BLIPS_CONN_ID = "blips"
 TIMEOUT_SECONDS = 2
 
 _SECONDS = 900.0
@@ -23,6 +24,7 @@ _MOST_DOWNLOADS = 3000
 _FAILED = "Task failed with exception"
 # One request in five.
 _FAULTY_SHARE = 0.2
+_BLIP_SHARE = 0.1
 _SHARES = {
     "server_error_share": 0.05,
     "rate_limit_share": 0.05,
@@ -63,6 +65,27 @@ def faulty_api(seed: int) -> Sandbox:
         *(draw.choice(_IMAGE_FAULTS) if draw.random() < _FAULTY_SHARE else "ok" for _ in range(_MOST_DOWNLOADS)),
     )
     return api
+
+
+def forgetful_api(seed: int) -> Sandbox:
+    """Return an API that does not know an image task for a second, and then refuses three status reads in ten."""
+    return Sandbox(
+        seconds_per_image=4.0,
+        unknown_seconds=1.0,
+        unauthorized_share=_BLIP_SHARE,
+        forbidden_share=_BLIP_SHARE,
+        not_found_share=_BLIP_SHARE,
+        fault_seed=seed,
+        # A submission that is refused ends its task, rightly.
+        fault_paths=("status",),
+    )
+
+
+def blip_dags(*, quick: bool) -> list[DrawingDag]:
+    """Return the DAGs whose status reads are refused now and then, which must cost neither a retry nor a Clear."""
+    number = 3 if quick else 40
+    groups = [Group("draw", deferrable=False, mapped=number), Group("draw_deferred", deferrable=True, mapped=number)]
+    return [DrawingDag("blips", BLIPS_CONN_ID, groups, retries=0)]
 
 
 def fault_dags(*, quick: bool) -> list[DrawingDag]:
@@ -119,13 +142,20 @@ class FaultResult:
         ]
 
 
-def draw_through_faults(scene: Scene, dags: Sequence[DrawingDag]) -> FaultResult:
-    """Draw the images of all DAGs, clear the tasks that stop as unknown until none does, and check the result."""
+def draw_through_faults(
+    scene: Scene, dags: Sequence[DrawingDag], title: str = "one fault in five requests"
+) -> FaultResult:
+    """Draw the images of all DAGs, clear the tasks that stop as unknown until none does, and check the result.
+
+    Args:
+        dags: They have one connection.
+        title: The faults, for the progress line.
+    """
     drawings = [drawing for dag in dags for drawing in dag.drawings]
     with FolderWatch(scene.images) as watch:
         for dag in dags:
             scene.cluster.run(dag)
-        scene.wait_for_end(f"{len(drawings)} images with one fault in five requests", drawings, seconds=_SECONDS)
+        scene.wait_for_end(f"{len(drawings)} images with {title}", drawings, seconds=_SECONDS)
         for _ in range(_MOST_ROUNDS):
             verdicts = {evidence.name: evidence.verdict for evidence in scene.gather(drawings)}
             stopped = [drawing for drawing in drawings if verdicts[drawing.key] is Verdict.UNKNOWN]
@@ -146,7 +176,7 @@ def draw_through_faults(scene: Scene, dags: Sequence[DrawingDag]) -> FaultResult
     scene.complaints.extend([f"faults: paid twice: {evidence}" for evidence in twice])
     scene.complaints.extend(failures)
     scene.complaints.extend([f"faults: {name} was incomplete under its final name" for name in watch.partial])
-    requests = scene.apis[CONN_ID].requests
+    requests = scene.apis[dags[0].conn_id].requests
     kinds = Counter(request.behaviour for request in requests if request.behaviour != "ok")
     return FaultResult(
         images=len(drawings),

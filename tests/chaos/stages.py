@@ -82,6 +82,7 @@ def all_stages(*, quick: bool) -> list[Stage]:
             hang=("generate", "hang_after"),
         ),
         Stage("answered, id not stored", _dag("before_id", mixed), _UNKNOWN, checkpoint=checkpoints.ID),
+        Stage("id stored, then a late write of the intent", _dag("late", mixed), STORED, checkpoint=checkpoints.LATE),
         Stage("waiting in the worker", _dag("waiting", waiting), STORED, kills_per_task=2, checkpoint=checkpoints.WAIT),
         Stage(
             "deferring to the triggerer",
@@ -117,7 +118,7 @@ def triggerer_dag(*, quick: bool) -> DrawingDag:
 def random_dags(*, quick: bool) -> list[DrawingDag]:
     """Return the tasks that are killed at random; the later DAGs are used if the first give too few kills."""
     return [
-        DrawingDag(f"random_{number}", "random", mixed_groups(2 if quick else 6), _RANDOM_RETRIES)
+        DrawingDag(f"random_{number}", "random", mixed_groups(1 if quick else 6), _RANDOM_RETRIES)
         for number in range(1, 3 if quick else 9)
     ]
 

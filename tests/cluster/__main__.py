@@ -22,8 +22,8 @@ from tests.cluster.polls import ConnectionWatch
 from tests.cluster.scene import Scene
 from tests.cluster.workload import Workload
 
-_FULL = Workload(images=300, waits=90, too_slow=10)
-_QUICK = Workload(images=40, waits=15, too_slow=3)
+_FULL = Workload(images=300, shared=60, waits=90, too_slow=10)
+_QUICK = Workload(images=40, shared=10, waits=15, too_slow=3)
 _DAGS = "/opt/airflow/dags"
 _SECONDS_PER_IMAGE = 45
 # The defaults are minutes; the test must see these timeouts pass.
@@ -120,6 +120,7 @@ def _run_in(
         sandbox_seconds=60.0,
         frozen_seconds=20.0,
         before_sandbox=books.collect,
+        after_sandbox=books.configure_sandbox,
     )
     scene = Scene(composition, metadata, books, watch, disturbances, workload, progress)
     stack.callback(disturbances.stop)

@@ -55,6 +55,7 @@ class Disturbances:
         sandbox_seconds: How long the sandbox is down.
         frozen_seconds: How long each triggerer is frozen: long enough for another one to take over its waits.
         before_sandbox: Called just before the sandbox is killed.
+        after_sandbox: Called just after the sandbox is restarted.
     """
 
     composition: Composition
@@ -66,6 +67,7 @@ class Disturbances:
     sandbox_seconds: float
     frozen_seconds: float
     before_sandbox: Callable[[], None]
+    after_sandbox: Callable[[], None]
     made: list[Disturbance] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -141,6 +143,7 @@ class Disturbances:
                 self.before_sandbox()
                 container.kill()
                 self._restart_after(service, container, 0, down_seconds)
+                self.after_sandbox()
             else:
                 container.stop()
                 self._restart_after(service, container, 0, _REDIS_SECONDS)

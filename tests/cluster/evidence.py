@@ -14,9 +14,20 @@ import requests
 
 from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADERS
 from tests.chaos.cluster import InstanceKey
+from tests.integration.standalone import wait_for
 
 _ATTEMPT = re.compile(r"attempt=(\d+)\.log$")
 _RECORDED_REQUESTS = 1_000_000
+_SETTINGS = {
+    "request_log_size": _RECORDED_REQUESTS,
+    "unauthorized_share": 0.02,
+    "forbidden_share": 0.02,
+    "not_found_share": 0.02,
+    "unknown_seconds": 1.0,
+    # A submission that is refused ends its task, rightly.
+    "fault_paths": ["status"],
+}
+_START_SECONDS = 60
 
 
 class Books:
@@ -34,11 +45,17 @@ class Books:
         assert port is not None
         return port
 
-    def record_every_request(self) -> None:
-        """Make the sandbox keep more requests than it does by default."""
-        settings = {"request_log_size": _RECORDED_REQUESTS}
-        answer = requests.patch(f"{self.url}/sandbox/settings", json=settings, headers=CONTROL_HEADERS, timeout=30)
+    def configure_sandbox(self) -> None:
+        """Make the sandbox keep every request and refuse some status reads; to be called after each of its starts."""
+        wait_for("the sandbox", self._configure, _START_SECONDS)
+
+    def _configure(self) -> bool:
+        try:
+            answer = requests.patch(f"{self.url}/sandbox/settings", json=_SETTINGS, headers=CONTROL_HEADERS, timeout=30)
+        except requests.ConnectionError:
+            return False
         answer.raise_for_status()
+        return True
 
     def collect(self) -> None:
         """Read the current books."""

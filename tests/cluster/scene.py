@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -21,7 +22,7 @@ from tests.cluster.disturbances import Disturbances
 from tests.cluster.evidence import Books, last_try
 from tests.cluster.metadata import Metadata, TaskRow, states
 from tests.cluster.polls import ConnectionWatch, Poll, overlaps
-from tests.cluster.workload import DRAW, SENSE, TIMEOUT_SECONDS, Workload, prompt_of, submit
+from tests.cluster.workload import DRAWING, SENSE, TIMEOUT_SECONDS, Workload, prompt_of, submit
 from tests.integration.standalone import wait_for
 
 _LOAD_SECONDS = 90.0
@@ -56,7 +57,7 @@ class Scene:
 
     def start(self) -> None:
         """Submit the images that the sensors wait for, and trigger the DAGs."""
-        self.books.record_every_request()
+        self.books.configure_sandbox()
         environment = self.composition.environment("airflow-worker")
         key = json.loads(environment["AIRFLOW_CONN_QWENIMAGE_DEFAULT"])["password"]
         server = self.composition.containers["airflow-apiserver"][0]
@@ -72,7 +73,8 @@ class Scene:
             self.books.url, key, [f"Wait too long {number} [slow]" for number in range(self.workload.too_slow)]
         )
         self._runs[SENSE] = self._api.trigger(SENSE, {"waits": waits, "slow": slow})
-        self._runs[DRAW] = self._api.trigger(DRAW)
+        for dag_id in DRAWING:
+            self._runs[dag_id] = self._api.trigger(dag_id)
 
     def run_to_end(self) -> None:
         """Wait until every task is finished and every disturbance has been made."""
@@ -84,8 +86,10 @@ class Scene:
         stopped = [row for row in rows.values() if row.state == "failed" and UNKNOWN in self._last_try(row)]
         if not stopped:
             return
-        wait_for("the end of the DAG run", lambda: self._api.run_state(DRAW, self._runs[DRAW]) != "running", 60)
-        self._api.clear(DRAW, self._runs[DRAW], "draw", [row.key[2] for row in stopped])
+        for dag_id in DRAWING:
+            wait_for("the end of the DAG run", functools.partial(self._is_over, dag_id), 60)
+            if numbers := [row.key[2] for row in stopped if row.key[0] == dag_id]:
+                self._api.clear(dag_id, self._runs[dag_id], "draw", numbers)
         self._clears.update(row.key for row in stopped)
         self._wait_for_end(f"Clearing {len(stopped)} tasks that stopped as unknown")
 
@@ -99,7 +103,10 @@ class Scene:
         rows = self.metadata.tasks()
         images, waits = self._images(rows), states(rows, SENSE, "wait")
         too_slow = [self._ended(row) for key, row in rows.items() if key[:2] == (SENSE, "wait_too_long")]
-        polled_twice = overlaps(self._polls())
+        ids = self.books.accepted_ids()
+        # Two tasks may wait for the same image task, in two triggerers.
+        shared = {image_task_id for number in range(self.workload.shared) for image_task_id in ids[prompt_of(number)]}
+        polled_twice = overlaps({key: polls for key, polls in self._polls().items() if key not in shared})
         limits = {service.name: service.memory for service in self.composition.services.values()}
         affected: dict[str, list[int]] = {}
         for service in disturbances.KILLED:
@@ -154,10 +161,13 @@ class Scene:
                 assert time.monotonic() < deadline, f"not finished after {_END_SECONDS:.0f} s: {dict(counted)}"
                 time.sleep(_PAUSE_SECONDS)
 
+    def _is_over(self, dag_id: str) -> bool:
+        return self._api.run_state(dag_id, self._runs[dag_id]) != "running"
+
     def _are_dags_loaded(self) -> bool:
         errors = self._api.import_errors()
         assert not errors, f"Airflow cannot import a DAG file:\n{errors[0]}"
-        return self._api.dag_ids() >= {DRAW, SENSE}
+        return self._api.dag_ids() >= {*DRAWING, SENSE}
 
     def _measure_memory(self) -> None:
         for name, containers in self.composition.containers.items():
@@ -171,16 +181,22 @@ class Scene:
         ids, stored = self.books.accepted_ids(), whole_images(self.composition.volume("images"))
         found = []
         for number in range(self.workload.images):
-            key, prompt = (DRAW, "draw", number), prompt_of(number)
-            row = rows.get(key)
+            prompt, keys = prompt_of(number), [(dag_id, "draw", number) for dag_id in DRAWING]
+            drawn = [rows.get(key) for key in keys[: 2 if number < self.workload.shared else 1]]
             found.append(
                 Evidence(
                     name=f"draw[{number}]",
-                    state=row.state if row else None,
+                    state=next(
+                        (row.state if row else None for row in drawn if row is None or row.state != "success"),
+                        "success",
+                    ),
                     accepted=len(ids[prompt]),
                     result_is_whole=stored.get(prompt) in ids[prompt],
-                    last_try_unknown=row is not None and row.state == "failed" and UNKNOWN in self._last_try(row),
-                    clears=self._clears[key],
+                    last_try_unknown=any(
+                        row is not None and row.state == "failed" and UNKNOWN in self._last_try(row) for row in drawn
+                    ),
+                    # Two tasks that share an image are cleared together, which is one consent.
+                    clears=max(self._clears[key] for key in keys),
                 )
             )
         return found
@@ -230,6 +246,7 @@ class Scene:
         stored = sum(image.verdict == "stored" for image in images)
         results = [
             ("images stored", f"{stored} of {len(images)}"),
+            ("images that two DAG runs drew at once", str(self.workload.shared)),
             ("images paid twice without consent", str(sum(image.paid_twice for image in images))),
             ("images stopped as unknown, then cleared", str(unknown)),
             ("submissions accepted for the images", str(sum(image.accepted for image in images))),

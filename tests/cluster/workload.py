@@ -8,7 +8,8 @@ from pathlib import Path
 
 import requests
 
-DRAW, SENSE = "cluster_draw", "cluster_sense"
+DRAW, DRAW_TOO, SENSE = "cluster_draw", "cluster_draw_too", "cluster_sense"
+DRAWING = (DRAW, DRAW_TOO)
 TIMEOUT_SECONDS = 150.0
 
 _DRAW_FILE = '''\
@@ -59,23 +60,26 @@ class Workload:
 
     Attributes:
         images: Images that mapped tasks draw.
+        shared: How many of them a second DAG draws into the same folder, at the same time.
         waits: Sensors whose image task ends in time.
         too_slow: Sensors whose image task takes longer than their timeout.
     """
 
     images: int
+    shared: int
     waits: int
     too_slow: int
 
     @property
     def tasks(self) -> int:
         """The number of task instances, without those that return the ids."""
-        return self.images + self.waits + self.too_slow
+        return self.images + self.shared + self.waits + self.too_slow
 
     def write_dags(self, folder: Path, output_path: str) -> None:
         """Write the DAG files into a folder."""
         texts = {
             DRAW: _DRAW_FILE.format(dag_id=DRAW, number=self.images, folder=output_path),
+            DRAW_TOO: _DRAW_FILE.format(dag_id=DRAW_TOO, number=self.shared, folder=output_path),
             SENSE: _SENSE_FILE.format(dag_id=SENSE, timeout=TIMEOUT_SECONDS),
         }
         for dag_id, text in texts.items():
