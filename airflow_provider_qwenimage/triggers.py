@@ -23,6 +23,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageRequestError,
     QwenImageTaskFailedError,
     is_bad_argument,
+    without_advice,
 )
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.snapshots import read_snapshot
@@ -168,7 +169,7 @@ def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str
 
     Returns:
         ``status`` ("success" or "error"), ``message`` and ``image_task_id``; on success and after a FAILED also
-        ``snapshot``; on an error also ``error``, the name of its class, and ``permanent``.
+        ``snapshot``; on an error also ``error``, the name of its class, ``advice`` and ``permanent``.
     """
     image_task_id = printable_id(image_task_id)
     if isinstance(end, polling.Done):
@@ -181,7 +182,8 @@ def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str
     else:
         event = {
             "status": _ERROR,
-            "message": storable_text(str(end.error), MAX_MESSAGE_CHARACTERS),
+            "message": storable_text(without_advice(end.error), MAX_MESSAGE_CHARACTERS),
+            "advice": storable_text(end.error.advice, MAX_MESSAGE_CHARACTERS),
             "image_task_id": image_task_id,
             "error": type(end.error).__name__,
             "permanent": end.error.permanent,
@@ -242,6 +244,8 @@ def _error_of(event: dict[str, Any]) -> QwenImageError:
         failure: QwenImageError = error_class(event["message"], snapshot=read_snapshot(event["snapshot"]))
         return failure
     error: QwenImageError = error_class(event["message"])
+    # The message of an earlier version ends with its advice.
+    error.advice = event["advice"] if isinstance(event.get("advice"), str) else ""
     # An earlier version ended a wait for good if a read was refused.
     error.permanent = bool(event.get("permanent")) and not isinstance(error, QwenImageRequestError)
     return error

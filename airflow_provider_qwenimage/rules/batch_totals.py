@@ -10,7 +10,9 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBatchError,
     QwenImageCreditsError,
+    QwenImageError,
     QwenImageTaskFailedError,
+    without_advice,
 )
 from airflow_provider_qwenimage.rules.batch_endings import Ending, Missing, brief, why_missing
 from airflow_provider_qwenimage.rules.batch_rows import RowNumbers, RowStatus
@@ -290,5 +292,5 @@ class BatchTotals:
 
 
 def in_brief(error: BaseException) -> str:
-    """Return the message of an error as one short line for a log or another error; the manifest has more of it."""
-    return brief(str(error))
+    """Return what happened as one short line for a log or another error, which has its own advice."""
+    return brief(without_advice(error) if isinstance(error, QwenImageError) else str(error))

@@ -295,10 +295,11 @@ def timed_out(
         last = f"its last status was {printable(shorten(outcome.status))}"
     else:
         last = f"the last read failed: {_brief(outcome)}"
-    return QwenImageTimeoutError(
-        f"Image task {image_task_id} did not end before {deadline}; {last}. It may still end, and is "
-        "paid: wait for this id with a QwenImageStatusSensor, and raise the timeout."
+    error = QwenImageTimeoutError(
+        f"Image task {image_task_id} did not end before {deadline}; {last}. It may still end, and is paid."
     )
+    error.advice = "Wait for this id with a QwenImageStatusSensor, and raise the timeout."
+    return error
 
 
 def _given_up(error: QwenImageError, image_task_id: str, failures: int) -> QwenImageError:

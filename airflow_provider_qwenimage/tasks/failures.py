@@ -10,12 +10,14 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_provider_qwenimage.exceptions import (
     QwenImageContractError,
+    QwenImageError,
     QwenImageImageError,
     QwenImageNotFoundError,
     QwenImageTaskFailedError,
     QwenImageTimeoutError,
     is_bad_argument,
     is_permanent,
+    without_advice,
 )
 from airflow_provider_qwenimage.rules.retries import submission_unknown
 from airflow_provider_qwenimage.rules.task_ids import printable_id
@@ -109,6 +111,9 @@ def recording_end(image_task_id: str, ledger: Ledger) -> Iterator[None]:
             advice = "The next try of this task, automatic or after a Clear, resumes it; that costs nothing."
         if is_permanent(error):
             raise _without_retry(error, f" {state} {advice}") from error
+        if isinstance(error, QwenImageError):
+            # One piece of advice: that of the wait is for those who do not know who submitted the image task.
+            error.advice = advice
         log.warning("%s %s", state, advice)
         raise
 
@@ -173,4 +178,5 @@ def _shown(error: BaseException, message: str) -> dict[str, str]:
 
 def _without_retry(error: BaseException, more: str = "") -> AirflowFailException:
     name = "" if is_bad_argument(error) and not more else f"{type(error).__name__}: "
-    return AirflowFailException(f"{name}{storable_text(str(error))}{more}")
+    what = without_advice(error) if more and isinstance(error, QwenImageError) else str(error)
+    return AirflowFailException(f"{name}{storable_text(what)}{more}")
