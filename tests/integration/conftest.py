@@ -89,3 +89,13 @@ def quick_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick_resends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the pauses between the attempts of a request."""
     monkeypatch.setattr(retries, "MAX_DELAY_SECONDS", 0.01)
+
+
+@pytest.fixture
+def changes_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make Airflow store a changed DAG without its pause of 30 seconds."""
+    from airflow import settings
+
+    monkeypatch.setenv("AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL", "0")
+    # Up to Airflow 3.1.
+    monkeypatch.setattr(settings, "MIN_SERIALIZED_DAG_UPDATE_INTERVAL", 0, raising=False)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from airflow import settings
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_provider_qwenimage.airflow_versions import COUNTS_EVERY_CLEAR
@@ -42,14 +41,6 @@ def _dag(failures: dict[int, type[Exception]] | None = None) -> TestDag:
     with dag:
         _NotesTries(task_id="draw", failures=failures or {})
     return dag
-
-
-@pytest.fixture
-def changes_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make Airflow store a changed DAG without its pause of 30 seconds."""
-    monkeypatch.setenv("AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL", "0")
-    # Up to Airflow 3.1.
-    monkeypatch.setattr(settings, "MIN_SERIALIZED_DAG_UPDATE_INTERVAL", 0, raising=False)
 
 
 @pytest.mark.skipif(AIRFLOW == (3, 0), reason="Airflow 3.0 clears a task with the DAG of the run's start.")
