@@ -261,8 +261,10 @@ class Generating:
         request = self._pushed("request") if submission is None else None
         identity = self._identity() if request is None else self._identity(GenerateRequest(**request))
         if not is_own:
-            # It is another task's, which may have stored it and removed its record in the meantime.
+            # It is another task's, which may have stored it and removed its record in the meantime; or the record of
+            # this task is gone.
             submission = self._ledger.find_shared(identity.key, str(image_task_id))
+            is_own = submission is not None and self._ledger.is_own(submission)
         if submission is not None:
             return resumed(submission, identity, self._instance, is_own=is_own)
         return Submitted(str(image_task_id), identity, self._instance, is_own=is_own)
