@@ -64,7 +64,7 @@ screenshots: env-dev ## Take the pictures of the documentation again, in the sam
 
 test-airflow: $(CHOSEN:%=env-%) ## Run the tests that depend on Airflow on another version (VERSION=2.11.2; without it, list the versions)
 	@[ -n "$(CHOSEN)" ] || { echo "Which Airflow? VERSION is one of: $(OLDER_AIRFLOWS) $(NEWEST_AIRFLOW)" >&2; exit 1; }
-	$(call folder_of,$(CHOSEN))/bin/python $(PYTEST) -m "not slow and not newest_airflow_only" --hypothesis-profile="older Airflow" $(ARGS)
+	$(call folder_of,$(CHOSEN))/bin/python $(PYTEST) -m "not slow and not runs_on_another_airflow" --hypothesis-profile="older Airflow" $(ARGS)
 
 test-lowest: env-lowest ## Run the tests with the lowest versions that pyproject.toml allows
 	$(LOWEST)/bin/python -m pytest --quiet -k exactly tests/packaging/test_requirements.py

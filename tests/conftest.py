@@ -55,17 +55,17 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip tests of features that this Airflow does not have, and mark those that need only the newest one."""
+    """Skip tests of features that this Airflow does not have, and mark those that need not run on this one."""
     from airflow import __version__
 
     from tests.airflow_features import features_of
-    from tests.airflows import is_newest_only
+    from tests.airflows import runs_elsewhere
 
     cells = features_of(__version__)
     shown = config.stash[_FEATURES_SHOWN] = set()
     for item in items:
-        if is_newest_only(item.path):
-            item.add_marker("newest_airflow_only")
+        if runs_elsewhere(item.path):
+            item.add_marker("runs_on_another_airflow")
         for mark in item.iter_markers("airflow_feature"):
             feature, cell = mark.args
             shown.add((feature, cell))

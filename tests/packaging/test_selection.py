@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.airflows import NEWEST_ONLY
+from tests.airflows import NEWEST_ONLY, OLDEST_AND_NEWEST
 from tests.packaging.conftest import ROOT
 
 TESTS = ROOT / "tests"
@@ -23,8 +23,13 @@ def test_tests_that_run_only_on_the_newest_airflow_do_not_import_airflow(name: s
         assert not re.search(r"^\s*(?:from|import) airflow\b", file.read_text(), re.MULTILINE), file
 
 
+@pytest.mark.parametrize("name", OLDEST_AND_NEWEST)
+def test_a_file_that_runs_on_the_oldest_and_the_newest_airflow_exists(name: str) -> None:
+    assert (TESTS / name).is_file()
+
+
 @pytest.mark.parametrize("folder", ["contract", "integration"])
-def test_contract_and_integration_tests_run_on_every_airflow(folder: str) -> None:
+def test_no_contract_or_integration_test_runs_on_the_newest_airflow_only(folder: str) -> None:
     assert not [name for name in NEWEST_ONLY if name.startswith(folder)]
 
 
