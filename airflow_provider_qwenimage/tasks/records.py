@@ -56,7 +56,8 @@ class Records:
             # The next one is only submitted after the end of this one.
             if self.history[-1].end is None:
                 break
-        if self._earlier_name is not None:
+        # The first try of a task has a record of an earlier version only if it was deferred by that version.
+        if self._earlier_name is not None and (made_in.number > 1 or not self.history):
             earlier = read_earlier_version(self._store.read(self._earlier_name))
             if earlier is not None:
                 earlier = replace(earlier, intent=replace(earlier.intent, by=self._instance))
