@@ -98,6 +98,12 @@ def test_a_file_that_is_not_the_image_of_its_sidecar_is_named_before_anything_is
     assert "Nothing was submitted. Move it away" in found.message
     assert "overwrite=True" in found.message
     folder.image.rename(folder.directory / "mine.png")
+    if damage is break_the_sidecar and folder.identity.name is not None:
+        # Any file may have the name that the user chose.
+        left = folder.find()
+        assert isinstance(left, Obstacle)
+        assert left.path == str(folder.image.with_suffix(".json"))
+        Path(left.path).unlink()
     assert folder.find() is None
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -345,6 +346,42 @@ def test_only_the_half_written_files_of_the_task_itself_are_removed(tmp_path: Pa
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
         [f".a-fox-1234.jpg.{other}-{'0' * 32}.part", f".submission-{mine}.json", f"a-{mine}.part", "a-fox-1234.jpg"]
     )
+
+
+def _write_file(target: ObjectStoragePath) -> None:
+    local = Path(target.path).parents[1] / "local"
+    local.write_bytes(b"whole")
+    storage.put_file(local, target, writer=writer_of({}))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _write_file,
+        partial(storage.put_bytes, b"whole", writer=writer_of({})),
+        partial(storage.create_bytes, b"whole", writer=writer_of({})),
+    ],
+    ids=["put_file", "put_bytes", "create_bytes"],
+)
+@pytest.mark.parametrize("removals", [1, 2])
+def test_a_file_that_another_process_of_the_task_removes_as_a_leftover_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[ObjectStoragePath], object], removals: int
+) -> None:
+    (tmp_path / "images").mkdir()
+    folder = folder_of(tmp_path / "images")
+    sync, left = os.fsync, [*range(removals)]
+
+    def sync_and_remove(descriptor: int) -> None:
+        sync(descriptor)
+        if left:
+            left.pop()
+            storage.remove_leftovers(folder, writer_of({}))
+            assert names_in(tmp_path / "images") == []
+
+    monkeypatch.setattr(os, "fsync", sync_and_remove)
+    write(folder / "x.bin")
+    assert not left
+    assert {file.name: file.read_bytes() for file in (tmp_path / "images").iterdir()} == {"x.bin": b"whole"}
 
 
 def test_files_being_written_have_the_names_that_are_removed_later(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_qwenimage.storage.folders import names_in
 from airflow_provider_qwenimage.storage.libraries import (
@@ -36,6 +36,8 @@ from airflow_provider_qwenimage.storage.libraries import (
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+_Write: TypeAlias = Callable[[IO[bytes]], object]
+
 # The longest file that is read or checked whole: far longer than an image of the API.
 MOST_BYTES = 1024**3
 # A sidecar or a record of a submission has some kilobytes.
@@ -43,6 +45,7 @@ _MOST_JSON_BYTES = 1024**2
 _CHUNK_BYTES = 64 * 1024**2
 _CREATE_TRIES = 5
 _CREATE_PAUSE_SECONDS = 0.2
+_HIDDEN_TRIES = 3
 # A local file system that cannot link answers with one of these.
 _NO_LINKS = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
 
@@ -62,8 +65,12 @@ def put_file(local: Path, target: ObjectStoragePath, *, writer: str = "") -> Non
         if is_object_store(target):
             target.fs.put_file(str(local), target.path, **content_type_arguments(target))
             return
-        with local.open("rb") as source, _replacing(target, writer) as stream:
-            shutil.copyfileobj(source, stream)
+
+        def copy(stream: IO[bytes]) -> None:
+            with local.open("rb") as source:
+                shutil.copyfileobj(source, stream)
+
+        _replace(target, writer, copy)
 
 
 def put_bytes(content: bytes, target: ObjectStoragePath, *, writer: str = "") -> None:
@@ -72,8 +79,7 @@ def put_bytes(content: bytes, target: ObjectStoragePath, *, writer: str = "") ->
         if is_object_store(target):
             target.fs.pipe_file(target.path, content, **content_type_arguments(target))
             return
-        with _replacing(target, writer) as stream:
-            stream.write(content)
+        _replace(target, writer, lambda stream: stream.write(content))
 
 
 def put_json(
@@ -162,22 +168,22 @@ def _create(content: bytes, target: ObjectStoragePath, writer: str, *, exclusive
         arguments = (exclusive_arguments(target) or {}) if exclusive else {}
         target.fs.pipe_file(target.path, content, **content_type_arguments(target), **arguments)
     else:
-        with _replacing(target, writer) as stream:
-            stream.write(content)
+        _replace(target, writer, lambda stream: stream.write(content))
 
 
 def _create_locally(content: bytes, target: ObjectStoragePath, writer: str) -> None:
     final = Path(target.path)
-    with _hidden_file(target, writer) as (hidden, stream):
-        stream.write(content)
-        _flush(target, stream)
+
+    def link(hidden: str) -> None:
         try:
             os.link(hidden, final)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             _create_in_place(content, final)
-        Path(hidden).unlink()
+        Path(hidden).unlink(missing_ok=True)
+
+    _write_hidden(target, writer, lambda stream: stream.write(content), link)
     # The name has to survive a power failure as well: what it records is about to be paid.
     with suppress(OSError):
         directory = os.open(final.parent, os.O_RDONLY)
@@ -358,30 +364,32 @@ def _check_regular(source: ObjectStoragePath) -> None:
             raise OSError(errno.EINVAL, "It is not a regular file; move it away", str(source))
 
 
-@contextmanager
-def _replacing(target: ObjectStoragePath, writer: str) -> Iterator[IO[bytes]]:
-    """Open a hidden file that replaces the target once it is complete."""
+def _replace(target: ObjectStoragePath, writer: str, write: _Write) -> None:
+    """Write a hidden file that replaces the target once it is complete."""
     check_replaceable(target)
-    with _hidden_file(target, writer) as (hidden, stream):
-        yield stream
-        _flush(target, stream)
-        stream.close()
-        target.fs.mv(hidden, target.path)
+    _write_hidden(target, writer, write, lambda hidden: target.fs.mv(hidden, target.path))
 
 
-@contextmanager
-def _hidden_file(target: ObjectStoragePath, writer: str) -> Iterator[tuple[str, IO[bytes]]]:
-    """Open a file next to the target; after an exception it is removed."""
-    filesystem = target.fs
+def _write_hidden(target: ObjectStoragePath, writer: str, write: _Write, put_in_place: Callable[[str], object]) -> None:
+    """Write a file next to the target, and put it in place; after an exception it is removed.
+
+    Another process of the same task may take the file for a leftover and remove it: then it is written again.
+    """
     parent, separator, name = target.path.rpartition("/")
-    hidden = f"{parent}{separator}.{name}.{writer}-{uuid.uuid4().hex}.part"
-    try:
-        with filesystem.open(hidden, "wb") as stream:
-            yield hidden, stream
-    except BaseException:
-        if filesystem.exists(hidden):
-            filesystem.rm_file(hidden)
-        raise
+    for tries_left in reversed(range(_HIDDEN_TRIES)):
+        hidden = f"{parent}{separator}.{name}.{writer}-{uuid.uuid4().hex}.part"
+        try:
+            with target.fs.open(hidden, "wb") as stream:
+                write(stream)
+                _flush(target, stream)
+            put_in_place(hidden)
+        except BaseException as error:
+            with suppress(Exception):
+                target.fs.rm_file(hidden)
+            if not (tries_left and isinstance(error, FileNotFoundError)):
+                raise
+        else:
+            return
 
 
 def _flush(target: ObjectStoragePath, stream: IO[bytes]) -> None:
