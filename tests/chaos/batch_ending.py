@@ -36,7 +36,7 @@ def end_batch(scene: Scene, dag: BatchDag) -> str:
     with scene.progress.step("A batch that is marked as failed"):
         scene.cluster.run(dag)
         wait_for("a batch in the middle", lambda: len(stored_ids(folder)) >= dag.images / 4, _SECONDS)
-        wait_for("a submission without an answer", lambda: bool(unanswered(api)), _SECONDS)
+        wait_for("a submission without an answer", lambda: bool(_unanswered(api)), _SECONDS)
         seconds = _mark_failed(scene, dag)
         accepted = {submission.task_id for submission in api.submissions}
         stored, recorded = stored_ids(folder), recorded_ids(folder)
@@ -60,7 +60,7 @@ def end_batch(scene: Scene, dag: BatchDag) -> str:
     )
 
 
-def unanswered(api: Sandbox) -> list[str]:
+def _unanswered(api: Sandbox) -> list[str]:
     """Return the ids of the image tasks whose submissions are accepted but not answered."""
     return [
         request.task_id

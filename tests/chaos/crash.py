@@ -18,7 +18,7 @@ from tests.chaos.stages import Stage
 from tests.integration.standalone import wait_for
 
 _KILLED = "SIGKILL"
-_STAGES_SECONDS = 480.0
+_STAGES_SECONDS = 600.0
 _RANDOM_SECONDS = 240.0
 _TRIGGERER_SECONDS = 90.0
 # The process of a deferrable task ends within a second; one that waits in the worker runs as long as its image takes.

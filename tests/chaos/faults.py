@@ -70,7 +70,7 @@ def faulty_api(seed: int) -> Sandbox:
 def forgetful_api(seed: int) -> Sandbox:
     """Return an API that does not know an image task for a second, and then refuses three status reads in ten."""
     return Sandbox(
-        seconds_per_image=4.0,
+        seconds_per_image=2.0,
         unknown_seconds=1.0,
         unauthorized_share=_BLIP_SHARE,
         forbidden_share=_BLIP_SHARE,

@@ -57,7 +57,7 @@ class Crash:
         """Kill tasks and the triggerer, clear tasks that stopped as unknown or that submit, and rerun a DAG run."""
         seed, quick = self._seed, self._quick
         rows = crash.kill_at_stages(scene, self._stages)
-        rows.append(crash.kill_triggerer(scene, self._waiting, 2 if quick else 10, seed=seed))
+        rows.append(crash.kill_triggerer(scene, self._waiting, 1 if quick else 10, seed=seed))
         row, random_drawings = crash.kill_at_random(
             scene,
             self._randoms,

@@ -109,7 +109,11 @@ def run_at_once(scene: Scene, dag: SharingDag, *, kills: int) -> str:
         runs = [scene.cluster.trigger(dag.dag_id, {}) for _ in range(_RUNS)]
         made = sum(_kill_batch(scene, dag, runs[number % _RUNS]) for number in range(kills))
         for run_id in runs:
-            scene.cluster.wait_for_run(dag.dag_id, run_id, _SECONDS)
+            try:
+                scene.cluster.wait_for_run(dag.dag_id, run_id, _SECONDS)
+            except AssertionError as error:
+                # What was paid so far may explain it.
+                scene.complaints.append(str(error))
         for _ in range(_MOST_ROUNDS):
             if not (stopped := [run_id for run_id in runs if _stopped_as_unknown(scene, dag, run_id)]):
                 break
