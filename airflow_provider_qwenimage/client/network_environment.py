@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import ssl
 from pathlib import Path
@@ -12,6 +13,11 @@ from airflow_provider_qwenimage.exceptions import QwenImageConnectionError
 
 # Only the first that is set counts; the last two are OpenSSL's own.
 _AUTHORITY_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+# All that requests reads for an http(s) URL.
+_PROXY_VARIABLES = tuple(
+    form(f"{name}_proxy") for name in ("http", "https", "all", "no") for form in (str.lower, str.upper)
+)
 
 
 def tls_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  the connection's field
@@ -85,16 +91,24 @@ def proxy_for(url: str) -> str | None:
     Raises:
         QwenImageConnectionError: If the variable does not hold the URL of a proxy.
     """
+    parts = urlsplit(url)
+    origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return _proxy_of(origin, tuple(map(os.environ.get, _PROXY_VARIABLES)))
+
+
+# A batch asks for each of its images, and reading the whole environment takes as long as reading a status.
+@functools.lru_cache(maxsize=256)
+def _proxy_of(origin: str, _: tuple[str | None, ...]) -> str | None:
     from requests.utils import get_environ_proxies, select_proxy
 
-    proxy = select_proxy(url, get_environ_proxies(url))
+    proxy = select_proxy(origin, get_environ_proxies(origin))
     if not proxy:
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
     if not _is_proxy_url(proxy):
         raise _unusable(
-            f"the environment variable {proxy_variable(url)} does not contain the URL of a proxy, such as "
+            f"the environment variable {proxy_variable(origin)} does not contain the URL of a proxy, such as "
             "http://proxy.example:3128; correct the variable, or unset it"
         )
     parts = urlsplit(proxy)

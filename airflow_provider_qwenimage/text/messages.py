@@ -46,6 +46,8 @@ def shorten(text: str, limit: int = _EXCERPT_CHARACTERS) -> str:
 def printable(text: str) -> str:
     """Return a text as one line that every log and database can store."""
     text = " ".join(text.split())
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 

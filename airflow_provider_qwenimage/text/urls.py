@@ -14,7 +14,8 @@ _USER = re.compile(r"\A([^/?#@]*/+)?[^/?#]*@")
 
 def is_http_url(value: object) -> TypeGuard[str]:
     """Whether `value` is the text of an absolute http(s) URL with a host, printable and without white space."""
-    if not isinstance(value, str) or not value.isprintable() or any(character.isspace() for character in value):
+    # Of all white space, only the space counts as printable.
+    if not isinstance(value, str) or not value.isprintable() or " " in value:
         return False
     try:
         parts = urlsplit(value)
