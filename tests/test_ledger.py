@@ -321,13 +321,23 @@ def test_a_task_that_looked_before_another_one_has_finished_does_not_submit_on_w
 
 
 def test_a_claim_on_records_that_are_removed_meanwhile_is_withdrawn(folder: Place) -> None:
-    folder.submitted().fail(failed(0))
+    folder.intended().answer_server_error()
     late = folder.opened(2, task="paint")
     assert isinstance(step_of(late, asking_of(REQUEST, 2)), Submit)
     folder.submitted(2, task_id="n44").finish()
     # The records that it saw are gone: the image is stored, so that it has to look again.
     assert not late.intend(asking_of(REQUEST, 2))
     assert folder.files() == []
+
+
+@pytest.mark.skipif("task states and shared files" not in PLACES, reason="Airflow below 3.3 has no task states")
+def test_a_failed_image_leaves_no_file_if_airflow_has_its_end(tmp_path: Path) -> None:
+    place = Place("task states and shared files", tmp_path)
+    place.submitted().fail(failed(5))
+    assert place.files() == []
+    step = place.step(2)
+    assert isinstance(step, Submit)
+    assert step.spent == 5
 
 
 def test_an_owner_that_finishes_late_leaves_the_records_of_a_later_submission_alone(folder: Place) -> None:

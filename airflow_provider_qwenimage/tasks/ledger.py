@@ -202,7 +202,15 @@ class Ledger:
     def fail(self, error: QwenImageTaskFailedError) -> None:
         """Record that the image task FAILED, and what it cost."""
         kind = EndKind.REFUSED if isinstance(error, QwenImageContentPolicyError) else EndKind.FAILED
-        self._write_end(self._end(kind, reason=str(error), consumed_credits=error.cost))
+        end = self._end(kind, reason=str(error), consumed_credits=error.cost)
+        places = self._places()
+        for records in places:
+            submission_id = self._current.intent.submission_id if self._current is not None else ""
+            if records is self._shared and self._own in places:
+                # This task's own records have the end, and others ask the API: the folder need not keep it.
+                records.withdraw(submission_id, end)
+            else:
+                records.write_end(submission_id, end)
 
     def record_lost(self) -> bool:
         """Record that the image could not be fetched.

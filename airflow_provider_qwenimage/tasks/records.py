@@ -203,12 +203,14 @@ class FolderRecords(Records):
         self._was_empty = not self.history
 
     def withdraw(self, submission_id: str, end: End) -> None:
-        """Remove the intent of a submission that was not accepted, so that another task may submit."""
+        """Remove a submission that was not accepted, or has failed, so that another task may submit."""
         submission = self.find(submission_id)
         if submission is None:
             return
         try:
             self._remove_intent(submission)
+            if submission.image_task_id is not None:
+                self._store.remove(self._name(submission, Fact.ID))
         except PermissionError:
             # Without the right to delete it stays, with its end: the next one gets the next number.
             self.write_end(submission_id, end)
