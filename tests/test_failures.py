@@ -35,6 +35,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageTaskFailedError,
     QwenImageTimeoutError,
     is_permanent,
+    without_advice,
 )
 from airflow_provider_qwenimage.rules.snapshots import task_failure
 from airflow_provider_qwenimage.rules.submissions import Resume, Step, Stop, Submit
@@ -168,7 +169,9 @@ def test_a_permanent_error_after_a_submission_names_the_image_task_and_that_a_cl
     end = ended_by(recording_end("n43", submitted(store)), error)
     assert type(end) is AirflowFailException
     assert end.__cause__ is error
-    assert str(end).startswith(f"{type(error).__name__}: {error} Image task n43 is submitted and may be paid.")
+    assert str(end).startswith(
+        f"{type(error).__name__}: {without_advice(error)} Image task n43 is submitted and may be paid."
+    )
     assert "Clear this task to resume it; that costs nothing." in str(end)
     assert isinstance(step(store, 2), Resume)
     assert isinstance(step(store, 2, 4), Resume)
@@ -261,7 +264,9 @@ def test_without_a_store_no_error_after_a_submission_is_retried(error: BaseExcep
     end = ended_by(without_retry("n43"), error)
     assert type(end) is AirflowFailException
     assert end.__cause__ is error
-    assert str(end).startswith(f"{type(error).__name__}: {error} Image task n43 is submitted and may be paid")
+    assert str(end).startswith(
+        f"{type(error).__name__}: {without_advice(error)} Image task n43 is submitted and may be paid"
+    )
     for part in ("a retry would submit, and pay, again", "QwenImageStatusSensor", "clear this task to pay for a new"):
         assert part in str(end)
 

@@ -1,6 +1,5 @@
 """Tasks in a loop, since Airflow 3.4: each iteration is a task instance of its own, with its own image and record."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,10 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.airflows import AIRFLOW
 from tests.integration.dag_runs import TestDag, stored_files
 
-pytestmark = pytest.mark.skipif(
-    find_spec("airflow.sdk.execution_time.loop") is None, reason="Airflow has loops since 3.4."
-)
+pytestmark = pytest.mark.skipif(AIRFLOW < (3, 4), reason="Airflow has loops since 3.4.")
 
 
 class _Ends(BaseOperator):

@@ -136,11 +136,12 @@ def test_a_try_that_times_out_while_it_writes_to_the_folder_before_the_submissio
 def _that_can_be_killed(aim: dict[str, Any]) -> tuple[TestDag, Callable[[], None]]:
     """Return a DAG, and a function that ends its running task as Airflow does if the task is marked as failed."""
     running: list[Any] = []
-    # Airflow calls on_kill in the handler of a signal, which then returns to what it has interrupted.
-    dag = dag_that_draws(**aim, retries=0, pre_execute=lambda context: running.append(context["task"]))
+    # Not the task of the context: in Airflow 3.0 that is another copy of it.
+    dag = dag_that_draws(**aim, retries=0, pre_execute=lambda context: running.append(context["ti"]))
 
     def kill() -> None:
-        running[-1].on_kill()
+        # Airflow calls it in the handler of a signal, which then returns to what it has interrupted.
+        running[-1].task.on_kill()
 
     return dag, kill
 
