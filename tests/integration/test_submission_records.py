@@ -88,16 +88,16 @@ def test_the_callback_url_is_in_no_record(
     connected_api: Sandbox, aim: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_once(monkeypatch, Ledger, "accept", after=True)
-    dag = dag_that_draws(**aim, retries=0, callback_url=f"{connected_api.url}/called?token=f00d")
+    dag = dag_that_draws(**aim, retries=0, callback_url=f"{connected_api.url}/called?token=spoken-for")
     dag.run()
 
     written = "".join(records(dag, tmp_path))
     (submission,) = connected_api.submissions
     assert submission.task_id in written
     assert "callback" not in written
-    assert "f00d" not in written
+    assert "spoken-for" not in written
     assert dag.clear("draw").state == "success"
-    assert all("f00d" not in file.read_text() for file in tmp_path.glob("*.json"))
+    assert all("spoken-for" not in file.read_text() for file in tmp_path.glob("*.json"))
     assert stored_files(tmp_path) == [] or len(stored_files(tmp_path)) == 2
 
 
