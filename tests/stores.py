@@ -1,14 +1,18 @@
-"""Storages for tests: in memory under any scheme, or on the local disk with faults."""
+"""Storages for tests: in memory under any scheme; and faults of the local disk."""
 
 from __future__ import annotations
 
+import errno
+import os
 import uuid
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from airflow.providers.common.compat.sdk import io as airflow_io  # type: ignore[attr-defined]
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 
@@ -45,28 +49,25 @@ class WatchedStore(MemoryStore):
         return super().cat_file(*args, **kwargs)
 
 
-class DiskThatFillsUp(LocalFileSystem):
-    """Writes half of the data, then calls `in_the_middle`."""
+def interrupt_writes(monkeypatch: pytest.MonkeyPatch, in_the_middle: Callable[[], object]) -> None:
+    """Have the local disk take half of each file that is written next to its final name, and then call a function."""
+    write, interrupted = os.write, set[str]()
 
-    cachable = False
+    def write_half(descriptor: int, content: Any) -> int:
+        name = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if not name.endswith(".part") or name in interrupted:
+            return write(descriptor, content)
+        interrupted.add(name)
+        written = write(descriptor, content[: len(content) // 2])
+        in_the_middle()
+        return written
 
-    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> Any:
-        stream = super()._open(path, mode, block_size, **kwargs)
-        if "w" not in mode:
-            return stream
-        write = stream.f.write
+    monkeypatch.setattr(os, "write", write_half)
 
-        def write_slowly(content: bytes) -> int:
-            write(content[: len(content) // 2])
-            stream.f.flush()
-            self.in_the_middle()
-            return int(write(content[len(content) // 2 :]))
 
-        stream.write = write_slowly
-        return stream
-
-    def in_the_middle(self) -> None:
-        raise OSError(28, "No space left on device")
+def fill_up() -> None:
+    """Fail as a full disk does."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def attach(filesystem: Any, protocol: str) -> str:

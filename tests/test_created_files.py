@@ -21,7 +21,7 @@ import airflow_provider_qwenimage
 from airflow_provider_qwenimage.storage import files as storage
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from tests.creating import create_each
-from tests.stores import DiskThatFillsUp, MemoryStore, attach, store_at
+from tests.stores import MemoryStore, attach, fill_up, interrupt_writes, store_at
 
 PROTOCOLS = ["s3", "gs", "abfs", "sftp", "file"]
 ROOT = Path(airflow_provider_qwenimage.__file__).parents[1]
@@ -144,8 +144,9 @@ def test_a_link_that_is_reported_as_existing_because_it_was_made_twice_counts_as
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_a_disk_that_fills_up_leaves_no_file(tmp_path: Path) -> None:
-    file = ObjectStoragePath(f"{attach(DiskThatFillsUp(), 'file')}{tmp_path}/record.json")
+def test_a_disk_that_fills_up_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder_of(tmp_path) / "record.json"
+    interrupt_writes(monkeypatch, fill_up)
     with pytest.raises(OSError, match=r"No space left.*/record\.json"):
         storage.create_json({"a": 1}, file)
     assert list(tmp_path.iterdir()) == []
@@ -321,3 +322,20 @@ def test_threads_that_create_a_file_at_once_get_one_file(tmp_path: Path) -> None
         for thread in threads:
             thread.join(100)
         assert sorted(created) == [False] * 5 + [True]
+
+
+def test_a_file_survives_a_power_failure_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, link, steps = os.fsync, os.link, list[str]()
+
+    def note_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().suffix or "the folder")
+
+    def note_link(*names: Any) -> None:
+        link(*names)
+        steps.append("the name")
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "link", note_link)
+    storage.create_json({"a": 1}, folder_of(tmp_path) / "record.json")
+    assert steps == [".part", "the name", "the folder"]

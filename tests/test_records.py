@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
-from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -361,19 +360,14 @@ def test_of_several_processes_that_claim_an_image_one_may_submit(tmp_path: Path)
     assert sorted(won.get(timeout=10) for _ in processes) == [False, False, False, True]
 
 
-class DiskWithoutDeletion(LocalFileSystem):
-    """Removes no file that has its final name."""
+def test_of_two_claims_on_a_forgotten_record_that_could_not_be_deleted_one_may_submit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: Path, **_: Any) -> None:
+        raise PermissionError(file)
 
-    cachable = False
-
-    def rm_file(self, path: str) -> None:
-        if not path.endswith(".part"):
-            raise PermissionError(path)
-        super().rm_file(path)
-
-
-def test_of_two_claims_on_a_forgotten_record_that_could_not_be_deleted_one_may_submit(tmp_path: Path) -> None:
-    folder = ObjectStoragePath(f"{attach(DiskWithoutDeletion(), 'file')}{tmp_path}")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    folder = open_output_path(f"file://{tmp_path}")
     first = folder_records(folder)
     one = add(first)
     first.settle(one, DONE)

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
-from fsspec.implementations.local import LocalFileSystem
 
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage.rules.arguments import read_argument
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.storage import files as storage
+from airflow_provider_qwenimage.storage import local_files
 from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
 from tests import killing_writers
-from tests.stores import DiskThatFillsUp, attach, store_at
+from tests.stores import fill_up, interrupt_writes, store_at
 
 PROTOCOLS = ["s3", "gs", "abfs", "sftp", "file"]
 ROOT = Path(airflow_provider_qwenimage.__file__).parents[1]
@@ -265,27 +265,40 @@ def test_a_store_of_whole_objects_needs_no_move(protocol: str) -> None:
     assert [Path(name).name for name in store.store] == ["a.json"]
 
 
+@pytest.mark.parametrize("most", [0, 1, 9, 10, 11, 25, 100])
+def test_a_long_file_is_read_and_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(local_files, "_PIECE_BYTES", 10)
+    source, file = tmp_path / "source", folder_of(tmp_path) / "x.bin"
+    source.write_bytes(bytes(range(25)))
+    storage.put_file(source, file)
+    assert Path(file.path).read_bytes() == bytes(range(25))
+    assert storage.read_beginning(file, most) == bytes(range(min(most, 25)))
+
+
 @pytest.mark.parametrize("before", [None, {"first": "version"}])
-def test_a_disk_that_fills_up_changes_nothing(tmp_path: Path, before: dict[str, Any] | None) -> None:
-    file = ObjectStoragePath(f"{attach(DiskThatFillsUp(), 'file')}{tmp_path}/record.json")
+def test_a_disk_that_fills_up_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, Any] | None
+) -> None:
+    file = folder_of(tmp_path) / "record.json"
     if before is not None:
-        storage.put_json(before, folder_of(tmp_path) / "record.json")
+        storage.put_json(before, file)
+    interrupt_writes(monkeypatch, fill_up)
     with pytest.raises(OSError, match=r"No space left.*/record\.json"):
         storage.put_json({"second": "version"}, file)
     assert storage.read_json(file) == before
     assert names_in(tmp_path) == ([] if before is None else ["record.json"])
 
 
-def test_a_file_is_not_visible_while_it_is_written(tmp_path: Path) -> None:
+def test_a_file_is_not_visible_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half_written, may_go_on = threading.Event(), threading.Event()
 
-    class SlowDisk(DiskThatFillsUp):
-        def in_the_middle(self) -> None:
-            half_written.set()
-            assert may_go_on.wait(100)
+    def wait_in_the_middle() -> None:
+        half_written.set()
+        assert may_go_on.wait(100)
 
-    storage.put_json({"version": 1}, folder_of(tmp_path) / "record.json")
-    file = ObjectStoragePath(f"{attach(SlowDisk(), 'file')}{tmp_path}/record.json")
+    file = folder_of(tmp_path) / "record.json"
+    storage.put_json({"version": 1}, file)
+    interrupt_writes(monkeypatch, wait_in_the_middle)
     writer = threading.Thread(target=storage.put_json, args=({"version": 2}, file), daemon=True)
     writer.start()
     assert half_written.wait(100)
@@ -297,21 +310,21 @@ def test_a_file_is_not_visible_while_it_is_written(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["record.json"]
 
 
-def test_concurrent_writers_of_one_name_use_different_hidden_files(tmp_path: Path) -> None:
+def test_concurrent_writers_of_one_name_use_different_hidden_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writers = 2
     meeting = threading.Barrier(writers, timeout=100)
-
-    class BusyDisk(DiskThatFillsUp):
-        def in_the_middle(self) -> None:
-            meeting.wait()
-
-    file = ObjectStoragePath(f"{attach(BusyDisk(), 'file')}{tmp_path}/record.json")
+    interrupt_writes(monkeypatch, meeting.wait)
+    file = folder_of(tmp_path) / "record.json"
     contents = [{"writer": number, "filler": "x" * 100_000 * (number + 1)} for number in range(writers)]
     threads = [threading.Thread(target=storage.put_json, args=(content, file)) for content in contents]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
+    assert meeting.n_waiting == 0
+    assert not meeting.broken
     assert storage.read_json(file) in contents
     assert names_in(tmp_path) == ["record.json"]
 
@@ -384,19 +397,13 @@ def test_a_file_that_another_process_of_the_task_removes_as_a_leftover_is_writte
     assert {file.name: file.read_bytes() for file in (tmp_path / "images").iterdir()} == {"x.bin": b"whole"}
 
 
-def test_files_being_written_have_the_names_that_are_removed_later(tmp_path: Path) -> None:
+def test_files_being_written_have_the_names_that_are_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = folder_of(tmp_path)
     left: list[Path] = []
-
-    class Disk(LocalFileSystem):
-        cachable = False
-
-        def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
-            left.append(Path(path1))
-            super().mv(path1, path2, **kwargs)
-
-    target = ObjectStoragePath(f"{attach(Disk(), 'file')}{tmp_path}/x.json")
-    storage.put_json({"a": 1}, target, writer=writer_of({}))
+    interrupt_writes(monkeypatch, lambda: left.extend(tmp_path.iterdir()))
+    storage.put_json({"a": 1}, folder / "x.json", writer=writer_of({}))
     left[0].write_text("half")
     storage.remove_leftovers(folder, writer_of({}))
     assert not left[0].exists()

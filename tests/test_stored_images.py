@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
-from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot
@@ -27,10 +26,9 @@ from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.retries import RequestRetries
 from airflow_provider_qwenimage.sandbox import Sandbox
-from airflow_provider_qwenimage.storage import image_pairs
+from airflow_provider_qwenimage.storage import image_pairs, local_files
 from airflow_provider_qwenimage.storage.images import Obstacle, StoredImages, find_images, save_images
 from airflow_provider_qwenimage.storage.paths import open_output_path
-from tests.stores import attach
 from tests.storing import store_each
 
 # It has a random seed, so each submission is another image.
@@ -260,16 +258,6 @@ def test_the_sidecar_records_the_task_that_stored_the_image(
     assert found.made_by == (made_by or {})
 
 
-class UnsteadyDisk(LocalFileSystem):
-    """Pauses now and then, so that writers meet at every step."""
-
-    cachable = False
-
-    def mv(self, *args: Any, **kwargs: Any) -> None:
-        time.sleep(random.choice((0.0, 0.002, 0.01)))
-        super().mv(*args, **kwargs)
-
-
 def pairs_in(directory: Path) -> dict[str, str]:
     """Return the SHA-256 of each image, by its image task; all of them have a sidecar that describes them."""
     found = {}
@@ -293,12 +281,22 @@ def test_the_image_tasks_of_these_tests_are_different_images(drawn: list[TaskSna
 def test_threads_that_store_under_one_name_at_once_leave_a_pair(
     drawn: list[TaskSnapshot], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def with_pauses(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*names: Any) -> None:
+            # So that writers meet at every step.
+            time.sleep(random.choice((0.0, 0.002, 0.01)))
+            function(*names)
+
+        return call
+
     monkeypatch.setattr(image_pairs, "_PUT_PAUSE_SECONDS", 0.5)
-    writers, start = 3, attach(UnsteadyDisk(), "file")
+    for name in ("link", "replace"):
+        monkeypatch.setattr(os, name, with_pauses(getattr(os, name)))
+    writers = 3
     for number in range(12):
         directory = tmp_path / str(number)
         directory.mkdir()
-        folder, ready = ObjectStoragePath(f"{start}{directory}"), threading.Barrier(writers)
+        folder, ready = open_output_path(f"file://{directory}"), threading.Barrier(writers)
 
         def save(snapshot: TaskSnapshot, folder: Any = folder, ready: threading.Barrier = ready) -> None:
             ready.wait(100)
@@ -328,39 +326,39 @@ def test_processes_that_store_under_one_name_at_once_leave_a_pair(drawn: list[Ta
         assert isinstance(find_images(ImageIdentity(REQUEST), open_output_path(f"file://{directory}")), StoredImages)
 
 
-class RottenDisk(LocalFileSystem):
-    """Returns other bytes than were written, for the first reads of a stored image."""
+def rotten(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
+    """Have the disk return other bytes than were written, for the first reads of images; return the files read."""
+    read, reads = local_files.read, list[str]()
 
-    cachable = False
+    def read_rotten(file: str, start: int, end: int) -> bytes | None:
+        content = read(file, start, end)
+        reads.append(file)
+        rotten = content and file.endswith(".jpg") and sum(name.endswith(".jpg") for name in reads) <= times
+        return content[:-1] if content and rotten else content
 
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.times = times
-        self.reads: list[str] = []
-
-    def cat_file(self, path: str, **kwargs: Any) -> Any:
-        content = super().cat_file(path, **kwargs)
-        self.reads.append(path)
-        if path.endswith(".jpg") and self.times:
-            self.times -= 1
-            return content[:-1]
-        return content
+    monkeypatch.setattr(local_files, "read", read_rotten)
+    return reads
 
 
-def test_a_storage_that_keeps_returning_other_bytes_is_an_error(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
-    disk = RottenDisk(times=99)
-    folder = ObjectStoragePath(f"{attach(disk, 'file')}{tmp_path}")
+def test_a_storage_that_keeps_returning_other_bytes_is_an_error(
+    drawn: list[TaskSnapshot], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_output_path(f"file://{tmp_path}")
+    reads = rotten(monkeypatch, times=99)
     with pytest.raises(
         QwenImageImageError, match="stored 5 times.*not the one its sidecar describes.*Check that"
     ) as caught:
         save_images(drawn[0], ImageIdentity(REQUEST), folder)
     assert not caught.value.permanent
-    assert [".jpg" in read for read in disk.reads] == [False, True] * 5
+    assert [".jpg" in read for read in reads] == [False, True] * 5
     assert isinstance(find_images(ImageIdentity(REQUEST), folder), Obstacle)
 
 
-def test_a_storage_that_returned_other_bytes_once_is_written_again(drawn: list[TaskSnapshot], tmp_path: Path) -> None:
-    folder = ObjectStoragePath(f"{attach(RottenDisk(times=4), 'file')}{tmp_path}")
+def test_a_storage_that_returned_other_bytes_once_is_written_again(
+    drawn: list[TaskSnapshot], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_output_path(f"file://{tmp_path}")
+    rotten(monkeypatch, times=4)
     save_images(drawn[0], ImageIdentity(REQUEST), folder)
     assert isinstance(find_images(ImageIdentity(REQUEST), folder), StoredImages)
 

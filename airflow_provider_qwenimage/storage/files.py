@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
-import stat
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+from airflow_provider_qwenimage.storage import local_files
 from airflow_provider_qwenimage.storage.folders import names_in
 from airflow_provider_qwenimage.storage.libraries import (
     DELETE,
     LIST,
-    LOCAL,
     READ,
     WRITE,
     content_type_arguments,
@@ -32,6 +30,7 @@ from airflow_provider_qwenimage.storage.libraries import (
     is_object_store,
     is_unsupported,
 )
+from airflow_provider_qwenimage.storage.local_files import CREATE_PAUSE_SECONDS, CREATE_TRIES, HIDDEN_TRIES, local_file
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -43,11 +42,6 @@ MOST_BYTES = 1024**3
 # A sidecar or a record of a submission has some kilobytes.
 _MOST_JSON_BYTES = 1024**2
 _CHUNK_BYTES = 64 * 1024**2
-_CREATE_TRIES = 5
-_CREATE_PAUSE_SECONDS = 0.2
-_HIDDEN_TRIES = 3
-# A local file system that cannot link answers with one of these.
-_NO_LINKS = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
 
 
 def put_file(local: Path, target: ObjectStoragePath, *, writer: str = "") -> None:
@@ -62,6 +56,9 @@ def put_file(local: Path, target: ObjectStoragePath, *, writer: str = "") -> Non
         OSError: If it cannot be written, or something other than a file has that name.
     """
     with explaining(WRITE, target):
+        if (file := local_file(target)) is not None:
+            local_files.replace(local, file, writer)
+            return
         if is_object_store(target):
             target.fs.put_file(str(local), target.path, **content_type_arguments(target))
             return
@@ -76,6 +73,9 @@ def put_file(local: Path, target: ObjectStoragePath, *, writer: str = "") -> Non
 def put_bytes(content: bytes, target: ObjectStoragePath, *, writer: str = "") -> None:
     """Put all bytes of a file into storage, as `put_file` does."""
     with explaining(WRITE, target):
+        if (file := local_file(target)) is not None:
+            local_files.replace(content, file, writer)
+            return
         if is_object_store(target):
             target.fs.pipe_file(target.path, content, **content_type_arguments(target))
             return
@@ -103,7 +103,7 @@ def creates_exclusively(path: ObjectStoragePath) -> bool:
     That is so on the local disk, and on S3, Google Cloud Storage and Azure with current libraries. Elsewhere it looks
     for the file and then writes it.
     """
-    return path.protocol in LOCAL or exclusive_arguments(path) is not None
+    return local_file(path) is not None or exclusive_arguments(path) is not None
 
 
 def create_json(
@@ -136,11 +136,11 @@ def create_bytes(content: bytes, target: ObjectStoragePath, *, writer: str = "")
     Raises:
         OSError: If it cannot be written, or something other than a file has that name.
     """
-    check_replaceable(target)
-    if target.protocol in LOCAL and Path(target.path).is_symlink() and not Path(target.path).exists():
-        raise FileExistsError(errno.EEXIST, "It is a link to a file that does not exist; move it away", str(target))
+    if (file := local_file(target)) is not None:
+        with explaining(WRITE, target):
+            return local_files.create(content, file, writer)
     exclusive = creates_exclusively(target)
-    for tries_left in reversed(range(_CREATE_TRIES)):
+    for tries_left in reversed(range(CREATE_TRIES)):
         failure: OSError | None = None
         found = None if exclusive else read_beginning(target, len(content) + 1)
         if found is None:
@@ -160,53 +160,17 @@ def create_bytes(content: bytes, target: ObjectStoragePath, *, writer: str = "")
             exclusive = False
         elif failure is not None and not (tries_left and is_conflict(failure)):
             raise failure
-        time.sleep(random.uniform(0, _CREATE_PAUSE_SECONDS))  # noqa: S311  no secret
+        time.sleep(random.uniform(0, CREATE_PAUSE_SECONDS))  # noqa: S311  no secret
     raise OSError(errno.EBUSY, "It was removed each time that it had been stored", str(target))
 
 
 def _create(content: bytes, target: ObjectStoragePath, writer: str, *, exclusive: bool) -> None:
     """Store a file that does not exist; `exclusive` if the storage is to refuse to replace one."""
-    if target.protocol in LOCAL:
-        _create_locally(content, target, writer)
-    elif is_object_store(target):
+    if is_object_store(target):
         arguments = (exclusive_arguments(target) or {}) if exclusive else {}
         target.fs.pipe_file(target.path, content, **content_type_arguments(target), **arguments)
     else:
         _replace(target, writer, lambda stream: stream.write(content))
-
-
-def _create_locally(content: bytes, target: ObjectStoragePath, writer: str) -> None:
-    final = Path(target.path)
-
-    def link(hidden: str) -> None:
-        try:
-            os.link(hidden, final)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            _create_in_place(content, final)
-        Path(hidden).unlink(missing_ok=True)
-
-    _write_hidden(target, writer, lambda stream: stream.write(content), link)
-    # The name has to survive a power failure as well: what it records is about to be paid.
-    with suppress(OSError):
-        directory = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def _create_in_place(content: bytes, final: Path) -> None:
-    """Create a file on a file system that cannot link: exclusive, but not whole if this process is killed meanwhile."""
-    with final.open("xb") as stream:
-        try:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        except BaseException:
-            final.unlink()
-            raise
 
 
 def _found_after(failure: OSError | None, target: ObjectStoragePath, most: int) -> bytes | None:
@@ -273,10 +237,11 @@ def read_beginning(source: ObjectStoragePath, most: int) -> bytes | None:
 
 
 def _read_part(source: ObjectStoragePath, start: int, end: int) -> bytes | None:
-    _check_regular(source)
-    filesystem = source.fs
     try:
         with explaining(READ, source):
+            if (file := local_file(source)) is not None:
+                return local_files.read(file, start, end)
+            filesystem = source.fs
             try:
                 # In one piece and with bounds: otherwise some stores trust a cached listing, which another process may
                 # have made stale.
@@ -338,7 +303,10 @@ def sha256_of(source: ObjectStoragePath, most: int = MOST_BYTES) -> str | None:
 def remove_file(target: ObjectStoragePath) -> None:
     """Remove a file from storage, if it exists."""
     with suppress(FileNotFoundError), explaining(DELETE, target):
-        target.fs.rm_file(target.path)
+        if (file := local_file(target)) is not None:
+            Path(file).unlink()
+        else:
+            target.fs.rm_file(target.path)
 
 
 def check_replaceable(target: ObjectStoragePath) -> None:
@@ -347,46 +315,22 @@ def check_replaceable(target: ObjectStoragePath) -> None:
     Raises:
         FileExistsError: If one has.
     """
-    if target.protocol not in LOCAL:
-        return
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(Path(target.path).stat().st_mode):
-            raise FileExistsError(
-                errno.EEXIST, "It is not a regular file, so it is not replaced; move it away", str(target)
-            )
-
-
-def _check_regular(source: ObjectStoragePath) -> None:
-    """Refuse a folder, and a device or a pipe, which may never end, before it is opened."""
-    if source.protocol not in LOCAL:
-        return
-    with suppress(FileNotFoundError):
-        mode = Path(source.path).stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, "It is a folder; move it away", str(source))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "It is not a regular file; move it away", str(source))
+    if (file := local_file(target)) is not None:
+        local_files.check_replaceable(file)
 
 
 def _replace(target: ObjectStoragePath, writer: str, write: _Write) -> None:
-    """Write a hidden file that replaces the target once it is complete."""
-    check_replaceable(target)
-    _write_hidden(target, writer, write, lambda hidden: target.fs.mv(hidden, target.path))
-
-
-def _write_hidden(target: ObjectStoragePath, writer: str, write: _Write, put_in_place: Callable[[str], object]) -> None:
-    """Write a file next to the target, and put it in place; after an exception it is removed.
+    """Write a hidden file that replaces the target once it is complete; after an exception it is removed.
 
     Another process of the same task may take the file for a leftover and remove it: then it is written again.
     """
     parent, separator, name = target.path.rpartition("/")
-    for tries_left in reversed(range(_HIDDEN_TRIES)):
+    for tries_left in reversed(range(HIDDEN_TRIES)):
         hidden = f"{parent}{separator}.{name}.{writer}-{uuid.uuid4().hex}.part"
         try:
             with target.fs.open(hidden, "wb") as stream:
                 write(stream)
-                _flush(target, stream)
-            put_in_place(hidden)
+            target.fs.mv(hidden, target.path)
         except BaseException as error:
             with suppress(Exception):
                 target.fs.rm_file(hidden)
@@ -394,10 +338,3 @@ def _write_hidden(target: ObjectStoragePath, writer: str, write: _Write, put_in_
                 raise
         else:
             return
-
-
-def _flush(target: ObjectStoragePath, stream: IO[bytes]) -> None:
-    """Have a local file survive a power failure, not only a killed process."""
-    if target.protocol in LOCAL:
-        stream.flush()
-        os.fsync(stream.fileno())
