@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from airflow_provider_qwenimage._version import __version__
 from airflow_provider_qwenimage.client.download_tries import DownloadPace, DownloadTries
@@ -93,6 +94,15 @@ class AsyncImageClient:
         self._verify = verify
         self._opening = asyncio.Lock()
         self._sessions: dict[bool, AiohttpSession] = {}
+        self._proxies: dict[str, str | None] = {}
+
+    async def proxy(self, url: str) -> str | None:
+        """Return the proxy for a URL, which is looked up once for each origin; see `http_proxy_for`."""
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        if origin not in self._proxies:
+            self._proxies[origin] = await asyncio.to_thread(http_proxy_for, url)
+        return self._proxies[origin]
 
     async def session(self, url: str) -> AiohttpSession:
         """Return the session for a URL; see `ImageClient.session`."""
@@ -226,7 +236,7 @@ async def _download_async(client: AsyncImageClient, download: DownloadTries) -> 
 async def _receive_async(client: AsyncImageClient, download: DownloadTries, exchange: Exchange) -> None:
     request = download.request
     session = await client.session(request.url)
-    proxy = await asyncio.to_thread(http_proxy_for, request.url)
+    proxy = await client.proxy(request.url)
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(exchange.seconds_left()) as limit:
         with exchange.under_way():
