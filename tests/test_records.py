@@ -23,7 +23,7 @@ from airflow_provider_qwenimage.rules.submission_facts import End, EndKind, Fact
 from airflow_provider_qwenimage.rules.tries import Try
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.records import FolderRecords, Records
-from airflow_provider_qwenimage.tasks.stores import FolderStore, TaskStateStore
+from airflow_provider_qwenimage.tasks.stores import FolderStore, TaskStateStore, recorded_names
 from tests.airflows import HAS_TASK_STATES
 from tests.ledgers import REQUEST, Facts, TaskStates, ti_of
 from tests.stores import MemoryStore, attach, store_at
@@ -416,6 +416,25 @@ def test_a_claim_that_was_left_behind_by_a_removal_that_was_cut_off_does_not_sto
     again.read(LATER)
     # Nothing is lost: what is left leads to the image, or to nothing.
     assert [one.image_task_id for one in again.history if one.end is None] in ([], ["n43"])
+
+
+def test_facts_without_an_intent_are_removed_and_those_of_a_live_submission_stay(tmp_path: Path) -> None:
+    folder = open_output_path(f"file://{tmp_path}")
+    records = folder_records(folder)
+    records.read(FIRST)
+    records.write_id(add(records), "n43")
+    (intent,) = (file for file in tmp_path.iterdir() if not file.name.endswith("-id.json"))
+    names = recorded_names(file.name for file in tmp_path.iterdir())
+    assert len(names) == 2
+
+    folder_records(folder, known=names).remove_leftovers()
+    assert len(list(tmp_path.iterdir())) == 2
+
+    intent.unlink()
+    other = tmp_path / ".submission-another-1-0123456789ab-id.json"
+    other.write_text("{}")
+    folder_records(folder, known=recorded_names(file.name for file in tmp_path.iterdir())).remove_leftovers()
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_a_fact_of_another_submission_under_the_same_name_counts_for_nothing() -> None:

@@ -180,6 +180,8 @@ class Drawing:
         step = self.ledger.look_at_shared(self._asking(), Submit())
         if isinstance(step, Resume) and step.image_task_id == stored.image_task_id:
             self.ledger.finish()
+        elif isinstance(step, Submit):
+            self.ledger.remove_leftovers()
 
     def _is_usable(self, found: StoredImages | Obstacle | None) -> TypeGuard[StoredImages]:
         if not isinstance(found, StoredImages):

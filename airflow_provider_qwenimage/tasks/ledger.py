@@ -247,6 +247,11 @@ class Ledger:
             records.settle(current.intent.submission_id, end)
         self._current = replace(current, end=end)
 
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process has left in the folder when it removed the records of the image."""
+        if self._shared is not None:
+            self._shared.remove_leftovers()
+
     def _read_own(self, own: Records) -> None:
         """Read the records of this task; an id that was not recorded there may be in the folder."""
         own.read(self._made_in)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.rules.submission_facts import (
     End,
@@ -120,6 +119,9 @@ class Records:
         self._write(submission_id, Fact.END, end.to_json(), is_last=True)
         self._change(submission_id, end=end)
 
+    def remove_leftovers(self) -> None:
+        """Remove facts without an intent. There are none where nothing is removed."""
+
     def _intent_name(self, number: int) -> str:
         return f"{self._prefix}-{number}-{Fact.INTENT}"
 
@@ -224,6 +226,15 @@ class FolderRecords(Records):
         except PermissionError:
             super().settle(submission_id, end)
 
+    def remove_leftovers(self) -> None:
+        """Remove the listed facts whose intent a killed process has removed."""
+        for name in self._known or ():
+            prefix, _, rest = name.partition("-")
+            number, is_fact, _ = rest.partition("-")
+            # The intent is stored before the other facts: if it is missing after they were listed, it was removed.
+            if prefix == self._prefix and is_fact and self._store.read(f"{prefix}-{number}") is None:
+                self._store.remove(name)
+
     def _remove_all(self) -> None:
         history = self.history
         # The intents first: what is left without them means nothing.
@@ -257,14 +268,13 @@ class FolderRecords(Records):
         return f"{name}-{self._writer}" if fact in (Fact.REPORTED, Fact.LOST, Fact.MISSED) else name
 
 
-def is_recorded(identity: ImageIdentity, names: Collection[str]) -> bool:
-    """Whether a folder has a record of an image.
+def recorded_keys(names: Collection[str]) -> frozenset[str]:
+    """Return the keys of the images that facts are about; see `ImageIdentity`.
 
     Args:
-        identity: The image.
-        names: The names of the facts that the folder has.
+        names: The names of the facts that a folder has.
     """
-    return _claim(identity.key, 1) in names
+    return frozenset(name.partition("-")[0] for name in names)
 
 
 def _claim(key: str, number: int) -> str:

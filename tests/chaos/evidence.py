@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.chaos.cluster import UNKNOWN, Cluster, InstanceKey
+from tests.chaos.cluster import ASKS, Cluster, InstanceKey
 from tests.chaos.drawings import Drawing
 from tests.chaos.judge import Evidence
 
@@ -69,7 +69,7 @@ def gather(
                 state=state,
                 accepted=len(ids[drawing.prompt]),
                 result_is_whole=image_task_id in ids[drawing.prompt],
-                last_try_unknown=bool(tries) and UNKNOWN in tries[-1],
+                last_try_unknown=bool(tries) and any(words in tries[-1] for words in ASKS),
                 kills=kills.get(drawing.instance_key, 0),
                 clears=clears.get(drawing.instance_key, 0),
             )

@@ -25,7 +25,7 @@ class Evidence:
         accepted: How many of its submissions the API accepted and charged.
         result_is_whole: Whether it has its result: a complete image with a sidecar, or, if it stores nothing, the id of
             an accepted image task.
-        last_try_unknown: Whether its last try ended with `QwenImageSubmissionUnknownError`.
+        last_try_unknown: Whether its last try stopped because it may be paid, and asked for a Clear.
         clears: How often it was cleared; each Clear is a decision to pay again.
         kills: How often one of its processes was killed.
     """

@@ -15,9 +15,10 @@ from PIL import Image
 
 from airflow_provider_qwenimage import QwenImageBatchOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.tasks.stores import FolderStore
 from tests.airflows import HAS_TASK_STATES
 from tests.events import finish_images, run_when, wait_until
-from tests.integration.dag_runs import TaskEnd, TestDag
+from tests.integration.dag_runs import Crash, TaskEnd, TestDag
 from tests.stores import MemoryStore, attach
 from tests.task_processes import TaskProcesses
 
@@ -82,6 +83,29 @@ def at_risk(end: TaskEnd) -> Any:
     found = [value["at_risk"] for value in end.xcoms.values() if isinstance(value, dict) and "at_risk" in value]
     assert found or "at_risk" in end.xcoms, f"nothing reports at_risk: {end.xcoms}"
     return end.xcoms.get("at_risk", found[0] if found else None)
+
+
+# What a killed try leaves.
+
+
+def test_a_batch_that_is_killed_while_it_removes_the_records_of_an_image_leaves_none_in_the_end(
+    api: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, crashes = FolderStore.remove, iter([True])
+
+    def crash_at_an_id(self: FolderStore, name: str) -> None:
+        if name.endswith("-id") and next(crashes, False):
+            raise Crash(name)
+        remove(self, name)
+
+    monkeypatch.setattr(FolderStore, "remove", crash_at_an_id)
+    dag = dag_with_batch(folder, PROMPTS, retries=0, max_in_flight=1)
+    assert dag.run()["draw"].state == "failed"
+    assert [file.name for file in folder.glob(".submission-*") if file.name.endswith("-id.json")]
+    assert dag.clear("draw")["draw"].state == "success"
+
+    assert prompts(api) == PROMPTS
+    assert list(folder.glob(".submission-*")) == []
 
 
 # A Clear of a batch with overwrite=True continues what has failed, and draws anew what has succeeded.
