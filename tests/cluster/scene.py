@@ -214,7 +214,8 @@ class Scene:
         polls: dict[str, list[Poll]] = defaultdict(list)
         for read in self.books.status_reads():
             owner = self.watch.owner(read["client_port"], read["time"])
-            if owner is not None and owner.startswith(disturbances.TRIGGERER):
+            # The sandbox does not look at the id of a read that it refuses.
+            if read["task_id"] is not None and owner is not None and owner.startswith(disturbances.TRIGGERER):
                 polls[read["task_id"]].append((owner, read["time"]))
         return polls
 
