@@ -65,8 +65,9 @@ class MeasuredAirflow(StandaloneAirflow):
                 "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
                 "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
                 "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "5",
-                # Airflow's default; the tests set it lower, which makes the scheduler busy whenever a task runs.
+                # Airflow's defaults; the tests set them lower, which keeps the scheduler and the supervisors busy.
                 "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1",
+                "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "5",
                 "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "5",
                 "AIRFLOW__SCHEDULER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "30",
                 "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "30",
