@@ -22,7 +22,7 @@ from airflow_provider_qwenimage.rules.made_by import description_of, writer_of
 from airflow_provider_qwenimage.rules.submission_facts import End, EndKind, Fact, Intent
 from airflow_provider_qwenimage.rules.tries import Try
 from airflow_provider_qwenimage.storage.paths import open_output_path
-from airflow_provider_qwenimage.tasks.records import FolderRecords, Records
+from airflow_provider_qwenimage.tasks.records import FolderRecords, Records, names_by_key
 from airflow_provider_qwenimage.tasks.stores import FolderStore, TaskStateStore, recorded_names
 from tests.airflows import HAS_TASK_STATES
 from tests.ledgers import REQUEST, Facts, TaskStates, ti_of
@@ -427,13 +427,16 @@ def test_facts_without_an_intent_are_removed_and_those_of_a_live_submission_stay
     names = recorded_names(file.name for file in tmp_path.iterdir())
     assert len(names) == 2
 
-    folder_records(folder, known=names).remove_leftovers()
+    folder_records(folder).remove_leftovers(names)
     assert len(list(tmp_path.iterdir())) == 2
 
     intent.unlink()
     other = tmp_path / ".submission-another-1-0123456789ab-id.json"
     other.write_text("{}")
-    folder_records(folder, known=recorded_names(file.name for file in tmp_path.iterdir())).remove_leftovers()
+    by_key = names_by_key(recorded_names(file.name for file in tmp_path.iterdir()))
+    assert by_key["another"] == ["another-1-0123456789ab-id"]
+    (key,) = by_key.keys() - {"another"}
+    folder_records(folder).remove_leftovers(by_key[key])
     assert list(tmp_path.iterdir()) == [other]
 
 

@@ -28,7 +28,7 @@ from airflow_provider_qwenimage.storage.images import StoredImages
 from airflow_provider_qwenimage.storage.paths import is_empty
 from airflow_provider_qwenimage.tasks.drawing import ended_from_outside
 from airflow_provider_qwenimage.tasks.metrics import count_failure
-from airflow_provider_qwenimage.tasks.records import recorded_keys
+from airflow_provider_qwenimage.tasks.records import names_by_key
 from airflow_provider_qwenimage.tasks.stores import RECORDS_PREFIX, recorded_names
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Batch:
         self._submissions = Submissions(self._pipeline, self.totals)
         self._one_at_a_time = asyncio.Lock()
         self._known: frozenset[str] = frozenset()
-        self._known_keys: frozenset[str] = frozenset()
+        self._known_by_key: dict[str, list[str]] = {}
         self._done = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -224,7 +224,7 @@ class Batch:
         folder_is_empty = await asyncio.to_thread(is_empty, folder)
         names: list[str] = [] if folder_is_empty else await asyncio.to_thread(list_names, folder, RECORDS_PREFIX)
         self._known = recorded_names(names)
-        self._known_keys = recorded_keys(self._known)
+        self._known_by_key = names_by_key(self._known)
 
         async def find(number: int) -> None:
             item = self.requests[number]
@@ -247,13 +247,14 @@ class Batch:
 
     def _look(self, drawing: Drawing) -> StoredImages | Step:
         step = drawing.look()
-        if isinstance(step, StoredImages) and drawing.identity.key in self._known_keys:
-            drawing.remove_records_of(step)
+        names = self._known_by_key.get(drawing.identity.key)
+        if isinstance(step, StoredImages) and names:
+            drawing.remove_records_of(step, names)
         return step
 
     def _name_what_is_left(self) -> None:
         """Log what earlier tries of this task have paid for, and what no row asks for any more."""
-        left = set(self._known_keys)
+        left = set(self._known_by_key)
         for number in range(len(self.requests)):
             if not left:
                 return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -175,13 +175,18 @@ class Drawing:
             return self._passing(found) or shared
         return shared
 
-    def remove_records_of(self, stored: StoredImages) -> None:
-        """Remove the records that a killed process has left of an image that it had stored."""
+    def remove_records_of(self, stored: StoredImages, names: Iterable[str]) -> None:
+        """Remove the records that a killed process has left of an image that it had stored.
+
+        Args:
+            stored: The image.
+            names: The names of the facts about it that the folder has.
+        """
         step = self.ledger.look_at_shared(self._asking(), Submit())
         if isinstance(step, Resume) and step.image_task_id == stored.image_task_id:
             self.ledger.finish()
         elif isinstance(step, Submit):
-            self.ledger.remove_leftovers()
+            self.ledger.remove_leftovers(names)
 
     def _is_usable(self, found: StoredImages | Obstacle | None) -> TypeGuard[StoredImages]:
         if not isinstance(found, StoredImages):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -247,10 +247,14 @@ class Ledger:
             records.settle(current.intent.submission_id, end)
         self._current = replace(current, end=end)
 
-    def remove_leftovers(self) -> None:
-        """Remove what a killed process has left in the folder when it removed the records of the image."""
+    def remove_leftovers(self, names: Iterable[str]) -> None:
+        """Remove what a killed process has left in the folder when it removed the records of the image.
+
+        Args:
+            names: The names of the facts about the image that the folder has.
+        """
         if self._shared is not None:
-            self._shared.remove_leftovers()
+            self._shared.remove_leftovers(names)
 
     def _read_own(self, own: Records) -> None:
         """Read the records of this task; an id that was not recorded there may be in the folder."""

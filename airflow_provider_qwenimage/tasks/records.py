@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -119,7 +119,7 @@ class Records:
         self._write(submission_id, Fact.END, end.to_json(), is_last=True)
         self._change(submission_id, end=end)
 
-    def remove_leftovers(self) -> None:
+    def remove_leftovers(self, names: Iterable[str]) -> None:
         """Remove facts without an intent. There are none where nothing is removed."""
 
     def _intent_name(self, number: int) -> str:
@@ -226,13 +226,16 @@ class FolderRecords(Records):
         except PermissionError:
             super().settle(submission_id, end)
 
-    def remove_leftovers(self) -> None:
-        """Remove the listed facts whose intent a killed process has removed."""
-        for name in self._known or ():
-            prefix, _, rest = name.partition("-")
-            number, is_fact, _ = rest.partition("-")
+    def remove_leftovers(self, names: Iterable[str]) -> None:
+        """Remove the facts about the image whose intent a killed process has removed.
+
+        Args:
+            names: The names of the facts, as they were listed.
+        """
+        for name in names:
+            number, is_fact, _ = name.removeprefix(f"{self._prefix}-").partition("-")
             # The intent is stored before the other facts: if it is missing after they were listed, it was removed.
-            if prefix == self._prefix and is_fact and self._store.read(f"{prefix}-{number}") is None:
+            if is_fact and self._store.read(f"{self._prefix}-{number}") is None:
                 self._store.remove(name)
 
     def _remove_all(self) -> None:
@@ -268,13 +271,16 @@ class FolderRecords(Records):
         return f"{name}-{self._writer}" if fact in (Fact.REPORTED, Fact.LOST, Fact.MISSED) else name
 
 
-def recorded_keys(names: Collection[str]) -> frozenset[str]:
-    """Return the keys of the images that facts are about; see `ImageIdentity`.
+def names_by_key(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names of the facts about each image, by its key; see `ImageIdentity`.
 
     Args:
         names: The names of the facts that a folder has.
     """
-    return frozenset(name.partition("-")[0] for name in names)
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.partition("-")[0], []).append(name)
+    return found
 
 
 def _claim(key: str, number: int) -> str:
