@@ -20,7 +20,7 @@ _HUFFMAN = (0xC0, 0xC1, 0xC2)
 _FRAMES = (*_HUFFMAN, 0xC3, 0xC9, 0xCA, 0xCB)
 _PROGRESSIVE = (0xC2, 0xCA)
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
-# It begins with one byte, for which Python searches thirty times as fast; fill bytes may precede it.
+# It begins with a literal byte, for which Python searches thirty times as fast; fill bytes may precede it.
 _NEXT_MARKER = re.compile(rb"\xff([^\x00\xff])")
 _UNIT = re.compile(rb"\xff\x00|.", re.DOTALL)
 # Encoders write about ten scans; each is a walk over all blocks, so a file of many small ones would take hours.

@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -324,9 +323,8 @@ def _replace(target: ObjectStoragePath, writer: str, write: _Write) -> None:
 
     Another process of the same task may take the file for a leftover and remove it: then it is written again.
     """
-    parent, separator, name = target.path.rpartition("/")
     for tries_left in reversed(range(HIDDEN_TRIES)):
-        hidden = f"{parent}{separator}.{name}.{writer}-{uuid.uuid4().hex}.part"
+        hidden = local_files.hidden_name(target.path, writer)
         try:
             with target.fs.open(hidden, "wb") as stream:
                 write(stream)

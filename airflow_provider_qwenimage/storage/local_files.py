@@ -63,6 +63,12 @@ def read(file: str, start: int, end: int) -> bytes | None:
     return b"".join(pieces)
 
 
+def hidden_name(file: str, writer: str) -> str:
+    """Return a new name for an incomplete file, which `storage.files.remove_leftovers` recognizes."""
+    parent, separator, name = file.rpartition("/")
+    return f"{parent}{separator}.{name}.{writer}-{uuid.uuid4().hex}.part"
+
+
 def check_replaceable(file: str) -> None:
     """Check that no folder, pipe or device has the name under which a file will be stored.
 
@@ -150,7 +156,7 @@ def _create(content: bytes, file: str, writer: str) -> None:
         finally:
             _remove_quietly(hidden)
         break
-    # What it records is about to be paid.
+    # A record is of no use after a power failure without its name: what it records is about to be paid.
     with suppress(OSError):
         directory = os.open(os.path.dirname(file), os.O_RDONLY | os.O_CLOEXEC)  # noqa: PTH120  a string is at hand
         try:
@@ -174,8 +180,7 @@ def _write_hidden(content: bytes | Path, file: str, writer: str) -> str:
 
     Another process of the same task may take it for a leftover and remove it: then it has to be written again.
     """
-    parent, separator, name = file.rpartition("/")
-    hidden = f"{parent}{separator}.{name}.{writer}-{uuid.uuid4().hex}.part"
+    hidden = hidden_name(file, writer)
     try:
         _write_to_disk(os.open(hidden, _NEW_FILE, _ANY_USER), content)
     except BaseException:
