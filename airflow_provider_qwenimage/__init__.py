@@ -10,6 +10,7 @@ from airflow_provider_qwenimage._version import __version__
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
     from airflow_provider_qwenimage.operators import QwenImageBatchOperator, QwenImageGenerateOperator
+    from airflow_provider_qwenimage.retry_policies import QwenImageRetryPolicy
     from airflow_provider_qwenimage.sensors import QwenImageStatusSensor
     from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 
@@ -18,6 +19,7 @@ __all__ = [
     "QwenImageBatchOperator",
     "QwenImageGenerateOperator",
     "QwenImageHook",
+    "QwenImageRetryPolicy",
     "QwenImageStatusSensor",
     "QwenImageStatusTrigger",
     "__version__",
@@ -28,6 +30,7 @@ _MODULES = {
     "QwenImageBatchOperator": "operators",
     "QwenImageGenerateOperator": "operators",
     "QwenImageHook": "hooks",
+    "QwenImageRetryPolicy": "retry_policies",
     "QwenImageStatusSensor": "sensors",
     "QwenImageStatusTrigger": "triggers",
 }

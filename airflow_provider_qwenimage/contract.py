@@ -21,16 +21,21 @@ GENERATE_PATH = "/api/generate"
 STATUS_PATH = "/api/status"
 
 MAX_PROMPT_CHARACTERS = 2000
+"""The longest prompt, in characters."""
 CREDITS_PER_IMAGE = 5
+"""The documented price of an image. What it was charged is in `TaskSnapshot.consumed_credits`."""
 RANDOM_SEED = -1
-# Airflow and databases store integers of 64 bits.
+"""The seed that stands for a random one."""
 MAX_SEED = 2**63 - 1
+"""The largest seed: Airflow and databases store integers of 64 bits."""
 DEFAULT_SIZE = "1024*1024"
 SIZES = ("1024*1024", "1024*1536", "1536*1024", "768*1024", "1024*768")
+"""The sizes of images, width times height in pixels."""
 DEFAULT_OUTPUT_FORMAT = "jpeg"
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
-# Several times the largest documented size (1024*1536) as an uncompressed bitmap.
+"""The formats of images."""
 DEFAULT_MAX_IMAGE_BYTES = 50 * 1024 * 1024
+"""The largest image file that is downloaded: several times the largest size as an uncompressed bitmap."""
 
 # The API draws one image per request. Of a longer list of URLs, the first are read.
 MAX_IMAGES = 10

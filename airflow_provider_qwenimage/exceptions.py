@@ -1,7 +1,5 @@
 """The errors of this package.
 
-::
-
     QwenImageError
     ├── QwenImageRequestError                 the API answered with an error (.code, .from_api)
     │   ├── QwenImageBadRequestError          400

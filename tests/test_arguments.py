@@ -30,7 +30,10 @@ from airflow_provider_qwenimage.rules.arguments import (
 )
 from airflow_provider_qwenimage.text.messages import shown
 
-FLAGS = ("wait_for_completion", "deferrable", "overwrite", "durable", "soft_fail", "never_fail", "log_statuses")
+FLAGS = (
+    *("wait_for_completion", "deferrable", "overwrite", "durable", "prompt_in_asset_events"),
+    *("soft_fail", "never_fail", "log_statuses"),
+)
 SECONDS = ("poll_interval", "poke_interval", "timeout", "timeout_seconds", "retry_delay")
 WHOLES = ("max_consecutive_failures", "max_image_bytes", "max_in_flight", "max_failures", "retry_limit")
 

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_qwenimage.rules.made_by import description_of, iteration_of, state_scope_of, variant_of, writer_of
+from airflow_provider_qwenimage.rules.batch_rows import manifest_name
+from airflow_provider_qwenimage.rules.made_by import (
+    Region,
+    description_of,
+    iteration_in,
+    iteration_of,
+    region_of,
+    state_scope_of,
+    variant_of,
+    writer_of,
+)
 
 NO_REGION = UUID(int=0)
 REGION = UUID("01a217f6-8cfd-73ab-9385-f49cfd7cde9c")
@@ -29,6 +39,11 @@ def in_loop(iteration: int, map_index: int = -1, region: UUID = REGION) -> Simpl
     return task_instance(map_index, region_id=region, region_index=index, get_template_context=lambda: context)
 
 
+def manifest_of(ti: SimpleNamespace) -> str:
+    made_by = description_of(ti)
+    return manifest_name(made_by["map_index"], iteration_in(made_by))
+
+
 OUTSIDE = {
     "before Airflow 3.4": task_instance(),
     "mapped, before Airflow 3.4": task_instance(3),
@@ -44,6 +59,8 @@ OUTSIDE = {
 def test_outside_loops_the_names_are_those_of_earlier_versions(ti: SimpleNamespace) -> None:
     assert iteration_of(ti) is None
     assert state_scope_of(ti) == ""
+    assert region_of(ti) is None
+    assert manifest_of(ti) == ("manifest-3.jsonl" if ti.map_index == 3 else "manifest.jsonl")
     assert variant_of(ti) == max(0, ti.map_index or 0)
     assert description_of(ti).keys() == {"dag_id", "run_id", "task_id", "map_index", "max_tries"}
     if ti.map_index is not None:
@@ -54,6 +71,8 @@ def test_outside_loops_the_names_are_those_of_earlier_versions(ti: SimpleNamespa
 def test_each_iteration_of_a_loop_has_names_of_its_own(places: list[tuple[int, int]]) -> None:
     one, other = (in_loop(iteration, map_index) for iteration, map_index in places)
     assert writer_of(description_of(one)) != writer_of(description_of(other))
+    assert manifest_of(one) != manifest_of(other)
+    assert region_of(one) == Region(str(REGION), one.region_index)
     # A task is mapped in all iterations or in none, so that -1 and 0 never meet.
     if (one.map_index < 0) == (other.map_index < 0):
         assert variant_of(one) != variant_of(other)

@@ -115,7 +115,7 @@ def test_a_file_that_contains_no_requests_is_not_quoted(name: str, content: str 
 @pytest.mark.parametrize(
     ("name", "content", "story"),
     [
-        ("r.jsonl", '"a"\n{"prompt": "b",}\n', r"row 2 \(line 2\): not JSON at column 16: Expecting property name"),
+        ("r.jsonl", '"a"\n{prompt: "b"}\n', r"row 2 \(line 2\): not JSON at column 2: Expecting property name"),
         ("r.jsonl", '"a"\n\n  {"prompt" "b"}\n', r"row 2 \(line 3\): not JSON at column 13: Expecting ':' delimiter"),
         ("r.jsonl", '{"prompt": "a", "seed": NaN}', "not JSON: NaN or Infinity"),
         ("r.jsonl", '{"prompt": "a", "seed": -Infinity}', "not JSON: NaN or Infinity"),

@@ -170,7 +170,7 @@ def test_the_folder_is_created(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "folder").is_dir()
 
 
-@pytest.mark.parametrize("start", ["", "file:", "file://"])
+@pytest.mark.parametrize("start", ["", "file:", "file://", "file:///"])
 def test_a_plain_path_works_like_a_file_url(tmp_path: Path, start: str) -> None:
     folder = open_output_path(f"{start}{tmp_path}/plain")
     storage.put_json({"a": 1}, folder / "a.json")
@@ -178,7 +178,7 @@ def test_a_plain_path_works_like_a_file_url(tmp_path: Path, start: str) -> None:
     assert names_in(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize("output_path", ["~/images", "images", "."])
+@pytest.mark.parametrize("output_path", ["~/images", "images", ".", "file://images", "file://~/images"])
 def test_a_path_may_begin_in_the_home_or_working_directory_of_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_path: str
 ) -> None:

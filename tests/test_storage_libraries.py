@@ -99,6 +99,19 @@ def test_the_content_type_follows_from_the_suffix(name: str) -> None:
     assert content_type_of(name) == "image/png"
 
 
-@pytest.mark.parametrize("url", ["s3://aws_default@bucket/a:b@c", "s3://bucket/x", "/data/a:b@c", "file:///a:b@c"])
+@pytest.mark.parametrize("secret", ["secret", "sec/ret", "secret/", "9secret", "sec:ret", ""])
+def test_a_password_in_a_url_is_masked(secret: str) -> None:
+    assert without_credentials(f"s3://key:{secret}@bucket/a") == "s3://***@bucket/a"
+
+
+@pytest.mark.parametrize("text", ["://", ":", "://a:b", "@", "://::a"])
+def test_a_long_text_is_masked_at_once(text: str) -> None:
+    # It would take minutes if the time grew with more than the length.
+    without_credentials(f"://{text * (1_000_000 // len(text))}")
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket:9000/a@b", "s3://aws_default@bucket/a:b@c", "s3://bucket/x", "/data/a:b@c", "file:///a:b@c"]
+)
 def test_a_url_without_a_password_is_shown_unchanged(url: str) -> None:
     assert without_credentials(url) == url

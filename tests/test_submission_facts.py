@@ -128,6 +128,14 @@ def test_an_intent_names_the_image_that_was_asked_for(intent: Intent) -> None:
     assert intent.identity.request.description() == intent.request
 
 
+@pytest.mark.parametrize(
+    "name", ["../../etc/fox", "a/b", ".hidden", "manifest", "fox.png", " fox", "", "a" * 200, "a\0"]
+)
+def test_an_intent_with_a_name_that_no_image_can_have_is_not_readable(name: str) -> None:
+    assert Intent.from_json(INTENT.to_json() | {"name": "fox"}).is_readable
+    assert not Intent.from_json(INTENT.to_json() | {"name": name}).is_readable
+
+
 @given(anything | changed_parts(INTENT.to_json()))
 def test_any_intent_is_read_without_an_error_and_an_unreadable_one_stops(value: object) -> None:
     intent = Intent.from_json(value)

@@ -73,7 +73,7 @@ def read_request(fields: Mapping[str, object]) -> GenerateRequest:
     Raises:
         ValueError: If a field is not what the API allows, or the prompt is missing.
     """
-    given: dict[str, Any] = {name: value for name, value in fields.items() if not _is_left_out(value)}
+    given: dict[str, Any] = {name: value for name, value in fields.items() if not is_left_out(value)}
     if "prompt" not in given:
         what = f"is {shown(fields['prompt'])}" if "prompt" in fields else "is missing"
         raise ValueError(f"prompt {what}; it must be a non-empty string.")
@@ -144,7 +144,8 @@ def _refused(name: str, value: object, requirement: str) -> ValueError:
     return ValueError(f"{name} is {shown(value)}; it must be {requirement}.")
 
 
-def _is_left_out(value: object) -> bool:
+def is_left_out(value: object) -> bool:
+    """Whether a field of a request counts as left out: it is None or blank."""
     return value is None or (isinstance(value, str) and is_blank(value))
 
 
@@ -233,6 +234,19 @@ def _image_task_id(name: str, value: object) -> str:
     return printable_id(asked)
 
 
+def check_named_image(image_name: object, output_path: object) -> None:
+    """Check that an image with a chosen name is stored.
+
+    Raises:
+        ValueError: If there is no folder for it.
+    """
+    if image_name is not None and output_path is None:
+        raise ValueError(
+            f"image_name is {shown(image_name)} and output_path is None; it must be left out without an output_path, "
+            "because it names the file that is stored there."
+        )
+
+
 def _request_field(name: str, value: object) -> Any:
     return getattr(read_request({"prompt": "of another field"} | {name: value}), name)
 
@@ -305,7 +319,9 @@ ARGUMENTS: Mapping[str, Reader] = {
     "wait_for_completion": _flag,
     "deferrable": _flag,
     "overwrite": _flag,
+    "dry_run": _flag,
     "durable": _flag,
+    "prompt_in_asset_events": _flag,
     "poll_interval": _seconds(),
     "poke_interval": _seconds(),
     "timeout": _seconds(),
@@ -320,6 +336,9 @@ ARGUMENTS: Mapping[str, Reader] = {
     "connection": _connection,
     "log_statuses": _flag,
     "retry_limit": _whole(at_least=0),
+    # Of the retry policy only.
+    "max_delay": _seconds(),
+    "max_reschedules": _whole(at_least=0),
     # Of the hooks, and of every task.
     "retry_delay": _seconds(zero=True),
     # Arguments of Airflow's sensors, which do not check them.

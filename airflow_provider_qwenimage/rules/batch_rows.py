@@ -72,13 +72,16 @@ class RowStatus(StrEnum):
     IN_PROGRESS = "IN_PROGRESS"
 
 
-def manifest_name(map_index: int | None) -> str:
+def manifest_name(map_index: int | None, iteration: int | None = None) -> str:
     """Return the file name of a batch's manifest.
 
     Args:
         map_index: The map index of the Airflow task; -1 or None if it is not mapped.
+        iteration: The iteration of the loop that the task is in, or None.
     """
-    return "manifest.jsonl" if map_index is None or map_index < 0 else f"manifest-{map_index}.jsonl"
+    in_loop = "" if iteration is None else f"-i{iteration}"
+    mapped = "" if map_index is None or map_index < 0 else f"-{map_index}"
+    return f"manifest{in_loop}{mapped}.jsonl"
 
 
 def rows_name(writer: str) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+if TYPE_CHECKING:
+    from airflow_provider_qwenimage.rules.made_by import Region
 
 # The mount point of the plugin's own pages in the API server.
 PREFIX = "/qwenimage"
@@ -13,12 +17,12 @@ RUN_ROUTE = "qwenimage_run_images"
 TASK_ROUTE = "qwenimage_task_images"
 
 
-def task_tab(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
-    """Return the path of the gallery's tab on Airflow's page of a task instance."""
-    return f"{task_page(dag_id, run_id, task_id, map_index)}/plugin/{TASK_ROUTE}"
+def task_tab(dag_id: str, run_id: str, task_id: str, map_index: int, *, region: Region | None = None) -> str:
+    """Return the path of the gallery's tab on Airflow's page of a task instance; see `task_page`."""
+    return f"{_task_path(dag_id, run_id, task_id, map_index)}/plugin/{TASK_ROUTE}{_query(region)}"
 
 
-def task_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+def task_page(dag_id: str, run_id: str, task_id: str, map_index: int, *, region: Region | None = None) -> str:
     """Return the path of Airflow's page of a task instance.
 
     Args:
@@ -26,9 +30,20 @@ def task_page(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
         run_id: The DAG run.
         task_id: The task.
         map_index: -1 where the task is not mapped.
+        region: Of a task in a loop; see `made_by.region_of`.
     """
+    return f"{_task_path(dag_id, run_id, task_id, map_index)}{_query(region)}"
+
+
+def _task_path(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
     mapped = "" if map_index < 0 else f"/mapped/{map_index}"
     return f"{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}{mapped}"
+
+
+def _query(region: Region | None, **parameters: int) -> str:
+    known = {} if region is None else {"region_id": region.id, "region_index": region.position}
+    query = urlencode(parameters | known)
+    return f"?{query}" if query else ""
 
 
 def run_page(dag_id: str, run_id: str) -> str:
@@ -41,7 +56,16 @@ def dag_page(dag_id: str) -> str:
     return f"/dags/{quoted(dag_id)}"
 
 
-def image_path(dag_id: str, run_id: str, task_id: str, map_index: int, number: int, *, kind: str = "") -> str:
+def image_path(
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int,
+    number: int,
+    *,
+    region: Region | None = None,
+    kind: str = "",
+) -> str:
     """Return the path of a stored image, or of what belongs to it, as the plugin serves it.
 
     Args:
@@ -50,10 +74,11 @@ def image_path(dag_id: str, run_id: str, task_id: str, map_index: int, number: i
         task_id: The task.
         map_index: -1 where the task is not mapped.
         number: The image's place among those of the task instance, counted from 1.
+        region: Of a task in a loop; see `made_by.region_of`.
         kind: ``thumbnail`` or ``details`` instead of the image itself.
     """
     path = f"{PREFIX}{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}/images/{number}"
-    return f"{path}{f'/{kind}' if kind else ''}?map_index={map_index}"
+    return f"{path}{f'/{kind}' if kind else ''}{_query(region, map_index=map_index)}"
 
 
 def quoted(name: str) -> str:

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from airflow_provider_qwenimage.contract import GenerateRequest
 
@@ -46,6 +47,11 @@ class ImageIdentity:
         plain = unicodedata.normalize("NFKD", self.request.prompt).encode("ascii", "ignore").decode("ascii")
         words = "-".join(re.findall(r"[a-z0-9]+", plain.lower()))[:_WORDS_CHARACTERS].strip("-")
         return f"{words or 'image'}-{self.fingerprint[:_DIGITS]}"
+
+    def description(self) -> dict[str, Any]:
+        """Return the fields that describe the image, as `GenerateRequest.description` does, and its chosen name."""
+        described = self.request.description()
+        return described if self.name is None else described | {"name": self.name}
 
     @cached_property
     def key(self) -> str:

@@ -22,6 +22,18 @@ class Instance(NamedTuple):
     map_index: int
 
 
+class Region(NamedTuple):
+    """What tells the task instances of a loop's iterations apart, as Airflow's pages address it (3.4 and later).
+
+    Attributes:
+        id: Airflow's id of the loop, or of a mapped task in one iteration of it.
+        position: The iteration, or the map index of the mapped task: Airflow's `region_index`.
+    """
+
+    id: str
+    position: int
+
+
 def instance_of(ti: Any) -> Instance:
     """Return the address of a task instance, or of its key."""
     return Instance(ti.dag_id, ti.run_id, ti.task_id, map_index_of(ti))
@@ -50,6 +62,11 @@ def iteration_of(ti: Any) -> int | None:
     return int(ti.region_index) if map_index_of(ti) < 0 <= ti.region_index else None
 
 
+def region_of(ti: Any) -> Region | None:
+    """Return the region of a running task instance in a loop; None outside loops, where the map index is enough."""
+    return None if iteration_of(ti) is None else Region(str(ti.region_id), int(ti.region_index))
+
+
 def variant_of(ti: Any) -> int:
     """Return what tells a task instance's request from equal ones: 0, if it is neither mapped nor in a loop.
 
@@ -73,6 +90,11 @@ def description_of(ti: Any) -> dict[str, Any]:
     described = {name: getattr(ti, name) for name in names}
     iteration = iteration_of(ti)
     return described if iteration is None else described | {_ITERATION: iteration}
+
+
+def iteration_in(made_by: Mapping[str, Any]) -> int | None:
+    """Return the iteration in what `description_of` returned; None outside loops."""
+    return made_by.get(_ITERATION)
 
 
 def writer_of(made_by: Mapping[str, Any]) -> str:

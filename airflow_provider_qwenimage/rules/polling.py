@@ -26,13 +26,11 @@ from airflow_provider_qwenimage.exceptions import (
 from airflow_provider_qwenimage.rules.arguments import WAIT_ARGUMENTS, Seconds, read_argument
 from airflow_provider_qwenimage.rules.snapshots import task_failure
 from airflow_provider_qwenimage.rules.task_ids import printable_id
+from airflow_provider_qwenimage.rules.wait_defaults import DEFAULT_MAX_CONSECUTIVE_FAILURES, DEFAULT_POLL_INTERVAL
 from airflow_provider_qwenimage.text.messages import printable, shorten
 
 # The API recommends to poll every 5 to 10 seconds.
-DEFAULT_POLL_INTERVAL = 5.0
 SLOWEST_RECOMMENDED_INTERVAL = 10.0
-DEFAULT_TIMEOUT = 1800.0
-DEFAULT_MAX_CONSECUTIVE_FAILURES = 10
 
 # A read ends at the deadline of its wait, except the last one, which begins there and may take this long.
 LAST_READ_SECONDS = 5.0
@@ -246,8 +244,9 @@ def settling_seconds(heartbeat: float, load: float) -> float:
     """Return how many seconds after a deferral Airflow may still be informed of the end of the deferred process.
 
     A supervisor can miss the end of its process until its next heartbeat. If the task is queued again by then, the
-    scheduler takes that report for a crash, and fails a task whose image is drawn and paid. The end of the process and
-    the scheduler's loop take the longer the more processes share a core.
+    scheduler takes that report for a crash, and fails a task whose image is drawn and paid. Airflow 3.4 still
+    does so if the task is running again. The end of the process and the scheduler's loop take the longer the more
+    processes share a core.
 
     Args:
         heartbeat: Airflow's ``[workers] min_heartbeat_interval`` in seconds.

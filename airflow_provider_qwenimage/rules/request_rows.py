@@ -7,7 +7,6 @@ error nor its cause quotes the file. No I/O: the caller opens the stream.
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from airflow_provider_qwenimage.rules.arguments import ROW_FIELDS
-from airflow_provider_qwenimage.text.messages import shorten
+from airflow_provider_qwenimage.text.messages import did_you_mean, shorten
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -124,10 +123,9 @@ def read_json(text: str) -> Any:
     raise problem
 
 
-def near_field(name: str) -> str:
+def near_field(name: str, fields: Sequence[str] = ROW_FIELDS) -> str:
     """Return a question whether a field of a request with a similar name was meant, or an empty text."""
-    near = difflib.get_close_matches(name[:50].strip().lower(), ROW_FIELDS, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    return did_you_mean(name[:50].strip().lower(), fields)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

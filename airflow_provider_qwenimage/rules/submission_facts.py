@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
+from airflow_provider_qwenimage.rules.image_names import check_image_name
 from airflow_provider_qwenimage.rules.task_ids import is_usable, printable_id
 from airflow_provider_qwenimage.rules.tries import Try
 from airflow_provider_qwenimage.text.messages import printable, shorten
@@ -127,7 +128,8 @@ class Intent:
             and isinstance(value["fingerprint"], str)
             and isinstance(value["intended_at"], str)
             and isinstance(variant, int)
-            and isinstance(name, str | None)
+            # It becomes part of a path.
+            and check_image_name("name", name) == name
         )
         if not is_valid or made_in is None:
             raise ValueError(value)

@@ -7,7 +7,6 @@ error is kept, and raised by the task itself.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from airflow_provider_qwenimage.rules.templates import (
     render_text,
     watch,
 )
-from airflow_provider_qwenimage.text.messages import is_blank, shown
+from airflow_provider_qwenimage.text.messages import did_you_mean, is_blank, shown
 
 if TYPE_CHECKING:
     import os
@@ -137,9 +136,10 @@ class TaskArguments:
         """
         if name in _names(cls) or name.startswith("_"):
             return
-        near = difflib.get_close_matches(name, cls.argument_readers, n=1)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"{name!r} is not an argument of {cls.__name__}{meant}; use the arguments that it documents.")
+        # A decorated task's class is not known by its name.
+        task = getattr(cls, "custom_operator_name", cls.__name__)
+        meant = did_you_mean(name, sorted(_names(cls)))
+        raise ValueError(f"{name!r} is not an argument of {task}{meant}; use the arguments that it documents.")
 
     def take_argument(self, name: str, value: object) -> Any:
         """Return an argument as `read_argument` does, or `inspect.Parameter.empty` for a bad one of a mapped task.
@@ -199,7 +199,9 @@ class TaskArguments:
             self._rendered_field = field or self._rendered_field
         render: Any = super().render_template  # type: ignore[misc]  # BaseOperator's
         if self._rendered_field not in self.argument_readers:
-            return render(content, context, jinja_env, seen_oids)
+            # An argument of a decorated function may be the same object as one of the task.
+            with self._inside(content):
+                return render(content, context, jinja_env, seen_oids)
         if is_template(content):
             environment = jinja_env or self.get_template_env()  # type: ignore[attr-defined]  # BaseOperator's
             return self._render_watched(content, context, environment, render, is_whole=field is not None)

@@ -182,20 +182,21 @@ def _found_after(failure: OSError | None, target: ObjectStoragePath, most: int) 
     raise failure
 
 
-def list_names(folder: ObjectStoragePath, prefix: str) -> list[str]:
+def list_names(folder: ObjectStoragePath, prefix: str, is_wanted: Callable[[str], bool] = lambda _: True) -> list[str]:
     """Return the names of a folder's files that begin with a prefix, sorted. Files in folders below it do not count.
 
     In an object store, only the objects with the prefix are listed, whatever else the bucket contains.
 
     Args:
         folder: The folder. It may not exist.
-        prefix: The beginning of the names: at least one character, and no slash.
+        prefix: The beginning of the names, without a slash; empty for all names.
+        is_wanted: Whether to return a name. Names that are not wanted take no memory.
 
     Raises:
         OSError: If the storage does not allow listing.
     """
     with suppress(FileNotFoundError), explaining(LIST, folder):
-        return sorted(name for name in names_in(folder, prefix) if name.startswith(prefix))
+        return sorted(name for name in names_in(folder, prefix) if name.startswith(prefix) and is_wanted(name))
     return []
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def names_in(folder: ObjectStoragePath, prefix: str) -> Iterator[str]:
-    """Yield the names of a folder's files, at least of those that begin with a prefix.
+    """Yield the names of a folder's files, at least of those that begin with a prefix; with an empty one, all names.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -28,7 +28,7 @@ def names_in(folder: ObjectStoragePath, prefix: str) -> Iterator[str]:
     filesystem.invalidate_cache(folder.path)
     library = library_of(filesystem)
     # The folder's own path may end with a slash or not.
-    start = (folder / prefix).path
+    start = (folder / prefix).path if prefix else f"{folder.path.rstrip('/')}/"
     if library == "s3fs":
         yield from (key.rpartition("/")[2] for key in _keys_of_s3(filesystem, start))
     elif library == "adlfs":
@@ -36,7 +36,7 @@ def names_in(folder: ObjectStoragePath, prefix: str) -> Iterator[str]:
         found = filesystem.find(folder.path, prefix=prefix)
         yield from (path.rpartition("/")[2] for path in found if path.count("/") == depth)
     else:
-        arguments = {"prefix": prefix} if library == "gcsfs" else {}
+        arguments = {"prefix": prefix} if library == "gcsfs" and prefix else {}
         for entry in filesystem.ls(folder.path, detail=True, **arguments):
             if entry["type"] != "directory":
                 yield entry["name"].rpartition("/")[2]

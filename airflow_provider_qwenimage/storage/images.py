@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.client.downloads import ImageClient, fetch
+from airflow_provider_qwenimage.client.spans import span
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, TaskSnapshot
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.made_by import writer_of
@@ -132,6 +133,7 @@ def save_images(
                     made_by=made_by,
                     replace=replace,
                 ),
+                image_task_id=snapshot.task_id,
             )
             for number, url in enumerate(snapshot.image_urls, start=1)
         ]
@@ -161,11 +163,18 @@ def verify_and_store(
     Raises:
         QwenImageImageError: If the bytes are not a whole image: another download may bring it.
     """
-    found = examine_image(content, identity.request)
-    if isinstance(found, OtherImage):
-        return keep_refused(content, found, snapshot, identity, folder, number=number, made_by=made_by or {})
+    facts: dict[str, Any] = {"task_id": snapshot.task_id, "bytes": len(content)}
+    with span("verify", **facts) as verifying:
+        found = examine_image(content, identity.request)
+        if isinstance(found, OtherImage):
+            refused = keep_refused(content, found, snapshot, identity, folder, number=number, made_by=made_by or {})
+            verifying.fail(refused)
+            return refused
     try:
-        return store_image(content, found, snapshot, identity, folder, number=number, made_by=made_by, replace=replace)
+        with span("store", **facts):
+            return store_image(
+                content, found, snapshot, identity, folder, number=number, made_by=made_by, replace=replace
+            )
     except QwenImageImageError as error:
         # Its frames hold the bytes of the file.
         return error.with_traceback(None)

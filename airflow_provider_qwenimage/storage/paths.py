@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import uuid
 from contextlib import suppress
@@ -13,6 +14,7 @@ from airflow_provider_qwenimage.rules.arguments import check_output_path
 from airflow_provider_qwenimage.storage.files import put_json, remove_file
 from airflow_provider_qwenimage.storage.libraries import (
     LIST,
+    READ,
     WRITE,
     bucket_of,
     explaining,
@@ -21,12 +23,15 @@ from airflow_provider_qwenimage.storage.libraries import (
     reason_of,
     what_to_check,
 )
+from airflow_provider_qwenimage.storage.local_files import local_file
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
-_LOCAL_URL = re.compile(r"(?:file|local):(?://)?(?=/)", re.IGNORECASE)
+_LOCAL_URL = re.compile(r"(?:file|local):(?://(?=/)|(?=/(?!/)))", re.IGNORECASE)
+# With two slashes only. An @ would end the id of a connection.
+_RELATIVE_URL = re.compile(r"(?:file|local)://(?=[^/@]+(?:/|\Z))", re.IGNORECASE)
 
 
 def path_of(location: str) -> ObjectStoragePath:
@@ -42,12 +47,7 @@ def path_of(location: str) -> ObjectStoragePath:
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    location = location.strip()
-    local = _LOCAL_URL.match(location)
-    if local is not None and "/../" in f"{location}/":
-        location = f"{local[0]}{_absolute(location[local.end() :])}"
-    elif _URL.match(location) is None:
-        location = str(_absolute(location))
+    location = absolute(location)
     path = ObjectStoragePath(location)
     try:
         _ = path.fs
@@ -56,6 +56,27 @@ def path_of(location: str) -> ObjectStoragePath:
     except Exception as error:  # the libraries' own, if a connection has to ask for credentials first
         raise OSError(f"{location} cannot be opened ({reason_of(error)}). {what_to_check(location)}") from error
     return path
+
+
+def absolute(location: str) -> str:
+    """Return a URL, or a local path as an absolute one, without looking anything up.
+
+    Args:
+        location: As `path_of` takes it.
+
+    Raises:
+        ValueError: If it begins with a home folder that does not exist.
+    """
+    location = location.strip()
+    relative = _RELATIVE_URL.match(location)
+    if relative is not None:
+        return f"{relative[0]}{_absolute(location[relative.end() :])}"
+    local = _LOCAL_URL.match(location)
+    if local is not None:
+        # Airflow takes a path after four slashes for one that is relative to the working directory.
+        path = f"/{location[local.end() :].lstrip('/')}"
+        return f"{local[0]}{_absolute(path) if '/../' in f'{path}/' else path}"
+    return str(_absolute(location)) if _URL.match(location) is None else location
 
 
 def _absolute(path: str) -> Path:
@@ -68,7 +89,7 @@ def _absolute(path: str) -> Path:
     return found.resolve() if ".." in found.parts else found
 
 
-def open_output_path(output_path: str) -> ObjectStoragePath:
+def open_output_path(output_path: str, *, create: bool = True) -> ObjectStoragePath:
     """Return the folder for images, created if it does not exist. A bucket or container is never created.
 
     Call it before a submission: storage that cannot be reached should fail before anything is paid. It looks up
@@ -77,6 +98,7 @@ def open_output_path(output_path: str) -> ObjectStoragePath:
     Args:
         output_path: A folder, as a path or a URL that Airflow's object storage knows (``file:///data``,
             ``s3://aws_default@bucket/images``, …).
+        create: Whether to create it. Otherwise it may not exist.
 
     Raises:
         ValueError: If it is not the path of a folder, no file system is installed for its scheme, or its bucket does
@@ -96,7 +118,10 @@ def open_output_path(output_path: str) -> ObjectStoragePath:
         )
         raise ValueError(f"output_path is {output_path!r}, which Airflow cannot open: {error}. {what_to_do}") from error
     if not is_object_store(folder):
-        _make(folder)
+        if create:
+            _make(folder)
+        else:
+            _check_folder(folder)
     elif not bucket_of(folder):
         raise ValueError(f"output_path is {output_path!r}, which names no bucket; write it as scheme://bucket/folder.")
     elif ".." in folder.path.split("/"):
@@ -113,12 +138,34 @@ def _make(folder: ObjectStoragePath) -> None:
         with explaining(WRITE, folder):
             folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(
-            errno.ENOTDIR,
-            "The folder cannot be created: a file or a dangling link has its name, or the name of a folder above it; "
-            "move that away, or choose another folder",
-            str(folder),
-        ) from error
+        raise _not_a_folder(folder) from error
+    except FileNotFoundError:
+        # The libraries of Airflow 2 find nothing behind a dangling link above the folder.
+        _check_folder(folder)
+        raise
+
+
+def _check_folder(folder: ObjectStoragePath) -> None:
+    """Check that `_make` would find no file in its way."""
+    local = local_file(folder)
+    with explaining(READ, folder):
+        if local is None:
+            is_in_the_way = folder.exists() and not folder.is_dir()
+        else:
+            # A dangling link does not exist either, and no folder can be created in its place.
+            lowest = next(path for path in (Path(local), *Path(local).parents) if os.path.lexists(path))
+            is_in_the_way = not lowest.is_dir()
+        if is_in_the_way:
+            raise _not_a_folder(folder)
+
+
+def _not_a_folder(folder: ObjectStoragePath) -> NotADirectoryError:
+    return NotADirectoryError(
+        errno.ENOTDIR,
+        "The folder cannot be created: a file or a dangling link has its name, or the name of a folder above it; "
+        "move that away, or choose another folder",
+        str(folder),
+    )
 
 
 def check_storing(folder: ObjectStoragePath, writer: str = "") -> None:
@@ -148,11 +195,15 @@ def check_storing(folder: ObjectStoragePath, writer: str = "") -> None:
 
 
 def is_empty(folder: ObjectStoragePath) -> bool:
-    """Whether a folder contains nothing. In an object store this takes one request, however much it contains."""
+    """Whether a folder contains nothing, or does not exist.
+
+    In an object store this takes one request, however much it contains.
+    """
     if is_object_store(folder):
         return not _has_objects(folder)
-    with explaining(LIST, folder):
+    with suppress(FileNotFoundError), explaining(LIST, folder):
         return next(iter(folder.iterdir()), None) is None
+    return True
 
 
 def _has_objects(folder: ObjectStoragePath) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from airflow_provider_qwenimage.text.storable import NOT_STORABLE
 
@@ -41,6 +42,15 @@ def safe_repr(value: object) -> str:
 def shorten(text: str, limit: int = _EXCERPT_CHARACTERS) -> str:
     """Return a text cut after `limit` characters, with "…" for the rest."""
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question whether the most similar of the known names was meant, or an empty text if none is similar."""
+    # DAG files load this module, and hardly ever have a wrong name.
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def printable(text: str) -> str:

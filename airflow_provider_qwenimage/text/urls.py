@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 # The scheme's slashes, plain or escaped for JSON, and the rest of the URL.
 _URL_IN_TEXT = re.compile(r"(\\{0,16}/\\{0,16}/)([^\s\"'<>]*)")
 _QUERY_OR_FRAGMENT = re.compile("[?#]")
+# What follows the first colon is a port if it is a number, and otherwise a password.
+_PASSWORD = re.compile(r"(://)(?:[^/:]*:[^/]*@|[^/:@]+:(?!\d*(?:/|\Z))[^@]{0,200}@)")
 _USER = re.compile(r"\A([^/?#@]*/+)?[^/?#]*@")
 
 
@@ -44,5 +46,5 @@ def without_user(url: str) -> str:
 
 
 def without_credentials(url: str) -> str:
-    """Return a URL for a message: user and password are masked if it has a password."""
-    return re.sub(r"(://)[^/]*:[^/]*@", r"\1***@", url)
+    """Return a URL for a message: user and password are masked if it has a password, which may contain a slash."""
+    return _PASSWORD.sub(r"\1***@", url)
