@@ -18,9 +18,10 @@ from airflow_provider_qwenimage.client.connection import TEST_TASK_ID, AirflowCo
 from airflow_provider_qwenimage.client.connection_lookup import look_up_connection_async
 from airflow_provider_qwenimage.client.diagnosis import TEST_SECONDS, judge_connection, one_of_few_tests
 from airflow_provider_qwenimage.client.shared_clients import SharedClient
+from airflow_provider_qwenimage.client.spans import span
 from airflow_provider_qwenimage.client.transport import RequestsTransport
 from airflow_provider_qwenimage.exceptions import QwenImageError
-from airflow_provider_qwenimage.rules import answers, polling, retries
+from airflow_provider_qwenimage.rules import answers, polling, retries, wait_defaults
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, Number, Seconds, read_request
 
 if TYPE_CHECKING:
@@ -138,11 +139,14 @@ class QwenImageHook(CommonHook):
 
     def submit_once(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked, in one POST that is never sent again; otherwise like `generate`."""
-        try:
-            return self._transport.send(answers.submission_call(request))
-        except QwenImageError as error:
-            self._name_connection(error)
-            raise
+        with span("submit", size=request.size, output_format=request.output_format) as submission:
+            try:
+                image_task_id = self._transport.send(answers.submission_call(request))
+            except QwenImageError as error:
+                self._name_connection(error)
+                raise
+            submission.note(task_id=image_task_id)
+            return image_task_id
 
     def get_status(self, image_task_id: str) -> TaskSnapshot:
         """Read the status of an image task. Costs nothing.
@@ -176,9 +180,9 @@ class QwenImageHook(CommonHook):
         self,
         image_task_id: str,
         *,
-        poll_interval: Seconds = polling.DEFAULT_POLL_INTERVAL,
-        timeout: Seconds | None = polling.DEFAULT_TIMEOUT,
-        max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        poll_interval: Seconds = wait_defaults.DEFAULT_POLL_INTERVAL,
+        timeout: Seconds | None = wait_defaults.DEFAULT_TIMEOUT,
+        max_consecutive_failures: int = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
     ) -> TaskSnapshot:
         """Wait until an image task ends.
 
@@ -198,16 +202,19 @@ class QwenImageHook(CommonHook):
         """
         policy = polling.PollPolicy.for_timeout(timeout, poll_interval, max_consecutive_failures, now=time.time())
         state = polling.PollState()
-        while True:
-            outcome = self.check(image_task_id, seconds=policy.seconds_for_a_read(time.time()))
-            decision = polling.decide(policy, state, outcome, image_task_id=image_task_id, now=time.time())
-            self._log_notice(decision)
-            if isinstance(decision, polling.Done):
+        with span("wait", task_id=image_task_id) as wait:
+            while True:
+                outcome = self.check(image_task_id, seconds=policy.seconds_for_a_read(time.time()))
+                decision = polling.decide(policy, state, outcome, image_task_id=image_task_id, now=time.time())
+                self._log_notice(decision)
+                if isinstance(decision, polling.Wait):
+                    state = decision.state
+                    time.sleep(decision.delay)
+                    continue
+                wait.note_end(decision)
+                if isinstance(decision, polling.GiveUp):
+                    raise decision.error
                 return decision.snapshot
-            if isinstance(decision, polling.GiveUp):
-                raise decision.error
-            state = decision.state
-            time.sleep(decision.delay)
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the connection works, and what is wrong otherwise, after 10 s at most. Costs no credit."""
@@ -311,11 +318,14 @@ class QwenImageAsyncHook(CommonHook):
     async def submit_once(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked, in one POST; see `QwenImageHook.submit_once`."""
         transport = self._client.transport or await self._client.join()
-        try:
-            return await transport.send(answers.submission_call(request))
-        except QwenImageError as error:
-            self._name_connection(error)
-            raise
+        with span("submit", size=request.size, output_format=request.output_format) as submission:
+            try:
+                image_task_id = await transport.send(answers.submission_call(request))
+            except QwenImageError as error:
+                self._name_connection(error)
+                raise
+            submission.note(task_id=image_task_id)
+            return image_task_id
 
     async def get_status(self, image_task_id: str) -> TaskSnapshot:
         """Read the status of an image task; see `QwenImageHook.get_status`."""
@@ -335,9 +345,9 @@ class QwenImageAsyncHook(CommonHook):
         self,
         image_task_id: str,
         *,
-        poll_interval: Seconds = polling.DEFAULT_POLL_INTERVAL,
-        timeout: Seconds | None = polling.DEFAULT_TIMEOUT,  # noqa: ASYNC109  same verbs as the sync hook
-        max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        poll_interval: Seconds = wait_defaults.DEFAULT_POLL_INTERVAL,
+        timeout: Seconds | None = wait_defaults.DEFAULT_TIMEOUT,  # noqa: ASYNC109  same verbs as the sync hook
+        max_consecutive_failures: int = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
     ) -> TaskSnapshot:
         """Wait until an image task ends; see `QwenImageHook.wait_for_completion`."""
         policy = polling.PollPolicy.for_timeout(timeout, poll_interval, max_consecutive_failures, now=time.time())
@@ -358,16 +368,18 @@ class QwenImageAsyncHook(CommonHook):
         """
         state = polling.PollState()
         delay = first_delay
-        while True:
-            await asyncio.sleep(delay)
-            outcome = await self._check_in_time(image_task_id, policy)
-            decision = polling.decide(policy, state, outcome, image_task_id=image_task_id, now=time.time())
-            self._log_notice(decision)
-            if not isinstance(decision, polling.Wait):
-                return decision
-            state, delay = decision.state, decision.delay
-            # Ten thousand waits may sleep here, and Python's garbage collection visits every object that one keeps.
-            del outcome, decision
+        with span("wait", task_id=image_task_id) as wait:
+            while True:
+                await asyncio.sleep(delay)
+                outcome = await self._check_in_time(image_task_id, policy)
+                decision = polling.decide(policy, state, outcome, image_task_id=image_task_id, now=time.time())
+                self._log_notice(decision)
+                if not isinstance(decision, polling.Wait):
+                    wait.note_end(decision)
+                    return decision
+                state, delay = decision.state, decision.delay
+                # Ten thousand waits may sleep here, and Python's garbage collection visits every object that one keeps.
+                del outcome, decision
 
     async def _check_in_time(self, image_task_id: str, policy: polling.PollPolicy) -> TaskSnapshot | QwenImageError:
         now = time.time()

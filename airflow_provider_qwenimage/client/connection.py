@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import logging
@@ -19,7 +18,7 @@ from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
 from airflow_provider_qwenimage.rules.arguments import MAX_SECONDS, read_argument
 from airflow_provider_qwenimage.rules.origins import DEFAULT_PORTS, displayed_url, host_in_ascii
 from airflow_provider_qwenimage.text.masking import Mask
-from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten
+from airflow_provider_qwenimage.text.messages import did_you_mean, printable, safe_repr, shorten
 
 log = logging.getLogger(__name__)
 
@@ -230,9 +229,8 @@ def _is_left_by_a_form(name: str, value: object) -> bool:
 def _describe_unknown(name: str) -> str:
     plain = name.rpartition("__")[2] if name.startswith(_FORM_PREFIX) else name
     plain = re.sub(r"[^a-z]+", "_", plain[:_LONGEST_KEY].lower()).strip("_")
-    near = difflib.get_close_matches(plain, _KNOWN_EXTRA, n=1)
     shown = printable(name if len(name) <= _LONGEST_KEY else f"{name[:_LONGEST_KEY]}…")
-    return f"{shown!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    return f"{shown!r}{did_you_mean(plain, _KNOWN_EXTRA)}"
 
 
 # The Test button tests a copy under an id of its own, so the number of warnings that are remembered is bounded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -43,14 +44,23 @@ class DownloadTries:
         max_image_bytes: A longer image is refused.
         retries: The number and the pace of retries.
         pace: The time limits.
+        see_head: Called with status and headers of each answer, redirects included.
 
     Attributes:
         request: The next request to send, in the exchange that `next_exchange` returned.
         is_complete: Whether all bytes of the image were received.
     """
 
-    def __init__(self, url: str, max_image_bytes: int, retries: RequestRetries, pace: DownloadPace) -> None:
+    def __init__(
+        self,
+        url: str,
+        max_image_bytes: int,
+        retries: RequestRetries,
+        pace: DownloadPace,
+        see_head: Callable[[AnswerHead], None] | None = None,
+    ) -> None:
         self._retries = retries
+        self._see_head = see_head
         self._pace = pace
         self._url = url
         self._shown = displayed_url(url)
@@ -79,6 +89,8 @@ class DownloadTries:
 
     def take_head(self, head: AnswerHead) -> bool:
         """Return whether the image follows."""
+        if self._see_head is not None:
+            self._see_head(head)
         target = redirect_of(head, self._next)
         if target is not None:
             self._redirects += 1

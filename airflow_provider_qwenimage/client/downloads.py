@@ -18,6 +18,7 @@ from airflow_provider_qwenimage.client.download_tries import DownloadPace, Downl
 from airflow_provider_qwenimage.client.exchanges import Exchange
 from airflow_provider_qwenimage.client.network_environment import http_proxy_for, proxy_for, tls_context
 from airflow_provider_qwenimage.client.sessions import open_aiohttp_session, open_requests_session
+from airflow_provider_qwenimage.client.spans import Span, span
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.retries import RequestRetries
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.client.aiohttp_session import AiohttpSession
     from airflow_provider_qwenimage.client.requests_session import BoundedSession
+    from airflow_provider_qwenimage.rules.http_answers import AnswerHead
 
 Result = TypeVar("Result")
 
@@ -130,7 +132,15 @@ class AsyncImageClient:
         await self.close()
 
 
-def fetch(client: ImageClient, url: str, max_image_bytes: int, use: Callable[[bytes], Result]) -> Result:
+def fetch(
+    client: ImageClient,
+    url: str,
+    max_image_bytes: int,
+    use: Callable[[bytes], Result],
+    see_head: Callable[[AnswerHead], None] | None = None,
+    *,
+    image_task_id: str = "",
+) -> Result:
     """Download one image and pass it on, with retries after a fault that may pass.
 
     The image is held in memory.
@@ -140,6 +150,8 @@ def fetch(client: ImageClient, url: str, max_image_bytes: int, use: Callable[[by
         url: The URL of the image.
         max_image_bytes: A longer download is refused, compressed or not.
         use: Verifies the bytes of the file; what it raises may be tried again.
+        see_head: Called with status and headers of each answer.
+        image_task_id: The API's id of the image task, for traces.
 
     Returns:
         The result of `use`.
@@ -147,10 +159,10 @@ def fetch(client: ImageClient, url: str, max_image_bytes: int, use: Callable[[by
     Raises:
         QwenImageImageError: If the download fails, or the image is not the requested one.
     """
-    download = DownloadTries(url, max_image_bytes, _RETRIES, _PACE)
+    download = DownloadTries(url, max_image_bytes, _RETRIES, _PACE, see_head)
     while True:
         try:
-            return use(_download(client, download))
+            return use(_download(client, download, image_task_id))
         except QwenImageImageError as error:
             pause = download.pause(error)
             if pause is None:
@@ -159,7 +171,11 @@ def fetch(client: ImageClient, url: str, max_image_bytes: int, use: Callable[[by
 
 
 async def fetch_async(
-    client: AsyncImageClient, url: str, max_image_bytes: int, use: Callable[[bytes], Awaitable[Result]]
+    client: AsyncImageClient,
+    url: str,
+    max_image_bytes: int,
+    use: Callable[[bytes], Awaitable[Result]],
+    image_task_id: str = "",
 ) -> Result:
     """Download one image and pass it on, with retries after a fault that may pass.
 
@@ -168,6 +184,7 @@ async def fetch_async(
         url: The URL of the image.
         max_image_bytes: A longer download is refused, compressed or not.
         use: As for `fetch`, in a thread.
+        image_task_id: As for `fetch`.
 
     Returns:
         The result of `use`.
@@ -178,7 +195,7 @@ async def fetch_async(
     download = DownloadTries(url, max_image_bytes, _RETRIES, _PACE)
     while True:
         try:
-            return await use(await _download_async(client, download))
+            return await use(await _download_async(client, download, image_task_id))
         except QwenImageImageError as error:
             pause = download.pause(error)
             if pause is None:
@@ -186,17 +203,19 @@ async def fetch_async(
         await asyncio.sleep(pause)
 
 
-def _download(client: ImageClient, download: DownloadTries) -> bytes:
+def _download(client: ImageClient, download: DownloadTries, image_task_id: str) -> bytes:
     exchange = download.begin()
-    try:
-        while not download.is_complete:
-            exchange = download.next_exchange()
-            _receive(client, download, exchange)
-        return download.content()
-    except Exception as error:  # noqa: BLE001  any error of a library: the download has failed
-        failure = download.failure(error, exchange)
-    # Outside of the handler, so that no error of a library, which may contain the URL's signature, becomes its context.
-    raise failure
+    with span("download", task_id=image_task_id) as one_try:
+        try:
+            while not download.is_complete:
+                exchange = download.next_exchange()
+                _receive(client, download, exchange)
+            return _counted(download.content(), one_try)
+        except Exception as error:  # noqa: BLE001  any error of a library: the download has failed
+            failure = download.failure(error, exchange)
+        # Outside of the handler, so that no error of a library, which may contain the URL's signature, becomes its
+        # context.
+        raise failure
 
 
 def _receive(client: ImageClient, download: DownloadTries, exchange: Exchange) -> None:
@@ -220,17 +239,23 @@ def _receive(client: ImageClient, download: DownloadTries, exchange: Exchange) -
             download.take_end()
 
 
-async def _download_async(client: AsyncImageClient, download: DownloadTries) -> bytes:
+async def _download_async(client: AsyncImageClient, download: DownloadTries, image_task_id: str) -> bytes:
     exchange = download.begin()
-    try:
-        while not download.is_complete:
-            exchange = download.next_exchange()
-            await _receive_async(client, download, exchange)
-        return download.content()
-    except Exception as error:  # noqa: BLE001  any error of a library: the download has failed
-        failure = download.failure(error, exchange)
-    # As above.
-    raise failure
+    with span("download", task_id=image_task_id) as one_try:
+        try:
+            while not download.is_complete:
+                exchange = download.next_exchange()
+                await _receive_async(client, download, exchange)
+            return _counted(download.content(), one_try)
+        except Exception as error:  # noqa: BLE001  any error of a library: the download has failed
+            failure = download.failure(error, exchange)
+        # As above.
+        raise failure
+
+
+def _counted(content: bytes, one_try: Span) -> bytes:
+    one_try.note(bytes=len(content))
+    return content
 
 
 async def _receive_async(client: AsyncImageClient, download: DownloadTries, exchange: Exchange) -> None:

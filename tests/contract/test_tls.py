@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import gc
 import ipaddress
 import json
 import socket
 import ssl
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +65,15 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return found
 
 
-@contextlib.contextmanager
-def tls_server(authority: Authority) -> Iterator[tuple[RawServer, list[bytes]]]:
+def server_context(authority: Authority) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority.certificate, authority.key)
+    return context
+
+
+@contextlib.contextmanager
+def tls_server(authority: Authority) -> Iterator[tuple[RawServer, list[bytes]]]:
+    context = server_context(authority)
     requests: list[bytes] = []
 
     def serve(connection: socket.socket) -> None:
@@ -186,6 +193,28 @@ def test_a_certificate_that_is_not_trusted_is_no_fault_of_the_proxy(
         with pytest.raises(QwenImageConnectionError, match="TLS certificate is not trusted"):
             client("generate", "a fox")
         assert not requests
+
+
+def test_a_server_that_does_not_end_tls_is_not_waited_for(
+    client: SyncClient, monkeypatch: pytest.MonkeyPatch, authority: Authority
+) -> None:
+    context = server_context(authority)
+    ended_first: list[bool] = []
+
+    def answer_and_stay(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            read_request(secure)
+            secure.sendall(answer())
+            ended_first.append(server.released.wait(20))
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always", ResourceWarning)
+        with RawServer(answer_and_stay, at_once=True) as server:
+            connect(monkeypatch, f"https://127.0.0.1:{server.port}", verify=str(authority.certificate))
+            assert client("generate", "a fox") == TASK
+        gc.collect()
+    assert ended_first == [True]
+    assert [str(warning.message) for warning in shown if "unclosed" in str(warning.message)] == []
 
 
 def carry(source: socket.socket, target: socket.socket) -> None:
