@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom, conf
 
 from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.rules.gallery_urls import image_path, task_tab
-from airflow_provider_qwenimage.rules.made_by import instance_of
+from airflow_provider_qwenimage.rules.made_by import instance_of, region_of
 from airflow_provider_qwenimage.text.urls import is_http_url, without_user
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class GeneratedImagesLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002  Airflow's signature
         """Return the URL of the gallery's tab, or "" on Airflow below 3.1, which has no such tabs."""
-        return _absolute(task_tab(*instance_of(ti_key))) if HAS_PLUGIN_PAGES else ""
+        return _absolute(task_tab(*instance_of(ti_key), region=region_of(ti_key))) if HAS_PLUGIN_PAGES else ""
 
 
 class ImageLink(BaseOperatorLink):
@@ -42,7 +42,7 @@ class ImageLink(BaseOperatorLink):
         if not isinstance(outcome, Mapping):
             return ""
         if outcome.get("paths") and HAS_PLUGIN_PAGES:
-            return _absolute(image_path(*instance_of(ti_key), 1))
+            return _absolute(image_path(*instance_of(ti_key), 1, region=region_of(ti_key)))
         urls = outcome.get("image_urls")
         url = urls[0] if isinstance(urls, list | tuple) and urls else ""
         # Others may have written the XCom on Airflow 2: a javascript: URL would run in the viewer's name.

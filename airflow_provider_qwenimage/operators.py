@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, BaseOperatorLink, conf
@@ -11,10 +11,10 @@ from airflow_provider_qwenimage import contract
 from airflow_provider_qwenimage.batch.operator import QwenImageBatchOperator
 from airflow_provider_qwenimage.client.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
-from airflow_provider_qwenimage.rules import polling
-from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS
+from airflow_provider_qwenimage.rules import wait_defaults
+from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, check_named_image
 from airflow_provider_qwenimage.rules.task_arguments import TaskArguments, reads_arguments
-from airflow_provider_qwenimage.text.messages import shown
+from airflow_provider_qwenimage.tasks.lineage import ReportsLineage
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["QwenImageBatchOperator", "QwenImageGenerateOperator"]
 
 
-class QwenImageGenerateOperator(TaskArguments, BaseOperator):
+class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
     """Submits one image to the Qwen-Image API. Costs credits (5 for each image, as documented).
 
     It pushes the XCom `request` before the submission, and `task_id`, the API's id of the image task, directly after
@@ -80,6 +80,8 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         max_credits: The most credits that this task may spend until it is cleared, or None for no limit. It
             fails before a submission that would exceed it. The price assumed for an image is what was last charged for
             one, and at least 5 credits (the documented price).
+        prompt_in_asset_events: Whether the events of assets among the `outlets` contain the prompt, which everybody who
+            may see assets then sees.
         **kwargs: What every operator takes.
 
     Raises:
@@ -103,15 +105,16 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         qwenimage_conn_id: Text = DEFAULT_CONN_ID,
         wait_for_completion: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: Seconds = polling.DEFAULT_POLL_INTERVAL,
-        timeout: Seconds = polling.DEFAULT_TIMEOUT,
-        max_consecutive_failures: SupportsIndex = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        poll_interval: Seconds = wait_defaults.DEFAULT_POLL_INTERVAL,
+        timeout: Seconds = wait_defaults.DEFAULT_TIMEOUT,
+        max_consecutive_failures: SupportsIndex = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         output_path: Folder | None = None,
         image_name: Text | Number | None = None,
         max_image_bytes: SupportsIndex = contract.DEFAULT_MAX_IMAGE_BYTES,
         overwrite: bool = False,
         durable: bool = True,
         max_credits: Number | None = None,
+        prompt_in_asset_events: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -133,18 +136,25 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         self.overwrite = overwrite
         self.durable = durable
         self.max_credits: Any = max_credits
+        self.prompt_in_asset_events = prompt_in_asset_events
         # The work of this process.
         self._generating: Generating | None = None
         # For the link "Image": what this task returns.
         self.outcome: dict[str, Any] | None = None
-        if image_name is not None and output_path is None and "output_path" not in self.refusals:
-            self.refuse(
-                "image_name",
-                ValueError(
-                    f"image_name is {shown(image_name)} and output_path is None; it must be left out without an "
-                    "output_path, because it names the file that is stored there."
-                ),
-            )
+        if "output_path" not in self.refusals:
+            try:
+                check_named_image(image_name, output_path)
+            except ValueError as refusal:
+                self.refuse("image_name", refusal)
+            if self.multiple_outputs and not wait_for_completion and output_path is None:
+                # Airflow would notice after the image is paid.
+                self.refuse(
+                    "multiple_outputs",
+                    ValueError(
+                        "multiple_outputs is True; it must be False without wait_for_completion or an output_path, "
+                        "because such a task returns a task id, not a dict."
+                    ),
+                )
 
     def execute(self, context: Context) -> Any:
         """Submit, unless the image is stored or submitted already; wait and store if asked.
@@ -174,6 +184,10 @@ class QwenImageGenerateOperator(TaskArguments, BaseOperator):
         """Submit nothing more, and log what stays paid: the API has no way to cancel an image task."""
         if self._generating is not None:
             self._generating.stop()
+
+    def lineage_facts(self) -> Mapping[str, Any]:
+        """Return the facts about the image for OpenLineage."""
+        return self._generating.facts() if self._generating is not None else {}
 
     def _start(self, context: Context) -> Generating:
         # Airflow parses DAG files all day: what only a task needs is not loaded for them.

@@ -45,6 +45,41 @@ CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {
         "schema": {"type": ["string", "null"]},
     },
 }
+# The section of Airflow's configuration, and its options in the format of Airflow: every default is a string.
+CONFIG_SECTION = "qwenimage"
+CONFIG_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "gallery_dag_tags": {
+        "description": (
+            "Tags of DAGs, separated by commas: on Airflow 3.4 and later, the gallery's tab is shown only on DAGs with "
+            "one of these tags, and on their runs. Empty: on every DAG.\n"
+        ),
+        "version_added": "0.1.0",
+        "type": "string",
+        "example": "images, art",
+        "default": "",
+    },
+    "thumbnails_folder": {
+        "description": (
+            "The folder on the API server in which the gallery caches thumbnails of stored images. Empty: "
+            "qwenimage-thumbnails below AIRFLOW_HOME.\n"
+        ),
+        "version_added": "0.1.0",
+        "type": "string",
+        "example": "/var/cache/airflow/qwenimage",
+        "default": "",
+    },
+    "thumbnails_megabytes": {
+        "description": (
+            "The size of that cache in MiB, at which the thumbnails that were not used for the longest time are "
+            "deleted.\n"
+        ),
+        "version_added": "0.1.0",
+        "type": "integer",
+        "example": "512",
+        # Some 15,000 thumbnails.
+        "default": "256",
+    },
+}
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -65,6 +100,18 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules("operators"),
         "sensors": _modules("sensors"),
         "triggers": _modules("triggers"),
+        # Airflow 3.2 and later; older versions ignore it.
+        "cli": ["airflow_provider_qwenimage.cli.definition.get_qwenimage_cli_commands"],
+        "task-decorators": [
+            {"name": name, "class-name": f"airflow_provider_qwenimage.decorators.{name}_task"}
+            for name in ("qwenimage", "qwenimage_batch")
+        ],
+        "config": {
+            CONFIG_SECTION: {
+                "description": "Options of the provider for the Qwen-Image API: its gallery in the Airflow UI.\n",
+                "options": {name: dict(option) for name, option in CONFIG_OPTIONS.items()},
+            }
+        },
         # Airflow 2 shows only the links listed here.
         "extra-links": [
             "airflow_provider_qwenimage.links.GeneratedImagesLink",

@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink, BaseSensorOper
 
 from airflow_provider_qwenimage.client.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
-from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules import wait_defaults
 from airflow_provider_qwenimage.rules.arguments import WAIT_ARGUMENTS
 from airflow_provider_qwenimage.rules.task_arguments import TaskArguments, reads_arguments
 
@@ -68,9 +68,9 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         image_task_id: Text,
         qwenimage_conn_id: Text = DEFAULT_CONN_ID,
         deferrable: bool = True,
-        poke_interval: Seconds = polling.DEFAULT_POLL_INTERVAL,
-        timeout: Seconds = polling.DEFAULT_TIMEOUT,
-        max_consecutive_failures: SupportsIndex = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        poke_interval: Seconds = wait_defaults.DEFAULT_POLL_INTERVAL,
+        timeout: Seconds = wait_defaults.DEFAULT_TIMEOUT,
+        max_consecutive_failures: SupportsIndex = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         **kwargs: Any,
     ) -> None:
         # As `reads_arguments` converted them.

@@ -25,7 +25,7 @@ from airflow_provider_qwenimage.exceptions import (
     is_bad_argument,
     without_advice,
 )
-from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules import polling, wait_defaults
 from airflow_provider_qwenimage.rules.snapshots import read_snapshot
 from airflow_provider_qwenimage.rules.submissions import what_stays_paid
 from airflow_provider_qwenimage.rules.task_ids import printable_id
@@ -63,9 +63,9 @@ class QwenImageStatusTrigger(BaseTrigger):
         self,
         image_task_id: str,
         qwenimage_conn_id: str = DEFAULT_CONN_ID,
-        poll_interval: float = polling.DEFAULT_POLL_INTERVAL,
+        poll_interval: float = wait_defaults.DEFAULT_POLL_INTERVAL,
         end_time: float | None = None,
-        max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        max_consecutive_failures: int = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         *,
         try_number: int | None = None,
     ) -> None:
@@ -169,7 +169,8 @@ def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str
 
     Returns:
         ``status`` ("success" or "error"), ``message`` and ``image_task_id``; on success and after a FAILED also
-        ``snapshot``; on an error also ``error``, the name of its class, ``advice`` and ``permanent``.
+        ``snapshot``; on an error also ``error``, the name of its class, ``advice`` and ``permanent``, and
+        ``retry_after`` if it has one.
     """
     image_task_id = printable_id(image_task_id)
     if isinstance(end, polling.Done):
@@ -188,6 +189,9 @@ def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str
             "error": type(end.error).__name__,
             "permanent": end.error.permanent,
         }
+        retry_after = getattr(end.error, "retry_after", None)
+        if retry_after is not None:
+            event["retry_after"] = retry_after
         snapshot = getattr(end.error, "snapshot", None)
         if snapshot is not None:
             event["snapshot"] = _needed(snapshot)
@@ -248,4 +252,7 @@ def _error_of(event: dict[str, Any]) -> QwenImageError:
     error.advice = event["advice"] if isinstance(event.get("advice"), str) else ""
     # An earlier version ended a wait for good if a read was refused.
     error.permanent = bool(event.get("permanent")) and not isinstance(error, QwenImageRequestError)
+    retry_after = event.get("retry_after")
+    if isinstance(error, QwenImageRequestError) and isinstance(retry_after, int | float):
+        error.retry_after = retry_after
     return error

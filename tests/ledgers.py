@@ -18,7 +18,7 @@ from airflow_provider_qwenimage.rules.submissions import Asking, Step, Submit
 from airflow_provider_qwenimage.rules.tries import Try
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.ledger import Ledger
-from airflow_provider_qwenimage.tasks.opening import open_ledger, open_row_ledger
+from airflow_provider_qwenimage.tasks.opening import open_ledger, open_row_ledger, try_of
 from airflow_provider_qwenimage.tasks.records import Records
 from tests.airflows import HAS_TASK_STATES
 
@@ -123,7 +123,7 @@ class Place:
         instance = description_of(context["ti"])
         if self.kind == "shared files":
             assert folder is not None
-            return open_row_ledger(context, folder, instance, ImageIdentity(REQUEST))
+            return open_row_ledger(try_of(context), folder, instance, ImageIdentity(REQUEST))
         return open_ledger(context, folder, instance, durable=True, number=1)
 
     def step(

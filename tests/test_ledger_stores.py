@@ -19,7 +19,13 @@ from airflow_provider_qwenimage.rules.made_by import description_of, variant_of
 from airflow_provider_qwenimage.rules.submissions import Resume, Stop, Submit
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.ledger import Ledger
-from airflow_provider_qwenimage.tasks.opening import find_left, open_ledger, open_row_ledger, open_submitted_ledger
+from airflow_provider_qwenimage.tasks.opening import (
+    find_left,
+    open_ledger,
+    open_row_ledger,
+    open_submitted_ledger,
+    try_of,
+)
 from airflow_provider_qwenimage.tasks.stores import FolderStore, Store, TaskStateStore, record_file, recorded_names
 from tests.airflows import HAS_TASK_STATES
 from tests.ledgers import OTHER, REQUEST, Place, TaskStates, asking_of, context_of, step_of, ti_of
@@ -196,7 +202,7 @@ def test_each_task_instance_has_records_of_its_own_for_all_of_its_tries(tmp_path
 def test_the_records_in_the_folder_are_shared_by_all_who_ask_for_the_same_image(tmp_path: Path) -> None:
     began(opened(None, tmp_path)).accept("n43")
     context = context_of(None, task_id="batch")
-    row = open_row_ledger(context, folder_of(tmp_path), description_of(context["ti"]), ImageIdentity(REQUEST))
+    row = open_row_ledger(try_of(context), folder_of(tmp_path), description_of(context["ti"]), ImageIdentity(REQUEST))
     for ledger in (row, opened(TaskStates(), tmp_path, task_id="paint"), opened(None, tmp_path, run_id="manual__2")):
         step = step_of(ledger, asking_of())
         assert isinstance(step, Resume)
@@ -277,7 +283,7 @@ def test_what_a_dead_batch_has_paid_and_not_fetched_is_found_by_its_key(tmp_path
 
 def test_only_the_first_look_of_a_batch_trusts_the_names_that_were_listed(tmp_path: Path) -> None:
     context, instance = context_of(), description_of(ti_of())
-    ledger = open_row_ledger(context, folder_of(tmp_path), instance, ImageIdentity(REQUEST), known=frozenset())
+    ledger = open_row_ledger(try_of(context), folder_of(tmp_path), instance, ImageIdentity(REQUEST), known=frozenset())
     Place("shared files", tmp_path).submitted(task="paint")
     assert step_of(ledger, asking_of()) == Submit()
     assert not ledger.intend(asking_of())

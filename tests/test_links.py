@@ -32,6 +32,14 @@ class TaskInstanceKey:
     task_id: str = "group.draw"
 
 
+@dataclass
+class TaskInstanceInALoop(TaskInstanceKey):
+    """A task instance of Airflow 3.4 in the third iteration of a loop."""
+
+    region_id: str = "01a219b5-ca04-7ef3-85a0-98ebc21f7774"
+    region_index: int = 2
+
+
 def with_outcome(**outcome: Any) -> Any:
     return SimpleNamespace(outcome=outcome or None)
 
@@ -63,6 +71,15 @@ def test_a_mapped_task_links_its_own_images() -> None:
     assert "/tasks/group.draw/mapped/3/plugin/" in GENERATED_IMAGES.get_link(None, ti_key=TaskInstanceKey(3))
     link = IMAGE.get_link(with_outcome(paths=["/a.jpg"], image_urls=[URL]), ti_key=TaskInstanceKey(3))
     assert link == f"/qwenimage/dags/my%20foxes/runs/{QUOTED}/tasks/group.draw/images/1?map_index=3"
+
+
+@with_gallery
+def test_a_task_in_a_loop_links_the_images_of_its_iteration() -> None:
+    ti = TaskInstanceInALoop()
+    query = "region_id=01a219b5-ca04-7ef3-85a0-98ebc21f7774&region_index=2"
+    assert GENERATED_IMAGES.get_link(None, ti_key=ti).endswith(f"/group.draw/plugin/qwenimage_task_images?{query}")
+    link = IMAGE.get_link(with_outcome(paths=["/a.jpg"], image_urls=[URL]), ti_key=ti)
+    assert link.endswith(f"/tasks/group.draw/images/1?map_index=-1&{query}")
 
 
 @pytest.mark.parametrize("base_url", ["https://airflow.example", "https://example.com/airflow/"])

@@ -184,7 +184,7 @@ def statsd_logger() -> Any:
 @pytest.mark.parametrize("with_tags", [False, True])
 def test_statsd_gets_every_name_and_number(monkeypatch: pytest.MonkeyPatch, with_tags: bool) -> None:
     if find_spec("statsd") is None:
-        monkeypatch.setitem(sys.modules, "statsd", SimpleNamespace(StatsClient=Client))
+        monkeypatch.setitem(sys.modules, "statsd", SimpleNamespace(StatsClient=Client, UnixSocketStatsClient=Client))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.settimeout(60)

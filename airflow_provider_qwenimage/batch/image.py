@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import pendulum
 from airflow_provider_qwenimage.client.downloads import AsyncImageClient, fetch_async
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageTaskFailedError
-from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules import polling, wait_defaults
 from airflow_provider_qwenimage.rules.origins import displayed_url
 from airflow_provider_qwenimage.storage.images import StoredImages, verify_and_store
 from airflow_provider_qwenimage.tasks.drawing import Drawing, DrawingOptions, Submitted, is_of_this_task
@@ -59,9 +60,9 @@ class ImageOptions:
     instance: dict[str, Any]
     folder: ObjectStoragePath
     scratch: Path
-    poll_interval: float = polling.DEFAULT_POLL_INTERVAL
-    timeout: float = polling.DEFAULT_TIMEOUT
-    max_consecutive_failures: int = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES
+    poll_interval: float = wait_defaults.DEFAULT_POLL_INTERVAL
+    timeout: float = wait_defaults.DEFAULT_TIMEOUT
+    max_consecutive_failures: int = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES
     max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES
     overwrite: bool = False
     answer_seconds: float = 60.0
@@ -115,7 +116,8 @@ class ImagePipeline:
             known: The names of the records that the folder has, if they were just listed.
         """
         options = self._options
-        ledger = open_row_ledger(options.context, options.folder, options.instance, item.identity, known=known)
+        made_in = self._drawing_options.made_in
+        ledger = open_row_ledger(made_in, options.folder, options.instance, item.identity, known=known)
         return Drawing(
             item.identity,
             ledger,
@@ -200,13 +202,17 @@ class ImagePipeline:
         loop = asyncio.get_running_loop()
 
         async def use(content: bytes) -> str | QwenImageImageError:
+            # Its spans are below that of the task.
+            in_context = copy_context().run
             return await loop.run_in_executor(
-                self._storing, self._verify_and_store, content, drawing, submitted, snapshot, number
+                self._storing, in_context, self._verify_and_store, content, drawing, submitted, snapshot, number
             )
 
         url = snapshot.image_urls[number - 1]
         async with self._slots:
-            stored = await fetch_async(await self._image_client(), url, self._options.max_image_bytes, use)
+            stored = await fetch_async(
+                await self._image_client(), url, self._options.max_image_bytes, use, snapshot.task_id
+            )
         if isinstance(stored, QwenImageImageError):
             raise stored
         return stored

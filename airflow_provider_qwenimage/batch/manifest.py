@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.rules.batch_rows import manifest_name, manifest_row, rows_name
-from airflow_provider_qwenimage.rules.made_by import writer_of
+from airflow_provider_qwenimage.rules.made_by import iteration_in, writer_of
 from airflow_provider_qwenimage.storage.files import (
     check_replaceable,
     put_file,
@@ -47,7 +47,7 @@ class BatchManifest:
         self._folder = folder
         self._batch = batch
         self._writer = writer_of(made_by)
-        self._name = manifest_name(made_by["map_index"])
+        self._name = manifest_name(made_by["map_index"], iteration_in(made_by))
         self._scratch = scratch
         self._rows_file = folder / rows_name(self._writer)
         self._next_time = 0.0
@@ -60,14 +60,7 @@ class BatchManifest:
             ValueError: If a file of that name is not a manifest, or the bucket does not exist.
             OSError: If nothing can be stored there.
         """
-        target = self._folder / self._name
-        check_replaceable(target)
-        beginning = read_beginning(target, _FIRST_ROW_BYTES)
-        if beginning and not _is_a_row(beginning):
-            raise ValueError(
-                f"output_path is {str(self._folder)!r}, and its file {self._name} is not the manifest of a batch, so "
-                "it is not replaced. Move that file away, or store the images in another folder."
-            )
+        check_manifest(self._folder, self._name)
         check_storing(self._folder, self._writer)
 
     def list_rows(self) -> str | None:
@@ -120,6 +113,23 @@ class BatchManifest:
             if outcome is not None:
                 outcome = {**outcome, "same_as": item.same_as + 1, "consumed_credits": 0}
         return manifest_row(number + 1, item.description(), outcome, self._writer)
+
+
+def check_manifest(folder: ObjectStoragePath, name: str) -> None:
+    """Check that a manifest of that name replaces nothing but a manifest.
+
+    Raises:
+        ValueError: If a file of that name is not a manifest.
+        OSError: If it cannot be read, or something other than a file has that name.
+    """
+    target = folder / name
+    check_replaceable(target)
+    beginning = read_beginning(target, _FIRST_ROW_BYTES)
+    if beginning and not _is_a_row(beginning):
+        raise ValueError(
+            f"output_path is {str(folder)!r}, and its file {name} is not the manifest of a batch, so it is not "
+            "replaced. Move that file away, or store the images in another folder."
+        )
 
 
 def _is_a_row(beginning: bytes) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, BaseOperatorLink
@@ -11,9 +11,10 @@ from airflow_provider_qwenimage import contract
 from airflow_provider_qwenimage.batch.requests import check_requests
 from airflow_provider_qwenimage.client.connection import DEFAULT_CONN_ID
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, PendingLinks
-from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules import wait_defaults
 from airflow_provider_qwenimage.rules.arguments import BATCH_ARGUMENTS
 from airflow_provider_qwenimage.rules.task_arguments import TaskArguments, reads_arguments
+from airflow_provider_qwenimage.tasks.lineage import ReportsLineage
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.rules.task_arguments import Folder, Requests, Text
 
 
-class QwenImageBatchOperator(TaskArguments, BaseOperator):
+class QwenImageBatchOperator(ReportsLineage, TaskArguments, BaseOperator):
     """Draws many images in one task: one process, one client. Each image costs credits (5, as documented).
 
     Every request is checked before the first credit is spent. Then at most `max_in_flight` images at once are
@@ -67,6 +68,9 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         timeout: The longest wait for each image from its submission on, in seconds or as a timedelta.
         max_consecutive_failures: How many failed reads in a row end the wait for an image.
         max_image_bytes: A longer download is refused. Default 50 MiB.
+        dry_run: Whether only to plan the batch: nothing is submitted, paid or written, and the connection is not used.
+            The task logs what it would do and what that costs, and returns it as ``airflow qwenimage plan --output
+            json`` prints it. It fails if a row is bad, or if more rows are sure to fail than `max_failures` allows.
         **kwargs: Arguments of every operator.
 
     Raises:
@@ -91,10 +95,11 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         max_failures: SupportsIndex = 0,
         overwrite: bool = False,
         qwenimage_conn_id: Text = DEFAULT_CONN_ID,
-        poll_interval: Seconds = polling.DEFAULT_POLL_INTERVAL,
-        timeout: Seconds = polling.DEFAULT_TIMEOUT,
-        max_consecutive_failures: SupportsIndex = polling.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        poll_interval: Seconds = wait_defaults.DEFAULT_POLL_INTERVAL,
+        timeout: Seconds = wait_defaults.DEFAULT_TIMEOUT,
+        max_consecutive_failures: SupportsIndex = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         max_image_bytes: SupportsIndex = contract.DEFAULT_MAX_IMAGE_BYTES,
+        dry_run: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -110,6 +115,8 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         self.timeout: Any = timeout
         self.max_consecutive_failures: Any = max_consecutive_failures
         self.max_image_bytes: Any = max_image_bytes
+        # Every operator has a method `dry_run`, which `airflow tasks test --dry-run` calls.
+        self.only_plans = dry_run
         self._batch_task: BatchTask | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -118,19 +125,30 @@ class QwenImageBatchOperator(TaskArguments, BaseOperator):
         Returns:
             The dict described above.
         """
+        if self.only_plans:
+            from airflow_provider_qwenimage.batch.plan import plan_task
+
+            return plan_task(self, context)
         # Airflow parses DAG files all day: what only a running task needs is not loaded for them.
         from airflow_provider_qwenimage.batch.task import opened_batch
+        from airflow_provider_qwenimage.tasks.asset_events import add_batch_events
 
         ti = context["ti"]
         with opened_batch(self, context) as batch_task:
             self._batch_task = batch_task
             PendingLinks(self).store_gallery(ti)
-            return batch_task.run()
+            result = batch_task.run()
+            add_batch_events(self, context, result)
+            return result
 
     def on_kill(self) -> None:
         """End the batch within seconds. The API cannot cancel an image task; the next try resumes it."""
         if self._batch_task is not None:
             self._batch_task.stop("the task was ended from outside")
+
+    def lineage_facts(self) -> Mapping[str, Any]:
+        """Return the facts about the images for OpenLineage."""
+        return self._batch_task.facts if self._batch_task is not None else {}
 
     @classmethod
     def check_content(cls, name: str, value: Any) -> None:

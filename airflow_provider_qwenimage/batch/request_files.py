@@ -1,4 +1,4 @@
-"""Opens a file of requests: a regular file, in any storage that Airflow knows."""
+"""Reads requests from a list or from a file: a regular file, in any storage that Airflow knows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import stat
 from typing import TYPE_CHECKING, cast
 
-from airflow_provider_qwenimage.rules.request_rows import shown_source
+from airflow_provider_qwenimage.batch.requests import BatchRequests, read_list
+from airflow_provider_qwenimage.rules.arguments import path_text
+from airflow_provider_qwenimage.rules.request_rows import file_reader, shown_source
 from airflow_provider_qwenimage.storage.libraries import LOCAL, READ, explaining, reason_of
 from airflow_provider_qwenimage.storage.paths import path_of
 from airflow_provider_qwenimage.text.urls import without_credentials
@@ -17,7 +19,29 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+    from airflow_provider_qwenimage.batch.requests import RowProblems
+
 _NEVER_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def read_requests(source: object, variant: int, problems: RowProblems | None = None) -> BatchRequests:
+    """Read the requests of a list, of the text of a list, or of the file at a path or URL.
+
+    Args:
+        source: The argument `requests`, rendered.
+        variant: See `BatchRequests`.
+        problems: See `BatchRequests`.
+
+    Raises:
+        ValueError: If they are not requests.
+        OSError: If the file cannot be read.
+    """
+    source = path_text(source) or source
+    read_file = file_reader(source) if isinstance(source, str) else None
+    if read_file is None:
+        return BatchRequests(read_list(source), variant=variant, problems=problems)
+    with open_requests(str(source)) as stream:
+        return BatchRequests(read_file(stream), variant=variant, problems=problems)
 
 
 def open_requests(source: str) -> BinaryIO:

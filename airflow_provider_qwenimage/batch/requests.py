@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from airflow_provider_qwenimage.batch.spool import Spool
 from airflow_provider_qwenimage.contract import (
@@ -46,6 +46,7 @@ _A_REQUEST = "a prompt or an object with a prompt"
 # An error describes so many bad rows, gives the numbers of so many more, and counts the others.
 _DESCRIBED_ROWS = 20
 _NUMBERED_ROWS = 100
+_NAMED_ROWS = _DESCRIBED_ROWS + _NUMBERED_ROWS
 _LONGEST_PROBLEM = 400
 # A comment, or a string literal of Python and the quote of another one right after it.
 _PYTHON_TEXTS = re.compile(r"""\#.*|(?:'(?:\\[\s\S]|[^'\\])*+'|"(?:\\[\s\S]|[^"\\])*+")\s*(?P<next>['"]?)""")
@@ -76,9 +77,8 @@ class BatchRequest:
         return ImageIdentity(self.request, self.variant, self.name)
 
     def description(self) -> dict[str, Any]:
-        """Return the fields of the row that describe the image; see `GenerateRequest.description`."""
-        described = self.request.description()
-        return described if self.name is None else described | {"name": self.name}
+        """Return the fields of the row that describe the image; see `ImageIdentity.description`."""
+        return self.identity.description()
 
 
 class BatchRequests:
@@ -87,6 +87,7 @@ class BatchRequests:
     Args:
         rows: The requests as they were read.
         variant: Tells equal requests of several task instances apart; see `made_by.variant_of`.
+        problems: Collects the bad rows, which `find` then passes over; None to refuse them.
 
     Attributes:
         number_to_draw: How many images they are; rows that share one count once.
@@ -95,23 +96,24 @@ class BatchRequests:
         ValueError: If a row is not a request that the API allows; the message lists the bad rows.
     """
 
-    def __init__(self, rows: Iterable[Row], *, variant: int = 0) -> None:
+    def __init__(self, rows: Iterable[Row], *, variant: int = 0, problems: RowProblems | None = None) -> None:
         self._spool = Spool()
         self.number_to_draw = 0
+        self._refuses = problems is None
         try:
             # Otherwise mapped batches, and those in a loop, would share the images of random seeds.
-            self._read(rows, variant * MAX_ROWS)
+            self._read(rows, variant * MAX_ROWS, problems or RowProblems())
         except BaseException:
             self.close()
             raise
 
-    def _read(self, rows: Iterable[Row], first_variant: int) -> None:
+    def _read(self, rows: Iterable[Row], first_variant: int, problems: RowProblems) -> None:
         seen: dict[bytes, int] = {}
-        problems = _Problems()
         for row in rows:
             if row.number > MAX_ROWS:
                 raise ValueError(f"requests has more than {MAX_ROWS} rows. Split it into several batches.")
             entry: dict[str, Any] = {}
+            is_bad = False
             read = problems.read(row)
             if read is not None:
                 request, name = read
@@ -127,19 +129,27 @@ class BatchRequests:
                     first = GenerateRequest(**self._entry(seen[key])["request"])
                     if problem := _why_not_to_share(request, first, seen[key] + 1, named=name is not None):
                         problems.note(row, problem)
+                        is_bad = True
                 else:
                     seen[key] = len(self._spool)
                 self.number_to_draw += "same_as" not in entry
             # A bad row keeps its number, so that messages about later rows name the right one.
-            self._spool.append(entry)
-        if problems.bad_rows:
+            self._spool.append({} if is_bad else entry)
+        if problems.bad_rows and self._refuses:
             raise ValueError(str(problems))
 
     def __len__(self) -> int:
         return len(self._spool)
 
     def __getitem__(self, number: int) -> BatchRequest:
+        return self._read_entry(number, self._entry(number))
+
+    def find(self, number: int) -> BatchRequest | None:
+        """Return the request of a row, counted from 0; None if the row is bad."""
         entry = self._entry(number)
+        return self._read_entry(number, entry) if entry else None
+
+    def _read_entry(self, number: int, entry: Mapping[str, Any]) -> BatchRequest:
         request = GenerateRequest(**entry["request"])
         variant, same_as = entry.get("variant", 0), entry.get("same_as")
         return BatchRequest(number, request, variant=variant, same_as=same_as, name=entry.get("name"))
@@ -175,14 +185,19 @@ def _why_not_to_share(request: GenerateRequest, first: GenerateRequest, first_ro
     )
 
 
-class _Problems:
-    """Reads rows, and collects the bad ones for an error of bounded length."""
+class RowProblems:
+    """Reads rows, and collects the bad ones for an error of bounded length.
+
+    Attributes:
+        rows: How many rows were read.
+        bad_rows: How many of them are bad.
+        named: The first of these, with the problem and without the value.
+    """
 
     def __init__(self) -> None:
         self.rows = 0
         self.bad_rows = 0
-        self._described: list[str] = []
-        self._numbered: list[str] = []
+        self.named: list[Row] = []
 
     def read(self, row: Row) -> tuple[GenerateRequest, str | None] | None:
         """Return the request of a row and the name of its image, or None if it is bad."""
@@ -201,16 +216,15 @@ class _Problems:
     def note(self, row: Row, problem: str) -> None:
         """Note what is wrong with a row."""
         self.bad_rows += 1
-        if len(self._described) < _DESCRIBED_ROWS:
-            self._described.append(f"{row.where}: {shorten(problem, _LONGEST_PROBLEM)}")
-        elif len(self._numbered) < _NUMBERED_ROWS:
-            self._numbered.append(str(row.number))
+        if len(self.named) < _NAMED_ROWS:
+            self.named.append(Row(row.number, None, row.line, problem=shorten(problem, _LONGEST_PROBLEM)))
 
     def __str__(self) -> str:
-        more = f" Also bad: rows {', '.join(self._numbered)}" if self._numbered else ""
-        left = self.bad_rows - len(self._described) - len(self._numbered)
+        numbered = [str(row.number) for row in self.named[_DESCRIBED_ROWS:]]
+        more = f" Also bad: rows {', '.join(numbered)}" if numbered else ""
+        left = self.bad_rows - len(self.named)
         more += f" and {left} more." if left else "." if more else ""
-        described = " | ".join(self._described)
+        described = " | ".join(f"{row.where}: {row.problem}" for row in self.named[:_DESCRIBED_ROWS])
         return f"requests has {self.bad_rows} bad row(s) of {self.rows}; nothing was submitted. {described}{more}"
 
 
@@ -302,12 +316,17 @@ def read_list(value: object) -> Iterator[Row]:
     """
     if isinstance(value, str):
         value = _list_from_text(value)
-    # The order of a set changes from one try to the next.
-    if isinstance(value, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(value, Iterable):
+    if not has_rows(value):
         quoted = shown_source(value) if isinstance(value, str) else shown(value)
         raise ValueError(f"requests is {quoted}; it must be {ALLOWED_REQUESTS}.")
     for number, row in enumerate(value, start=1):
         yield Row(number, row)
+
+
+def has_rows(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether a value can be read row by row: the order of a set changes, and a DataFrame yields its column names."""
+    is_iterable = isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping | AbstractSet)
+    return is_iterable and getattr(value, "ndim", 1) == 1
 
 
 def _list_from_text(text: str) -> object:

@@ -13,9 +13,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.batch.image import ImagePipeline
+from airflow_provider_qwenimage.batch.listing import FolderListing, list_records
 from airflow_provider_qwenimage.batch.spool import Spool
 from airflow_provider_qwenimage.batch.submissions import ImageInFlight, Submissions
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
@@ -23,13 +25,9 @@ from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.rules.batch_rows import RowStatus, row_error
 from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits, in_brief
 from airflow_provider_qwenimage.rules.submissions import LookAgain, Resume, Step, Stop, Submit
-from airflow_provider_qwenimage.storage.files import list_names
 from airflow_provider_qwenimage.storage.images import StoredImages
-from airflow_provider_qwenimage.storage.paths import is_empty
 from airflow_provider_qwenimage.tasks.drawing import ended_from_outside
 from airflow_provider_qwenimage.tasks.metrics import count_failure
-from airflow_provider_qwenimage.tasks.records import names_by_key
-from airflow_provider_qwenimage.tasks.stores import RECORDS_PREFIX, recorded_names
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.batch.image import ImageOptions
@@ -88,8 +86,7 @@ class Batch:
         self._in_flight: dict[int, ImageInFlight] = {}
         self._submissions = Submissions(self._pipeline, self.totals)
         self._one_at_a_time = asyncio.Lock()
-        self._known: frozenset[str] = frozenset()
-        self._known_by_key: dict[str, list[str]] = {}
+        self._listing = FolderListing()
         self._done = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -98,7 +95,9 @@ class Batch:
 
     def start(self) -> None:
         """Begin, in a thread of its own."""
-        threading.Thread(target=self._run, name="qwenimage-batch", daemon=True).start()
+        # Spans that begin there are below that of the task.
+        in_context = copy_context().run
+        threading.Thread(target=in_context, args=(self._run,), name="qwenimage-batch", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
         """Wait until it is done, for so many seconds at most, and return whether it is done.
@@ -220,18 +219,14 @@ class Batch:
 
     async def _find_earlier_work(self) -> None:
         """Find the images that are stored, paid or refused already, before anything is submitted: they count."""
-        folder = self._options.folder
-        folder_is_empty = await asyncio.to_thread(is_empty, folder)
-        names: list[str] = [] if folder_is_empty else await asyncio.to_thread(list_names, folder, RECORDS_PREFIX)
-        self._known = recorded_names(names)
-        self._known_by_key = names_by_key(self._known)
+        self._listing = await asyncio.to_thread(list_records, self._options.folder)
 
         async def find(number: int) -> None:
             item = self.requests[number]
             if item.same_as is not None:
                 self._left_to_do[number] = _NOTHING
-            elif not folder_is_empty:
-                drawing = self._pipeline.drawing(item, self._check, known=self._known)
+            elif not self._listing.is_empty:
+                drawing = self._pipeline.drawing(item, self._check, known=self._listing.records)
                 step = await asyncio.to_thread(self._look, drawing)
                 if isinstance(step, Submit):
                     self.totals.spend(step.spent)
@@ -247,14 +242,14 @@ class Batch:
 
     def _look(self, drawing: Drawing) -> StoredImages | Step:
         step = drawing.look()
-        names = self._known_by_key.get(drawing.identity.key)
+        names = self._listing.records_by_key.get(drawing.identity.key)
         if isinstance(step, StoredImages) and names:
             drawing.remove_records_of(step, names)
         return step
 
     def _name_what_is_left(self) -> None:
         """Log what earlier tries of this task have paid for, and what no row asks for any more."""
-        left = set(self._known_by_key)
+        left = set(self._listing.records_by_key)
         for number in range(len(self.requests)):
             if not left:
                 return
@@ -321,7 +316,7 @@ class Batch:
     async def _draw_image(self, item: BatchRequest, in_flight: ImageInFlight) -> tuple[StoredImages, bool]:
         """Return the stored image of a row, and whether this try has drawn it."""
         was_looked_for = self._left_to_do[item.number] == _SUBMIT
-        drawing = self._pipeline.drawing(item, self._check, known=self._known if was_looked_for else None)
+        drawing = self._pipeline.drawing(item, self._check, known=self._listing.records if was_looked_for else None)
         while True:
             result = await self._submissions.submit(drawing, in_flight, was_looked_for=was_looked_for)
             was_looked_for = False

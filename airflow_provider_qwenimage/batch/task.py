@@ -5,24 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_qwenimage.batch.image import ImageOptions
 from airflow_provider_qwenimage.batch.manifest import BatchManifest
 from airflow_provider_qwenimage.batch.marker import BatchMarker
-from airflow_provider_qwenimage.batch.request_files import open_requests
-from airflow_provider_qwenimage.batch.requests import BatchRequests, read_list
+from airflow_provider_qwenimage.batch.request_files import read_requests
 from airflow_provider_qwenimage.batch.run import Batch
 from airflow_provider_qwenimage.batch.scratch import scratch_folder
 from airflow_provider_qwenimage.client.connection import read_connection
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.rules.arguments import path_text
 from airflow_provider_qwenimage.rules.batch_totals import Limits
 from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
-from airflow_provider_qwenimage.rules.request_rows import file_reader
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.drawing import EFFORT, answer_seconds
 from airflow_provider_qwenimage.tasks.failures import logging_errors, reporting_failures
+from airflow_provider_qwenimage.tasks.lineage import MAX_TASK_IDS
 from airflow_provider_qwenimage.tasks.opening import warn_about_other_hosts
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ class BatchTask:
         self._batch = batch
         self._manifest = manifest
         self._reported: Mapping[str, Any] = {}
+        # For lineage.
+        self.facts: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
         """Draw the batch, store its manifest and push the XComs.
@@ -135,6 +136,13 @@ class BatchTask:
 
     def _conclude(self) -> dict[str, Any]:
         totals = self._batch.totals
+        self.facts = {
+            "task_ids": list(islice(self._image_task_ids(), MAX_TASK_IDS)),
+            "consumed_credits": totals.spent,
+            "images": totals.drawn + totals.reused,
+            "reused": totals.reused,
+            "failed": totals.failures,
+        }
         errors = [*self._push_unrecorded(), *self._push("consumed_credits", totals.spent)]
         if totals.at_risk:
             errors += self._push("at_risk", totals.at_risk)
@@ -145,6 +153,7 @@ class BatchTask:
             errors.append(error)
         else:
             errors += self._push("manifest", manifest)
+            self.facts["manifest"] = manifest
         not_written = f"Not all of it could be stored ({type(errors[0]).__name__}: {errors[0]})." if errors else None
         problem = totals.problem(
             manifest, self._batch.interruption, not_started=self._rows_not_started(), not_written=not_written
@@ -165,6 +174,12 @@ class BatchTask:
             "consumed_credits": totals.spent,
             "at_risk": totals.at_risk,
         }
+
+    def _image_task_ids(self) -> Iterator[str]:
+        for number in range(len(self._batch.requests)):
+            outcome = self._batch.outcome(number)
+            if outcome is not None and outcome.get("task_id") is not None:
+                yield outcome["task_id"]
 
     def _rows_not_started(self) -> Iterator[int]:
         """Yield the numbers of the rows that were not begun, counted from 1, without those that share an image."""
@@ -210,7 +225,7 @@ def opened_batch(operator: BatchOperator, context: Context) -> Iterator[BatchTas
         scratch = stack.enter_context(scratch_folder(writer_of(made_by)))
         connection = QwenImageHook.get_connection(operator.qwenimage_conn_id)
         settings = read_connection(connection)
-        requests = stack.enter_context(closing(_read_requests(operator.requests, variant_of(ti))))
+        requests = stack.enter_context(closing(read_requests(operator.requests, variant_of(ti))))
         # Before a submission: storage that cannot be reached must not cost an image.
         folder = open_output_path(operator.output_path)
         warn_about_other_hosts(context, folder)
@@ -241,13 +256,3 @@ def opened_batch(operator: BatchOperator, context: Context) -> Iterator[BatchTas
         )
         yield BatchTask(ti, batch, BatchManifest(folder, batch, made_by, scratch))
         marker.remove()
-
-
-def _read_requests(source: object, variant: int) -> BatchRequests:
-    """Read the requests of a list, of the text of a list, or of the file at a path or URL."""
-    source = path_text(source) or source
-    read_file = file_reader(source) if isinstance(source, str) else None
-    if read_file is None:
-        return BatchRequests(read_list(source), variant=variant)
-    with open_requests(str(source)) as stream:
-        return BatchRequests(read_file(stream), variant=variant)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from airflow_provider_qwenimage.airflow_versions import RESUMES_RETRIES
+from airflow_provider_qwenimage.client.spans import span
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.task_ids import printable_id
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
@@ -79,9 +80,12 @@ def wait_deferred(
         TaskDeferred: If the image task has not ended.
         QwenImageError: If it FAILED, or cannot be waited for.
     """
-    outcome = hook.check(image_task_id, seconds=policy.seconds_for_a_read(time.time()))
-    now = time.time()
-    decision = polling.decide(policy, polling.PollState(), outcome, image_task_id=image_task_id, now=now)
+    with span("wait", task_id=image_task_id) as wait:
+        outcome = hook.check(image_task_id, seconds=policy.seconds_for_a_read(time.time()))
+        now = time.time()
+        decision = polling.decide(policy, polling.PollState(), outcome, image_task_id=image_task_id, now=now)
+        if not isinstance(decision, polling.Wait):
+            wait.note_end(decision)
     if isinstance(decision, polling.Done):
         return decision.snapshot
     if isinstance(decision, polling.Wait):

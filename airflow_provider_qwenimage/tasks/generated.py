@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskStatus
 from airflow_provider_qwenimage.tasks import deferral
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
 
 
 class GeneratingOperator(deferral.DeferrableTask, Protocol):
@@ -25,7 +28,12 @@ class GeneratingOperator(deferral.DeferrableTask, Protocol):
     overwrite: bool
     durable: bool
     max_credits: Any
+    prompt_in_asset_events: bool
+    outlets: Any
     outcome: dict[str, Any] | None
+
+    def execute(self, context: Context) -> Any:
+        """Begin a try."""
 
     def check_rendered(self, *names: str) -> None:
         """Check the rendered arguments."""

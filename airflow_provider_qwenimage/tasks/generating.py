@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -20,6 +21,7 @@ from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, PendingLin
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, read_request
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
+from airflow_provider_qwenimage.rules.image_names import check_image_name
 from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
 from airflow_provider_qwenimage.rules.prices import assumed_price, described_price, is_within
 from airflow_provider_qwenimage.rules.submissions import Submit, what_stays_paid
@@ -27,6 +29,7 @@ from airflow_provider_qwenimage.storage.files import remove_leftovers
 from airflow_provider_qwenimage.storage.images import StoredImages, find_images, save_images
 from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
 from airflow_provider_qwenimage.tasks import deferral
+from airflow_provider_qwenimage.tasks.asset_events import add_image_events
 from airflow_provider_qwenimage.tasks.drawing import (
     Drawing,
     DrawingOptions,
@@ -90,6 +93,7 @@ class Generating:
         self._image_task_id: str | None = None
         self._hook: QwenImageHook | None = None
         self._is_stopped = False
+        self._pushed_values: dict[str, Any] = {}
         # Set by `_open`.
         self._folder: ObjectStoragePath | None = None
         self._ledger: Ledger
@@ -117,7 +121,7 @@ class Generating:
             while True:
                 result = self._draw(drawing, hook)
                 if isinstance(result, StoredImages):
-                    return self._return_stored(identity.request, result, reused=not drawing.is_own(result))
+                    return self._return_stored(identity, result, reused=not drawing.is_own(result))
                 try:
                     return self._follow(hook, result)
                 except QwenImageTaskFailedError as error:
@@ -137,10 +141,12 @@ class Generating:
             The outcome that the operator documents.
         """
         if deferral.is_of_an_earlier_try(event, self._ti.try_number):
-            return self.run()
+            # A subclass may decide there what to draw.
+            return self._operator.execute(self._context)
         with reporting_failures(self._ti):
             self._operator.check_rendered("output_path", "image_name")
             submitted = self._submitted(event)
+            self._pushed_values["task_id"] = submitted.image_task_id
             if event is None:
                 # The API knows how far the image task is.
                 with QwenImageHook(self._operator.qwenimage_conn_id) as hook:
@@ -153,6 +159,7 @@ class Generating:
     def resume_after_failed_trigger(self) -> Iterator[None]:
         """Have what is raised in the block end the task without losing, or paying again, what it submitted."""
         submitted = self._submitted(None)
+        self._pushed_values["task_id"] = submitted.image_task_id
         with reporting_failures(self._ti), self._keeping_what_is_paid(submitted.image_task_id):
             yield
 
@@ -161,6 +168,17 @@ class Generating:
         self._is_stopped = True
         if self._image_task_id is not None and self._hook is not None:
             self._log.warning("%s", what_stays_paid(self._image_task_id, self._hook.last_credits))
+
+    def facts(self) -> dict[str, Any]:
+        """Return the id of the image task, the credits and so on, as far as they are known; for lineage."""
+        facts = self._pushed_values | (self._operator.outcome or {})
+        if "task_id" not in facts:
+            return {}
+        facts["task_ids"] = [facts["task_id"]]
+        if "image_urls" in facts:
+            facts["images"] = len(facts["image_urls"])
+            facts["reused"] = facts["images"] if facts["reused"] else 0
+        return facts
 
     def _identity(self, request: GenerateRequest | None = None) -> ImageIdentity:
         if request is None:
@@ -188,7 +206,7 @@ class Generating:
             if self._folder is not None:
                 check_storing(self._folder, writer_of(self._instance))
             # Before the submission, so that the gallery shows a failure with its prompt.
-            self._push("request", identity.request.description())
+            self._push("request", identity.description())
 
         return Drawing(identity, self._ledger, options, check=check, pause_before_resend=hook.pause_before_resend)
 
@@ -240,7 +258,8 @@ class Generating:
             )
 
     def _push(self, key: str, value: Any) -> None:
-        self._ti.xcom_push(key=key, value=storable(value))
+        self._pushed_values[key] = storable(value)
+        self._ti.xcom_push(key=key, value=self._pushed_values[key])
 
     def _submitted(self, event: Any) -> Submitted:
         """Return the image task that was submitted before the deferral.
@@ -258,8 +277,9 @@ class Generating:
         is_own = submission is not None or not self._ledger.remembers
         if submission is None:
             image_task_id = image_task_id or str(self._pushed("task_id"))
-        request = self._pushed("request") if submission is None else None
-        identity = self._identity() if request is None else self._identity(GenerateRequest(**request))
+            identity = self._pushed_identity()
+        else:
+            identity = self._identity(submission.intent.identity.request)
         if not is_own:
             # It is another task's, which may have stored it and removed its record in the meantime; or the record of
             # this task is gone.
@@ -268,6 +288,16 @@ class Generating:
         if submission is not None:
             return resumed(submission, identity, self._instance, is_own=is_own)
         return Submitted(str(image_task_id), identity, self._instance, is_own=is_own)
+
+    def _pushed_identity(self) -> ImageIdentity:
+        """Return the image that was asked for before the deferral; a template or a function may now ask for another."""
+        pushed = self._pushed("request")
+        if pushed is None:
+            return self._identity()
+        request = GenerateRequest(**{name: value for name, value in pushed.items() if name != "name"})
+        # Others may have written the XCom, and this becomes the name of a file.
+        name = check_image_name("image_name", pushed.get("name", self._operator.image_name))
+        return replace(self._identity(request), name=name)
 
     def _pushed(self, key: str) -> Any:
         return self._ti.xcom_pull(task_ids=self._ti.task_id, key=key, map_indexes=self._ti.map_index)
@@ -287,10 +317,13 @@ class Generating:
         self._image_task_id, self._hook = submitted.image_task_id, hook
         with self._keeping_what_is_paid(submitted.image_task_id):
             if not submitted.is_new:
-                self._push("request", submitted.identity.request.description())
+                self._push("request", submitted.identity.description())
             self._push("task_id", submitted.image_task_id)
             if not self._operator.wait_for_completion and self._folder is None:
                 self._ledger.finish()
+                add_image_events(
+                    self._operator, self._context, {"task_id": submitted.image_task_id}, submitted.identity.request
+                )
                 return submitted.image_task_id
             if not self._operator.deferrable:
                 self._links.store_gallery(self._ti)
@@ -364,7 +397,7 @@ class Generating:
                 remove_leftovers(self._folder, writer_of(self._instance))
         return paths
 
-    def _return_stored(self, request: GenerateRequest, stored: StoredImages, *, reused: bool) -> dict[str, Any]:
+    def _return_stored(self, identity: ImageIdentity, stored: StoredImages, *, reused: bool) -> dict[str, Any]:
         consumed_credits = 0 if reused else stored.consumed_credits
         if not reused:
             try_in_process.charge(consumed_credits)
@@ -376,16 +409,19 @@ class Generating:
                 stored.image_task_id,
             )
         self._push("task_id", stored.image_task_id)
-        self._push("request", request.description())
+        self._push("request", identity.description())
         self._push("consumed_credits", consumed_credits)
         return self._return(
-            Outcome(request, stored.image_task_id, stored.image_urls, stored.paths, consumed_credits, reused=reused)
+            Outcome(
+                identity.request, stored.image_task_id, stored.image_urls, stored.paths, consumed_credits, reused=reused
+            )
         )
 
     def _return(self, outcome: Outcome) -> dict[str, Any]:
         # Anybody can edit a sidecar in shared storage.
         returned: dict[str, Any] = storable(outcome.to_json())
         self._operator.outcome = returned
+        add_image_events(self._operator, self._context, returned, outcome.request)
         self._links.add(IMAGE)
         return returned
 

@@ -17,7 +17,7 @@ from airflow_provider_qwenimage.rules.tries import Try
 from airflow_provider_qwenimage.storage.libraries import LOCAL
 from airflow_provider_qwenimage.tasks.ledger import Ledger
 from airflow_provider_qwenimage.tasks.records import FolderRecords, Records
-from airflow_provider_qwenimage.tasks.stores import FolderStore, TaskStateStore
+from airflow_provider_qwenimage.tasks.stores import FolderStore, ReadOnlyFolderStore, TaskStateStore
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -156,26 +156,28 @@ def open_submitted_ledger(
 
 
 def open_row_ledger(
-    context: Context,
+    made_in: Try,
     folder: ObjectStoragePath,
     instance: Mapping[str, Any],
     identity: ImageIdentity,
     *,
     known: Collection[str] | None = None,
+    read_only: bool = False,
 ) -> Ledger:
     """Return the ledger of one image of a batch: in the output folder, with every version of Airflow.
 
     Airflow's task state would take a request to its API server for each of thousands of rows.
 
     Args:
-        context: The task's context.
+        made_in: The try of the task.
         folder: The folder for images.
         instance: The task; see `made_by.description_of`.
         identity: The image.
         known: The names of the records that the folder has, if they were listed.
+        read_only: Whether the folder stays as it is.
     """
     writer = writer_of(instance)
-    store = FolderStore(folder, writer)
+    store = (ReadOnlyFolderStore if read_only else FolderStore)(folder, writer)
     earlier_name = earlier_row_name(writer, identity)
 
     listed = known
@@ -186,7 +188,7 @@ def open_row_ledger(
         names, listed = listed, None
         return FolderRecords(store, key, instance, writer=writer, earlier_name=earlier_name, known=names)
 
-    return Ledger(instance, try_of(context), own=None, shared=shared)
+    return Ledger(instance, made_in, own=None, shared=shared)
 
 
 def find_left(context: Context, folder: ObjectStoragePath, instance: Mapping[str, Any], key: str) -> Submission | None:

@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import (
     PokeReturnValue,
 )
 
+from airflow_provider_qwenimage.client.spans import Span, span
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, PendingLinks
@@ -72,6 +73,8 @@ class Sensing:
         self._last_read: TaskSnapshot | QwenImageError | None = None
         # One client for all pokes of this process: a kept-alive connection instead of a new one each time.
         self._hook: QwenImageHook | None = None
+        # The wait of this process in traces.
+        self._span = Span()
         # Seconds until the next poke.
         self.delay: float = sensor.poke_interval
 
@@ -128,7 +131,10 @@ class Sensing:
         self._push("task_id", storable(sensor.image_task_id))
         self._links.store_gallery(self._ti)
         try:
-            with QwenImageHook(sensor.qwenimage_conn_id) as self._hook:
+            with (
+                QwenImageHook(sensor.qwenimage_conn_id) as self._hook,
+                span("wait", task_id=sensor.image_task_id) as self._span,
+            ):
                 yield
         except (AirflowSensorTimeout, AirflowSkipException, AirflowTaskTimeout) as end:
             if end.__cause__ is not None:
@@ -151,6 +157,8 @@ class Sensing:
             decision = polling.decide(
                 self._policy(), self._poll_state, outcome, image_task_id=sensor.image_task_id, now=time.time()
             )
+            if not isinstance(decision, polling.Wait):
+                self._span.note_end(decision)
             if isinstance(decision, polling.Done):
                 return PokeReturnValue(is_done=True, xcom_value=self._finish(decision.snapshot))
             if isinstance(decision, polling.GiveUp):

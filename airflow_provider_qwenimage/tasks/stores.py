@@ -126,6 +126,20 @@ class FolderStore:
         return self._folder / record_file(name)
 
 
+class ReadOnlyFolderStore(FolderStore):
+    """The same files, for a plan: what a task would record or remove stays as it is."""
+
+    def create(self, name: str, fact: dict[str, Any]) -> bool:  # noqa: ARG002  as in `Store`
+        """Store nothing."""
+        return True
+
+    def write(self, name: str, fact: dict[str, Any], *, is_last: bool = False) -> None:
+        """Store nothing."""
+
+    def remove(self, name: str) -> None:
+        """Remove nothing."""
+
+
 def record_file(name: str) -> str:
     """Return the name of the hidden file that records a fact."""
     return f"{RECORDS_PREFIX}{name}.json"
