@@ -12,11 +12,15 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import AirflowPlugin, conf
 
 from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
+from airflow_provider_qwenimage.configuration import text_option
 from airflow_provider_qwenimage.rules.gallery_urls import DAG_ROUTE, NAV_ROUTE, PREFIX, RUN_ROUTE, TASK_ROUTE
 
 _NAME = "Generated images"
 # Short, because with a longer name the tabs of a mapped task take two lines.
 _TAB_NAME = "Images"
+# Airflow 3.4 shows a tab of a task only if the task has one of these template fields; older versions ignore it. Unlike
+# the name of an operator, a derived operator and a decorated task have it as well.
+_TASKS = {"task.template_fields": ["qwenimage_conn_id"]}
 
 
 class GalleryApp:
@@ -29,7 +33,13 @@ class GalleryApp:
         await app(scope, receive, send)
 
 
-def _view(destination: str, route: str, path: str) -> dict[str, Any]:
+def _tagged_dags() -> dict[str, list[str]]:
+    # The UI does not know the operators of a DAG, and users without access to a DAG would see its id in a list of ids.
+    tags = [tag.strip() for tag in text_option("gallery_dag_tags").split(",")]
+    return {"dag.tags.name": [tag for tag in tags if tag]}
+
+
+def _view(destination: str, route: str, path: str, applies_to: dict[str, list[str]] | None = None) -> dict[str, Any]:
     # If Airflow is not at the root of its host, its base URL has a path.
     root = f"{urlsplit(conf.get('api', 'base_url', fallback='') or '').path.rstrip('/')}{PREFIX}"
     return {
@@ -39,6 +49,8 @@ def _view(destination: str, route: str, path: str) -> dict[str, Any]:
         "url_route": route,
         "icon": f"{root}/static/icon.svg",
         "icon_dark_mode": f"{root}/static/icon-dark.svg",
+        # An empty list does not restrict anything.
+        "applies_to": applies_to or {},
     }
 
 
@@ -50,9 +62,14 @@ class QwenImagePlugin(AirflowPlugin):
     external_views = (
         [
             _view("nav", NAV_ROUTE, "/") | {"category": "browse"},
-            _view("dag", DAG_ROUTE, "/dags/{DAG_ID}"),
-            _view("dag_run", RUN_ROUTE, "/dags/{DAG_ID}/runs/{RUN_ID}"),
-            _view("task_instance", TASK_ROUTE, "/dags/{DAG_ID}/runs/{RUN_ID}/tasks/{TASK_ID}?map_index={MAP_INDEX}"),
+            _view("dag", DAG_ROUTE, "/dags/{DAG_ID}", _tagged_dags()),
+            _view("dag_run", RUN_ROUTE, "/dags/{DAG_ID}/runs/{RUN_ID}", _tagged_dags()),
+            _view(
+                "task_instance",
+                TASK_ROUTE,
+                "/dags/{DAG_ID}/runs/{RUN_ID}/tasks/{TASK_ID}?map_index={MAP_INDEX}",
+                _TASKS,
+            ),
         ]
         if HAS_PLUGIN_PAGES
         else []

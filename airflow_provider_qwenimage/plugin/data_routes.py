@@ -18,6 +18,7 @@ from airflow_provider_qwenimage.plugin.listings import PageContext, Window, list
 from airflow_provider_qwenimage.plugin.runs import RUNS, Run
 from airflow_provider_qwenimage.plugin.time_limits import Shares
 from airflow_provider_qwenimage.rules.gallery_urls import PREFIX
+from airflow_provider_qwenimage.rules.made_by import Region
 
 _MOST_ITEMS = 200
 _MOST_TEXT = 200
@@ -41,7 +42,16 @@ def _read_window(
     return Window(offset, limit, status, text.casefold().split())
 
 
+def read_region(
+    region_id: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
+    region_index: Annotated[int, Query(ge=0)] = 0,
+) -> Region | None:
+    """Return the region of a task in a loop, as Airflow's pages address it; None without one."""
+    return Region(region_id, region_index) if region_id else None
+
+
 WindowDep = Annotated[Window, Depends(_read_window)]
+RegionDep = Annotated[Region | None, Depends(read_region)]
 
 
 @router.get("/data")
@@ -74,14 +84,21 @@ async def list_run(request: Request, dag_id: str, run_id: str, window: WindowDep
 
 @router.get("/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/data")
 async def list_task(
-    *, request: Request, dag_id: str, run_id: str, task_id: str, window: WindowDep, map_index: int | None = None
+    *,
+    request: Request,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    window: WindowDep,
+    region: RegionDep,
+    map_index: int | None = None,
 ) -> JSONResponse:
-    """List the images of a task instance; without a map index, those of all instances of the task."""
+    """List the images of a task instance; without a map index or a region, those of all of them."""
 
     def read() -> JSONResponse:
         run = RUNS.get(dag_id, run_id)
-        images = [record for record in run.records.images if record.belongs_to(task_id, map_index)]
-        batches = [batch for batch in run.records.batches if batch.task.matches(task_id, map_index)]
+        images = [record for record in run.records.images if record.belongs_to(task_id, map_index, region)]
+        batches = [batch for batch in run.records.batches if batch.task.matches(task_id, map_index, region)]
         return _listing(request, window, Records(images, batches), is_active=run.is_active, note=_note_on(run))
 
     return await _SHARES.run(dag_id, read)

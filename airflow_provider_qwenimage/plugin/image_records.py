@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from airflow_provider_qwenimage.rules.made_by import Region
+
 ENDED_BADLY = frozenset({"failed", "upstream_failed"})
 # About the memory of a record without its texts.
 _RECORD_BYTES = 1000
@@ -44,6 +46,8 @@ class TaskInstance:
 
     Attributes:
         map_index: -1 if the task is not mapped.
+        region: Of a task in a loop; None outside loops.
+        iteration: That of the loop, counted from 0; None outside loops.
         state: Airflow's state of the task instance.
         operator: The class name of the operator.
         try_number: The number of the latest try.
@@ -58,15 +62,24 @@ class TaskInstance:
     operator: str | None
     try_number: int
     changed_at: str | None
+    region: Region | None = None
+    iteration: int | None = None
 
     @property
     def has_ended(self) -> bool:
         """Whether the state is final unless the task is cleared."""
         return self.state in _ENDED
 
-    def matches(self, task_id: str, map_index: int | None) -> bool:
-        """Whether it is an instance of a task with this map index; None matches every map index."""
-        return self.task_id == task_id and map_index in (None, self.map_index)
+    def matches(self, task_id: str, map_index: int | None, region: Region | None = None) -> bool:
+        """Whether it is an instance of a task with this map index; None matches every map index.
+
+        Args:
+            region: Of a task in a loop, or None for all iterations. Outside loops Airflow's pages may have one, too.
+        """
+        return self.task_id == task_id and map_index in (None, self.map_index) and self._is_in(region)
+
+    def _is_in(self, region: Region | None) -> bool:
+        return None in (region, self.region) or region == self.region
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +126,10 @@ class ImageRecord:
         texts = (self.request.get("prompt"), self.path, self.image_url, self.message)
         return _RECORD_BYTES + sum(sys.getsizeof(text) for text in texts if text is not None)
 
-    def belongs_to(self, task_id: str, map_index: int | None) -> bool:
-        """Whether a task instance draws the image or waits for it; None matches every map index."""
+    def belongs_to(self, task_id: str, map_index: int | None, region: Region | None = None) -> bool:
+        """Whether a task instance draws the image or waits for it; see `TaskInstance.matches`."""
         tasks = (self.task, self.waited_for_by)
-        return any(task is not None and task.matches(task_id, map_index) for task in tasks)
+        return any(task is not None and task.matches(task_id, map_index, region) for task in tasks)
 
     def matches(self, status: str, words: Sequence[str]) -> bool:
         """Whether it has a status ("" for any) and contains every word.

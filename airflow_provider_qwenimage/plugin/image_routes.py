@@ -11,16 +11,17 @@ from urllib.parse import quote
 
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.configuration import AIRFLOW_HOME
-from airflow.providers.common.compat.sdk import conf
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
+from airflow_provider_qwenimage.configuration import text_option, whole_option
 from airflow_provider_qwenimage.plugin import stored_images
 from airflow_provider_qwenimage.plugin.access import may_read_xcoms
+from airflow_provider_qwenimage.plugin.data_routes import RegionDep
 from airflow_provider_qwenimage.plugin.image_records import ImageRecord
 from airflow_provider_qwenimage.plugin.runs import READS, RUNS, ImageKey
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, storage_of
-from airflow_provider_qwenimage.plugin.thumbnails import MEDIA_TYPE, MOST_BYTES, ThumbnailCache
+from airflow_provider_qwenimage.plugin.thumbnails import MEDIA_TYPE, ThumbnailCache
 from airflow_provider_qwenimage.plugin.time_limits import Shares
 
 Result = TypeVar("Result")
@@ -40,9 +41,8 @@ router = APIRouter()
 
 @cache
 def _thumbnails() -> ThumbnailCache:
-    folder = conf.get("qwenimage", "thumbnails_folder", fallback="") or Path(AIRFLOW_HOME) / "qwenimage-thumbnails"
-    most_bytes = conf.getint("qwenimage", "thumbnails_megabytes", fallback=MOST_BYTES // 2**20) * 2**20
-    return ThumbnailCache(Path(folder), most_bytes)
+    folder = text_option("thumbnails_folder") or Path(AIRFLOW_HOME) / "qwenimage-thumbnails"
+    return ThumbnailCache(Path(folder), whole_option("thumbnails_megabytes", at_least=1) * 2**20)
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,10 @@ def _requested_image(
     task_id: str,
     number: int,
     user: GetUserDep,
+    region: RegionDep,
     map_index: int = -1,
 ) -> _RequestedImage:
-    return _RequestedImage(request, user, dag_id, run_id, (task_id, map_index, number))
+    return _RequestedImage(request, user, dag_id, run_id, (task_id, map_index, region, number))
 
 
 ImageDep = Annotated[_RequestedImage, Depends(_requested_image)]

@@ -81,6 +81,7 @@ def _item(context: PageContext, record: ImageRecord) -> dict[str, Any]:
         "run_id": task.run_id,
         "task_id": task.task_id,
         "map_index": task.map_index,
+        "iteration": task.iteration,
         "status": str(record.status),
         "state": record.state,
         "prompt": record.request.get("prompt"),
@@ -94,7 +95,7 @@ def _item(context: PageContext, record: ImageRecord) -> dict[str, Any]:
         "message": record.message,
         "time": record.changed_at,
         "waited_for_by": record.waited_for_by.task_id if record.waited_for_by else None,
-        "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index)}",
+        "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index, region=task.region)}",
         "run_url": f"{root}{run_page(task.dag_id, task.run_id)}",
         "address": None,
         "image": None,
@@ -106,7 +107,7 @@ def _item(context: PageContext, record: ImageRecord) -> dict[str, Any]:
         drawn = record.image_task_id or ""
         for name, kind in {"image": "", "thumbnail": "thumbnail", "details": "details"}.items():
             key = task.dag_id, task.run_id, task.task_id, task.map_index, record.number
-            item[name] = f"{root}{image_path(*key, kind=kind)}&{urlencode({'drawn': drawn})}"
+            item[name] = f"{root}{image_path(*key, region=task.region, kind=kind)}&{urlencode({'drawn': drawn})}"
     elif record.image_url is not None:
         item["address"] = linkable_address(record.image_url, context.own_hosts, is_page_secure=context.is_secure)
         if item["address"] is None:
@@ -120,9 +121,10 @@ def _batch(root: str, batch: BatchRecord) -> dict[str, Any]:
         "task_id": task.task_id,
         "run_id": task.run_id,
         "map_index": task.map_index,
+        "iteration": task.iteration,
         "state": task.state,
         "has_ended": task.has_ended,
         "progress": dict(batch.progress),
         "problem": batch.problem,
-        "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index)}",
+        "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index, region=task.region)}",
     }

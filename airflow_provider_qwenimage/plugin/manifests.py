@@ -92,13 +92,19 @@ def read_rows(
         The rows, and why some or all are missing, as a sentence for the page, or None.
     """
     writer = writer_of(
-        {"dag_id": task.dag_id, "run_id": task.run_id, "task_id": task.task_id, "map_index": task.map_index}
+        {
+            "dag_id": task.dag_id,
+            "run_id": task.run_id,
+            "task_id": task.task_id,
+            "map_index": task.map_index,
+            "iteration": task.iteration,
+        }
     )
     progress = xcoms.get("progress")
     listed = progress.get("rows") if isinstance(progress, Mapping) else None
     manifest = xcoms.get("manifest")
     if isinstance(manifest, str):
-        recorded, name = path(manifest), manifest_name(task.map_index)
+        recorded, name = path(manifest), manifest_name(task.map_index, task.iteration)
     elif isinstance(listed, str):
         recorded, name = path(listed), rows_name(writer)
     else:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance as AirflowTaskInstance
 from airflow.models.xcom import XComModel
-from sqlalchemy import Text, case, cast, func, or_, select
+from sqlalchemy import Text, case, cast, func, null, or_, select
 
+from airflow_provider_qwenimage.airflow_versions import HAS_LOOPS
 from airflow_provider_qwenimage.plugin.image_records import TaskInstance
 from airflow_provider_qwenimage.plugin.task_kinds import OPERATORS, XCOM_KEYS
 from airflow_provider_qwenimage.plugin.xcom_values import MOST_BYTES
+from airflow_provider_qwenimage.rules.made_by import Region
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -25,8 +28,8 @@ _ROWS_AT_ONCE = 100
 # Every run with images has at least one of these XComs.
 _KEYS_OF_A_RUN = ("request", "task_id", "progress")
 
-# A task id and a map index.
-TaskKey = tuple[str, int]
+# A task id, with the map index, or since Airflow 3.4 with the id of the task instance.
+TaskKey = tuple[str, object]
 # XComs by key, as JSON; None for a value that is too large to read.
 StoredXComs = dict[str, "str | None"]
 
@@ -50,8 +53,9 @@ def run_version(session: Session, dag_id: str, run_id: str, state: str) -> objec
     return None if running else (number, str(changed_at), state)
 
 
-def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[TaskInstance, object]]:
+def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[TaskKey, TaskInstance, object]]:
     """Return the task instances of a run that may have images, each with a value that changes whenever it does."""
+    positions = _positions_in_loops(session, dag_id, run_id) if HAS_LOOPS else {}
     model = AirflowTaskInstance
     # Operators that are derived from ours have names of their own.
     with_xcoms = select(XComModel.task_id).where(
@@ -66,6 +70,7 @@ def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[Tas
         model.start_date,
         model.end_date,
         model.next_method,
+        *((model.id, model.region_id) if HAS_LOOPS else (model.map_index, null())),
     )
     query = (
         select(*columns)
@@ -73,9 +78,10 @@ def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[Tas
         .where(or_(model.operator.in_(OPERATORS), model.task_id.in_(with_xcoms)))
         .order_by(model.task_id, model.map_index)
     )
-    found: list[tuple[TaskInstance, object]] = []
-    for task_id, map_index, state, operator, try_number, start, end, next_method in session.execute(query):
+    found: list[tuple[TaskKey, TaskInstance, object]] = []
+    for task_id, index, state, operator, try_number, start, end, next_method, own, region_id in session.execute(query):
         changed_at = end or start
+        map_index, region, iteration = _position(task_id, index, region_id, positions)
         instance = TaskInstance(
             dag_id=dag_id,
             run_id=run_id,
@@ -85,9 +91,37 @@ def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[Tas
             operator=operator,
             try_number=try_number,
             changed_at=changed_at.isoformat() if changed_at else None,
+            region=region,
+            iteration=iteration,
         )
-        found.append((instance, (instance, str(start), next_method)))
+        found.append(((task_id, own), instance, (own, instance, str(start), next_method)))
     return found
+
+
+def _positions_in_loops(session: Session, dag_id: str, run_id: str) -> dict[Any, tuple[str, int | None]]:
+    """Return by its id, of each region of a run, the id of its task or loop and the iteration that it is in, if any."""
+    model: Any = import_module("airflow.models.dynamic_region").DynamicRegion
+    query = select(model.id, model.node_id, model.parent_region_index).where(
+        model.dag_id == dag_id, model.run_id == run_id
+    )
+    return {region_id: (node_id, iteration) for region_id, node_id, iteration in session.execute(query)}
+
+
+def _position(
+    task_id: str, index: int, region_id: Any, positions: Mapping[Any, tuple[str, int | None]]
+) -> tuple[int, Region | None, int | None]:
+    """Return the map index, the region and the iteration of a task instance, as Airflow's pages address it.
+
+    Args:
+        index: Its index in its region: the map index of a mapped task, the iteration of another one in a loop.
+    """
+    if region_id not in positions:
+        return index, None, None
+    node_id, iteration = positions[region_id]
+    if node_id != task_id:
+        return -1, Region(str(region_id), index), index
+    # A mapped task has a region of its own, outside loops as well.
+    return index, None if iteration is None else Region(str(region_id), index), iteration
 
 
 def xcoms_of(session: Session, dag_id: str, run_id: str, tasks: Collection[TaskKey]) -> dict[TaskKey, StoredXComs]:
@@ -100,25 +134,30 @@ def xcoms_of(session: Session, dag_id: str, run_id: str, tasks: Collection[TaskK
     xcoms: dict[TaskKey, StoredXComs] = {task: {} for task in tasks}
     value = cast(XComModel.value, Text)
     limited = case((func.length(value) <= MOST_BYTES, value), else_=None)
-    columns = (XComModel.task_id, XComModel.map_index, XComModel.key)
+    columns = (XComModel.task_id, _instance_of_xcom(), XComModel.key)
     remaining = _MOST_CHARACTERS
     for condition in _conditions(dag_id, run_id, tasks):
         if remaining > 0:
             query = select(*columns, limited).where(*condition).execution_options(yield_per=_ROWS_AT_ONCE)
             rows = session.execute(query)
-            for task_id, map_index, key, stored in rows:
-                if (task_id, map_index) in xcoms:
-                    xcoms[task_id, map_index][key] = stored
+            for task_id, instance, key, stored in rows:
+                if (task_id, instance) in xcoms:
+                    xcoms[task_id, instance][key] = stored
                     remaining -= len(stored or "")
                 if remaining <= 0:
                     break
             rows.close()
         if remaining <= 0:
             query = select(*columns).where(*condition).execution_options(yield_per=_ROWS_AT_ONCE)
-            for task_id, map_index, key in session.execute(query):
-                if (task_id, map_index) in xcoms:
-                    xcoms[task_id, map_index].setdefault(key, None)
+            for task_id, instance, key in session.execute(query):
+                if (task_id, instance) in xcoms:
+                    xcoms[task_id, instance].setdefault(key, None)
     return xcoms
+
+
+def _instance_of_xcom() -> Any:
+    """Return the column of XComs by which `TaskKey` tells the instances of a task apart."""
+    return XComModel.task_instance_id if HAS_LOOPS else XComModel.map_index
 
 
 def _conditions(dag_id: str, run_id: str, tasks: Collection[TaskKey]) -> Iterator[list[Any]]:
@@ -133,9 +172,9 @@ def _conditions(dag_id: str, run_id: str, tasks: Collection[TaskKey]) -> Iterato
             XComModel.task_id.in_(chosen),
             XComModel.value.is_not(None),
         ]
-        map_indexes = {map_index for task_id, map_index in tasks if task_id in chosen}
-        if len(map_indexes) <= _TASKS_PER_QUERY:
-            condition.append(XComModel.map_index.in_(map_indexes))
+        instances = {instance for task_id, instance in tasks if task_id in chosen}
+        if len(instances) <= _TASKS_PER_QUERY:
+            condition.append(_instance_of_xcom().in_(instances))
         yield condition
 
 

@@ -26,6 +26,7 @@ from airflow_provider_qwenimage.plugin.task_records import records_of_task
 from airflow_provider_qwenimage.plugin.time_limits import TimeLimitedReads
 from airflow_provider_qwenimage.plugin.waits import merge_waits
 from airflow_provider_qwenimage.plugin.xcom_values import read_values
+from airflow_provider_qwenimage.rules.made_by import Region
 
 # The page of a DAG, and that of all DAGs, show the newest runs with images until they have this many runs or images.
 MOST_RUNS = 50
@@ -46,8 +47,8 @@ _LOCK_SECONDS = 3.0
 # All pages read storage through this object.
 READS = TimeLimitedReads()
 
-# A task id, a map index and the number of an image.
-ImageKey = tuple[str, int, int]
+# A task id, a map index, the region of a task in a loop, and the number of an image.
+ImageKey = tuple[str, int, Region | None, int]
 
 
 @dataclass
@@ -99,11 +100,9 @@ class Run:
             if version is not None and version == self._version and not self.records.has_problem:
                 return
             instances = metadata_db.task_instances(session, self.dag_id, self.run_id)
-            versions = {(task.task_id, task.map_index): task_version for task, task_version in instances}
+            versions = {key: task_version for key, _, task_version in instances}
             changed = {
-                (task.task_id, task.map_index): task
-                for task, task_version in instances
-                if not self._is_up_to_date(task, task_version)
+                key: task for key, task, task_version in instances if not self._is_up_to_date(key, task, task_version)
             }
             xcoms = metadata_db.xcoms_of(session, self.dag_id, self.run_id, changed)
         tasks = {
@@ -119,19 +118,20 @@ class Run:
             remaining_bytes -= records.weight
             tasks[key] = (versions[key], records)
         self._tasks = tasks
-        self.is_active = state in ("queued", "running") or any(not task.has_ended for task, _ in instances)
+        self.is_active = state in ("queued", "running") or any(not task.has_ended for _, task, _ in instances)
         self.records = _merged([records for _, records in tasks.values()], has_ended=not self.is_active)
         self._images = {
-            (record.task.task_id, record.task.map_index, record.number): record for record in self.records.images
+            (record.task.task_id, record.task.map_index, record.task.region, record.number): record
+            for record in self.records.images
         }
         # Set last: a run whose reading failed half-way is read again.
         self._version = version
 
-    def _is_up_to_date(self, task: TaskInstance, version: object) -> bool:
+    def _is_up_to_date(self, key: TaskKey, task: TaskInstance, version: object) -> bool:
         # While a task runs it may push XComs at any moment, which does not change its version.
         if task.state == "running":
             return False
-        known_version, records = self._tasks.get((task.task_id, task.map_index), (None, None))
+        known_version, records = self._tasks.get(key, (None, None))
         return records is not None and known_version == version and not records.has_problem
 
 

@@ -24,7 +24,9 @@ class TaskKind(Enum):
 
 _KINDS: Mapping[str | None, TaskKind] = {
     "QwenImageGenerateOperator": TaskKind.IMAGE,
+    "_QwenImageDecoratedOperator": TaskKind.IMAGE,
     BATCH_OPERATOR: TaskKind.BATCH,
+    "_QwenImageBatchDecoratedOperator": TaskKind.BATCH,
     SENSOR: TaskKind.SENSOR,
 }
 OPERATORS = tuple(name for name in _KINDS if name is not None)

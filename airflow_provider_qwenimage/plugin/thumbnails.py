@@ -18,8 +18,6 @@ from airflow_provider_qwenimage.rules.verification import open_image
 # Twice the size of a card in the grid, for high-resolution screens.
 _PIXELS = (480, 360)
 _QUALITY = 80
-# Some 15,000 thumbnails.
-MOST_BYTES = 256 * 1024 * 1024
 # Decoding keeps a core busy, and the rest of the API server needs some as well.
 _AT_ONCE = 2
 MEDIA_TYPE = "image/webp"
@@ -36,7 +34,7 @@ class ThumbnailCache:
         most_bytes: The size at which the least recently used thumbnails are deleted.
     """
 
-    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, folder: Path, most_bytes: int) -> None:
         self._folder = folder
         self._most_bytes = most_bytes
         self._lock = threading.Lock()

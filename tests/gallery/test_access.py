@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_qwenimage import QwenImageBatchOperator
+from airflow_provider_qwenimage.airflow_versions import HAS_LOOPS
 from airflow_provider_qwenimage.plugin import app as app_module
 from airflow_provider_qwenimage.plugin.app import app
 from airflow_provider_qwenimage.plugin.runs import RUNS
@@ -142,8 +143,11 @@ def test_an_xcom_that_cannot_be_decoded_hides_no_other_run(server: Server, foxes
 
     with sqlite3.connect(str(settings.SQL_ALCHEMY_CONN).removeprefix("sqlite:///"), timeout=60) as database:
         key = (foxes.dag_id, "consumed_credits")
-        (before,) = database.execute("SELECT value FROM xcom WHERE dag_id = ? AND key = ?", key).fetchone()
-        change = "UPDATE xcom SET value = ? WHERE dag_id = ? AND key = ?"
+        # Since Airflow 3.4 the XComs of new tasks are in another table, which has no id of the DAG.
+        own = "task_instance_id IN (SELECT id FROM task_instance WHERE dag_id = ?)" if HAS_LOOPS else "dag_id = ?"
+        place = f"{'xcom_v2' if HAS_LOOPS else 'xcom'} {{}} WHERE {own} AND key = ?"
+        (before,) = database.execute(f"SELECT value FROM {place.format('')}", key).fetchone()  # noqa: S608  constants
+        change = f"UPDATE {place.format('SET value = ?')}"
         database.execute(change, (value, *key))
         database.commit()
         RUNS._cache.clear()

@@ -25,6 +25,7 @@ from airflow_provider_qwenimage.plugin.image_records import (
 from airflow_provider_qwenimage.plugin.task_kinds import BATCH_OPERATOR, SENSOR, TaskKind, kind_of
 from airflow_provider_qwenimage.plugin.task_records import records_of_task
 from airflow_provider_qwenimage.plugin.waits import merge_waits
+from airflow_provider_qwenimage.rules.made_by import Region
 
 REQUEST = {"prompt": "A fox", "size": "1024*1024", "seed": 7, "output_format": "jpeg"}
 TASK_ID = "n43abcqwenimg"
@@ -154,6 +155,8 @@ def test_an_operator_derived_from_ours_is_shown() -> None:
     [
         ("QwenImageGenerateOperator", {}, TaskKind.IMAGE),
         (BATCH_OPERATOR, {}, TaskKind.BATCH),
+        ("_QwenImageDecoratedOperator", {}, TaskKind.IMAGE),
+        ("_QwenImageBatchDecoratedOperator", {}, TaskKind.BATCH),
         (SENSOR, {"progress": {"requests": 2}}, TaskKind.SENSOR),
         ("OurHouseStyleOperator", {"request": REQUEST}, TaskKind.IMAGE),
         ("OurBatchOperator", {"progress": {"requests": 2}}, TaskKind.BATCH),
@@ -178,6 +181,16 @@ def test_a_submission_and_its_sensor_are_one_image() -> None:
     assert image.belongs_to("wait", -1)
     assert not image.belongs_to("wait", 2)
     assert not image.belongs_to("other", None)
+
+
+def test_an_image_of_a_loop_belongs_to_its_iteration() -> None:
+    first, second = Region("01a2", 0), Region("01a2", 1)
+    (looped,) = records_of_task(task(region=first, iteration=0), SUBMITTED)
+    assert looped.belongs_to("draw", -1, first)
+    assert looped.belongs_to("draw", -1)
+    assert not looped.belongs_to("draw", -1, second)
+    (single,) = records_of_task(task(), SUBMITTED)
+    assert single.belongs_to("draw", -1, first), "Airflow's page of a mapped task outside loops has a region, too"
 
 
 def test_a_running_sensor_belongs_to_the_submission() -> None:

@@ -84,11 +84,11 @@ def test_a_thumbnail_is_made_once_for_all_processes(tmp_path: Path) -> None:
         reads.append(1)
         return picture()
 
-    first = ThumbnailCache(tmp_path / "small").get("/a.jpg", "1", read)
-    assert ThumbnailCache(tmp_path / "small").get("/a.jpg", "1", read) == first
+    first = ThumbnailCache(tmp_path / "small", 2**28).get("/a.jpg", "1", read)
+    assert ThumbnailCache(tmp_path / "small", 2**28).get("/a.jpg", "1", read) == first
     assert len(reads) == 1
-    ThumbnailCache(tmp_path / "small").get("/a.jpg", "2", read)
-    ThumbnailCache(tmp_path / "small").get("/b.jpg", "1", read)
+    ThumbnailCache(tmp_path / "small", 2**28).get("/a.jpg", "2", read)
+    ThumbnailCache(tmp_path / "small", 2**28).get("/b.jpg", "1", read)
     assert len(reads) == 3
 
 
@@ -115,7 +115,7 @@ def test_the_least_recently_used_thumbnails_are_deleted(tmp_path: Path) -> None:
 
 def test_thumbnails_are_shown_without_a_writable_disk(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert ThumbnailCache(tmp_path / "file").get("/a.jpg", "1", picture)
+    assert ThumbnailCache(tmp_path / "file", 2**28).get("/a.jpg", "1", picture)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])

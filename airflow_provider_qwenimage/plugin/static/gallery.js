@@ -83,6 +83,21 @@ function openInAirflow(event) {
   link.click();
 }
 
+// Airflow's page of a task in a loop has the iteration in its address, and no placeholder for it in that of this page.
+function regionOfTab() {
+  const region = {};
+  if (scope !== "task") return region;
+  try {
+    const shown = new URLSearchParams(window.parent.location.search);
+    for (const name of ["region_id", "region_index"]) {
+      if (shown.get(name)) region[name] = shown.get(name);
+    }
+  } catch {
+    // The page is embedded in another page than Airflow's.
+  }
+  return region;
+}
+
 // --- Elements
 
 function element(name, properties = {}, ...children) {
@@ -101,7 +116,10 @@ function taskLink(item, text) {
   return link;
 }
 
-const taskName = (item) => (item.map_index < 0 ? item.task_id : `${item.task_id}[${item.map_index}]`);
+function taskName(item) {
+  const name = item.map_index < 0 ? item.task_id : `${item.task_id}[${item.map_index}]`;
+  return item.iteration === null ? name : `${name}, iteration ${item.iteration}`;
+}
 const stateName = (item) => STATES[item.state] ?? STATUSES[item.status];
 const credits = (count) => `${number.format(count)} ${count === 1 ? "credit" : "credits"}`;
 const moment = (iso) => (iso ? new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : null);
@@ -338,6 +356,7 @@ async function load(offset, limit) {
   const address = new URL(document.body.dataset.url, location.href);
   address.searchParams.set("offset", offset);
   address.searchParams.set("limit", limit);
+  for (const [name, value] of Object.entries(regionOfTab())) address.searchParams.set(name, value);
   if (filter.status) address.searchParams.set("status", filter.status);
   if (filter.text.trim()) address.searchParams.set("text", filter.text.trim());
   try {
