@@ -1,10 +1,10 @@
 """A local stand-in for the Qwen-Image-2512 API: test DAGs offline and for free.
 
-On the command line::
+On the command line:
 
     python -m airflow_provider_qwenimage.sandbox --port 8512
 
-From Python (the server runs in its own thread)::
+From Python (the server runs in its own thread):
 
     from airflow_provider_qwenimage.sandbox import Sandbox
 

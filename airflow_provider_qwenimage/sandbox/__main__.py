@@ -144,6 +144,18 @@ def _parser() -> argparse.ArgumentParser:
         "--state-file", metavar="FILE", help="keeps tasks and charges across restarts; without it, they are lost"
     )
     server.add_argument(
+        "--replay",
+        metavar="FILE",
+        help="answers as the API did in a recording of `airflow qwenimage doctor --draw --record FILE`",
+    )
+    server.add_argument(
+        "--replay-speed",
+        type=float,
+        default=1.0,
+        metavar="NUMBER",
+        help="how many times as fast as recorded the tasks of --replay proceed (default: 1)",
+    )
+    server.add_argument(
         "--script",
         action="append",
         default=[],

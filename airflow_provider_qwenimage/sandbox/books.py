@@ -178,6 +178,7 @@ class Books:
         outcome: str,
         failed_credits: float,
         credit_limit: float | None,
+        task_id: str | None = None,
     ) -> Task | None:
         """Create a task and charge for it; return None if the credits are not sufficient.
 
@@ -187,13 +188,14 @@ class Books:
             outcome: ``ok``, ``failure`` or ``policy``.
             failed_credits: The task's cost if it ends as FAILED.
             credit_limit: The account's credits, or None for no limit.
+            task_id: The task's id; None for a new one.
         """
         now = self.clock()
         with self._lock:
             if credit_limit is not None and self._settle(now) + CREDITS_PER_IMAGE > credit_limit:
                 return None
             task = Task(
-                task_id=f"n43{secrets.token_hex(6)}qwenimg",
+                task_id=task_id or f"n43{secrets.token_hex(6)}qwenimg",
                 request=request,
                 seed=secrets.randbelow(_SEEDS) if request.seed == RANDOM_SEED else request.seed,
                 accepted_at=now,

@@ -1,6 +1,6 @@
 """A pytest fixture that gives each test its own sandbox and points Airflow's default connection at it.
 
-It is registered when the package is installed, so a test only has to name the fixture. A complete example::
+It is registered when the package is installed, so a test only has to name the fixture. A complete example:
 
     from airflow_provider_qwenimage.hooks import QwenImageHook
 

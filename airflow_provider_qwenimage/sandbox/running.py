@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from airflow_provider_qwenimage.sandbox.books import CallbackRecord, RequestRecord, Submission
 from airflow_provider_qwenimage.sandbox.faults import ScriptItem
+from airflow_provider_qwenimage.sandbox.replay import Replay
 from airflow_provider_qwenimage.sandbox.settings import SandboxSettings
 from airflow_provider_qwenimage.sandbox.state import SandboxState
 from airflow_provider_qwenimage.sandbox.state_file import StateFile
@@ -42,6 +43,9 @@ class Sandbox:
         ssl_keyfile: A PEM file with the certificate's key, if it is not in `ssl_certfile`.
         state_file: A file that keeps tasks and charges across restarts; its folder must exist. Pending calls of a
             ``callback_url`` are not made after a restart. None keeps everything in memory.
+        replay: A file of ``airflow qwenimage doctor --record``: submissions are answered as those in it, one after the
+            other, and with its images. None answers as documented.
+        replay_speed: How many times as fast as recorded the tasks proceed.
         control_hosts: Domain names that requests to the control path ``/sandbox`` may use, in addition to IP
             addresses, `host` and names without a dot.
         **settings: The fields of `SandboxSettings`.
@@ -60,6 +64,8 @@ class Sandbox:
         ssl_certfile: str | None = None,
         ssl_keyfile: str | None = None,
         state_file: str | None = None,
+        replay: str | None = None,
+        replay_speed: float = 1.0,
         control_hosts: Iterable[str] = (),
         **settings: Any,
     ) -> None:
@@ -74,8 +80,11 @@ class Sandbox:
         self._cdn_port = None if cdn_port == port and port else cdn_port
         self._cdn_url = cdn_url
         self._ssl_context = _load_certificate(ssl_certfile, ssl_keyfile)
+        recording = _load_replay(replay, replay_speed, state_file)
         self._state = SandboxState(
-            SandboxSettings().changed(settings), None if state_file is None else StateFile(state_file)
+            SandboxSettings().changed(settings),
+            None if state_file is None else StateFile(state_file),
+            recording,
         )
         self._lock = threading.Lock()
         self._port: int | None = None
@@ -248,6 +257,17 @@ class Sandbox:
 def _check_port(name: str, port: object) -> None:
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= _MAX_PORT:
         raise ValueError(f"{name} is {port!r}; it must be an integer from 0 (any free port) to {_MAX_PORT}.")
+
+
+def _load_replay(path: str | None, speed: float, state_file: str | None) -> Replay | None:
+    if path is None:
+        return None
+    if state_file is not None:
+        raise ValueError(
+            f"replay is {path!r} and state_file is {state_file!r}; a replay cannot be continued after a restart, so "
+            "set only one of them."
+        )
+    return Replay.load(path, speed)
 
 
 def _load_certificate(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None:

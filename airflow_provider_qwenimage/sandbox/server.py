@@ -21,6 +21,7 @@ from airflow_provider_qwenimage.sandbox.callbacks import Callbacks
 from airflow_provider_qwenimage.sandbox.control import add_control_routes
 from airflow_provider_qwenimage.sandbox.faults import task_seconds
 from airflow_provider_qwenimage.sandbox.pictures import Pictures
+from airflow_provider_qwenimage.sandbox.replay import ReplayedAnswer, ReplayedTask
 from airflow_provider_qwenimage.sandbox.state import SandboxState
 
 _BODY_BYTES = 1024 * 1024
@@ -186,6 +187,10 @@ class SandboxServer:
             answer = answers.FROM_A_PAGE
         elif not answers.has_key(request.headers.get("Authorization"), settings.api_keys):
             answer = answers.UNAUTHORIZED
+        elif replayed := await self._replayed(request, record):
+            if replayed.is_redirect:
+                return wire.redirect(self._redirect_target(record.route, request), replayed.status)
+            return wire.replayed(replayed, record)
         elif record.route == "generate":
             answer = await self._submit(request, record)
         else:
@@ -213,6 +218,41 @@ class SandboxServer:
         self._callbacks.schedule(task, self._image_url(task, request))
         return Answer(200, "success", {"task_id": task.task_id, "status": "IN_PROGRESS"})
 
+    async def _replayed(self, request: web.Request, record: RequestRecord) -> ReplayedAnswer | None:
+        """Return the answer of a recording, if there is one and the request is valid and has no fault."""
+        state, replay = self._state, self._state.replay
+        if replay is None or record.behaviour != "ok":
+            return None
+        if record.route == "status":
+            task = replay.find(request.query.get("task_id", ""))
+            record.task_id = task.task_id if task else None
+            return replay.status(task, state.books.clock()) if task else None
+        try:
+            asked = answers.read_generate(await _read_body(request))
+        except ValueError:
+            return None
+        image = replay.next_image()
+        task_id = replay.new_id(image)
+        if task_id is None:
+            return replay.submission(image, None)
+        accepted = state.books.accept(
+            asked,
+            seconds=replay.seconds(image),
+            pending_share=state.settings.pending_share,
+            outcome=image.outcome,
+            failed_credits=image.failed_credits,
+            credit_limit=state.settings.credits,
+            task_id=task_id,
+        )
+        if accepted is None:
+            return None
+        record.task_id = task_id
+        image_url = self._image_url(accepted, request)
+        self._callbacks.schedule(accepted, image_url)
+        task = ReplayedTask(image, task_id, asked, image_url, accepted.accepted_at)
+        replay.begin(task)
+        return replay.submission(image, task)
+
     def _look_up(self, request: web.Request, record: RequestRecord) -> Answer:
         task_id = request.query.get("task_id")
         if not task_id:
@@ -225,8 +265,12 @@ class SandboxServer:
         return Answer(200, "success", task.data_at(books.clock(), self._image_url(task, request)))
 
     async def _process_image(self, request: web.Request, record: RequestRecord) -> web.StreamResponse:
-        task_id, _, output_format = request.match_info["name"].partition(".")
+        task_id, _, output_format = request.match_info["name"].rpartition(".")
         record.task_id = task_id[:_RECORDED_CHARACTERS]
+        replay = self._state.replay
+        replayed = replay.find(task_id) if replay is not None and record.behaviour == "ok" else None
+        if replay is not None and replayed is not None and (answer := replay.download(replayed)):
+            return wire.replayed(answer, record)
         books = self._state.books
         task = books.find(task_id)
         if task is None or task.request.output_format != output_format or task.status_at(books.clock()) != "SUCCESS":
@@ -263,7 +307,7 @@ class SandboxServer:
         raise wire.DroppedError
 
     def _image_url(self, task: Task, request: web.Request) -> str:
-        return f"{self._cdn_origin(request.host)}/cdn/{task.task_id}.{task.request.output_format}"
+        return f"{self._cdn_origin(request.host)}/cdn/{quote(task.task_id, safe='')}.{task.request.output_format}"
 
     def _redirect_target(self, route: str, request: web.Request) -> str:
         origin = self._cdn_origin(request.host)

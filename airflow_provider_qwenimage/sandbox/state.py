@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow_provider_qwenimage.sandbox.books import Books, Task
 from airflow_provider_qwenimage.sandbox.faults import FaultPlan, ScriptItem
+from airflow_provider_qwenimage.sandbox.replay import Replay
 from airflow_provider_qwenimage.sandbox.settings import SandboxSettings
 from airflow_provider_qwenimage.sandbox.state_file import StateFile
 
@@ -18,14 +19,16 @@ class SandboxState:
     Args:
         settings: The initial settings, which `reset` restores.
         file: Keeps the tasks across restarts; None keeps them in memory.
+        replay: The recording to answer with; None answers as documented.
 
     Raises:
         ValueError: If the file contains anything but tasks.
     """
 
-    def __init__(self, settings: SandboxSettings, file: StateFile | None = None) -> None:
+    def __init__(self, settings: SandboxSettings, file: StateFile | None = None, replay: Replay | None = None) -> None:
         self._initial = settings
         self._file = file
+        self.replay = replay
         self._lock = threading.Lock()
         self.settings = settings
         self.faults = FaultPlan(settings)
@@ -61,6 +64,8 @@ class SandboxState:
         with self._lock:
             self.faults.clear()
             self.books.clear()
+            if self.replay is not None:
+                self.replay.clear()
             if self._file is not None:
                 self._file.clear()
             self._apply(self._initial, reseed=True)

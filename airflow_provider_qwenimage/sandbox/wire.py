@@ -11,6 +11,7 @@ from aiohttp import web
 from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADER, Caller
 from airflow_provider_qwenimage.sandbox.answers import Answer
 from airflow_provider_qwenimage.sandbox.books import RequestRecord
+from airflow_provider_qwenimage.sandbox.replay import ReplayedAnswer
 
 _CHUNK = bytes(64 * 1024)
 _HTML_PAGE = """<!DOCTYPE html>
@@ -47,14 +48,20 @@ def envelope(answer: Answer, wire_style: str, record: RequestRecord) -> web.Resp
     )
 
 
+def replayed(answer: ReplayedAnswer, record: RequestRecord) -> web.Response:
+    """Return an answer of a recording, and record its code."""
+    record.code = answer.code
+    return web.Response(body=answer.body, status=answer.status, headers=answer.headers)
+
+
 def html_page(status: int) -> web.Response:
     """Return a proxy's page instead of an answer."""
     return web.Response(text=_HTML_PAGE, status=status, content_type="text/html")
 
 
-def redirect(location: str) -> web.Response:
+def redirect(location: str, status: int = 302) -> web.Response:
     """Return a redirect."""
-    return web.Response(text=f"Moved to {location}\n", status=302, headers={"Location": location})
+    return web.Response(text=f"Moved to {location}\n", status=status, headers={"Location": location})
 
 
 def envelope_with_fault(behaviour: str, answer: Answer, wire_style: str, record: RequestRecord) -> web.Response:
