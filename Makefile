@@ -10,6 +10,10 @@ ARGS ?=
 # The supported Airflows: the tests run on each of them (make test-airflow VERSION=…), everything else on the newest.
 OLDER_AIRFLOWS := 2.11.2 3.0.6 3.1.8 3.2.2
 NEWEST_AIRFLOW := 3.3.2
+# The next one, which may be a beta: the tests show in good time what it breaks. VERSION=next is this one.
+NEXT_AIRFLOW := 3.4.0b2
+# A beta's parts are pinned by name: with `--prerelease allow`, every dependency would be a beta.
+LIMITS_OF_$(NEXT_AIRFLOW) := "apache-airflow-core==$(NEXT_AIRFLOW)"
 # The older Airflows are tested with the packages of these days: their dependencies are developed further, they are not.
 LAST_DAY_OF_2.11.2 := 2026-04-01
 LAST_DAY_OF_3.0.6 := 2026-04-01
@@ -19,6 +23,15 @@ LAST_DAY_OF_3.2.2 := 2026-06-01
 # since 0.132, and its storage opens no URL with universal-pathlib 0.3.
 LIMITS_OF_3.0.6 := "fastapi<0.132" "universal-pathlib<0.3"
 
+# The newest Airflow is tested with these Pythons too. All tests run with the one that the environments were made with,
+# which is 3.11 in CI.
+OTHER_PYTHONS := 3.12 3.13
+# What may depend on the Python: the unit tests, except those of decoding images and of processes that write at the same
+# time, which take long; both clients; and a DAG in the worker and deferred.
+TESTS_OF_PYTHON := tests/contract tests/integration/test_generate.py::test_each_mapped_prompt_makes_an_image \
+	$(filter-out $(patsubst %,tests/test_%.py,created_files documentation storage stored_values verification), \
+	$(wildcard tests/test_*.py))
+
 VENV := .venv
 DEMO := .tox/demo
 LOWEST := .tox/lowest
@@ -27,7 +40,7 @@ UV := .tox/bootstrap/bin/uv
 PYTEST := -m pytest -n auto --dist worksteal
 # The tox environment of VERSION: dev for the newest Airflow, airflow2.11 for 2.11.2; empty if VERSION is none of these.
 CHOSEN := $(if $(filter 1,$(words $(VERSION))),$(patsubst airflow$(basename $(NEWEST_AIRFLOW)),dev,$(addprefix airflow,\
-	$(basename $(filter $(VERSION),$(OLDER_AIRFLOWS) $(NEWEST_AIRFLOW))))))
+	$(basename $(filter $(VERSION:next=$(NEXT_AIRFLOW)),$(OLDER_AIRFLOWS) $(NEWEST_AIRFLOW) $(NEXT_AIRFLOW))))))
 
 $(foreach name,$(filter AIRFLOW%,$(.VARIABLES)),$(eval unexport $(name)))
 # Without bytecode, each of Airflow's processes compiles everything that it imports.
@@ -38,8 +51,8 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-browser test-airflow test-lowest screenshots chaos cluster-test fuzz release-check
-.PHONY: bench-wait bench-dag bench-batch bench-gallery check dist constraints clean
+.PHONY: help demo up test test-slow test-browser test-airflow test-python test-lowest screenshots chaos cluster-test fuzz release-check
+.PHONY: bench-wait bench-dag bench-batch bench-gallery bench-start check docs dist constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -63,8 +76,15 @@ screenshots: env-dev ## Take the pictures of the documentation again, in the sam
 	SCREENSHOTS=docs/images $(VENV)/bin/python -m pytest -m browser $(ARGS)
 
 test-airflow: $(CHOSEN:%=env-%) ## Run the tests that depend on Airflow on another version (VERSION=2.11.2; without it, list the versions)
-	@[ -n "$(CHOSEN)" ] || { echo "Which Airflow? VERSION is one of: $(OLDER_AIRFLOWS) $(NEWEST_AIRFLOW)" >&2; exit 1; }
+	@[ -n "$(CHOSEN)" ] || { echo "Which Airflow? VERSION is one of: $(OLDER_AIRFLOWS) $(NEWEST_AIRFLOW) $(NEXT_AIRFLOW)" >&2; exit 1; }
 	$(call folder_of,$(CHOSEN))/bin/python $(PYTEST) -m "not slow and not runs_on_another_airflow" --hypothesis-profile="older Airflow" $(ARGS)
+
+# uv looks for Pythons on PATH. pyenv has there only the chosen ones, so its folders are added.
+empty :=
+test-python: export PATH := $(PATH):$(subst $(empty) ,:,$(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/*/bin))
+test-python: $(addprefix env-python,$(filter $(VERSION),$(OTHER_PYTHONS))) ## Run the tests that depend on Python on another one (VERSION=3.13; without it, list the versions)
+	@[ -n "$(filter $(VERSION),$(OTHER_PYTHONS))" ] || { echo "Which Python? VERSION is one of: $(OTHER_PYTHONS)" >&2; exit 1; }
+	.tox/python$(VERSION)/bin/python $(PYTEST) -m "not slow" --hypothesis-profile="older Airflow" $(TESTS_OF_PYTHON) $(ARGS)
 
 test-lowest: env-lowest ## Run the tests with the lowest versions that pyproject.toml allows
 	$(LOWEST)/bin/python -m pytest --quiet -k exactly tests/packaging/test_requirements.py
@@ -98,11 +118,17 @@ bench-batch: env-dev ## Compare the batch operator with a bare script: time, CPU
 bench-gallery: env-dev ## Show a run of 5,000 images and measure how much that slows Airflow's own pages (ARGS="--help")
 	@$(VENV)/bin/python -m benchmarks.gallery $(ARGS)
 
+bench-start: env-dev ## Measure what the package adds to a start of `airflow` and to parsing a DAG file (ARGS="--help")
+	@$(VENV)/bin/python -m benchmarks.starts $(ARGS)
+
 check: env-dev ## Check style, types and imports
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/lint-imports
+
+docs: env-dev ## Build the documentation as a site into build/docs/site; a dead link is an error
+	@$(VENV)/bin/python -m scripts.docs_site
 
 # dist/ is emptied first: a file of an earlier version would be checked and uploaded again.
 dist: env-dev ## Build the source distribution and the wheel into dist/, and check them
@@ -114,6 +140,7 @@ dist: env-dev ## Build the source distribution and the wheel into dist/, and che
 constraints: .tox/bootstrap/bin/tox ## Choose the versions of all dependencies again
 	$(call compile,$(NEWEST_AIRFLOW),--group dev --group tox)
 	$(foreach version,$(OLDER_AIRFLOWS),$(call compile,$(version),--group test --exclude-newer $(LAST_DAY_OF_$(version))))
+	$(call compile,$(NEXT_AIRFLOW),--group test --group chaos)
 
 # Not .demo: its images may have cost credits.
 clean: ## Remove everything that make made, except the images
@@ -121,7 +148,7 @@ clean: ## Remove everything that make made, except the images
 
 # Makes or updates an environment; the dependencies of pyproject.toml and the constraints may have changed.
 env-%: .tox/bootstrap/bin/tox
-	@[ -e $(call folder_of,$*) ] || echo "Installing Airflow and what the project needs into $(call folder_of,$*) (about a minute) ..."
+	@[ -e $(call folder_of,$*) ] || echo "Installing the packages into $(call folder_of,$*) (about a minute) ..."
 	@$(TOX) run -qq --notest -e $* || { echo "The environment $(call folder_of,$*) could not be made; the reason is above. \
 	Check that this machine reaches its package index, then run make again." >&2; exit 1; }
 

@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 
 from airflow_provider_qwenimage.contract import GENERATE_PATH
-from airflow_provider_qwenimage.rules.polling import DEFAULT_POLL_INTERVAL
+from airflow_provider_qwenimage.rules.wait_defaults import DEFAULT_POLL_INTERVAL
 from benchmarks.certificates import write_certificate
 from benchmarks.measured_waits import Measured, Plan
 from benchmarks.sandbox_process import ROOT, SandboxProcess

@@ -15,8 +15,8 @@ from typing import Any
 
 import pendulum
 
-# With Airflow 3 alone, write: from airflow.sdk import DAG, ObjectStoragePath, Param, task
-from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, Param, task
+# With Airflow 3 alone, write: from airflow.sdk import DAG, AssetAlias, ObjectStoragePath, Param, task
+from airflow.providers.common.compat.sdk import DAG, AssetAlias, ObjectStoragePath, Param, task
 
 from airflow_provider_qwenimage import QwenImageBatchOperator
 
@@ -46,7 +46,7 @@ with DAG(
     `draw` reads a JSON Lines file (**5 credits for each image**; the file beside this DAG has 12), checks every row
     before the first credit is spent, draws at most 16 images at once and stores them. `report` reads the manifest. To
     use your own requests, put a file beside this DAG, with a name that ends in `requests.jsonl`, and choose it when you
-    trigger the DAG.
+    trigger the DAG. The DAG `qwenimage_on_new_images` runs by itself when `draw` has succeeded.
 
     An interrupted run continues where it stopped, and a second run finds the images of the first run: no image is paid
     twice. The task's log and its XCom `progress` show the progress.
@@ -63,6 +63,8 @@ with DAG(
         max_credits=100,
         # The task succeeds even if one image fails; the manifest names it.
         max_failures=1,
+        # The folder becomes an asset of this alias, on which on_new_images.py is scheduled.
+        outlets=[AssetAlias("qwenimage_new_images")],
     )
 
     @task

@@ -14,6 +14,7 @@ FEATURES: Mapping[str, Mapping[str, str]] = {
         "3.1.8": "yes",
         "3.2.2": "yes",
         "3.3.2": "yes",
+        "3.4.0b2": "yes",
     },
     "connection form": {
         "2.11.2": "yes",
@@ -21,6 +22,15 @@ FEATURES: Mapping[str, Mapping[str, str]] = {
         "3.1.8": "yes",
         "3.2.2": "yes",
         "3.3.2": "yes",
+        "3.4.0b2": "yes",
+    },
+    "command line": {
+        "2.11.2": "`python -m`",
+        "3.0.6": "`python -m`",
+        "3.1.8": "`python -m`",
+        "3.2.2": "`airflow qwenimage`",
+        "3.3.2": "`airflow qwenimage`",
+        "3.4.0b2": "`airflow qwenimage`",
     },
     "killed worker, no `output_path`": {
         "2.11.2": "the retry pays again",
@@ -28,6 +38,7 @@ FEATURES: Mapping[str, Mapping[str, str]] = {
         "3.1.8": "the retry pays again",
         "3.2.2": "the retry pays again",
         "3.3.2": "the retry resumes",
+        "3.4.0b2": "the retry resumes",
     },
     "triggerer stops": {
         "2.11.2": "logs what is paid",
@@ -35,6 +46,7 @@ FEATURES: Mapping[str, Mapping[str, str]] = {
         "3.1.8": "logs what is paid",
         "3.2.2": "logs what is paid",
         "3.3.2": "silent",
+        "3.4.0b2": "silent",
     },
 }
 

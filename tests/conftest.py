@@ -6,6 +6,7 @@ Airflow reads its environment at its first import, so this module sets it before
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -46,10 +47,16 @@ os.environ |= {
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 
+# A shell has what runs in its background ignore Ctrl-C, and every process of a test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Return two processes for each core, up to eight: half of a test's time is waiting."""
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Return two processes for each core, up to eight: half of a test's time is waiting. xdist's variable wins."""
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None
     return min(8, 2 * (os.cpu_count() or 1))
 
 

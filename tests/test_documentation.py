@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import shlex
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import airflow_provider_qwenimage
 from airflow_provider_qwenimage import exceptions, provider_info
+from airflow_provider_qwenimage.cli import definition
 from airflow_provider_qwenimage.client.connection import ConnectionSettings
+from airflow_provider_qwenimage.rules.batch_plans import BatchPlan
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.tasks.drawing import answer_seconds
+from scripts.docs_site import REFERENCE
 from tests.airflow_features import FEATURES, versions
 from tests.airflows import HAS_TASK_STATES
 from tests.ledgers import Place
+from tests.pytest_runs import run_pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,18 +33,15 @@ PAGES = {
     file.relative_to(ROOT).as_posix(): file.read_text()
     for file in [
         *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")),
-        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
     ]
 }
-CONNECTION, ERRORS, PAYMENT, TESTING, VERSIONS = (
-    PAGES[f"docs/{name}.md"] for name in ("connection", "errors", "what-you-pay-for", "testing", "versions")
+COMMAND_LINE, CONNECTION, ERRORS, PAYMENT, TESTING, VERSIONS = (
+    PAGES[f"docs/{name}.md"]
+    for name in ("command-line", "connection", "errors", "what-you-pay-for", "testing", "versions")
 )
 
-TEST_COMMANDS = [
-    'export AIRFLOW_HOME="$PWD/airflow" AIRFLOW__CORE__DAGS_FOLDER="$PWD/my_dags" AIRFLOW__CORE__LOAD_EXAMPLES=False',
-    "airflow db migrate",
-    "python -m pytest",
-]
+TEST_COMMAND = "python -m pytest"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -66,11 +70,10 @@ def run(*words: str, **environment: str) -> str:
     return result.stdout
 
 
-def the_dag() -> str:
-    """Return the README's DAG with an import that both Airflows have, and the start date that Airflow 2 needs."""
-    (dag, _) = blocks(README, "python")
-    source = dag.replace("airflow.sdk", "airflow.providers.common.compat.sdk")
-    source = source.replace(', schedule="@daily"', ', schedule="@daily", start_date=START')
+def for_both_airflows(source: str) -> str:
+    """Return a code block with an import that both Airflows have, and the start date that Airflow 2 needs."""
+    source = source.replace("airflow.sdk", "airflow.providers.common.compat.sdk")
+    source = re.sub(r', schedule=("@daily"|None)', r", schedule=\1, start_date=START", source)
     return f"import pendulum\n\nSTART = pendulum.datetime(2024, 1, 1)\n{source}"
 
 
@@ -81,15 +84,26 @@ def anchors(page: str) -> set[str]:
 
 
 def test_the_supported_versions_are_those_that_the_tests_run_on() -> None:
-    older, newest = re.findall(
-        r"^(?:OLDER_AIRFLOWS|NEWEST_AIRFLOW) := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE
-    )
-    assert versions() == [*older.split(), newest]
+    listed = re.findall(r"^(?:OLDER|NEWEST|NEXT)_AIRFLOWS? := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert versions() == " ".join(listed).split()
     constraints = {file.name for file in (ROOT / "constraints").glob("airflow-*.txt")}
     assert constraints == {f"airflow-{version.rpartition('.')[0]}.txt" for version in versions()}
     for version in versions():
         pins = (ROOT / "constraints" / f"airflow-{version.rpartition('.')[0]}.txt").read_text().splitlines()
         assert f"apache-airflow=={version}" in pins
+
+
+def test_the_table_of_modules_has_the_layers_in_their_order() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if "layers" in contract)
+    rows = table(PAGES["CONTRIBUTING.md"], "module or package")[1:]
+    assert [set(re.findall(r"`(\w+)`", row[0])) for row in rows] == [set(layer.split(" | ")) for layer in layers]
+
+
+def test_the_contributors_table_has_every_benchmark() -> None:
+    targets = set(re.findall(r"^(bench-\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets
+    assert targets <= set(re.findall(r"[\w-]+", PAGES["CONTRIBUTING.md"]))
 
 
 def test_the_table_of_versions_lists_the_features_that_the_tests_show() -> None:
@@ -116,7 +130,7 @@ def test_links_lead_to_files_and_headings_that_exist(page: str) -> None:
 
 
 def test_the_readme_lists_every_page() -> None:
-    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)", README))
+    linked = set(re.findall(r"\]\((docs/[\w/-]+\.md)", README))
     assert linked == {page for page in PAGES if page.startswith("docs/")}
 
 
@@ -124,6 +138,41 @@ def test_the_readme_lists_every_example() -> None:
     assert set(re.findall(r"example_dags/(\w+\.py)", README)) == {
         file.name for file in (ROOT / "example_dags").glob("*.py")
     }
+
+
+def test_every_example_has_a_page_that_shows_its_code() -> None:
+    for file in sorted((ROOT / "example_dags").glob("*.py")):
+        page = f"docs/how-to/{file.stem}.md"
+        assert page in PAGES, f"describe what {file.name} does, when to use it and what to change, in {page}"
+        # The site shows a file in place of a link that is a paragraph of its own.
+        assert f"\n\n[example_dags/{file.name}](../../example_dags/{file.name})\n" in PAGES[page]
+        assert re.search(rf"^\| \[{file.name}\].*\({page}\) \|$", README, re.MULTILINE), f"link {page} in the README"
+
+
+def test_every_public_module_is_in_the_reference() -> None:
+    internal = {
+        *("airflow_versions", "batch", "cli", "client", "configuration", "plugin", "provider_info"),
+        "recordings",
+        *("rules", "storage", "tasks", "text"),
+    }
+    modules = {module.name for module in pkgutil.iter_modules(airflow_provider_qwenimage.__path__)}
+    public = {name for name in modules - internal if not name.startswith("_")}
+    assert {module for module in REFERENCE if "." not in module} == public, (
+        "add it to REFERENCE in scripts/docs_site.py"
+    )
+
+
+def test_the_python_versions_are_those_that_the_tests_run_on() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lowest = project["requires-python"].removeprefix(">=")
+    others = re.search(r"^OTHER_PYTHONS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert others
+    tested = [lowest, *others[1].split()]
+    prefix = "Programming Language :: Python :: 3."
+    assert [name for name in project["classifiers"] if name.startswith(prefix)] == [
+        f"Programming Language :: Python :: {version}" for version in tested
+    ]
+    assert [row[0] for row in table(VERSIONS, "Python")[1:]] == tested
 
 
 def test_every_error_is_explained() -> None:
@@ -149,6 +198,21 @@ def test_the_facts_about_a_submission_have_the_names_that_are_explained(tmp_path
 def test_the_time_that_an_answer_may_take_is_the_one_explained() -> None:
     (seconds,) = re.findall(r"^(\d+) seconds by default", PAYMENT, re.MULTILINE)
     assert answer_seconds(ConnectionSettings("https://example.com", "sk-key")) == int(seconds)
+
+
+def test_every_option_of_a_plan_and_every_key_of_its_json_is_explained() -> None:
+    (plan,) = [command for command in definition.COMMANDS if command.name == "plan"]
+    options = [argument.flags[-1] for argument in plan.args if argument.flags[-1].startswith("--")]
+    section = COMMAND_LINE[COMMAND_LINE.index("## `plan`") :]
+    assert [row[0].strip("`") for row in table(section, "option")[1:]] == options
+    assert [row[0].strip("`") for row in table(section, "key")[1:]] == list(BatchPlan().to_json())
+
+
+def test_every_option_of_the_configuration_is_explained_with_its_default() -> None:
+    (_, *rows) = table(PAGES["docs/gallery.md"], "option")
+    assert {row[0].strip("`"): row[1] for row in rows} == {
+        name: option["default"] or "empty" for name, option in provider_info.CONFIG_OPTIONS.items()
+    }
 
 
 def test_every_field_of_the_connection_is_explained() -> None:
@@ -181,8 +245,11 @@ def test_the_other_commands_are_the_ones_that_are_tested_here() -> None:
         connect,
         'pip install "airflow-provider-qwenimage[sandbox]"',
         "python -m airflow_provider_qwenimage.sandbox --port 8512",
+        # tests/doctor/test_command.py runs these two.
+        "airflow qwenimage doctor --draw 2 --record answers.jsonl",
+        "python -m airflow_provider_qwenimage.sandbox --replay answers.jsonl --replay-speed 10",
         "pip install pytest",
-        *TEST_COMMANDS,
+        TEST_COMMAND,
     ]
 
 
@@ -252,40 +319,54 @@ def test_the_sandbox_command_starts_one() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_the_examples_of_the_fixture_pass_in_an_empty_folder_by_the_commands_shown(tmp_path: Path) -> None:
-    folder = tmp_path / "newcomer's folder"
+def test_the_examples_of_the_fixtures_pass_in_an_empty_folder_with_nothing_set_up(tmp_path: Path) -> None:
+    folder, home = tmp_path / "newcomer's folder", tmp_path / "home"
     (folder / "my_dags").mkdir(parents=True)
-    (folder / "my_dags" / "daily_fox.py").write_text(the_dag())
-    (_, example) = blocks(README, "python")
-    (script,) = blocks(TESTING, "python")
+    home.mkdir()
+    (dag, example) = blocks(README, "python")
+    (folder / "my_dags" / "daily_fox.py").write_text(for_both_airflows(dag))
+    (refused, script) = blocks(TESTING, "python")
     # The first one twice: without a new folder, the second run would reuse the image of the first.
-    tests = {"test_daily_fox.py": example, "test_daily_fox_again.py": example, "test_script.py": script}
+    tests = {
+        "daily_fox": example,
+        "daily_fox_again": example,
+        "refused": for_both_airflows(refused),
+        "script": script,
+    }
     for name, text in tests.items():
-        (folder / name).write_text(text)
-    plugin = "" if _is_installed() else "-p airflow_provider_qwenimage.sandbox.pytest_plugin"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    done = subprocess.run(
-        ["bash", "-e", "-c", "\n".join(command for command in commands(TESTING) if command in TEST_COMMANDS)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment
-        | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "PYTEST_ADDOPTS": f"-q --basetemp '{tmp_path / 'images'}' {plugin}",
-        },
-        timeout=550,
-        check=False,
-    )
-    assert "3 passed" in done.stdout, done.stdout + done.stderr
+        (folder / f"test_{name}.py").write_text(text)
+    assert TEST_COMMAND in commands(TESTING)
+    # Two processes need the database of the tests at once.
+    done = run_pytest(TEST_COMMAND, folder, home, "-q", "-n", "2", "--basetemp", str(tmp_path / "images"))
+    assert "4 passed" in done, done
     assert len(list((tmp_path / "images").rglob("*.jpg"))) == 2
+    # Nothing of the user's is touched but the cache.
+    assert [path.name for path in home.iterdir()] == [".cache"]
+    assert [path.name for path in (home / ".cache").iterdir()] == ["airflow-provider-qwenimage"]
+    assert {path.suffix for path in (home / ".cache").rglob("*") if path.is_file()} == {".db", ".lock"}
+    assert {path.name for path in folder.iterdir()} - {".pytest_cache", "__pycache__"} == {
+        "my_dags",
+        *(f"test_{name}.py" for name in tests),
+    }
 
 
-def _is_installed() -> bool:
-    from importlib.metadata import entry_points
+COLLECTED = """
+import pathlib, sys
 
-    return any(point.name == "qwenimage_sandbox" for point in entry_points(group="pytest11"))
+def pytest_sessionfinish():
+    pathlib.Path("loaded").write_text(" ".join(sys.modules))
+"""
+
+
+def test_a_run_of_pytest_that_does_not_ask_for_airflow_does_not_import_it(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(COLLECTED)
+    (tmp_path / "test_it.py").write_text("def test_one(): ...\ndef test_two(qwenimage_airflow): ...\n")
+    done = run_pytest(f"{TEST_COMMAND} -k one", tmp_path, tmp_path / "home", "-q")
+    assert "1 passed, 1 deselected" in done, done
+    loaded = (tmp_path / "loaded").read_text().split()
+    assert "airflow_provider_qwenimage.testing.pytest_plugin" in loaded
+    assert not {"airflow", "sqlalchemy", "PIL", "aiohttp", "requests"} & set(loaded)
+    assert not (tmp_path / "home").exists()
 
 
 def test_the_fixture_is_the_sandbox(qwenimage_sandbox: Sandbox) -> None:

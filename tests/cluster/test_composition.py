@@ -29,7 +29,10 @@ SETTINGS = {
     "REDIS_PASSWORD": 'pw/9c"1d%20@x',
     "SANDBOX_SECONDS_PER_IMAGE": "2",
 }
-EXAMPLES = {"qwenimage_many_prompts", "qwenimage_prompt_to_file", "qwenimage_submit_and_wait", "qwenimage_batch"}
+EXAMPLES = {
+    *("qwenimage_many_prompts", "qwenimage_prompt_to_file", "qwenimage_submit_and_wait"),
+    *("qwenimage_batch", "qwenimage_decorated", "qwenimage_on_new_images"),
+}
 IMAGES = 4
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import timedelta
-from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pendulum
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import DAG, AirflowTaskTimeout, BaseOperator
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator
+from airflow_provider_qwenimage.testing.dag_test import as_in_newest_airflow, make_known
+from airflow_provider_qwenimage.testing.results import DagRunResult, TaskResult, read_run
 from tests.airflows import AIRFLOW, AIRFLOW_3, HAS_TASK_STATES
 
 # The three ways in which a sensor waits.
@@ -85,24 +84,8 @@ def crash_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *, aft
     monkeypatch.setattr(owner, name, crashing)
 
 
-@dataclass
-class TaskEnd:
-    """How one task instance ended.
-
-    Attributes:
-        tries: The number of tries.
-        xcoms: The pushed values, by key.
-        errors: The exceptions that its tries ended with, oldest first; including a skip.
-    """
-
-    state: str | None
-    tries: int
-    xcoms: dict[str, Any] = field(default_factory=dict)
-    errors: list[BaseException] = field(default_factory=list)
-
-    @property
-    def returned(self) -> Any:
-        return self.xcoms["return_value"]
+class TaskEnd(TaskResult):
+    """How one task instance ended; its errors include a skip."""
 
     @property
     def error(self) -> BaseException:
@@ -111,11 +94,9 @@ class TaskEnd:
         return error
 
 
-@dataclass
-class DagRun:
+class DagRun(DagRunResult):
     """How a DAG run ended."""
 
-    state: str
     tasks: dict[tuple[str, int], TaskEnd]
 
     def __getitem__(self, task_id: str) -> TaskEnd:
@@ -172,10 +153,9 @@ class TestDag:
     def run(self, **arguments: Any) -> DagRun:
         """Start a new DAG run."""
         self._errors.clear()
-        if AIRFLOW_3:
-            _make_known(self.dag)
+        make_known(self.dag)
         try:
-            with _as_in_airflow_3_3():
+            with as_in_newest_airflow():
                 self._run_id = self.dag.test(**arguments).run_id
         except (Crash, AirflowTaskTimeout):
             # In Airflow 2, an error that is not an Exception also ends dag.test(), after the try's state is stored.
@@ -195,8 +175,7 @@ class TestDag:
         from airflow.utils.state import DagRunState
 
         self._errors.clear()
-        if AIRFLOW_3:
-            _make_known(self.dag)
+        make_known(self.dag)
         with create_session() as session:
             instances = [
                 instance
@@ -214,13 +193,15 @@ class TestDag:
         from airflow.utils.session import create_session
         from airflow.utils.state import DagRunState
 
-        with create_session() as session, _as_in_airflow_3_3():
+        with create_session() as session, as_in_newest_airflow():
             run = _find_run(self.dag.dag_id, self._run_id, session)
             run.dag = _as_scheduled(self.dag) if AIRFLOW_3 else self.dag
             while run.state == DagRunState.RUNNING:
                 session.expire_all()
                 for instance in run.update_state(session=session)[0]:
-                    instance.try_number += 1
+                    # Since Airflow 3.4 a retry and a Clear make a task instance that has the number of its try.
+                    if AIRFLOW < (3, 4) or instance.try_number == 0:
+                        instance.try_number += 1
                     # After a crash, the scheduler drops the method with which a deferred try was to resume.
                     instance.next_method = instance.next_kwargs = None
                     instance.state = "scheduled"
@@ -233,21 +214,9 @@ class TestDag:
         return self._ends()
 
     def _ends(self) -> DagRun:
-        from airflow.utils.session import create_session
-
-        xcoms = _read_xcoms(self.dag.dag_id, self._run_id)
-        with create_session() as session:
-            run = _find_run(self.dag.dag_id, self._run_id, session)
-            tasks = {}
-            for instance in run.get_task_instances(session=session):
-                key = (instance.task_id, instance.map_index)
-                tasks[key] = TaskEnd(
-                    state=None if instance.state is None else str(instance.state),
-                    tries=instance.try_number,
-                    xcoms=xcoms[key],
-                    errors=self._errors[key],
-                )
-            return DagRun(str(run.state), tasks)
+        run = read_run(self.dag.dag_id, self._run_id, self._errors)
+        ends = {key: TaskEnd(**vars(task)) for key, task in run.tasks.items()}
+        return DagRun(**vars(run) | {"tasks": ends})
 
 
 def dag_that_draws(dag: TestDag | None = None, **arguments: Any) -> TestDag:
@@ -259,6 +228,30 @@ def dag_that_draws(dag: TestDag | None = None, **arguments: Any) -> TestDag:
             QwenImageGenerateOperator(**_DRAW | {"prompt": "A red kite over the sea"} | arguments)
         else:
             QwenImageGenerateOperator.partial(**_DRAW | arguments).expand(prompt=prompts)
+    return dag
+
+
+class _Ends(BaseOperator):
+    """Ends the body of a loop, which has one last task."""
+
+    def execute(self, context: Any) -> None:
+        return
+
+
+def dag_with_a_loop(operator: Callable[[], Any], iterations: int) -> TestDag:
+    """Return a DAG that repeats a task in a loop, since Airflow 3.4.
+
+    Args:
+        operator: Makes the task.
+    """
+    task_group: Any = import_module("airflow.sdk").task_group
+    dag = TestDag()
+    with dag:
+
+        def again() -> None:
+            operator() >> _Ends(task_id="ends")
+
+        task_group(again).loop(max_iterations=iterations)
     return dag
 
 
@@ -326,79 +319,3 @@ def dag_serialization() -> Any:
     """Return the class that serializes DAGs; it has another name since Airflow 3.2."""
     module: Any = import_module("airflow.serialization.serialized_objects")
     return module.DagSerialization if hasattr(module, "DagSerialization") else module.SerializedDAG
-
-
-@contextlib.contextmanager
-def _as_in_airflow_3_3() -> Iterator[None]:
-    """Make dag.test() of Airflow 3.0 to 3.2 work as that of 3.3.
-
-    As in a worker, callbacks get the exception of a try, and a sensor gets the date of its first reschedule. All tasks
-    share an API server, since starting one for each task takes a second.
-    """
-    if not AIRFLOW_3 or AIRFLOW >= (3, 3):
-        yield
-        return
-    supervisor: Any = import_module("airflow.sdk.execution_time.supervisor")
-    task_runner: Any = import_module("airflow.sdk.execution_time.task_runner")
-    finalize = task_runner.finalize
-
-    def finalize_with_error(ti: Any, state: Any, context: Any, log: Any, error: BaseException | None = None) -> None:
-        context["exception"] = error
-        finalize(ti, state, context, log, error)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_runner, "finalize", finalize_with_error)
-        patch.setattr(supervisor, "in_process_api_server", _api_server)
-        # Airflow 3.0 leaves the date a string, which is parsed only on its way to another process.
-        answer: Any = import_module("airflow.sdk.execution_time.comms").TaskRescheduleStartDate
-        patch.setattr(answer, "model_construct", staticmethod(lambda **fields: answer.model_validate(fields)))
-        yield
-
-
-@cache
-def _api_server() -> Any:
-    return import_module("airflow.api_fastapi.execution_api.app").InProcessExecutionAPI()
-
-
-def _make_known(dag: Any) -> None:
-    """Write the DAG to the metadata database, as the DAG processor does: Airflow 3 runs no others."""
-    from airflow.configuration import conf
-    from airflow.dag_processing.bundles.manager import DagBundlesManager
-
-    DagBundlesManager().sync_bundles_to_db()
-    folder = Path(conf.get("core", "dags_folder"))
-    if find_spec("airflow.dag_processing.dagbag"):
-        from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
-
-        bag: Any = BundleDagBag(dag_folder=folder, bundle_path=folder, bundle_name="dags-folder", collect_dags=False)
-    else:
-        # Up to Airflow 3.1.
-        dagbag: Any = import_module("airflow.models.dagbag")
-        bag = dagbag.DagBag(dag_folder=folder, collect_dags=False)
-        # In Airflow 3.0 it is a method, which needs the path of the DAG within its bundle.
-        dag.relative_fileloc = Path(dag.fileloc).name
-        sync_bag_to_db = dagbag.DagBag.sync_to_db if AIRFLOW < (3, 1) else dagbag.sync_bag_to_db
-    bag.bag_dag(dag)
-    sync_bag_to_db(bag, "dags-folder", None)
-
-
-def _read_xcoms(dag_id: str, run_id: str) -> dict[tuple[str, int], dict[str, Any]]:
-    from airflow.utils.session import create_session
-    from sqlalchemy import select
-
-    found: dict[tuple[str, int], dict[str, Any]] = defaultdict(dict)
-    with create_session() as session:
-        if AIRFLOW_3:
-            from airflow.models.xcom import XComModel
-
-            for row in session.scalars(select(XComModel).where(XComModel.dag_id == dag_id, XComModel.run_id == run_id)):
-                # Links of tasks are XComs as well, with keys of their own; see tests/test_links.py.
-                if not row.key.startswith("_link_"):
-                    found[row.task_id, row.map_index][row.key] = XComModel.deserialize_value(row)
-        else:
-            from airflow.models.xcom import XCom
-
-            for row in session.scalars(select(XCom).where(XCom.dag_id == dag_id, XCom.run_id == run_id)):
-                # Airflow 2 decodes the value while it loads the row.
-                found[row.task_id, row.map_index][row.key] = row.value
-    return found

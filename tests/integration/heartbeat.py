@@ -1,4 +1,4 @@
-"""Run many triggers beside a heartbeat in one event loop, and print its lateness to stderr as JSON.
+"""Run many triggers beside a heartbeat in one event loop, and print what kept it from beating to stderr as JSON.
 
 A separate process, so that imports and set-up at first use count, as in a triggerer. Airflow logs to stdout here.
 """
@@ -9,9 +9,13 @@ import asyncio
 import contextlib
 import gc
 import json
+import socket
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # The triggerer imports this itself before the first trigger runs, so it must not count.
 import airflow.jobs.triggerer_job_runner  # noqa: F401
@@ -22,6 +26,15 @@ _TRIGGERS = 200
 _BEAT_SECONDS = 0.01
 _LEAST_BEATS = 21
 _RUN_QUEUE = Path("/proc/thread-self/schedstat")
+# The names that Python's audit hooks give them; a socket that does not block connects as well.
+_BLOCKING_CALLS = {
+    "socket.connect",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+    "sqlite3.connect",
+    "subprocess.Popen",
+    "os.system",
+}
 
 
 def _kept_waiting_by_others() -> float:
@@ -32,12 +45,36 @@ def _kept_waiting_by_others() -> float:
         return 0.0
 
 
-async def _beat(lateness: list[float]) -> None:
+def _watch_for_blocking_calls(found: list[str]) -> None:
+    """Add the calls to ``found`` that this thread makes from now on and that wait for something in place."""
+    loop_thread = threading.get_ident()
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if threading.get_ident() != loop_thread or event not in _BLOCKING_CALLS:
+            return
+        if event == "socket.connect" and isinstance(arguments[0], socket.socket) and arguments[0].gettimeout() == 0:
+            return
+        found.append(event)
+
+    sleep: Callable[[Any], None] = time.sleep
+
+    def reported_sleep(seconds: Any) -> None:
+        if threading.get_ident() == loop_thread:
+            found.append("time.sleep")
+        sleep(seconds)
+
+    # Python reports it to audit hooks only since 3.13.
+    time.sleep = reported_sleep
+    sys.addaudithook(audit)
+
+
+async def _beat(lateness: list[float], computing: list[float]) -> None:
     while True:
-        others, due = _kept_waiting_by_others(), time.monotonic() + _BEAT_SECONDS
+        others, due, computed = _kept_waiting_by_others(), time.monotonic() + _BEAT_SECONDS, time.thread_time()
         await asyncio.sleep(_BEAT_SECONDS)
         late = time.monotonic() - due
         lateness.append(max(0.0, late - (_kept_waiting_by_others() - others)))
+        computing.append(time.thread_time() - computed)
 
 
 async def _follow(task_id: str, events: list[object]) -> None:
@@ -46,14 +83,12 @@ async def _follow(task_id: str, events: list[object]) -> None:
 
 
 async def main(task_id: str, seconds: float) -> None:
-    before: list[float] = []
-    heart = asyncio.create_task(_beat(before))
-    await asyncio.sleep(0.5)
-    heart.cancel()
-
     during: list[float] = []
+    computing: list[float] = []
     events: list[object] = []
-    heart = asyncio.create_task(_beat(during))
+    blocking: list[str] = []
+    _watch_for_blocking_calls(blocking)
+    heart = asyncio.create_task(_beat(during, computing))
     triggers = [asyncio.create_task(_follow(task_id, events)) for _ in range(_TRIGGERS)]
     await asyncio.sleep(seconds)
     # A busy machine may need longer for them.
@@ -71,7 +106,8 @@ async def main(task_id: str, seconds: float) -> None:
         "running": running,
         "events": events,
         "beats": len(during),
-        "idle_lateness": max(before),
+        "blocking": blocking,
+        "longest_computing": max(computing),
         "lateness": max(during),
     }
     sys.stderr.write(f"{json.dumps(result)}\n")

@@ -14,8 +14,10 @@ import requests
 import airflow_provider_qwenimage
 
 _ROOT = Path(airflow_provider_qwenimage.__file__).parents[1]
-_LONGEST_WAIT_SECONDS = 0.1
-_ROUNDS = 3
+_API_LATENCY_SECONDS = 0.3
+# The lateness is less than that of the API, so that a read of it in place is seen, however it is made.
+_LONGEST_SECONDS = {"longest_computing": 0.1, "lateness": 0.25}
+_ROUNDS = 5
 _API_KEY = "sk-heartbeat-90b1"
 
 
@@ -31,7 +33,7 @@ def slow_failing_api() -> Iterator[str]:
         "port": "0",
         "api-keys": _API_KEY,
         "seconds-per-image": "3600",
-        "latency-seconds": "0.3",
+        "latency-seconds": str(_API_LATENCY_SECONDS),
         "server-error-share": "0.3",
         "html-share": "0.1",
         "drop-share": "0.1",
@@ -93,23 +95,26 @@ def _round(url: str) -> dict[str, Any]:
     return result
 
 
-# Three times the timeout of a round.
-@pytest.mark.timeout(400)
+# Five times the timeout of a round.
+@pytest.mark.timeout(660)
 def test_200_triggers_on_a_slow_failing_api_never_block_the_event_loop(slow_failing_api: str) -> None:
-    """A heartbeat of 10 ms in the triggers' event loop is never late by more than 100 ms.
+    """No trigger sleeps or connects in place, and none computes for more than 100 ms between two beats.
 
-    On a busy machine the heartbeat is also late, so the time for which the kernel kept this thread waiting for a
-    processor, as Linux reports it, does not count. A blocking call counts, whether it computes or sleeps. Other noise,
-    such as a paused machine, does not repeat: the best of up to three rounds counts, and a blocking call is in each.
+    Neither depends on how busy the machine is. Whatever else may block, such as a read of an open connection or a lock,
+    makes a heartbeat of 10 ms late: by at most 250 ms, without the time for which the kernel kept this thread waiting
+    for a processor. A paused machine does not repeat, so the best of up to five rounds counts; what blocks is in each.
     """
-    rounds = []
-    for _ in range(_ROUNDS):
+    rounds: list[dict[str, Any]] = []
+    while len(rounds) < _ROUNDS and not (rounds and _is_calm(rounds[-1])):
         rounds.append(_round(slow_failing_api))
-        if rounds[-1]["lateness"] <= _LONGEST_WAIT_SECONDS:
-            break
 
     best = rounds[-1]
-    assert best["lateness"] <= _LONGEST_WAIT_SECONDS, rounds
+    assert not any(one["blocking"] for one in rounds), rounds
+    assert _is_calm(best), rounds
     assert best["running"] == 200, rounds
     assert best["events"] == [], rounds
     assert best["beats"] > 20, rounds
+
+
+def _is_calm(one: dict[str, Any]) -> bool:
+    return all(one[name] <= most for name, most in _LONGEST_SECONDS.items())

@@ -4,36 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.airflows import AIRFLOW
-from tests.integration.dag_runs import TestDag, stored_files
+from tests.integration.dag_runs import dag_with_a_loop, stored_files
 
 pytestmark = pytest.mark.skipif(AIRFLOW < (3, 4), reason="Airflow has loops since 3.4.")
-
-
-class _Ends(BaseOperator):
-    """Ends the body of a loop, which has one last task."""
-
-    def execute(self, context: Any) -> None:
-        return
-
-
-def _drawn_in_a_loop(operator: Any, iterations: int) -> TestDag:
-    from airflow.sdk import task_group
-
-    dag = TestDag()
-    with dag:
-
-        @task_group
-        def again() -> None:
-            operator() >> _Ends(task_id="ends")
-
-        loop: Any = again
-        loop.loop(max_iterations=iterations)
-    return dag
 
 
 _ARGUMENTS: dict[str, Any] = {"task_id": "draw", "poll_interval": 0.01}
@@ -41,7 +18,7 @@ _ARGUMENTS: dict[str, Any] = {"task_id": "draw", "poll_interval": 0.01}
 
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_each_iteration_of_a_loop_draws_an_image(connected_api: Sandbox, tmp_path: Path, deferrable: bool) -> None:
-    dag = _drawn_in_a_loop(
+    dag = dag_with_a_loop(
         lambda: QwenImageGenerateOperator(
             prompt="A red kite", output_path=str(tmp_path), deferrable=deferrable, **_ARGUMENTS
         ),
@@ -53,7 +30,7 @@ def test_each_iteration_of_a_loop_draws_an_image(connected_api: Sandbox, tmp_pat
 
 
 def test_each_iteration_of_a_loop_draws_the_images_of_its_mapped_tasks(connected_api: Sandbox, tmp_path: Path) -> None:
-    dag = _drawn_in_a_loop(
+    dag = dag_with_a_loop(
         lambda: QwenImageGenerateOperator.partial(output_path=str(tmp_path), **_ARGUMENTS).expand(
             prompt=["A red kite", "A red kite"]
         ),
@@ -65,9 +42,11 @@ def test_each_iteration_of_a_loop_draws_the_images_of_its_mapped_tasks(connected
 
 
 def test_each_iteration_of_a_loop_draws_the_images_of_its_batch(connected_api: Sandbox, tmp_path: Path) -> None:
-    dag = _drawn_in_a_loop(
+    dag = dag_with_a_loop(
         lambda: QwenImageBatchOperator(requests=["A red kite", "A red kite"], output_path=str(tmp_path), **_ARGUMENTS),
         iterations=2,
     )
     assert dag.run().state == "success"
     assert len(connected_api.submissions) == 4
+    manifests = sorted(file.name for file in tmp_path.glob("manifest*"))
+    assert manifests == ["manifest-i0.jsonl", "manifest-i1.jsonl"]

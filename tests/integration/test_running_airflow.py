@@ -17,11 +17,12 @@ from PIL import Image
 
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.airflows import AIRFLOW_3
+from tests.airflows import AIRFLOW, AIRFLOW_3
 from tests.events import finish_images
 from tests.integration.dag_runs import WAITS
 from tests.integration.standalone import StandaloneAirflow, wait_for
 from tests.same_answer import SameAnswer
+from tests.traces import TraceServer
 
 pytestmark = [
     pytest.mark.slow,
@@ -201,6 +202,7 @@ class World:
     apis: dict[str, Sandbox]
     odd_api: SameAnswer
     folder: Path
+    traces: TraceServer
 
     def submit(self, conn_id: str, prompt: str = "A boat") -> str:
         """Submit an image without Airflow, and return its image task id."""
@@ -231,7 +233,9 @@ class Finished:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     home, folder = tmp_path_factory.mktemp("airflow"), tmp_path_factory.mktemp("images")
-    airflow = StandaloneAirflow(home, Path(airflow_provider_qwenimage.__file__).parents[1])
+    traces = TraceServer()
+    settings = traces.settings if AIRFLOW >= (3, 2) else {}
+    airflow = StandaloneAirflow(home, Path(airflow_provider_qwenimage.__file__).parents[1], settings)
     params = dict.fromkeys(
         ["endless", *(f"{case}_{wait}" for case in ("success", "failed", "flaky") for wait in WAITS)]
     )
@@ -256,10 +260,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         connections["odd"] = {"conn_type": "qwenimage", "host": odd_api.url, "password": _API_KEY}
         connections["qwenimage_default"] = connections["watched"]
         connections["wrong_key"] = connections["watched"] | {"password": _WRONG_KEY}
+        stack.enter_context(traces)
         airflow.prepare(json.dumps(connections))
         stack.callback(airflow.stop)
         airflow.start("sense", "draw", "crowd", "odd", "beside", "outlast")
-        yield World(airflow, apis, odd_api, folder)
+        yield World(airflow, apis, odd_api, folder, traces)
 
 
 @pytest.fixture(scope="module")
@@ -375,6 +380,27 @@ def test_deferred_operators_store_an_image_for_each_mapped_prompt(world: World, 
         names.append(Path(path).name.rsplit("-", 1)[0])
     assert names == ["a-tin-robot", "a-paper-moon"]
     assert len(list(world.folder.iterdir())) == 4
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 2), reason="this Airflow gives a task no span")
+def test_a_deferred_image_leaves_its_spans_below_those_of_the_worker_and_the_trigger(
+    world: World, finished: Finished
+) -> None:
+    task_id = world.airflow.returned("draw", finished.draw, "draw", 0)["task_id"]
+
+    def names_below(name: str) -> list[str]:
+        below = world.traces.below(name)
+        return sorted(span.name for span in below if span.attributes.get("qwenimage.task_id") == task_id)
+
+    steps = ["download", "store", "submit", "verify", "wait"]
+    wait_for(
+        "the spans of the worker", lambda: names_below("worker.draw[0]") == [f"qwenimage.{step}" for step in steps]
+    )
+    wait_for("the span of the trigger", lambda: names_below("trigger.draw_0") == ["qwenimage.wait"])
+    (waited,) = (span for span in world.traces.below("trigger.draw_0") if span.name == "qwenimage.wait")
+    assert waited.attributes["qwenimage.credits"] == 5
+    # All of one run are in one trace.
+    assert len({span.trace for name in ("worker.draw[0]", "trigger.draw_0") for span in world.traces.below(name)}) == 1
 
 
 def test_every_image_was_submitted_once(world: World, finished: Finished) -> None:
@@ -501,7 +527,7 @@ def _forms(secret: str) -> list[bytes]:
 
 
 def test_the_api_key_appears_only_in_the_stored_connections(world: World, finished: Finished) -> None:
-    """Search the whole database except the connections, all of Airflow's files, and the folder of the images."""
+    """Search the database except the connections, all of Airflow's files, the folder of the images, and the traces."""
     airflow = world.airflow
     places: dict[str, bytes] = {}
     for number, (table, column, value) in enumerate(airflow.rows()):
@@ -513,6 +539,8 @@ def test_the_api_key_appears_only_in_the_stored_connections(world: World, finish
         for file in folder.rglob("*"):
             if file.is_file() and str(file) not in databases:
                 places[str(file)] = file.read_bytes()
+
+    places |= {f"trace {number}": body for number, body in enumerate(world.traces.bodies)}
 
     def where(needle: bytes) -> list[str]:
         return [place for place, content in places.items() if needle in content]

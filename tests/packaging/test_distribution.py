@@ -276,7 +276,7 @@ from importlib.metadata import distribution
 found = {}
 for point in distribution("airflow-provider-qwenimage").entry_points:
     loaded = point.load()
-    found[point.group] = [point.value, inspect.getfile(loaded)]
+    found[f"{point.group} {point.name}"] = [point.value, inspect.getfile(loaded)]
 print(json.dumps(found))
 """
 
@@ -288,13 +288,15 @@ def test_every_entry_point_of_the_installed_wheel_loads(run: Run, python: str) -
     run(sys.executable, "-m", "uv", "pip", "install", "--python", python, f"pytest=={version('pytest')}")
     found = json.loads(run(python, "-c", LOAD).splitlines()[-1])
     assert {group: value for group, (value, _) in found.items()} == {
-        "airflow.plugins": "airflow_provider_qwenimage.plugin:QwenImagePlugin",
-        "apache_airflow_provider": "airflow_provider_qwenimage.provider_info:get_provider_info",
-        "pytest11": "airflow_provider_qwenimage.sandbox.pytest_plugin",
+        "airflow.plugins qwenimage": "airflow_provider_qwenimage.plugin:QwenImagePlugin",
+        "apache_airflow_provider provider_info": "airflow_provider_qwenimage.provider_info:get_provider_info",
+        "pytest11 qwenimage_airflow": "airflow_provider_qwenimage.testing.pytest_plugin",
+        "pytest11 qwenimage_sandbox": "airflow_provider_qwenimage.sandbox.pytest_plugin",
     }
     site_packages = Path(python).parent.parent / "lib"
     assert all(Path(file).is_relative_to(site_packages) for _, file in found.values())
-    assert "qwenimage_sandbox" in run(python, "-m", "pytest", "--fixtures")
+    fixtures = run(python, "-m", "pytest", "--fixtures")
+    assert all(name in fixtures for name in ("qwenimage_airflow", "qwenimage_sandbox"))
 
 
 TYPED = """

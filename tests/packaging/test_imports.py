@@ -42,6 +42,8 @@ import airflow.providers.common.compat.sdk as sdk
 for name in ("BaseHook", "BaseOperator", "BaseSensorOperator", "DAG", "ObjectStoragePath", "Context", "conf"):
     getattr(sdk, name)
 import airflow.providers.common.compat.connection, airflow.triggers.base
+# Airflow 3.4 removes a file of its own when these are imported.
+import airflow.cli.cli_config, airflow.cli.simple_table, airflow.utils.cli
 
 before = {name for name in ("aiohttp", "PIL", "requests") if name in sys.modules}
 done = []

@@ -5,9 +5,17 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 import pytest
+from airflow.providers.common.compat.sdk import DAG, BaseOperator, task
 
-from airflow_provider_qwenimage import plugin
+from airflow_provider_qwenimage import (
+    QwenImageBatchOperator,
+    QwenImageGenerateOperator,
+    QwenImageStatusSensor,
+    plugin,
+)
 from airflow_provider_qwenimage.rules import gallery_urls
+from tests.airflows import AIRFLOW
+from tests.integration.dag_runs import dag_serialization
 from tests.packaging.conftest import RunScript
 
 # Modules that Airflow itself loads do not count.
@@ -33,9 +41,9 @@ def test_airflow_finds_it() -> None:
 def test_outside_the_api_server_it_loads_almost_nothing(run_script: RunScript) -> None:
     loaded = run_script(LOADED)
     ours = {name.removeprefix("airflow_provider_qwenimage.") for name in loaded if name.startswith("airflow_provider_")}
-    # Airflow 3 has already loaded the package and its version, to look for providers.
-    without_version = ours - {"airflow_provider_qwenimage", "_version"}
-    assert without_version == {"airflow_versions", "rules", "rules.gallery_urls", "plugin"}
+    # Airflow 3 has already loaded the package and what describes it, to look for providers.
+    found = ours - {"airflow_provider_qwenimage", "_version", "provider_info"}
+    assert found == {"airflow_versions", "configuration", "rules", "rules.gallery_urls", "plugin"}
     assert not {"fastapi", "sqlalchemy", "PIL", "aiohttp", "requests", "jinja2"} & set(loaded)
 
 
@@ -58,6 +66,72 @@ def test_its_pages_are_below_the_base_url_of_airflow(run_script: RunScript) -> N
         "print(json.dumps([view['href'] for view in QwenImagePlugin.external_views]))"
     )
     assert all(href.startswith("/airflow/qwenimage/") for href in hrefs)
+
+
+@pytest.mark.airflow_feature("gallery", "yes")
+def test_airflows_api_lists_each_view_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    from airflow import plugins_manager
+    from airflow.api_fastapi.core_api.datamodels.plugins import PluginResponse
+
+    (info,) = (info for info in plugins_manager.get_plugin_info() if info["name"] == "qwenimage")
+    listed = PluginResponse.model_validate(info).model_dump()["external_views"]
+    assert [view["applies_to"] for view in listed] == [view["applies_to"] for view in info["external_views"]]
+    assert [view["url_route"] for view in listed] == [
+        view["url_route"] for view in plugin.QwenImagePlugin.external_views
+    ]
+    assert "applies_to" not in caplog.text
+
+
+class _OfAUser(QwenImageGenerateOperator):
+    """An operator that is derived from ours."""
+
+
+def _decorated() -> str:
+    return "A fox"
+
+
+def _decorated_batch() -> list[str]:
+    return ["A fox"]
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 4), reason="Airflow restricts tabs since 3.4.")
+def test_the_tab_of_a_task_is_on_all_tasks_with_images_and_on_no_other() -> None:
+    from airflow.api_fastapi.core_api.datamodels.tasks import TaskResponse
+
+    with DAG("foxes", schedule=None) as dag:
+        QwenImageGenerateOperator(task_id="draw", prompt="A fox")
+        QwenImageBatchOperator(task_id="batch", requests=["A fox"], output_path="/tmp/images")  # noqa: S108
+        QwenImageStatusSensor(task_id="wait", image_task_id="n43")
+        _OfAUser(task_id="derived", prompt="A fox")
+        task.qwenimage(_decorated)()
+        task.qwenimage_batch(output_path="/tmp/images")(_decorated_batch)()  # noqa: S108
+        _OfAUser.partial(task_id="mapped").expand(prompt=["A fox"])
+        BaseOperator(task_id="other")
+    serialization = dag_serialization()
+    stored = serialization.from_dict(serialization.to_dict(dag))
+    view = plugin.QwenImagePlugin.external_views[-1]
+    ((path, values),) = view["applies_to"].items()
+    record, field = path.split(".")
+    assert (view["destination"], record) == ("task_instance", "task")
+    with_tab = {
+        task.task_id for task in stored.tasks if {*TaskResponse.model_validate(task).model_dump()[field]} & {*values}
+    }
+    assert with_tab == {task.task_id for task in stored.tasks} - {"other"}
+
+
+@pytest.mark.airflow_feature("gallery", "yes")
+@pytest.mark.parametrize(("option", "tags"), [("", []), (" images, art ,", ["images", "art"])])
+def test_the_tabs_of_dags_can_be_limited_to_those_with_a_tag(
+    run_script: RunScript, option: str, tags: list[str]
+) -> None:
+    scopes = run_script(
+        "import json, os\n"
+        f"os.environ['AIRFLOW__QWENIMAGE__GALLERY_DAG_TAGS'] = {option!r}\n"
+        "from airflow_provider_qwenimage.plugin import QwenImagePlugin\n"
+        "print(json.dumps({view['destination']: view['applies_to'] for view in QwenImagePlugin.external_views}))"
+    )
+    assert scopes["nav"] == {}
+    assert scopes["dag"] == scopes["dag_run"] == {"dag.tags.name": tags}
 
 
 @pytest.mark.airflow_feature("gallery", "yes")

@@ -14,6 +14,7 @@ import pytest
 from airflow_provider_qwenimage import provider_info
 from airflow_provider_qwenimage.client.connection import _KNOWN_EXTRA, CONN_TYPE
 from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
+from airflow_provider_qwenimage.decorators import qwenimage_batch_task, qwenimage_task
 from tests.packaging.conftest import RunScript
 
 NAME = "airflow-provider-qwenimage"
@@ -55,8 +56,9 @@ def test_the_entry_points_lead_to_the_package() -> None:
         point for point in entry_points(group="apache_airflow_provider") if point.module.startswith("airflow_provider_")
     ]
     assert provider.load() is provider_info.get_provider_info
-    (plugin,) = entry_points(group="pytest11", name="qwenimage_sandbox")
-    assert callable(plugin.load().qwenimage_sandbox)
+    for fixture in ("qwenimage_sandbox", "qwenimage_airflow"):
+        (plugin,) = entry_points(group="pytest11", name=fixture)
+        assert callable(getattr(plugin.load(), fixture))
 
 
 def test_it_is_valid_according_to_airflows_schema() -> None:
@@ -77,6 +79,14 @@ def test_every_module_and_class_it_names_exists() -> None:
     assert hook.hook_name == connection["hook-name"]
 
 
+def test_every_task_decorator_it_names_exists() -> None:
+    decorators = {}
+    for decorator in provider_info.get_provider_info()["task-decorators"]:
+        module, _, name = decorator["class-name"].rpartition(".")
+        decorators[decorator["name"]] = getattr(import_module(module), name)
+    assert decorators == {"qwenimage": qwenimage_task, "qwenimage_batch": qwenimage_batch_task}
+
+
 def test_the_form_has_a_field_for_every_key_of_the_extra() -> None:
     assert set(provider_info.CONN_FIELDS) == set(_KNOWN_EXTRA)
 
@@ -88,6 +98,27 @@ def test_the_form_shows_the_default_base_url() -> None:
 def test_callers_cannot_change_it() -> None:
     provider_info.get_provider_info()["connection-types"][0]["conn-fields"].clear()
     assert provider_info.get_provider_info()["connection-types"][0]["conn-fields"]
+
+
+def test_airflow_lists_the_options_and_knows_their_defaults(fresh_environment: dict[str, str]) -> None:
+    def config(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", "config", *arguments],
+            env=fresh_environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    listed = config("list", "--section", "qwenimage", "--defaults", "--include-descriptions", "--include-examples")
+    assert "[qwenimage]" in listed
+    for name, option in provider_info.CONFIG_OPTIONS.items():
+        assert name in listed
+        assert option["example"] in listed
+    assert config("get-value", "qwenimage", "thumbnails_megabytes").split()[-1] == "256"
 
 
 @pytest.mark.airflow_feature("connection form", "yes")
@@ -123,8 +154,10 @@ def airflow_command(fresh_environment: dict[str, str]) -> Any:
     return say
 
 
-def test_airflow_shows_the_provider(airflow_command: Any) -> None:
-    assert NAME in airflow_command("providers", "get", NAME)
+def test_airflow_shows_the_provider_and_its_decorators(airflow_command: Any) -> None:
+    shown = airflow_command("providers", "get", NAME, "--full", "--output", "json")
+    assert NAME in shown
+    assert "airflow_provider_qwenimage.decorators.qwenimage_batch_task" in shown
 
 
 def test_airflow_lists_the_connection_type_without_a_warning(airflow_command: Any) -> None:

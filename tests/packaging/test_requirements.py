@@ -46,16 +46,19 @@ def test_exactly_the_lower_bounds_are_installed() -> None:
         )
 
 
-def test_tox_and_make_have_the_same_airflows() -> None:
+def test_tox_and_make_have_the_same_airflows_and_pythons() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    older, newest = re.findall(r"^(?:OLDER_AIRFLOWS|NEWEST_AIRFLOW) := (.+)$", makefile, re.MULTILINE)
-    minors = [number.rpartition(".")[0] for number in (*older.split(), newest)]
+    older, newest, following = re.findall(r"^(?:OLDER|NEWEST|NEXT)_AIRFLOWS? := (.+)$", makefile, re.MULTILINE)
+    minors = [number.rpartition(".")[0] for number in (*older.split(), following, newest)]
     environments = PYPROJECT["tool"]["tox"]["env"]
     assert set(environments) == set(PYPROJECT["tool"]["tox"]["env_list"])
     constraints = {name: environment["constraints"] for name, environment in environments.items()}
     names = {f"airflow{minor}": [f"constraints/airflow-{minor}.txt"] for minor in minors}
-    in_newest = dict.fromkeys(("dev", "demo"), names.pop(f"airflow{minors[-1]}"))
+    (pythons,) = re.findall(r"^OTHER_PYTHONS := (.+)$", makefile, re.MULTILINE)
+    others = [f"python{python}" for python in pythons.split()]
+    in_newest = dict.fromkeys(("dev", "demo", *others), names.pop(f"airflow{minors[-1]}"))
     assert constraints == {"lowest": ["constraints/lowest.txt"]} | in_newest | names
+    assert all(environments[name]["base_python"] == [name] for name in others)
     assert environments["lowest"]["set_env"]["UV_EXCLUDE_NEWER"] in makefile
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.airflows import NEWEST_ONLY, OLDEST_AND_NEWEST
+from tests.airflows import AIRFLOW, DEPEND_ON_TASK_STATES, IS_NEWEST, NEWEST_ONLY, OLDEST_AND_NEWEST
 from tests.packaging.conftest import ROOT
 
 TESTS = ROOT / "tests"
@@ -23,9 +23,14 @@ def test_tests_that_run_only_on_the_newest_airflow_do_not_import_airflow(name: s
         assert not re.search(r"^\s*(?:from|import) airflow\b", file.read_text(), re.MULTILINE), file
 
 
-@pytest.mark.parametrize("name", OLDEST_AND_NEWEST)
-def test_a_file_that_runs_on_the_oldest_and_the_newest_airflow_exists(name: str) -> None:
-    assert (TESTS / name).is_file()
+@pytest.mark.parametrize("name", [*DEPEND_ON_TASK_STATES, *OLDEST_AND_NEWEST])
+def test_tests_that_some_airflows_leave_out_exist(name: str) -> None:
+    assert (TESTS / name).is_file() or list((TESTS / name).glob("test_*.py"))
+
+
+def test_the_newest_release_leaves_out_no_tests() -> None:
+    (newest,) = re.findall(r"^NEWEST_AIRFLOW := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert (tuple(map(int, newest.split(".")[:2])) == AIRFLOW) == IS_NEWEST
 
 
 @pytest.mark.parametrize("folder", ["contract", "integration"])

@@ -18,6 +18,7 @@ IMPORTS = (
     "from typing import Any",
     "from airflow.sdk import DAG, ObjectStoragePath, task",
     "from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor",
+    "from airflow_provider_qwenimage.decorators import qwenimage_batch_task, qwenimage_task",
     "from airflow_provider_qwenimage.hooks import QwenImageHook",
 )
 START = """
@@ -35,6 +36,14 @@ def rows() -> list[dict[str, Any]]:
 class Index:
     def __index__(self) -> int:
         return 7
+
+
+def fox(animal: str) -> dict[str, Any]:
+    return {"prompt": f"A {animal}"}
+
+
+def number() -> int:
+    return 7
 
 
 submit = QwenImageGenerateOperator(task_id="submit", prompt="A fox")
@@ -58,6 +67,14 @@ QwenImageBatchOperator(task_id="a", requests=rows(), output_path="s3://a@b/c", m
 QwenImageBatchOperator(task_id="a", requests=mixed, output_path=Path("/data"), timeout=timedelta(hours=1))
 QwenImageBatchOperator(task_id="a", requests=["A fox", prompt()], output_path=submit.output)
 QwenImageBatchOperator(task_id="a", requests=Path("prompts.csv"), output_path=ObjectStoragePath("file:///data"))
+task.qwenimage(size="1024*768")(fox)("hare")
+qwenimage_task(fox)("hare")
+qwenimage_task(fox).partial(animal="hare").expand(animal=["fox"])
+qwenimage_task(output_path=Path("/data"), seed=Index(), timeout=timedelta(hours=1), retries=2, pool="a")(fox)("hare")
+qwenimage_task(size="{{ params.size }}", output_path=submit.output, task_id="a")(fox).override(task_id="b")("hare")
+qwenimage_batch_task(output_path="/data", max_in_flight=8)(lambda: (text for text in ["A fox"]))()
+qwenimage_batch_task(output_path="/data")(lambda: mixed)()
+qwenimage_batch_task(output_path="/data")(lambda: Path("prompts.csv"))()
 QwenImageHook().wait_for_completion("n43abc", timeout=timedelta(hours=1), poll_interval=2)
 """
 
@@ -71,6 +88,16 @@ QwenImageGenerateOperator(task_id="a", prompt="A fox", output_path=5)
 QwenImageBatchOperator(task_id="a", requests={"A fox"}, output_path="/data")
 QwenImageBatchOperator(task_id="a", requests=(text for text in ["A fox"]), output_path="/data")
 QwenImageBatchOperator(task_id="a", requests=["A fox"], output_path=None)
+qwenimage_task(overrite=True)
+qwenimage_task(prompt="A fox")
+qwenimage_task(size=5)
+qwenimage_task(timeout="60")
+qwenimage_task(number)
+qwenimage_task(fox)(7)
+qwenimage_task(output_path="/data")(number)
+qwenimage_batch_task(output_path="/data", requests=["A fox"])
+qwenimage_batch_task(max_in_flight=8)
+qwenimage_batch_task(output_path="/data")(number)
 QwenImageStatusSensor(task_id="a", image_task_id=7)
 QwenImageStatusSensor(task_id="a", image_task_id="n43abc", deferrable="no")
 """
