@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.browser)
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(1800))
     # The walk runs first, because it needs an Airflow without a connection and without spent credits.
     items.sort(key=lambda item: item.path.is_relative_to(_HERE) and item.path.name != "test_walk.py")
 

@@ -19,7 +19,7 @@ from scripts.local_airflow import CannotGoOnError, run_to_the_end
 from tests.integration.standalone import wait_for
 from tests.ports import free_ports
 
-_START_SECONDS = 60
+_START_SECONDS = 300
 _STOP_SECONDS = 20
 _USER = "airflow"
 _MISSING = 2

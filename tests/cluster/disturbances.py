@@ -21,7 +21,7 @@ REDIS, SANDBOX = "redis", "sandbox"
 
 _DOWN_SECONDS = (0.5, 3.0)
 _REDIS_SECONDS = 2.0
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0
 
 
 @dataclass(frozen=True)

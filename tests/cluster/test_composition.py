@@ -19,7 +19,7 @@ from tests.cluster.metadata import Metadata
 from tests.cluster.tokens import WRONG_SECRETS, connection_status
 from tests.integration.standalone import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # Passwords with special characters of URLs, JSON and Redis' settings; the other secrets are created at the start.
 SETTINGS = {

@@ -22,7 +22,7 @@ from tests.integration.standalone import StandaloneAirflow, wait_for
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not AIRFLOW_3, reason="starts Airflow 3"),
 ]
 

@@ -26,7 +26,7 @@ from tests.traces import TraceServer
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not AIRFLOW_3, reason="starts Airflow 3"),
 ]
 

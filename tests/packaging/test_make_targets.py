@@ -22,7 +22,7 @@ from tests.events import finish_images, wait_until
 from tests.integration.standalone import wait_for
 from tests.packaging.conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 KEY = "sk-demo-0f3b9a61"
 # The variables of a user's own Airflow, which must not reach ours.
@@ -36,7 +36,7 @@ USERS_SHELL = {
 }
 
 # On a busy machine everything is slow: this only ends a test whose program hangs.
-_PATIENCE_SECONDS = 300
+_PATIENCE_SECONDS = 600
 
 Start: TypeAlias = Callable[..., subprocess.Popen[str]]
 

@@ -40,7 +40,7 @@ def test_no_contract_or_integration_test_runs_on_the_newest_airflow_only(folder:
 
 def test_a_release_check_runs_every_command_that_ci_shortens() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
-    shortened = set(re.findall(r"make ([\w-]+) ARGS=", ci))
+    shortened = set(re.findall(r'(?:make|"\$\{make_in_venv\[@\]\}") ([\w-]+) ARGS=', ci))
     (recipe,) = re.findall(r"^release-check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert shortened
     assert set(re.findall(r"^\t\$\(MAKE\) ([\w-]+)$", recipe, re.MULTILINE)) == shortened
