@@ -7,11 +7,12 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_qwenimage.testing.isolation import own_airflow
-from airflow_provider_qwenimage.testing.time_limit import TimeIsUp, time_limit
+from airflow_provider_qwenimage.testing.time_limit import TimeIsUp, let_go, time_limit
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import DAG
@@ -84,6 +85,8 @@ class TemporaryAirflow:
                 with time_limit(timeout):
                     run_id = dag_test.run_once(dag, conf, logical_date)
             except TimeIsUp as interruption:
+                for error in (interruption, *chain.from_iterable(errors.values())):
+                    let_go(error)
                 unfinished = dag_test.unfinished(dag.dag_id, errors)
                 raise TimeoutError(
                     f"The run of {dag.dag_id} did not end within {timeout:g} s. {unfinished}Where it was interrupted "

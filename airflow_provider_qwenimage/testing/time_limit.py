@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from types import FrameType
 
@@ -52,3 +53,21 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(_SIGNAL, handler_before)
     if interruptions:
         raise interruptions[0]
+
+
+def let_go(error: BaseException) -> None:
+    """Release what interrupted code still holds, such as an unfinished query with its lock on the database.
+
+    Its local variables live as long as the error, which a test may keep.
+
+    Args:
+        error: The error. Its causes and contexts are included.
+    """
+    seen: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and not any(one is other for other in seen):
+            seen.append(one)
+            left += [one.__cause__, one.__context__]
+            traceback.clear_frames(one.__traceback__)

@@ -213,6 +213,31 @@ def test_a_run_that_takes_too_long_is_ended_and_the_next_one_works(
     assert qwenimage_airflow.run(quick_dag)["quick"].returned == 7
 
 
+def test_a_query_that_was_interrupted_does_not_lock_the_database_of_the_next_run(
+    qwenimage_airflow: TemporaryAirflow,
+) -> None:
+    with _dag() as dag:
+
+        @task
+        def read() -> None:
+            from airflow import settings
+
+            # A sleep stands for what an interruption rarely meets: a query that has begun and has rows left.
+            rows = iter(settings.engine.connect().exec_driver_sql("SELECT name FROM sqlite_master"))
+            next(rows)
+            time.sleep(600)
+
+        read()
+    with pytest.raises(TimeoutError) as caught:
+        qwenimage_airflow.run(dag, timeout=10)
+    assert "read (running)" in str(caught.value)
+    with _dag() as quick_dag:
+        task(task_id="quick")(lambda: 7)()
+    assert qwenimage_airflow.run(quick_dag)["quick"].returned == 7
+    # The test keeps the error, and with it what the interrupted code held.
+    assert isinstance(caught.value.__cause__, BaseException)
+
+
 def test_nothing_of_the_airflow_around_it_changes(
     airflow_database: None, airflow_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
