@@ -136,6 +136,13 @@ def test_an_intent_with_a_name_that_no_image_can_have_is_not_readable(name: str)
     assert not Intent.from_json(INTENT.to_json() | {"name": name}).is_readable
 
 
+@pytest.mark.parametrize("part", [2.0**53 + 2, 2**70, [float(2**60)], {"a\0": "\ud800"}])
+def test_an_intent_of_somebody_else_is_read_as_it_would_be_stored(part: object) -> None:
+    intent = Intent.from_json(INTENT.to_json() | {"by": {"dag_id": "fox", "": part}})
+    assert intent.is_readable
+    assert Intent.from_json(in_a_store(intent.to_json())) == intent
+
+
 @given(anything | changed_parts(INTENT.to_json()))
 def test_any_intent_is_read_without_an_error_and_an_unreadable_one_stops(value: object) -> None:
     intent = Intent.from_json(value)

@@ -142,7 +142,7 @@ class Intent:
             name=name,
             intended_at=line(value["intended_at"]),
             made_in=made_in,
-            by={line(str(key)): line(str(part)) if isinstance(part, str) else part for key, part in by.items()}
+            by={line(str(key)): line(part) if isinstance(part, str) else storable(part) for key, part in by.items()}
             if isinstance(by, Mapping)
             else {},
         )
