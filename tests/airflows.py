@@ -15,6 +15,9 @@ IS_NEWEST = AIRFLOW == (3, 3)
 HAS_TASK_STATES = hasattr(BaseTrigger, "on_kill")
 
 _TESTS = Path(__file__).parent
+# The lowest versions of all dependencies, with a patch of Airflow 2.11 that no other environment has.
+_LOWEST = (_TESTS.parent / "constraints" / "lowest.txt").read_text().splitlines()
+IS_LOWEST = f"apache-airflow=={__version__}" in _LOWEST
 
 # Folders and files of tests whose result does not depend on the version of Airflow, or that need the newest one, as the
 # Compose file of `cluster` does. `make test-airflow` skips them.
@@ -87,7 +90,8 @@ DEPEND_ON_TASK_STATES = (
     "test_records.py",
 )
 
-# Tests that run on the oldest and the newest Airflow only, because the others differ in nothing that they use.
+# Tests that run on the oldest and the newest Airflow only, because the others differ in nothing that they use. The oldest
+# is that of `make test-lowest`, except for integration tests, which CI leaves out there.
 OLDEST_AND_NEWEST = (
     # The clients: of Airflow they use connections, whose form changed with Airflow 3.
     "contract",
@@ -134,4 +138,7 @@ def runs_elsewhere(file: Path) -> bool:
         names += DEPEND_ON_TASK_STATES
     if AIRFLOW_3 and not IS_NEWEST:
         names += OLDEST_AND_NEWEST
+    if not AIRFLOW_3 and not IS_LOWEST:
+        both = DEPEND_ON_TASK_STATES + OLDEST_AND_NEWEST
+        names += tuple(name for name in both if not name.startswith("integration/"))
     return any(file.is_relative_to(_TESTS / name) for name in names)
