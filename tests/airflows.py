@@ -90,8 +90,8 @@ DEPEND_ON_TASK_STATES = (
     "test_records.py",
 )
 
-# Tests that run on the oldest and the newest Airflow only, because the others differ in nothing that they use. The oldest
-# is that of `make test-lowest`, except for integration tests, which CI leaves out there.
+# Tests that run on the oldest and the newest Airflow only, because the others differ in nothing that they use. The
+# oldest is that of `make test-lowest`, except for integration tests, which CI leaves out there.
 OLDEST_AND_NEWEST = (
     # The clients: of Airflow they use connections, whose form changed with Airflow 3.
     "contract",
