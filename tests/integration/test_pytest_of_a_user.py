@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.airflows import AIRFLOW_3, IS_NEWEST
 from tests.pytest_runs import run_pytest
 
 pytestmark = pytest.mark.timeout(600)
+
+# Each test starts a pytest with an Airflow of its own, which takes long.
+on_oldest_and_newest = pytest.mark.skipif(AIRFLOW_3 and not IS_NEWEST, reason="the oldest and the newest are enough")
 
 # Importing or using any of it fails.
 UNUSABLE = """
@@ -147,7 +151,9 @@ def test_an_airflow_cfg_has_no_effect_and_its_home_stays_as_it_is(folder: Path, 
     assert _files(home) == before
 
 
-@pytest.mark.parametrize("conftest", [IMPORTED, USED], ids=["imported", "used"])
+@pytest.mark.parametrize(
+    "conftest", [pytest.param(IMPORTED, id="imported", marks=on_oldest_and_newest), pytest.param(USED, id="used")]
+)
 def test_airflow_that_a_conftest_has_imported_with_its_airflow_cfg_is_itself_again_afterwards(
     conftest: str, folder: Path, home: Path
 ) -> None:
@@ -160,6 +166,7 @@ def test_airflow_that_a_conftest_has_imported_with_its_airflow_cfg_is_itself_aga
     assert not (home / "of_the_user.db").exists()
 
 
+@on_oldest_and_newest
 def test_xcoms_in_object_storage_are_decoded_and_stored_elsewhere(folder: Path, home: Path) -> None:
     variables = {
         "AIRFLOW__CORE__XCOM_BACKEND": "airflow.providers.common.io.xcom.backend.XComObjectStorageBackend",
@@ -171,6 +178,7 @@ def test_xcoms_in_object_storage_are_decoded_and_stored_elsewhere(folder: Path, 
     assert _files(home) == {"airflow"}
 
 
+@on_oldest_and_newest
 def test_the_unit_test_mode_of_airflow_can_be_on(folder: Path, home: Path) -> None:
     variables = {"AIRFLOW__CORE__UNIT_TEST_MODE": "True", "AIRFLOW_HOME": str(home / "airflow")}
     done = run_pytest("python -m pytest", folder, home, "-q", "-p", "no:cacheprovider", variables=variables)
