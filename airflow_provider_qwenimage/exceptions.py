@@ -15,6 +15,7 @@
     │   └── QwenImageContentPolicyError       FAILED because the prompt was refused
     ├── QwenImageTimeoutError                 the deadline of a wait passed
     ├── QwenImageBatchError                   some images of a batch failed
+    ├── QwenImageBudgetError                  a budget of the connection is spent (.left, .retry_after)
     └── QwenImageImageError                   the bytes are not the requested image
 
 A bad argument is a plain ``ValueError`` that names the argument, its value and what it must be.
@@ -185,11 +186,32 @@ class QwenImageBatchError(QwenImageError):
     Args:
         message: How many, why, and what to do about it.
         permanent: Whether another try would only meet the same errors.
+        retry_after: In how many seconds another try can go on, if a budget stopped the batch.
     """
 
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
+    def __init__(self, message: str, *, permanent: bool = False, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.permanent = permanent
+        self.retry_after = retry_after
+
+
+class QwenImageBudgetError(QwenImageError):
+    """A budget of the connection, ``credits_per_day`` or ``credits_per_month``, has no room for the image.
+
+    Nothing was submitted. A retry helps after the budget has begun anew.
+
+    Args:
+        message: What is left, and which DAGs spent the rest.
+        advice: When it begins anew, and what to do to go on before.
+        left: Credits that are left.
+        retry_after: In how many seconds it begins anew.
+    """
+
+    def __init__(self, message: str, *, advice: str = "", left: float = 0.0, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.advice = advice
+        self.left = left
+        self.retry_after = retry_after
 
 
 class QwenImageImageError(QwenImageError):

@@ -44,6 +44,21 @@ CONN_FIELDS: Mapping[str, Mapping[str, Any]] = {
         "description": "true (default), false, or the path of a file of certificate authorities to trust.",
         "schema": {"type": ["string", "null"]},
     },
+    "books_conn_id": {
+        "label": "Books: Airflow connection",
+        "description": "Id of a connection to an SQL database that keeps a row for each image. Empty: no books.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "credits_per_day": {
+        "label": "Budget: credits per day",
+        "description": "The most credits of a day (UTC), for all that use this connection. Needs the books.",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
+    "credits_per_month": {
+        "label": "Budget: credits per month",
+        "description": "The most credits of a month (UTC), for all that use this connection. Needs the books.",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
 }
 # The section of Airflow's configuration, and its options in the format of Airflow: every default is a string.
 CONFIG_SECTION = "qwenimage"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from urllib.parse import urlsplit
 
 from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
 from airflow_provider_qwenimage.rules.arguments import MAX_SECONDS, read_argument
+from airflow_provider_qwenimage.rules.budgets import BOOKS_OPTIONS, NO_BOOKS, BooksOptions, read_books_options
+from airflow_provider_qwenimage.rules.connection_extra import positive_number
 from airflow_provider_qwenimage.rules.origins import DEFAULT_PORTS, displayed_url, host_in_ascii
 from airflow_provider_qwenimage.text.masking import Mask
 from airflow_provider_qwenimage.text.messages import did_you_mean, printable, safe_repr, shorten
@@ -35,7 +36,7 @@ _HIGHEST_PORT = 65_535
 _LONGEST_URL = 2000
 # With a slash or a colon too few or too many, it is still a user.
 _MISSPELT_USER = re.compile(r"(?:https?)?[:/\\]+[^/\\]*@", re.IGNORECASE)
-_KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify")
+_KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify", *BOOKS_OPTIONS)
 # Old versions of Airflow's form store a field under its name with this prefix.
 _FORM_PREFIX = "extra__"
 _MOST_UNKNOWN_KEYS = 5
@@ -63,6 +64,7 @@ class ConnectionSettings:
         timeout_seconds: How long to wait for the connection, and for each part of an answer; see `seconds_for_a_call`.
         max_requests_per_second: The request limit per process, shared by all waits of a triggerer; None for no limit.
         verify: Whether TLS certificates are checked, or the path of a file of authorities to check with.
+        books: The books of the account, and its budgets.
         ignored: A sentence about the keys of the extra that have no effect; empty if all have.
     """
 
@@ -71,6 +73,7 @@ class ConnectionSettings:
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     max_requests_per_second: float | None = None
     verify: bool | str = True
+    books: BooksOptions = NO_BOOKS
     # Connections that differ only in it share a session.
     ignored: str = field(default="", repr=False, compare=False)
 
@@ -125,13 +128,14 @@ def _read_settings(
 ) -> ConnectionSettings:
     extra = _read_extra(connection.extra)
     if timeout_seconds is None:
-        timeout_seconds = _positive(extra, "timeout_seconds", DEFAULT_TIMEOUT_SECONDS)
+        timeout_seconds = positive_number(extra, "timeout_seconds", DEFAULT_TIMEOUT_SECONDS, MAX_SECONDS)
     return ConnectionSettings(
         base_url=_read_base_url(connection),
         api_key=key,
         timeout_seconds=timeout_seconds,
-        max_requests_per_second=_positive(extra, "max_requests_per_second", None),
+        max_requests_per_second=positive_number(extra, "max_requests_per_second", None),
         verify=_read_verify(extra.get("verify", True)),
+        books=read_books_options(extra),
         # Masked before it is shortened: half a key is no longer found.
         ignored=_describe_ignored({mask(name): value for name, value in extra.items()}),
     )
@@ -238,23 +242,6 @@ def _describe_unknown(name: str) -> str:
 def _warn_once(warning: str) -> None:
     """Warn once in a process: the settings are read for every task, and for every wait in a triggerer."""
     log.warning("%s", warning)
-
-
-def _positive(extra: Mapping[str, Any], name: str, default: Any) -> Any:
-    value = extra.get(name)
-    # The connection form sends null or "" for an empty field.
-    if value is None or value == "":
-        return default
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    # No clock can wait longer, neither for an answer nor for the turn of the next request.
-    most = MAX_SECONDS if name == "timeout_seconds" else math.inf
-    if not 1 / MAX_SECONDS <= number <= most or math.isinf(number):
-        up_to = f", at most {most}" if most < math.inf else ""
-        raise ValueError(f"has {name} = {shorten(safe_repr(value))} in its extra; it must be a number above 0{up_to}.")
-    return number
 
 
 def _read_verify(value: object) -> bool | str:

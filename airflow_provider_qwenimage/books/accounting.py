@@ -1,0 +1,333 @@
+"""The statements that keep the books: reserve credits within the budgets, and settle what has become known.
+
+Rows of submissions are always locked before rows of budgets, and each kind in the same order, so that no two
+transactions wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+from airflow_provider_qwenimage.books.schema import BUDGETS, SUBMISSIONS
+from airflow_provider_qwenimage.rules.book_rows import (
+    BookRow,
+    BookStatus,
+    Change,
+    Reservation,
+    account_column,
+    task_id_column,
+)
+from airflow_provider_qwenimage.rules.budgets import (
+    TOLERANCE,
+    Budgets,
+    Period,
+    Refusal,
+    is_nearly_spent,
+    periods_of,
+)
+
+# SQLite allows 999 parameters in its older versions.
+_MOST_IDS = 500
+_COLUMNS = (
+    SUBMISSIONS.c.submission_id,
+    SUBMISSIONS.c.account,
+    SUBMISSIONS.c.status,
+    SUBMISSIONS.c.credits_reserved,
+    SUBMISSIONS.c.reserved_at,
+    SUBMISSIONS.c.credits_consumed,
+    SUBMISSIONS.c.image_task_id,
+    SUBMISSIONS.c.path,
+    SUBMISSIONS.c.sha256,
+)
+
+
+@dataclass(frozen=True)
+class NearlySpent:
+    """A budget that a reservation took over the share that is reported."""
+
+    period: Period
+    limit: float
+    used: float
+
+
+class RefusedError(Exception):
+    """A budget has no room for all of the reservations; the transaction is to be rolled back."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+
+
+class PeriodMissingError(Exception):
+    """The budgets have no row for a period yet; the transaction is to be rolled back."""
+
+
+def reserve(
+    connection: Any,
+    reservations: Sequence[Reservation],
+    budgets: Budgets,
+    now: datetime,
+    *,
+    may_be_written: bool = False,
+) -> list[NearlySpent]:
+    """Write the rows of submissions that are about to be sent, and count their credits, all or none of them.
+
+    Args:
+        connection: In a transaction.
+        reservations: They are all of one account.
+        budgets: The budgets of the account.
+        now: The time.
+        may_be_written: Whether an earlier transaction may have been committed although its connection broke: what it
+            has written is not written again.
+
+    Returns:
+        The budgets that are nearly spent now, and were not before.
+
+    Raises:
+        RefusedError: If a budget has no room for them.
+        PeriodMissingError: If `add_periods` has to be called first.
+    """
+    new = list(reservations)
+    if may_be_written:
+        known = {row.submission_id for row in rows_of(connection, [one.submission_id for one in reservations])}
+        new = [one for one in reservations if one.submission_id not in known]
+    if not new:
+        return []
+    account = account_column(new[0].account)
+    moment = _naive(now)
+    rows = [one.columns() | {"status": str(BookStatus.RESERVED), "reserved_at": moment} for one in new]
+    connection.execute(SUBMISSIONS.insert(), rows)
+    amount = sum(row["credits_reserved"] for row in rows)
+    price = max(row["credits_reserved"] for row in rows)
+    nearly_spent = []
+    for period in periods_of(now):
+        limit = budgets.limit_of(period)
+        used = _count(connection, account, period.key, amount, limit)
+        if limit is None:
+            continue
+        if used is None:
+            before = _used(connection, account, period.key)
+            if before is None:
+                raise PeriodMissingError
+            raise RefusedError(Refusal(period, limit, before, price))
+        if is_nearly_spent(limit, used - amount, used):
+            nearly_spent.append(NearlySpent(period, limit, used))
+    return nearly_spent
+
+
+def _count(connection: Any, account: str, period: str, amount: float, limit: float | None) -> float | None:
+    """Count credits against a budget in one statement; return what is used now, or None if there is no room or no row.
+
+    Raises:
+        PeriodMissingError: If there is no limit, and no row.
+    """
+    statement = sa.update(BUDGETS).where(BUDGETS.c.account == account, BUDGETS.c.period == period)
+    if limit is not None:
+        statement = statement.where(BUDGETS.c.credits + amount <= limit + TOLERANCE)
+    changed = connection.execute(statement.values(credits=BUDGETS.c.credits + amount)).rowcount
+    if limit is None:
+        if not changed:
+            raise PeriodMissingError
+        return None
+    return _used(connection, account, period) if changed else None
+
+
+def _used(connection: Any, account: str, period: str) -> float | None:
+    found = connection.execute(
+        sa.select(BUDGETS.c.credits).where(BUDGETS.c.account == account, BUDGETS.c.period == period)
+    ).scalar()
+    return None if found is None else float(found)
+
+
+def add_periods(connection: Any, account: str, now: datetime) -> None:
+    """Have the budgets of an account begin in the periods of a time, unless they have begun."""
+    insert: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}.get(connection.dialect.name, mysql.insert)
+    for period in periods_of(now):
+        # Not 0, if somebody has removed the row.
+        counted = sa.select(sa.func.coalesce(sa.func.sum(counted_credits()), 0)).where(*_in_period(account, period))
+        values = {"account": account_column(account), "period": period.key, "credits": counted.scalar_subquery()}
+        statement = insert(BUDGETS).values(values)
+        if connection.dialect.name in {"postgresql", "sqlite"}:
+            statement = statement.on_conflict_do_nothing()
+        else:
+            statement = statement.prefix_with("IGNORE")
+        connection.execute(statement)
+
+
+def settle(connection: Any, changes: Iterable[Change], account: str, now: datetime) -> int:
+    """Write what has become known about submissions, and correct what counts against the budgets.
+
+    Args:
+        connection: In a transaction.
+        changes: What is known; at most one change of each submission. Submissions without a row are left out.
+        account: The account of the submissions that are only known by their image tasks.
+        now: The time.
+
+    Returns:
+        How many rows have changed.
+    """
+    changes = list(changes)
+    by_id = {change.submission_id: change for change in changes if change.submission_id is not None}
+    by_task = {
+        task_id_column(change.image_task_id): change
+        for change in changes
+        if change.submission_id is None and change.image_task_id is not None
+    }
+    rows = rows_of(connection, sorted(by_id), for_update=True)
+    pairs = [(row, by_id[row.submission_id]) for row in rows]
+    rows = rows_of(connection, sorted(by_task), by=SUBMISSIONS.c.image_task_id, for_update=True)
+    pairs += [
+        (row, by_task[str(row.image_task_id)])
+        for row in rows
+        if row.account == account_column(account) and row.submission_id not in by_id
+    ]
+    altered = [(row, new) for row, change in pairs if (new := row.changed(change)) != row]
+    corrections: dict[tuple[str, str], float] = defaultdict(float)
+    for row, new in altered:
+        for period in periods_of(row.reserved_at):
+            corrections[row.account, period.key] += new.counted - row.counted
+    _write(connection, altered, _naive(now))
+    _correct(connection, corrections)
+    return len(altered)
+
+
+def _write(connection: Any, altered: Sequence[tuple[BookRow, BookRow]], moment: datetime) -> None:
+    if not altered:
+        return
+    columns = ("status", "credits_consumed", "image_task_id", "path", "sha256")
+    values = [
+        {f"new_{name}": getattr(new, name) for name in columns}
+        | {
+            "new_status": str(new.status),
+            "id": new.submission_id,
+            "submitted": moment if new.image_task_id is not None else None,
+            "settled": moment if new.status not in {BookStatus.RESERVED, BookStatus.SUBMITTED} else None,
+        }
+        for _, new in sorted(altered, key=lambda pair: pair[1].submission_id)
+    ]
+    connection.execute(
+        sa.update(SUBMISSIONS)
+        .where(SUBMISSIONS.c.submission_id == sa.bindparam("id"))
+        .values(
+            {
+                **{name: sa.bindparam(f"new_{name}") for name in columns},
+                # The first of each.
+                "submitted_at": sa.func.coalesce(
+                    SUBMISSIONS.c.submitted_at, sa.bindparam("submitted", type_=SUBMISSIONS.c.submitted_at.type)
+                ),
+                "settled_at": sa.func.coalesce(
+                    SUBMISSIONS.c.settled_at, sa.bindparam("settled", type_=SUBMISSIONS.c.settled_at.type)
+                ),
+            }
+        ),
+        values,
+    )
+
+
+def _correct(connection: Any, corrections: Mapping[tuple[str, str], float]) -> None:
+    for (account, period), amount in sorted(corrections.items()):
+        if abs(amount) > TOLERANCE:
+            connection.execute(
+                sa.update(BUDGETS)
+                .where(BUDGETS.c.account == account, BUDGETS.c.period == period)
+                .values(credits=BUDGETS.c.credits + amount)
+            )
+
+
+def rows_of(
+    connection: Any, values: Sequence[str], *, by: Any = SUBMISSIONS.c.submission_id, for_update: bool = False
+) -> list[BookRow]:
+    """Return the rows with some values in a column.
+
+    Args:
+        connection: In a transaction.
+        values: The values.
+        by: The column.
+        for_update: Whether nobody else may change them before the end of the transaction.
+    """
+    found: list[BookRow] = []
+    for begin in range(0, len(values), _MOST_IDS):
+        statement = sa.select(*_COLUMNS).where(by.in_(values[begin : begin + _MOST_IDS]))
+        if for_update:
+            statement = statement.order_by(SUBMISSIONS.c.submission_id).with_for_update()
+        found += [row_from(one) for one in connection.execute(statement)]
+    return found
+
+
+def row_from(one: Any) -> BookRow:
+    """Return a row as it is stored, as what may be changed of it."""
+    fields: Mapping[str, Any] = one._mapping  # noqa: SLF001  SQLAlchemy's public name for it
+    return BookRow(
+        **{name: fields[name] for name in ("submission_id", "account", "image_task_id", "path", "sha256")},
+        status=BookStatus(fields["status"]),
+        credits_reserved=float(fields["credits_reserved"]),
+        credits_consumed=None if fields["credits_consumed"] is None else float(fields["credits_consumed"]),
+        reserved_at=fields["reserved_at"],
+    )
+
+
+def spenders_of(connection: Any, account: str, period: Period, most: int) -> list[tuple[str, float]]:
+    """Return the DAGs that spent or reserved most in a period, with their credits.
+
+    Args:
+        connection: A connection.
+        account: The account.
+        period: The period.
+        most: How many DAGs.
+    """
+    amount = sa.func.sum(counted_credits()).label("amount")
+    statement = (
+        sa.select(SUBMISSIONS.c.dag_id, amount)
+        .where(*_in_period(account, period))
+        .group_by(SUBMISSIONS.c.dag_id)
+        .order_by(amount.desc())
+        .limit(most)
+    )
+    return [(str(dag_id), float(spent)) for dag_id, spent in connection.execute(statement) if spent]
+
+
+def _in_period(account: str, period: Period) -> tuple[Any, ...]:
+    reserved_at = SUBMISSIONS.c.reserved_at
+    return (
+        SUBMISSIONS.c.account == account_column(account),
+        reserved_at >= period_begin(period),
+        reserved_at < _naive(period.ends),
+    )
+
+
+def counted_credits() -> Any:
+    """Return the SQL expression of what a row counts for; see `BookRow.counted`."""
+    ended = SUBMISSIONS.c.status.in_([str(BookStatus.DONE), str(BookStatus.FAILED)])
+    return sa.case(
+        (SUBMISSIONS.c.status == str(BookStatus.WITHDRAWN), sa.literal(0)),
+        (ended, sa.func.coalesce(SUBMISSIONS.c.credits_consumed, SUBMISSIONS.c.credits_reserved)),
+        else_=SUBMISSIONS.c.credits_reserved,
+    )
+
+
+def last_price(connection: Any, account: str) -> float | None:
+    """Return what the last image of an account that is done has cost; None if there is none."""
+    found = connection.execute(
+        sa.select(SUBMISSIONS.c.credits_consumed)
+        .where(SUBMISSIONS.c.account == account_column(account), SUBMISSIONS.c.status == str(BookStatus.DONE))
+        .order_by(SUBMISSIONS.c.reserved_at.desc())
+        .limit(1)
+    ).scalar()
+    return None if found is None else float(found)
+
+
+def period_begin(period: Period) -> datetime:
+    """Return the first moment of a period, as the books store it."""
+    text = period.key if len(period.key) > len("2026-11") else f"{period.key}-01"
+    return datetime.fromisoformat(text)
+
+
+def _naive(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(tzinfo=None)

@@ -1,0 +1,344 @@
+"""Keeps the books for a process: a thread of its own writes what the threads of a task reserve and settle, in blocks.
+
+So a task can be ended from outside while the database hangs, and a batch writes dozens of rows in one transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow_provider_qwenimage.books import accounting
+from airflow_provider_qwenimage.books.accounting import NearlySpent, PeriodMissingError, RefusedError
+from airflow_provider_qwenimage.books.database import BooksAwayError, BooksDatabase
+from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, Reservation
+from airflow_provider_qwenimage.rules.budgets import (
+    NAMED_SPENDERS,
+    Budgets,
+    Refusal,
+    budget_error,
+    nearly_spent,
+)
+from airflow_provider_qwenimage.rules.prices import assumed_price
+
+log = logging.getLogger(__name__)
+
+# How long a submission waits for a database that is away: a restart takes seconds.
+AWAY_SECONDS = 30.0
+# A wait that is longer than this is that of a database which neither answers nor fails.
+_HANGING_SECONDS = 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
+_SLICE_SECONDS = 0.2
+# How long an entry may wait for others: rows of a batch are reserved and settled at about the same times.
+_RESERVE_DELAY, _SETTLE_DELAY, _NOTE_DELAY = 0.02, 0.1, 1.0
+_MOST_AT_ONCE = 500
+
+
+@dataclass
+class _Reserving:
+    reservation: Reservation
+    due: float
+    deadline: float
+    written: Future[None] = field(default_factory=Future)
+    # Nobody waits for it any more: what is written of it has to be taken back.
+    is_abandoned: bool = False
+
+
+class Books:
+    """The books of an account, for one process.
+
+    Args:
+        database: Their database.
+        account: The id of the Airflow connection that pays.
+        budgets: Its budgets.
+        is_batch: Whether entries wait a moment for others.
+        note_nearly_spent: Called with the period's option when this process takes a budget over the share that is
+            reported.
+
+    Attributes:
+        account: The id of the Airflow connection that pays.
+        price: What an image is assumed to cost: what was last charged, and at least the documented price.
+    """
+
+    def __init__(
+        self,
+        database: BooksDatabase,
+        account: str,
+        budgets: Budgets,
+        *,
+        is_batch: bool = False,
+        note_nearly_spent: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.account = account
+        self.price = assumed_price(None)
+        self._database = database
+        self._budgets = budgets
+        self._delays = (_RESERVE_DELAY, _SETTLE_DELAY, _NOTE_DELAY) if is_batch else (0.0, 0.0, 0.0)
+        self._note_nearly_spent = note_nearly_spent
+        self._changed = threading.Condition()
+        self._reserving: list[_Reserving] = []
+        # By the submission, or by the image task if that is all that is known.
+        self._changes: dict[tuple[str, str], Change] = {}
+        self._changes_due: float | None = None
+        # How many changes were queued and how many are written, so that a caller can wait for its own.
+        self._queued = self._written = 0
+        self._away: BooksAwayError | ValueError | None = None
+        self._pause = _FIRST_PAUSE
+        self._not_before = 0.0
+        self._may_be_written = False
+        self._is_prepared = False
+        self._is_stopped = self._is_closed = False
+        self._thread: threading.Thread | None = None
+
+    def reserve(self, reservation: Reservation) -> None:
+        """Write the row of a submission that is about to be sent, and count its credits against the budgets.
+
+        Raises:
+            QwenImageBudgetError: If a budget has no room for it.
+            QwenImageConnectionError: If the books cannot be reached for `AWAY_SECONDS`, or the task is being ended.
+            ValueError: If the database refuses.
+        """
+        now = time.monotonic()
+        entry = _Reserving(reservation, due=now + self._delays[0], deadline=now + AWAY_SECONDS)
+        with self._changed:
+            self._reserving.append(entry)
+            self._wake()
+        hanging = now + _HANGING_SECONDS
+        while not self._is_stopped and time.monotonic() < hanging:
+            try:
+                return entry.written.result(_SLICE_SECONDS)
+            except FutureTimeoutError:
+                if entry.written.done():
+                    raise
+        with self._changed:
+            entry.is_abandoned = True
+            if entry.written.done():
+                self._take_back(entry)
+        why = "the task is being ended" if self._is_stopped else f"they did not answer within {_HANGING_SECONDS:g} s"
+        raise BooksAwayError(f"The books could not be written: {why}. Nothing was submitted.")
+
+    def note(self, change: Change) -> None:
+        """Have it written soon what has become known about a submission; nobody waits for it."""
+        self._queue(change, self._delays[2])
+
+    def settle(self, change: Change, seconds: float) -> bool:
+        """Write what has become known about a submission, and return whether it is written.
+
+        Args:
+            change: What is known.
+            seconds: How long to wait for it.
+        """
+        number = self._queue(change, self._delays[1])
+        return self._wait_until_written(number, seconds)
+
+    def flush(self, seconds: float) -> bool:
+        """Write everything that is known, and return whether it is written.
+
+        Args:
+            seconds: How long to wait for it.
+        """
+        with self._changed:
+            number = self._queued
+            if self._changes:
+                self._changes_due = time.monotonic()
+                self._wake()
+        return self._wait_until_written(number, seconds)
+
+    def stop(self) -> None:
+        """Have nothing more reserved, because the task is being ended."""
+        self._is_stopped = True
+
+    def close(self, seconds: float) -> bool:
+        """Write what is left, end the thread, and return whether everything is written.
+
+        Args:
+            seconds: How long to wait for it.
+        """
+        is_written = self.flush(seconds)
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if not is_written:
+            log.warning(
+                "The books could not be written at the end: %s What is not in them yet, `airflow qwenimage books "
+                "settle` or a retry of the task writes.",
+                self._away or "they do not answer.",
+            )
+        return is_written
+
+    def _queue(self, change: Change, delay: float) -> int:
+        with self._changed:
+            key = ("", str(change.image_task_id)) if change.submission_id is None else (change.submission_id, "")
+            earlier = self._changes.get(key)
+            self._changes[key] = change if earlier is None else change.after(earlier)
+            due = time.monotonic() + delay
+            self._changes_due = due if self._changes_due is None else min(due, self._changes_due)
+            self._queued += 1
+            if change.credits_consumed is not None and change.status is BookStatus.DONE:
+                self.price = assumed_price(change.credits_consumed)
+            self._wake()
+            return self._queued
+
+    def _wait_until_written(self, number: int, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        with self._changed:
+            while self._written < number and (left := end - time.monotonic()) > 0:
+                # In slices: a signal is only handled between two of them.
+                self._changed.wait(min(left, _SLICE_SECONDS))
+            return self._written >= number
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="qwenimage-books", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._work()
+        finally:
+            self._database.close()
+
+    def _wait_for_work(self) -> bool:
+        """Wait until something is due; return False at the end."""
+        with self._changed:
+            while not self._is_closed:
+                dues = [entry.due for entry in self._reserving]
+                if self._changes_due is not None:
+                    dues.append(self._changes_due)
+                now = time.monotonic()
+                if not dues:
+                    self._changed.wait()
+                elif (due := max(min(dues), self._not_before)) > now:
+                    self._changed.wait(due - now)
+                else:
+                    return True
+            return False
+
+    def _work(self) -> None:
+        with self._changed:
+            reserving, self._reserving = self._reserving[:_MOST_AT_ONCE], self._reserving[_MOST_AT_ONCE:]
+            changes, self._changes, self._changes_due = self._changes, {}, None
+            queued = self._queued
+        try:
+            if not self._is_prepared:
+                self._prepare()
+            if changes:
+                self._database.transact(lambda one: accounting.settle(one, changes.values(), self.account, _now()))
+                changes = {}
+            with self._changed:
+                self._written = queued
+                self._changed.notify_all()
+            self._reserve([entry for entry in reserving if not entry.is_abandoned])
+        except BooksAwayError as error:
+            self._wait_for_database(error, reserving, changes)
+        except Exception as error:  # noqa: BLE001  whatever it is, those who wait must know
+            for entry in reserving:
+                if not entry.written.done():
+                    entry.written.set_exception(error)
+            self._wait_for_database(error, [], changes)
+        else:
+            self._away, self._pause, self._may_be_written = None, _FIRST_PAUSE, False
+
+    def _prepare(self) -> None:
+        self._database.prepare()
+        price = self._database.transact(lambda one: accounting.last_price(one, self.account))
+        self.price = max(self.price, assumed_price(price))
+        self._is_prepared = True
+
+    def _reserve(self, entries: list[_Reserving]) -> None:
+        """Reserve as many as the budgets allow, in the order in which they came."""
+        left = entries
+        while left:
+            refusal = self._reserve_all(left)
+            if refusal is None:
+                for entry in left:
+                    with self._changed:
+                        entry.written.set_result(None)
+                        if entry.is_abandoned:
+                            self._take_back(entry)
+                return
+            allowed = min(refusal.images_left, len(left) - 1)
+            if allowed == 0:
+                error = self._budget_error(refusal)
+                # The first, if it alone is too much; each of the others may cost less.
+                refused, left = (left, []) if refusal.images_left == 0 else (left[:1], left[1:])
+                for entry in refused:
+                    entry.written.set_exception(error)
+            else:
+                self._reserve(left[:allowed])
+                left = left[allowed:]
+
+    def _reserve_all(self, entries: list[_Reserving]) -> Refusal | None:
+        reservations = [entry.reservation for entry in entries]
+        now = _now()
+
+        def work(connection: Any) -> list[NearlySpent]:
+            return accounting.reserve(connection, reservations, self._budgets, now, may_be_written=self._may_be_written)
+
+        try:
+            try:
+                reached = self._database.transact(work)
+            except PeriodMissingError:
+                self._database.transact(lambda one: accounting.add_periods(one, self.account, now))
+                reached = self._database.transact(work)
+        except RefusedError as refused:
+            return refused.refusal
+        for each in reached:
+            log.warning("%s", nearly_spent(self.account, each.period, each.limit, each.used))
+            self._note_nearly_spent(each.period.option)
+        return None
+
+    def _budget_error(self, refusal: Refusal) -> Exception:
+        spenders = self._database.transact(
+            lambda one: accounting.spenders_of(one, self.account, refusal.period, NAMED_SPENDERS)
+        )
+        return budget_error(self.account, refusal, spenders, _now())
+
+    def _wait_for_database(
+        self, error: Exception, reserving: list[_Reserving], changes: dict[tuple[str, str], Change]
+    ) -> None:
+        """Keep what could not be written for the next attempt, and fail what has waited long enough."""
+        now = time.monotonic()
+        with self._changed:
+            if not isinstance(self._away, BooksAwayError):
+                log.warning("%s Trying again.", error)
+            self._away = error if isinstance(error, BooksAwayError | ValueError) else BooksAwayError(str(error))
+            self._may_be_written = True
+            waiting = [entry for entry in reserving if not entry.written.done()]
+            for entry in waiting:
+                if now >= entry.deadline or self._is_stopped:
+                    entry.written.set_exception(_gave_up(error))
+                    # It may be written although the answer was lost.
+                    self._take_back(entry)
+            self._reserving[:0] = [entry for entry in waiting if not entry.written.done()]
+            for key, change in changes.items():
+                newer = self._changes.get(key)
+                self._changes[key] = change if newer is None else newer.after(change)
+            if self._changes:
+                self._changes_due = now
+            self._not_before = now + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _take_back(self, entry: _Reserving) -> None:
+        submission_id = entry.reservation.submission_id
+        self._changes[submission_id, ""] = Change(status=BookStatus.WITHDRAWN, submission_id=submission_id)
+        self._queued += 1
+        self._changes_due = time.monotonic()
+        self._changed.notify_all()
+
+
+def _gave_up(error: Exception) -> BooksAwayError:
+    return BooksAwayError(f"{error} Nothing was submitted: a retry of the task asks the books again.")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
