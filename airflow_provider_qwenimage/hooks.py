@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Collection
+from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +32,24 @@ if TYPE_CHECKING:
     import aiohttp
     import requests
 
+    from airflow_provider_qwenimage.books.calls import BookedCalls
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.rules.answers import ApiCall, Result
+
+
+class _NotBooked:
+    """The calls of a connection without books."""
+
+    image_task_ids: Collection[str] = ()
+
+    def reserve(self) -> None:
+        """Do nothing."""
+
+    def note(self, outcome: str | QwenImageError) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class QwenImageHook(CommonHook):
@@ -125,17 +143,24 @@ class QwenImageHook(CommonHook):
     def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
         sent_again = server_errors = 0
-        while True:
-            try:
-                return self.submit_once(request)
-            except QwenImageError as error:
-                pause = self.pause_before_resend(error, sent_again, server_errors)
-                failure = retries.last_error(error, server_errors)
-                server_errors += retries.is_plain_server_error(error)
-            if pause is None:
-                raise failure
-            time.sleep(pause)
-            sent_again += 1
+        with closing(_booked_calls(self, self.settings, request)) as booked:
+            while True:
+                booked.reserve()
+                try:
+                    image_task_id = self.submit_once(request)
+                except QwenImageError as error:
+                    booked.note(error)
+                    pause = self.pause_before_resend(error, sent_again, server_errors)
+                    failure = retries.last_error(error, server_errors)
+                    server_errors += retries.is_plain_server_error(error)
+                else:
+                    booked.note(image_task_id)
+                    self.booked_ids.update(booked.image_task_ids)
+                    return image_task_id
+                if pause is None:
+                    raise failure
+                time.sleep(pause)
+                sent_again += 1
 
     def submit_once(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked, in one POST that is never sent again; otherwise like `generate`."""
@@ -212,6 +237,7 @@ class QwenImageHook(CommonHook):
                     time.sleep(decision.delay)
                     continue
                 wait.note_end(decision)
+                _settle_booked(self, self._settings, decision)
                 if isinstance(decision, polling.GiveUp):
                     raise decision.error
                 return decision.snapshot
@@ -269,6 +295,13 @@ class QwenImageAsyncHook(CommonHook):
         """
         return self._settings or self._read_connection(await self._find_connection())
 
+    @property
+    def has_books(self) -> bool:
+        """Whether the connection names books, as far as the hook has looked it up."""
+        if self._client.transport is not None:
+            return self._client.transport.has_books
+        return self._settings is not None and self._settings.books.conn_id is not None
+
     async def get_conn(self) -> aiohttp.ClientSession:
         """Return the session, which sends the key to the API's own host only. Other hooks share it: do not close it.
 
@@ -303,17 +336,29 @@ class QwenImageAsyncHook(CommonHook):
     async def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
         sent_again = server_errors = 0
-        while True:
-            try:
-                return await self.submit_once(request)
-            except QwenImageError as error:
-                pause = self.pause_before_resend(error, sent_again, server_errors)
-                failure = retries.last_error(error, server_errors)
-                server_errors += retries.is_plain_server_error(error)
-            if pause is None:
-                raise failure
-            await asyncio.sleep(pause)
-            sent_again += 1
+        settings = await self.get_settings()
+        in_thread = asyncio.to_thread if settings.books.conn_id else _in_place
+        booked = await in_thread(_booked_calls, self, settings, request)
+        try:
+            while True:
+                await in_thread(booked.reserve)
+                try:
+                    image_task_id = await self.submit_once(request)
+                except QwenImageError as error:
+                    booked.note(error)
+                    pause = self.pause_before_resend(error, sent_again, server_errors)
+                    failure = retries.last_error(error, server_errors)
+                    server_errors += retries.is_plain_server_error(error)
+                else:
+                    booked.note(image_task_id)
+                    self.booked_ids.update(booked.image_task_ids)
+                    return image_task_id
+                if pause is None:
+                    raise failure
+                await asyncio.sleep(pause)
+                sent_again += 1
+        finally:
+            await in_thread(booked.close)
 
     async def submit_once(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked, in one POST; see `QwenImageHook.submit_once`."""
@@ -352,6 +397,8 @@ class QwenImageAsyncHook(CommonHook):
         """Wait until an image task ends; see `QwenImageHook.wait_for_completion`."""
         policy = polling.PollPolicy.for_timeout(timeout, poll_interval, max_consecutive_failures, now=time.time())
         decision = await self.follow(image_task_id, policy)
+        in_thread = asyncio.to_thread if self.booked_ids else _in_place
+        await in_thread(_settle_booked, self, self._settings, decision)
         if isinstance(decision, polling.GiveUp):
             raise decision.error
         return decision.snapshot
@@ -419,3 +466,29 @@ class QwenImageAsyncHook(CommonHook):
                     raise
             await asyncio.sleep(pause)
             sent_again += 1
+
+
+def _booked_calls(
+    hook: CommonHook, settings: ConnectionSettings, request: contract.GenerateRequest
+) -> BookedCalls | _NotBooked:
+    if settings.books.conn_id is None:
+        return _NotBooked()
+    from airflow_provider_qwenimage.books.calls import BookedCalls
+
+    return BookedCalls(settings.books, hook.qwenimage_conn_id, request)
+
+
+def _settle_booked(hook: CommonHook, settings: ConnectionSettings | None, end: polling.Done | polling.GiveUp) -> None:
+    """Write in the books how an image task ended that the hook itself has submitted."""
+    snapshot = end.snapshot if isinstance(end, polling.Done) else getattr(end.error, "snapshot", None)
+    if settings is None or snapshot is None or snapshot.task_id not in hook.booked_ids:
+        return
+    from airflow_provider_qwenimage.books.calls import settle_end
+
+    hook.booked_ids.discard(snapshot.task_id)
+    settle_end(settings.books, hook.qwenimage_conn_id, snapshot)
+
+
+async def _in_place(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function that does not block."""
+    return function(*arguments)

@@ -36,8 +36,9 @@ class QwenImageRetryPolicy(RetryPolicy):
     For ``retry_policy=`` of any task, most of all of functions that use `QwenImageHook` themselves: whatever their
     policy, the operators and the sensor of this package end a task without a retry if a retry cannot help.
 
-    - If a 429, or another error response, names a wait (``Retry-After``), the retry begins after it. On Airflow 3.4 and
-      later a 429 uses none of the task's retries, as long as the task has one left.
+    - If a 429, or another error response, names a wait (``Retry-After``), the retry begins after it. If a budget of the
+      connection is spent, the retry begins when the budget begins anew. On Airflow 3.4 and later neither a 429 nor a
+      spent budget uses one of the task's retries, as long as the task has one left.
     - An error of this package that is ``permanent``, such as a refused key or a submission whose response was lost, is
       not retried.
     - Any other error is retried as the task's own ``retries`` and ``retry_delay`` say.
@@ -45,9 +46,10 @@ class QwenImageRetryPolicy(RetryPolicy):
     An error that is raised ``from`` an error of this package counts as that one.
 
     Args:
-        max_delay: The most seconds to wait, as a number or a timedelta. Default: one day.
-        max_reschedules: How often a try may be repeated after a 429 before that uses a retry (Airflow 3.4 and later).
-            In a sensor with ``mode="reschedule"`` each poke counts as well.
+        max_delay: The most seconds to wait, as a number or a timedelta. Default: one day; for a budget of a month,
+            ``timedelta(days=31)`` waits for the next one.
+        max_reschedules: How often a try may be repeated after a 429 or a spent budget before that uses a retry (Airflow
+            3.4 and later). In a sensor with ``mode="reschedule"`` each poke counts as well.
 
     Raises:
         ValueError: If an argument is not allowed.
@@ -94,7 +96,7 @@ class QwenImageRetryPolicy(RetryPolicy):
         rescheduled = (context or {}).get("task_reschedule_count") or 0
         # A task without retries does not expect to be run twice.
         has_retries = try_number <= max_tries
-        if HAS_RESCHEDULING_POLICIES and advice.is_rate_limit and has_retries and rescheduled < self.max_reschedules:
+        if HAS_RESCHEDULING_POLICIES and advice.is_only_early and has_retries and rescheduled < self.max_reschedules:
             decisions: Any = RetryDecision
             decision: RetryDecision = decisions.reschedule(
                 delay, max_reschedules=self.max_reschedules, reason=advice.reason

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 
 _SUCCESS, _ERROR = "success", "error"
+# Without it, the resumed task need not look up the connection.
+_HAS_BOOKS = "has_books"
 _DEFAULT_HEARTBEAT_SECONDS = 5
 _SETTLING_STEP_SECONDS = 1.0
 
@@ -124,7 +126,9 @@ class QwenImageStatusTrigger(BaseTrigger):
         try:
             async with QwenImageAsyncHook(self.qwenimage_conn_id) as self._hook:
                 end = await self._hook.follow(self.image_task_id, self.policy, first_delay=delay)
-            return event_of(end, self.image_task_id)
+                has_books = self._hook.has_books
+            event = event_of(end, self.image_task_id)
+            return event | {_HAS_BOOKS: True} if has_books else event
         except Exception as error:  # noqa: BLE001  Airflow would encode the text of what is raised as it is
             return event_of(polling.GiveUp(self._failure(error)), self.image_task_id)
 
@@ -215,6 +219,11 @@ def image_task_id_of(event: object) -> str | None:
     snapshot = event.get("snapshot") if isinstance(event, dict) else None
     task_id = snapshot.get("task_id") if isinstance(snapshot, dict) else None
     return task_id if isinstance(task_id, str) else None
+
+
+def event_has_books(event: object) -> bool:
+    """Whether the connection of the wait names books."""
+    return isinstance(event, dict) and event.get(_HAS_BOOKS) is True
 
 
 def snapshot_of(event: object) -> TaskSnapshot:

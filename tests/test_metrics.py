@@ -44,6 +44,7 @@ KINDS = {
     "QwenImageContentPolicyError": "content_policy",
     "QwenImageTimeoutError": "timeout",
     "QwenImageBatchError": "batch",
+    "QwenImageBudgetError": "budget",
     "QwenImageImageError": "image",
 }
 

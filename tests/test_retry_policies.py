@@ -113,7 +113,7 @@ def test_a_retry_waits_as_long_as_the_server_asked(error_class: Callable[..., Qw
     advice = advise_retry(error)
     assert isinstance(advice, RetryLater)
     assert advice.reason == f"{error_class.__name__}: the server asked to wait 90 s."
-    assert advice.is_rate_limit == (error_class is QwenImageRateLimitError)
+    assert advice.is_only_early == (error_class is QwenImageRateLimitError)
 
 
 def test_tasks_that_were_refused_together_come_back_spread() -> None:
@@ -180,10 +180,10 @@ def test_a_group_counts_as_all_its_errors() -> None:
     group = BaseExceptionGroup("images", [asking(30), ExceptionGroup("more", [asking(70), asking(None)])])
     advice = advise_retry(group, draw=lambda: 0.0)
     assert isinstance(advice, RetryLater)
-    assert (advice.seconds, advice.is_rate_limit) == (70, True)
+    assert (advice.seconds, advice.is_only_early) == (70, True)
     mixed = advise_retry(ExceptionGroup("images", [KeyError("x"), asking(30)]), draw=lambda: 0.0)
     assert isinstance(mixed, RetryLater)
-    assert (mixed.seconds, mixed.is_rate_limit) == (30, False)
+    assert (mixed.seconds, mixed.is_only_early) == (30, False)
     lost = ExceptionGroup("images", [asking(30), QwenImageSubmissionUnknownError("lost")])
     assert isinstance(advise_retry(lost), NoRetry)
 

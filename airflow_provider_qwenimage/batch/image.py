@@ -19,8 +19,9 @@ from airflow_provider_qwenimage.client.downloads import AsyncImageClient, fetch_
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.rules import polling, wait_defaults
+from airflow_provider_qwenimage.rules.book_rows import Change, done
 from airflow_provider_qwenimage.rules.origins import displayed_url
-from airflow_provider_qwenimage.storage.images import StoredImages, verify_and_store
+from airflow_provider_qwenimage.storage.images import StoredImages, recorded_sha256, verify_and_store
 from airflow_provider_qwenimage.tasks.drawing import Drawing, DrawingOptions, Submitted, is_of_this_task
 from airflow_provider_qwenimage.tasks.failures import record_end
 from airflow_provider_qwenimage.tasks.metrics import count_end
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
     from airflow_provider_qwenimage.rules.submission_facts import Submission
     from airflow_provider_qwenimage.rules.submissions import Submit
+    from airflow_provider_qwenimage.tasks.bookkeeping import TaskBooks
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class ImageOptions:
         overwrite: Whether to draw a new image if one is stored for the request already.
         answer_seconds: How long the answer to a submission may take.
         before_submission: Called before each submission, in a thread.
+        books: The books of the connection, or None.
     """
 
     context: Any
@@ -67,6 +70,7 @@ class ImageOptions:
     overwrite: bool = False
     answer_seconds: float = 60.0
     before_submission: Callable[[], None] = lambda: None
+    books: TaskBooks | None = None
 
 
 class ImagePipeline:
@@ -117,7 +121,15 @@ class ImagePipeline:
         """
         options = self._options
         made_in = self._drawing_options.made_in
-        ledger = open_row_ledger(made_in, options.folder, options.instance, item.identity, known=known)
+        ledger = open_row_ledger(
+            made_in,
+            options.folder,
+            options.instance,
+            item.identity,
+            known=known,
+            books=options.books,
+            row=item.number + 1,
+        )
         return Drawing(
             item.identity,
             ledger,
@@ -165,6 +177,7 @@ class ImagePipeline:
             delay = policy.first_delay(now) if submitted.is_new else 0.0
             snapshot = _successful(await self._hook.follow(submitted.image_task_id, policy, first_delay=delay))
             note_success(snapshot)
+            drawing.ledger.succeed(done(snapshot.task_id, snapshot.consumed_credits))
             # The credits are spent even if the image cannot be stored.
             if submitted.is_own and (submitted.is_new or not await asyncio.to_thread(drawing.ledger.was_lost_earlier)):
                 count_end(len(snapshot.image_urls), snapshot.consumed_credits)
@@ -235,8 +248,14 @@ class ImagePipeline:
         if number == len(snapshot.image_urls):
             # The image and its sidecar are stored: a record that stays costs nothing.
             with suppress(OSError):
-                drawing.ledger.finish()
+                drawing.ledger.finish(self._paid_for(snapshot, stored))
         return stored
+
+    def _paid_for(self, snapshot: TaskSnapshot, path: str) -> Change | None:
+        if self._options.books is None:
+            return None
+        sha256 = recorded_sha256(path, self._options.folder)
+        return done(snapshot.task_id, snapshot.consumed_credits, path, sha256)
 
 
 def _successful(end: polling.Done | polling.GiveUp) -> TaskSnapshot:

@@ -20,7 +20,11 @@ from airflow_provider_qwenimage.batch.image import ImagePipeline
 from airflow_provider_qwenimage.batch.listing import FolderListing, list_records
 from airflow_provider_qwenimage.batch.spool import Spool
 from airflow_provider_qwenimage.batch.submissions import ImageInFlight, Submissions
-from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageBudgetError,
+    QwenImageSubmissionUnknownError,
+    QwenImageTaskFailedError,
+)
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 from airflow_provider_qwenimage.rules.batch_rows import RowStatus, row_error
 from airflow_provider_qwenimage.rules.batch_totals import BatchTotals, Limits, in_brief
@@ -157,6 +161,8 @@ class Batch:
 
     def _cancel(self) -> None:
         self._submissions.stop()
+        if self._options.books is not None:
+            self._options.books.stop()
         if self._work is not None:
             self._work.cancel()
 
@@ -298,6 +304,10 @@ class Batch:
         self.totals.begin()
         try:
             end, is_new = await self._draw_image(item, in_flight)
+        except QwenImageBudgetError as error:
+            # Nothing was submitted: the row stays as it was, for the next try.
+            self._remove_from_flight(number)
+            self.totals.stop_for(error)
         except Exception as error:  # noqa: BLE001  whatever is wrong with one image, the others go on
             self._remove_from_flight(number)
             self._record_failure(

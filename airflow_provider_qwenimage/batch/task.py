@@ -19,6 +19,7 @@ from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.rules.batch_totals import Limits
 from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
 from airflow_provider_qwenimage.storage.paths import open_output_path
+from airflow_provider_qwenimage.tasks.bookkeeping import open_task_books
 from airflow_provider_qwenimage.tasks.drawing import EFFORT, answer_seconds
 from airflow_provider_qwenimage.tasks.failures import logging_errors, reporting_failures
 from airflow_provider_qwenimage.tasks.lineage import MAX_TASK_IDS
@@ -229,6 +230,9 @@ def opened_batch(operator: BatchOperator, context: Context) -> Iterator[BatchTas
         # Before a submission: storage that cannot be reached must not cost an image.
         folder = open_output_path(operator.output_path)
         warn_about_other_hosts(context, folder)
+        books = open_task_books(settings, operator.qwenimage_conn_id, made_by, ti.try_number, is_batch=True)
+        if books is not None:
+            stack.enter_context(closing(books))
         marker = BatchMarker(context, folder, made_by)
         marker.check()
         options = ImageOptions(
@@ -244,6 +248,7 @@ def opened_batch(operator: BatchOperator, context: Context) -> Iterator[BatchTas
             overwrite=operator.overwrite,
             answer_seconds=answer_seconds(settings, operator.max_in_flight),
             before_submission=marker.mark,
+            books=books,
         )
         limits = Limits(operator.max_credits, operator.max_failures)
         batch = stack.enter_context(closing(Batch(requests, connection, options, limits, operator.max_in_flight)))

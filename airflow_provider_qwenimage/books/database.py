@@ -45,8 +45,12 @@ class BooksDatabase:
         _prepare(engine)
 
     @classmethod
-    def of_connection(cls, conn_id: str) -> BooksDatabase:
-        """Look up an Airflow connection and return its database, without connecting to it.
+    def of_connection(cls, conn_id: str, connection: Any = None) -> BooksDatabase:
+        """Return the database of an Airflow connection, without connecting to it.
+
+        Args:
+            conn_id: The id of the connection.
+            connection: The connection, if it was looked up already.
 
         Raises:
             ValueError: If it is not a connection to an SQL database that is supported.
@@ -54,7 +58,7 @@ class BooksDatabase:
         """
         hook_class = _sql_hook_class()
         try:
-            hook = BaseHook.get_connection(conn_id).get_hook()
+            hook = (connection or BaseHook.get_connection(conn_id)).get_hook()
         except ImportError as error:
             raise ValueError(
                 f"books_conn_id is {conn_id!r}, whose provider is not installed ({error}); install the Airflow "

@@ -9,9 +9,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, field
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -110,19 +109,26 @@ class Books:
         with self._changed:
             self._reserving.append(entry)
             self._wake()
-        hanging = now + _HANGING_SECONDS
-        while not self._is_stopped and time.monotonic() < hanging:
-            try:
-                return entry.written.result(_SLICE_SECONDS)
-            except FutureTimeoutError:
+        is_over = False
+        try:
+            while not self._is_stopped and time.monotonic() < now + _HANGING_SECONDS:
+                # In slices: a signal is only handled between two of them.
+                wait([entry.written], _SLICE_SECONDS)
                 if entry.written.done():
-                    raise
+                    is_over = True
+                    return entry.written.result()
+        finally:
+            # A signal or a time limit of Airflow may have ended the wait as well.
+            if not is_over:
+                self._abandon(entry)
+        why = "the task is being ended" if self._is_stopped else f"they did not answer within {_HANGING_SECONDS:g} s"
+        raise BooksAwayError(f"The books could not be written: {why}. Nothing was submitted.")
+
+    def _abandon(self, entry: _Reserving) -> None:
         with self._changed:
             entry.is_abandoned = True
             if entry.written.done():
                 self._take_back(entry)
-        why = "the task is being ended" if self._is_stopped else f"they did not answer within {_HANGING_SECONDS:g} s"
-        raise BooksAwayError(f"The books could not be written: {why}. Nothing was submitted.")
 
     def note(self, change: Change) -> None:
         """Have it written soon what has become known about a submission; nobody waits for it."""
@@ -133,10 +139,10 @@ class Books:
 
         Args:
             change: What is known.
-            seconds: How long to wait for it.
+            seconds: How long to wait for it. If the database is known to be away, nobody waits.
         """
         number = self._queue(change, self._delays[1])
-        return self._wait_until_written(number, seconds)
+        return self._wait_until_written(number, 0.0 if self._away else seconds)
 
     def flush(self, seconds: float) -> bool:
         """Write everything that is known, and return whether it is written.
@@ -278,7 +284,9 @@ class Books:
                 left = left[allowed:]
 
     def _reserve_all(self, entries: list[_Reserving]) -> Refusal | None:
-        reservations = [entry.reservation for entry in entries]
+        reservations = [
+            replace(entry.reservation, credits=max(entry.reservation.credits, self.price)) for entry in entries
+        ]
         now = _now()
 
         def work(connection: Any) -> list[NearlySpent]:

@@ -59,6 +59,8 @@ class CommonHook(BaseHook):
             None if connection is None else read_argument("connection", connection)
         )
         self._log_statuses = read_argument("log_statuses", log_statuses)
+        # The image tasks that it has submitted, if the connection names books: their ends are written there.
+        self.booked_ids: set[str] = set()
 
     @classmethod
     def get_connection(cls, conn_id: str) -> Any:

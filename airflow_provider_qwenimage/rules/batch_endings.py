@@ -9,6 +9,7 @@ from enum import Enum, auto
 
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
+    QwenImageBudgetError,
     QwenImageCreditsError,
     QwenImageImageError,
     QwenImageNotFoundError,
@@ -75,6 +76,7 @@ class Ending:
         rows: The rows without an image that were begun, by the reason.
         first_errors: The first error of each reason.
         account_error: The error of the API that refused the account, if it did.
+        budget_error: The error of the budget that stopped it, if one did.
         not_started: The rows that were not begun.
         unrecorded: The rows whose image tasks were accepted and could not be recorded, with the ids of these.
         spent: Credits that it has cost.
@@ -93,6 +95,7 @@ class Ending:
     rows: Mapping[Missing, RowNumbers] = field(default_factory=lambda: defaultdict(RowNumbers))
     first_errors: Mapping[Missing, str] = field(default_factory=dict)
     account_error: BaseException | None = None
+    budget_error: QwenImageBudgetError | None = None
     not_started: RowNumbers = field(default_factory=RowNumbers)
     unrecorded: Sequence[tuple[int, str]] = ()
     spent: float = 0
@@ -116,7 +119,19 @@ class Ending:
             return False
         if self._count(Missing.UNFINISHED) or self.interruption is not None:
             return True
+        if self.account_error is None and self._waits_for_budget:
+            return True
         return self.account_error is None and any(self._count(reason) for reason in _TRANSIENT)
+
+    @property
+    def seconds_to_next_try(self) -> float | None:
+        """In how many seconds the budget begins anew without which no other try gets further; None without one."""
+        is_only_reason = self._waits_for_budget and self.can_be_retried and not self._count(Missing.UNFINISHED)
+        return self.budget_error.retry_after if is_only_reason and self.budget_error is not None else None
+
+    @property
+    def _waits_for_budget(self) -> bool:
+        return self.budget_error is not None and bool(self.not_started)
 
     def __str__(self) -> str:
         why = f", because the batch was stopped ({brief(self.interruption)})" if self.interruption else ""
@@ -171,7 +186,8 @@ class Ending:
             first = "A retry does not submit rows again that may be paid. " if kept else ""
             return f"{first}{actions[0].upper()}{actions[1:]}, then clear: {self._outlook(Missing)}."
         if self.can_be_retried:
-            return f"The next try, automatic or after a Clear, continues: {self._outlook(_TRANSIENT)}."
+            when = f"{self.budget_error.advice} " if self.budget_error is not None else ""
+            return f"{when}The next try, automatic or after a Clear, continues: {self._outlook(_TRANSIENT)}."
         return f"Clear this task to spend up to max_credits once more: {self._outlook(Missing)}."
 
     def _actions(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBatchError,
+    QwenImageBudgetError,
     QwenImageCreditsError,
     QwenImageError,
     QwenImageTaskFailedError,
@@ -74,6 +75,7 @@ class BatchTotals:
     _is_charged: bool = False
     _new_failures: int = 0
     _account_error: BaseException | None = None
+    _budget_error: QwenImageBudgetError | None = None
     _rows: dict[Missing, RowNumbers] = field(default_factory=dict)
     _first_errors: dict[Missing, str] = field(default_factory=dict)
 
@@ -107,6 +109,8 @@ class BatchTotals:
     def _why_not(self, more: float, images: int) -> str | None:
         if self._account_error is not None:
             return f"the API refuses this account ({in_brief(self._account_error)})"
+        if self._budget_error is not None:
+            return f"a budget is spent ({in_brief(self._budget_error)})"
         if self._new_failures > self.limits.max_failures:
             return f"{self._new_failures} failed, and max_failures is {self.limits.max_failures}"
         limit, counted = self.limits.max_credits, self._counted + self.at_risk + more
@@ -121,6 +125,10 @@ class BatchTotals:
     def knows_its_price(self) -> bool:
         """Whether more than one image may be in flight: there is no limit, or it is known what an image costs."""
         return self.limits.max_credits is None or self._is_charged
+
+    def stop_for(self, error: QwenImageBudgetError) -> None:
+        """Submit nothing more in this try, because a budget of the connection has no room for another image."""
+        self._budget_error = self._budget_error or error
 
     def begin(self) -> None:
         """Count an image that is under way."""
@@ -276,6 +284,7 @@ class BatchTotals:
             rows=self._rows,
             first_errors=self._first_errors,
             account_error=self._account_error,
+            budget_error=self._budget_error,
             not_started=RowNumbers.some(not_started, self.not_submitted),
             unrecorded=self.unrecorded,
             spent=self.spent,
@@ -288,7 +297,9 @@ class BatchTotals:
             manifest=manifest,
             not_written=not_written,
         )
-        return QwenImageBatchError(str(ending), permanent=not ending.can_be_retried)
+        return QwenImageBatchError(
+            str(ending), permanent=not ending.can_be_retried, retry_after=ending.seconds_to_next_try
+        )
 
 
 def in_brief(error: BaseException) -> str:

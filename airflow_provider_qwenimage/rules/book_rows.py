@@ -8,6 +8,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
+from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageSubmissionUnknownError
+from airflow_provider_qwenimage.rules.retries import is_plain_server_error
 from airflow_provider_qwenimage.text.storable import storable_text
 
 # The sizes of the columns. Airflow's own ids have at most 250 characters.
@@ -173,6 +176,45 @@ class BookRow:
         }
         news = {name: value for name, value in known.items() if value is not None}
         return replace(self, status=change.status, **news)
+
+
+def done(
+    image_task_id: str, consumed_credits: float | None, path: str | None = None, sha256: str | None = None
+) -> Change:
+    """Return what the books say about an image task that is SUCCESS.
+
+    Args:
+        image_task_id: The API's id of the image task.
+        consumed_credits: What it cost, or None if the API did not report it.
+        path: Where its image is stored, if it is.
+        sha256: The hash of that file.
+    """
+    return Change(
+        status=BookStatus.DONE,
+        image_task_id=image_task_id,
+        credits_consumed=consumed_credits,
+        path=path,
+        sha256=sha256,
+    )
+
+
+def change_of(snapshot: TaskSnapshot) -> Change | None:
+    """Return what the books say about an image task; None if it has not ended."""
+    if snapshot.status == TaskStatus.SUCCESS:
+        return done(snapshot.task_id, snapshot.consumed_credits)
+    if snapshot.status == TaskStatus.FAILED:
+        return Change(
+            status=BookStatus.FAILED,
+            image_task_id=snapshot.task_id,
+            credits_consumed=snapshot.consumed_credits or 0.0,
+        )
+    return None
+
+
+def status_after(error: QwenImageError) -> BookStatus:
+    """Return what is known about a submission that ended with an error: whether it may be paid."""
+    may_be_paid = isinstance(error, QwenImageSubmissionUnknownError) or is_plain_server_error(error)
+    return BookStatus.UNKNOWN if may_be_paid else BookStatus.WITHDRAWN
 
 
 def task_id_column(image_task_id: str) -> str:

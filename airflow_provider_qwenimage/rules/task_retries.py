@@ -7,7 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageRateLimitError
+from airflow_provider_qwenimage.exceptions import (
+    QwenImageBatchError,
+    QwenImageBudgetError,
+    QwenImageError,
+    QwenImageRateLimitError,
+)
 
 # Airflow's own limit for the pause before a retry, and the longest `Retry-After` that is read.
 DEFAULT_MAX_DELAY = 86_400.0
@@ -28,16 +33,16 @@ class NoRetry:
 
 @dataclass(frozen=True)
 class RetryLater:
-    """The server asked to come back later.
+    """A try can get further later: the server asked to come back, or a budget begins anew then.
 
     Attributes:
         seconds: How long to wait.
-        is_rate_limit: Whether nothing but a 429 is the cause, so that the try itself did nothing wrong.
-        reason: Who asked for how long.
+        is_only_early: Whether nothing but a 429 or a budget is the cause, so that the try itself did nothing wrong.
+        reason: Why so long.
     """
 
     seconds: float
-    is_rate_limit: bool
+    is_only_early: bool
     reason: str
 
 
@@ -67,9 +72,15 @@ def advise_retry(
         return None
     return RetryLater(
         seconds=min(min(asked, max_delay) * (1 + _SPREAD * draw()), max_delay),
-        is_rate_limit=all(isinstance(each, QwenImageRateLimitError) for each in errors),
-        reason=f"{type(by).__name__}: the server asked to wait {min(asked, DEFAULT_MAX_DELAY):.0f} s.",
+        is_only_early=all(isinstance(each, QwenImageRateLimitError | QwenImageBudgetError) for each in errors),
+        reason=_reason(by, asked),
     )
+
+
+def _reason(error: BaseException, asked: float) -> str:
+    if isinstance(error, QwenImageBudgetError | QwenImageBatchError):
+        return f"{type(error).__name__}: a budget begins anew in {asked:.0f} s."
+    return f"{type(error).__name__}: the server asked to wait {min(asked, DEFAULT_MAX_DELAY):.0f} s."
 
 
 def _errors_behind(error: BaseException) -> list[BaseException]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.client.downloads import ImageClient, fetch
@@ -59,6 +60,7 @@ class StoredImages:
         consumed_credits: Their cost, or None if the API did not report it.
         made_by: The Airflow task that stored them; see `save_images`.
         stored_at: When they were stored, in ISO 8601, if known.
+        sha256: The hash of the first file, if known.
     """
 
     image_task_id: str
@@ -67,6 +69,7 @@ class StoredImages:
     consumed_credits: float | None
     made_by: Mapping[str, Any]
     stored_at: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -291,7 +294,27 @@ def _find(identity: ImageIdentity, folder: ObjectStoragePath, stem: str) -> Stor
         consumed_credits=if_valid(first.get("consumed_credits"), is_number),
         made_by=if_valid(first.get("made_by"), is_object) or {},
         stored_at=if_valid(first.get("stored_at"), is_line),
+        sha256=first["sha256"],
     )
+
+
+def recorded_sha256(path: str, folder: ObjectStoragePath) -> str | None:
+    """Return the hash that the sidecar of an image has; None if that cannot be read.
+
+    Args:
+        path: The path of the image, as it was stored.
+        folder: Its folder.
+    """
+    try:
+        sidecar = read_json(folder / f"{PurePosixPath(path).stem}.json")
+    except OSError:
+        return None
+    sha256: str | None = if_valid((sidecar or {}).get("sha256"), _is_sha256)
+    return sha256
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value, re.ASCII) is not None
 
 
 def _obstacle(

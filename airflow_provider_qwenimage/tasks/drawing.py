@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTim
 
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageSubmissionUnknownError
+from airflow_provider_qwenimage.rules.book_rows import Change, done
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.rules.retries import is_plain_server_error, last_error
@@ -169,7 +170,7 @@ class Drawing:
         if isinstance(shared, Resume) and isinstance(found, StoredImages):
             if found.image_task_id == shared.image_task_id:
                 # A process was killed after it had stored the image, and before it removed its records.
-                self.ledger.finish()
+                self.ledger.finish(paid_for(found))
                 return own
         elif isinstance(shared, Submit) and isinstance(found, Obstacle):
             return self._passing(found) or shared
@@ -184,7 +185,7 @@ class Drawing:
         """
         step = self.ledger.look_at_shared(self._asking(), Submit())
         if isinstance(step, Resume) and step.image_task_id == stored.image_task_id:
-            self.ledger.finish()
+            self.ledger.finish(paid_for(stored))
         elif isinstance(step, Submit):
             self.ledger.remove_leftovers(names)
 
@@ -238,7 +239,7 @@ class Drawing:
                 log.warning("%s", step.notice)
             if not self.ledger.intend(self._asking()):
                 return None
-            if self._is_settled_meanwhile():
+            if not self._is_to_be_sent():
                 self.ledger.withdraw()
                 return None
             answer = yield Post(request)
@@ -261,15 +262,22 @@ class Drawing:
             yield Pause(pause)
             sent_again += 1
 
-    def _is_settled_meanwhile(self) -> bool:
-        """Whether the image was stored, or a file got its name, since the records were read."""
+    def _is_to_be_sent(self) -> bool:
+        """Whether the intended submission is still needed; then its credits are reserved."""
         try:
-            found = self._find(self.identity)
+            if self._is_settled_meanwhile():
+                return False
+            self.ledger.reserve()
         except BaseException:
             # An execution_timeout as well: nothing was sent, and the next try should know.
             with suppress(Exception):
                 self.ledger.withdraw()
             raise
+        return True
+
+    def _is_settled_meanwhile(self) -> bool:
+        """Whether the image was stored, or a file got its name, since the records were read."""
+        found = self._find(self.identity)
         return self._is_usable(found) or (isinstance(found, Obstacle) and self._passing(found) is not None)
 
     def _accept(self, image_task_id: str) -> str | None:
@@ -302,7 +310,7 @@ class Drawing:
         """Return the stored image of an image task, whose records are then not needed any more."""
         found = self.stored(self._resumed(step))
         if found is not None:
-            self.ledger.finish()
+            self.ledger.finish(paid_for(found))
         return found
 
     def _find(self, identity: ImageIdentity) -> StoredImages | Obstacle | None:
@@ -322,6 +330,11 @@ class Drawing:
         if notice != self._last_notice:
             log.info("%s", notice)
         self._last_notice = notice
+
+
+def paid_for(stored: StoredImages) -> Change:
+    """Return what the books say about images that are stored."""
+    return done(stored.image_task_id, stored.consumed_credits, stored.paths[0], stored.sha256)
 
 
 def resumed(submission: Submission, identity: ImageIdentity, instance: Mapping[str, Any], *, is_own: bool) -> Submitted:

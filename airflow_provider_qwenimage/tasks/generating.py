@@ -20,16 +20,18 @@ from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, PendingLinks
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, read_request
+from airflow_provider_qwenimage.rules.book_rows import Change, done
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.image_names import check_image_name
 from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
 from airflow_provider_qwenimage.rules.prices import assumed_price, described_price, is_within
 from airflow_provider_qwenimage.rules.submissions import Submit, what_stays_paid
 from airflow_provider_qwenimage.storage.files import remove_leftovers
-from airflow_provider_qwenimage.storage.images import StoredImages, find_images, save_images
+from airflow_provider_qwenimage.storage.images import StoredImages, find_images, recorded_sha256, save_images
 from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
 from airflow_provider_qwenimage.tasks import deferral
 from airflow_provider_qwenimage.tasks.asset_events import add_image_events
+from airflow_provider_qwenimage.tasks.bookkeeping import TaskBooks, open_task_books
 from airflow_provider_qwenimage.tasks.drawing import (
     Drawing,
     DrawingOptions,
@@ -58,7 +60,7 @@ from airflow_provider_qwenimage.tasks.opening import (
     warn_about_other_hosts,
 )
 from airflow_provider_qwenimage.text.storable import storable
-from airflow_provider_qwenimage.triggers import image_task_id_of, snapshot_of
+from airflow_provider_qwenimage.triggers import event_has_books, image_task_id_of, snapshot_of
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -97,6 +99,7 @@ class Generating:
         # Set by `_open`.
         self._folder: ObjectStoragePath | None = None
         self._ledger: Ledger
+        self._books: TaskBooks | None = None
 
     def run(self) -> Any:
         """Submit the image, unless it is stored or submitted already; wait for it and store it if asked.
@@ -113,6 +116,8 @@ class Generating:
             operator.check_rendered()
             hook = stack.enter_context(QwenImageHook(operator.qwenimage_conn_id))
             identity = self._identity()
+            stack.callback(self._close_books)
+            self._open_books(hook)
             # Before a submission: storage that cannot be reached must not cost an image.
             self._open()
             if operator.durable:
@@ -143,17 +148,25 @@ class Generating:
         if deferral.is_of_an_earlier_try(event, self._ti.try_number):
             # A subclass may decide there what to draw.
             return self._operator.execute(self._context)
-        with reporting_failures(self._ti):
+        with (
+            reporting_failures(self._ti),
+            QwenImageHook(self._operator.qwenimage_conn_id) as hook,
+            ExitStack() as stack,
+        ):
             self._operator.check_rendered("output_path", "image_name")
+            stack.callback(self._close_books)
+            if event is None or event_has_books(event):
+                # Whatever is wrong with the books, what is paid must not be lost.
+                with logging_errors("the image in the books"):
+                    self._open_books(hook)
             submitted = self._submitted(event)
             self._pushed_values["task_id"] = submitted.image_task_id
             if event is None:
                 # The API knows how far the image task is.
-                with QwenImageHook(self._operator.qwenimage_conn_id) as hook:
-                    return self._follow(hook, submitted)
+                return self._follow(hook, submitted)
             with self._keeping_what_is_paid(submitted.image_task_id):
                 snapshot = snapshot_of(event)
-                return self._finish(QwenImageHook(self._operator.qwenimage_conn_id), submitted, snapshot)
+                return self._finish(hook, submitted, snapshot)
 
     @contextmanager
     def resume_after_failed_trigger(self) -> Iterator[None]:
@@ -166,6 +179,8 @@ class Generating:
     def stop(self) -> None:
         """Submit nothing more, and log what stays paid: the API cannot cancel an image task."""
         self._is_stopped = True
+        if self._books is not None:
+            self._books.stop()
         if self._image_task_id is not None and self._hook is not None:
             self._log.warning("%s", what_stays_paid(self._image_task_id, self._hook.last_credits))
 
@@ -188,7 +203,17 @@ class Generating:
     def _open(self) -> None:
         output_path = self._operator.output_path
         self._folder = None if output_path is None else open_output_path(output_path)
-        self._ledger = open_ledger(self._context, self._folder, self._instance, durable=self._operator.durable)
+        self._ledger = open_ledger(
+            self._context, self._folder, self._instance, durable=self._operator.durable, books=self._books
+        )
+
+    def _open_books(self, hook: QwenImageHook) -> None:
+        conn_id = self._operator.qwenimage_conn_id
+        self._books = open_task_books(hook.settings, conn_id, self._instance, self._ti.try_number)
+
+    def _close_books(self) -> None:
+        if self._books is not None:
+            self._books.close()
 
     def _drawing(self, hook: QwenImageHook, identity: ImageIdentity) -> Drawing:
         options = DrawingOptions(
@@ -271,7 +296,7 @@ class Generating:
         image_task_id = image_task_id_of(event)
         durable = self._operator.durable
         self._ledger = open_submitted_ledger(
-            self._context, self._folder, self._instance, image_task_id, durable=durable
+            self._context, self._folder, self._instance, image_task_id, durable=durable, books=self._books
         )
         submission = self._ledger.current
         is_own = submission is not None or not self._ledger.remembers
@@ -353,8 +378,9 @@ class Generating:
         # The credits are spent even if the image cannot be stored.
         if submitted.is_own and not self._ledger.was_lost_earlier():
             count_end(len(snapshot.image_urls), snapshot.consumed_credits)
+        self._ledger.succeed(done(snapshot.task_id, snapshot.consumed_credits))
         paths = self._store(hook, submitted, snapshot)
-        self._ledger.finish()
+        self._ledger.finish(self._paid_for(snapshot, paths))
         self._log.info(
             "Image task %s is done: %d image(s), %s credits.",
             snapshot.task_id,
@@ -372,6 +398,13 @@ class Generating:
                 reused=reused,
             )
         )
+
+    def _paid_for(self, snapshot: TaskSnapshot, paths: Sequence[str]) -> Change | None:
+        if self._books is None:
+            return None
+        path = paths[0] if paths else None
+        sha256 = recorded_sha256(path, self._folder) if path is not None and self._folder is not None else None
+        return done(snapshot.task_id, snapshot.consumed_credits, path, sha256)
 
     def _store(self, hook: QwenImageHook, submitted: Submitted, snapshot: TaskSnapshot) -> Sequence[str]:
         if self._folder is None:
@@ -433,6 +466,9 @@ class Generating:
                 yield
         except QwenImageTaskFailedError as error:
             if error.snapshot is not None:
+                if not self._ledger.remembers:
+                    # Otherwise it is recorded already.
+                    self._ledger.fail(error)
                 self._push("consumed_credits", error.snapshot.consumed_credits)
                 count_end(0, error.snapshot.consumed_credits)
             raise

@@ -12,16 +12,20 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pendulum
 
 from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.rules.submission_facts import End, EndKind, Fact, Intent, Submission
 from airflow_provider_qwenimage.rules.submissions import Asking, Resume, Step, Stop, Submit, combined, next_step
 from airflow_provider_qwenimage.rules.tries import Try
 from airflow_provider_qwenimage.tasks.records import Records
+
+if TYPE_CHECKING:
+    from airflow_provider_qwenimage.tasks.bookkeeping import TaskBooks
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,8 @@ class Ledger:
         made_in: Its try.
         own: The records of this task alone, or None if it has none.
         shared: Returns the records in the folder for the key of an image; None without a folder.
+        books: The books of the connection, or None.
+        batch_row: The row of a batch, counted from 1, for the books; None outside batches.
     """
 
     def __init__(
@@ -46,6 +52,8 @@ class Ledger:
         *,
         own: Records | None,
         shared: Callable[[str], Records] | None,
+        books: TaskBooks | None = None,
+        batch_row: int | None = None,
     ) -> None:
         self._instance = instance
         self._writer = writer_of(instance)
@@ -55,6 +63,9 @@ class Ledger:
         self._shared: Records | None = None
         self._current: Submission | None = None
         self._given_up: list[tuple[Records, Submission]] = []
+        self._books = books
+        self._batch_row = batch_row
+        self._is_reserved = False
 
     @property
     def remembers(self) -> bool:
@@ -147,6 +158,7 @@ class Ledger:
             by=self._instance,
         )
         self._current = Submission(number=0, intent=intent)
+        self._is_reserved = False
         try:
             if self._own is not None:
                 self._own.add(intent)
@@ -160,6 +172,18 @@ class Ledger:
         self.withdraw()
         return False
 
+    def reserve(self) -> None:
+        """Reserve the credits of the intended submission in the books, if there are any.
+
+        Raises:
+            QwenImageBudgetError: If a budget has no room for it.
+            QwenImageConnectionError: If the books cannot be reached.
+            ValueError: If the books cannot be used.
+        """
+        if self._books is not None and self._current is not None:
+            self._books.reserve(self._current.intent, self._batch_row)
+            self._is_reserved = True
+
     def accept(self, image_task_id: str) -> None:
         """Record the API's id of the image task wherever that is possible, each time in up to three attempts.
 
@@ -170,6 +194,7 @@ class Ledger:
         if current is None:
             return
         self._current = current = replace(current, image_task_id=image_task_id)
+        self._book(Change(status=BookStatus.SUBMITTED))
         submission_id = current.intent.submission_id
         places = self._places()
         failures = _write_patiently(places, lambda records: records.write_id(submission_id, image_task_id))
@@ -180,6 +205,8 @@ class Ledger:
     def withdraw(self) -> None:
         """Record that the API surely did not accept the submission."""
         current, failures = self._current, []
+        if self._is_reserved:
+            self._book(Change(status=BookStatus.WITHDRAWN))
         if current is not None:
             for records in self._places():
                 try:
@@ -192,15 +219,19 @@ class Ledger:
 
     def answer_server_error(self) -> None:
         """Record that the API answered the submission with a plain code 500, so that it may be paid."""
+        self._book(Change(status=BookStatus.UNKNOWN))
         self._write_end(self._end(EndKind.SERVER_ERROR))
         self._current = None
 
     def report(self) -> None:
         """Record that an error told the user of a submission that may have been accepted."""
+        self._book(Change(status=BookStatus.UNKNOWN))
         self._note(Fact.REPORTED)
 
     def fail(self, error: QwenImageTaskFailedError) -> None:
         """Record that the image task FAILED, and what it cost."""
+        task_id = error.snapshot.task_id if error.snapshot is not None else None
+        self._book(Change(status=BookStatus.FAILED, image_task_id=task_id, credits_consumed=error.cost))
         kind = EndKind.REFUSED if isinstance(error, QwenImageContentPolicyError) else EndKind.FAILED
         end = self._end(kind, reason=str(error), consumed_credits=error.cost)
         places = self._places()
@@ -237,14 +268,37 @@ class Ledger:
             return False
         return places[0].read_note(current.intent.submission_id, Fact.LOST) is not None
 
-    def finish(self) -> None:
-        """Record that the Airflow task is done with its image task."""
+    def succeed(self, paid: Change) -> None:
+        """Have the books say that the image task is SUCCESS, before its image is stored.
+
+        Args:
+            paid: See `book_rows.done`.
+        """
+        self._book(paid)
+
+    def finish(self, paid: Change | None = None) -> None:
+        """Record that the Airflow task is done with its image task.
+
+        Args:
+            paid: What the books say about it; see `book_rows.done`. None if the image task has not ended.
+        """
         current = self._current
-        if current is None or (current.end is not None and current.end.kind is EndKind.DONE):
+        is_done = current is None or (current.end is not None and current.end.kind is EndKind.DONE)
+        if is_done or current is None:
+            if paid is not None:
+                self._book(paid)
             return
         end = self._end(EndKind.DONE, image_task_id=current.image_task_id)
-        for records in self._places():
-            records.settle(current.intent.submission_id, end)
+        places, submission_id = self._places(), current.intent.submission_id
+
+        def settle() -> None:
+            for records in places:
+                records.settle(submission_id, end)
+
+        if self._books is None or paid is None:
+            settle()
+        else:
+            self._books.settle(self._identified(paid), settle)
         self._current = replace(current, end=end)
 
     def remove_leftovers(self, names: Iterable[str]) -> None:
@@ -312,6 +366,18 @@ class Ledger:
         if self._current is not None:
             for records in self._places():
                 records.write_end(self._current.intent.submission_id, end)
+
+    def _book(self, change: Change) -> None:
+        if self._books is not None and (self._current is not None or change.image_task_id is not None):
+            self._books.note(self._identified(change))
+
+    def _identified(self, change: Change) -> Change:
+        current = self._current
+        if current is None:
+            return change
+        # A record that cannot be read has no id.
+        submission_id = current.intent.submission_id or None
+        return replace(change, submission_id=submission_id, image_task_id=change.image_task_id or current.image_task_id)
 
     def _note(self, fact: Fact) -> None:
         if self._current is not None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
-from typing import Any, cast
 
-from airflow.providers.common.compat.sdk import Stats
-
+from airflow_provider_qwenimage.client.counters import count
 from airflow_provider_qwenimage.exceptions import QwenImageError
 
 _SUBMISSIONS = "qwenimage.submissions"
@@ -18,7 +15,7 @@ _FAILURES = "qwenimage.failures"
 
 def count_submission() -> None:
     """Count a submission that the API accepted."""
-    _count(_SUBMISSIONS)
+    count(_SUBMISSIONS)
 
 
 def count_end(images: int, consumed_credits: float | None) -> None:
@@ -29,17 +26,17 @@ def count_end(images: int, consumed_credits: float | None) -> None:
         consumed_credits: What it cost. None, if the API did not report it, counts as nothing.
     """
     if images:
-        _count(_IMAGES, images)
+        count(_IMAGES, images)
     if consumed_credits:
-        _count(_CREDITS, consumed_credits)
+        count(_CREDITS, consumed_credits)
 
 
 def count_failure(error: BaseException) -> None:
     """Count a failed try of a task by the kind of its error: as a metric of its own, and as a tag."""
     kind = kind_of(error)
-    _count(_FAILURES, tags={"kind": kind})
+    count(_FAILURES, tags={"kind": kind})
     # Plain StatsD has no tags.
-    _count(f"{_FAILURES}.{kind}")
+    count(f"{_FAILURES}.{kind}")
 
 
 def kind_of(error: BaseException) -> str:
@@ -53,10 +50,3 @@ def kind_of(error: BaseException) -> str:
         words = type(error).__name__.removeprefix("QwenImage").removesuffix("Error")
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", words).lower() or "other"
     return "argument" if isinstance(error, ValueError) else "other"
-
-
-def _count(name: str, number: float = 1, tags: dict[str, Any] | None = None) -> None:
-    # An error of the metrics must not lose a paid image.
-    with suppress(Exception):
-        # Airflow declares integers, but its backends take floats, and credits are floats.
-        Stats.incr(name, cast("int", number), tags=tags)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
     from airflow_provider_qwenimage.rules.submission_facts import Submission
+    from airflow_provider_qwenimage.tasks.bookkeeping import TaskBooks
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def open_ledger(
     *,
     durable: bool,
     number: int | None = None,
+    books: TaskBooks | None = None,
 ) -> Ledger:
     """Return the ledger of an image that the running task draws.
 
@@ -95,6 +97,7 @@ def open_ledger(
         instance: The task; see `made_by.description_of`.
         durable: Whether to record anything.
         number: The number of the image among those of the task, counted from 1; None for the next one of this try.
+        books: The books of the connection, or None.
     """
     made_in = try_of(context)
     writer = writer_of(instance)
@@ -103,7 +106,7 @@ def open_ledger(
     if number is None:
         number = try_in_process.next_number(writer, made_in.number)
     if not durable:
-        return Ledger(instance, made_in, own=None, shared=None)
+        return Ledger(instance, made_in, own=None, shared=None, books=books)
     earlier = may_have_earlier and number == 1
     accessor = context.get("task_state_store")
     own: Records | None = None
@@ -125,7 +128,7 @@ def open_ledger(
         def shared(key: str) -> Records:
             return FolderRecords(store, key, instance, writer=writer)
 
-    return Ledger(instance, made_in, own=own, shared=shared)
+    return Ledger(instance, made_in, own=own, shared=shared, books=books)
 
 
 def open_submitted_ledger(
@@ -135,6 +138,7 @@ def open_submitted_ledger(
     image_task_id: str | None,
     *,
     durable: bool,
+    books: TaskBooks | None = None,
 ) -> Ledger:
     """Return the ledger of an image task that this task submitted before it was deferred; see `Ledger.current`.
 
@@ -144,10 +148,11 @@ def open_submitted_ledger(
         instance: The task; see `made_by.description_of`.
         image_task_id: The API's id of the image task, or None for the last one.
         durable: Whether anything is recorded.
+        books: The books of the connection, or None.
     """
     found: Ledger | None = None
     for number in count(1):
-        ledger = open_ledger(context, folder, instance, durable=durable, number=number)
+        ledger = open_ledger(context, folder, instance, durable=durable, number=number, books=books)
         if ledger.find(image_task_id) is not None:
             found = ledger
         if ledger.is_empty or (found is not None and image_task_id is not None):
@@ -163,6 +168,8 @@ def open_row_ledger(
     *,
     known: Collection[str] | None = None,
     read_only: bool = False,
+    books: TaskBooks | None = None,
+    row: int | None = None,
 ) -> Ledger:
     """Return the ledger of one image of a batch: in the output folder, with every version of Airflow.
 
@@ -175,6 +182,8 @@ def open_row_ledger(
         identity: The image.
         known: The names of the records that the folder has, if they were listed.
         read_only: Whether the folder stays as it is.
+        books: The books of the connection, or None.
+        row: The row, counted from 1, for the books.
     """
     writer = writer_of(instance)
     store = (ReadOnlyFolderStore if read_only else FolderStore)(folder, writer)
@@ -188,7 +197,7 @@ def open_row_ledger(
         names, listed = listed, None
         return FolderRecords(store, key, instance, writer=writer, earlier_name=earlier_name, known=names)
 
-    return Ledger(instance, made_in, own=None, shared=shared)
+    return Ledger(instance, made_in, own=None, shared=shared, books=books, batch_row=row)
 
 
 def find_left(context: Context, folder: ObjectStoragePath, instance: Mapping[str, Any], key: str) -> Submission | None:

@@ -21,12 +21,13 @@ from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, Qwen
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, PendingLinks
 from airflow_provider_qwenimage.rules import polling
+from airflow_provider_qwenimage.rules.budgets import NO_BOOKS
 from airflow_provider_qwenimage.rules.submissions import what_stays_paid
 from airflow_provider_qwenimage.tasks import deferral
-from airflow_provider_qwenimage.tasks.failures import reporting_failures
+from airflow_provider_qwenimage.tasks.failures import logging_errors, reporting_failures
 from airflow_provider_qwenimage.tasks.metrics import count_end
 from airflow_provider_qwenimage.text.storable import storable
-from airflow_provider_qwenimage.triggers import snapshot_of
+from airflow_provider_qwenimage.triggers import event_has_books, snapshot_of
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -73,6 +74,8 @@ class Sensing:
         self._last_read: TaskSnapshot | QwenImageError | None = None
         # One client for all pokes of this process: a kept-alive connection instead of a new one each time.
         self._hook: QwenImageHook | None = None
+        # Knows the connection, if it was needed.
+        self._asked: QwenImageHook | None = None
         # The wait of this process in traces.
         self._span = Span()
         # Seconds until the next poke.
@@ -94,6 +97,7 @@ class Sensing:
         with self.skipping_softly(), self.failing_as_sensors_do(), QwenImageHook(sensor.qwenimage_conn_id) as hook:
             self._push("task_id", storable(sensor.image_task_id))
             policy = self._policy(deferral.end_time_of(sensor, sensor.timeout))
+            self._asked = hook
             snapshot = deferral.wait_deferred(
                 sensor, hook, sensor.image_task_id, policy, try_number=self._ti.try_number
             )
@@ -106,6 +110,8 @@ class Sensing:
     def resume(self, event: Any) -> list[str]:
         """Return the image URLs when the trigger fired."""
         with self.skipping_softly(), self.failing_as_sensors_do():
+            if event_has_books(event):
+                self._asked = QwenImageHook(self._sensor.qwenimage_conn_id)
             return self._finish(snapshot_of(event))
 
     @contextmanager
@@ -151,7 +157,7 @@ class Sensing:
         sensor = self._sensor
         with self.failing_as_sensors_do():
             seconds = self._policy(self._end_time).seconds_for_a_read(time.time())
-            hook = self._hook or QwenImageHook(sensor.qwenimage_conn_id)
+            self._asked = hook = self._hook or QwenImageHook(sensor.qwenimage_conn_id)
             outcome = self._last_read = hook.check(sensor.image_task_id, seconds=seconds)
             # Airflow itself ends the pokes at the timeout.
             decision = polling.decide(
@@ -183,6 +189,7 @@ class Sensing:
             except QwenImageTaskFailedError as error:
                 if error.snapshot is not None:
                     self._show(error.snapshot)
+                    self._settle_books(error.snapshot)
                     count_end(0, error.snapshot.consumed_credits)
                 # A retry would get the same answer.
                 raise AirflowFailException(f"{type(error).__name__}: {error}") from error
@@ -217,6 +224,7 @@ class Sensing:
         self._sensor.outcome = {"image_urls": list(snapshot.image_urls), "paths": []}
         self._links.add(IMAGE)
         self._show(snapshot)
+        self._settle_books(snapshot)
         count_end(len(snapshot.image_urls), snapshot.consumed_credits)
         self._log.info(
             "Image task %s is done: %d image(s), %s credits.",
@@ -225,6 +233,15 @@ class Sensing:
             snapshot.consumed_credits,
         )
         return list(snapshot.image_urls)
+
+    def _settle_books(self, snapshot: TaskSnapshot) -> None:
+        """Write in the books how the image task ended, if the connection names some."""
+        with logging_errors("the image in the books"):
+            books = NO_BOOKS if self._asked is None else self._asked.settings.books
+            if books.conn_id is not None:
+                from airflow_provider_qwenimage.books.calls import settle_end
+
+                settle_end(books, self._sensor.qwenimage_conn_id, snapshot)
 
     def _show(self, snapshot: TaskSnapshot) -> None:
         self._push("consumed_credits", snapshot.consumed_credits)
