@@ -22,6 +22,7 @@ from airflow_provider_qwenimage.rules.book_rows import (
     Change,
     Reservation,
     account_column,
+    status_from,
     task_id_column,
 )
 from airflow_provider_qwenimage.rules.budgets import (
@@ -34,7 +35,7 @@ from airflow_provider_qwenimage.rules.budgets import (
 )
 
 # SQLite allows 999 parameters in its older versions.
-_MOST_IDS = 500
+MOST_IDS = 500
 _COLUMNS = (
     SUBMISSIONS.c.submission_id,
     SUBMISSIONS.c.account,
@@ -253,8 +254,8 @@ def rows_of(
         for_update: Whether nobody else may change them before the end of the transaction.
     """
     found: list[BookRow] = []
-    for begin in range(0, len(values), _MOST_IDS):
-        statement = sa.select(*_COLUMNS).where(by.in_(values[begin : begin + _MOST_IDS]))
+    for begin in range(0, len(values), MOST_IDS):
+        statement = sa.select(*_COLUMNS).where(by.in_(values[begin : begin + MOST_IDS]))
         if for_update:
             statement = statement.order_by(SUBMISSIONS.c.submission_id).with_for_update()
         found += [row_from(one) for one in connection.execute(statement)]
@@ -266,7 +267,7 @@ def row_from(one: Any) -> BookRow:
     fields: Mapping[str, Any] = one._mapping  # noqa: SLF001  SQLAlchemy's public name for it
     return BookRow(
         **{name: fields[name] for name in ("submission_id", "account", "image_task_id", "path", "sha256")},
-        status=BookStatus(fields["status"]),
+        status=status_from(fields["status"]),
         credits_reserved=float(fields["credits_reserved"]),
         credits_consumed=None if fields["credits_consumed"] is None else float(fields["credits_consumed"]),
         reserved_at=fields["reserved_at"],
@@ -304,12 +305,21 @@ def _in_period(account: str, period: Period) -> tuple[Any, ...]:
 
 def counted_credits() -> Any:
     """Return the SQL expression of what a row counts for; see `BookRow.counted`."""
-    ended = SUBMISSIONS.c.status.in_([str(BookStatus.DONE), str(BookStatus.FAILED)])
     return sa.case(
         (SUBMISSIONS.c.status == str(BookStatus.WITHDRAWN), sa.literal(0)),
-        (ended, sa.func.coalesce(SUBMISSIONS.c.credits_consumed, SUBMISSIONS.c.credits_reserved)),
+        (is_ended(), sa.func.coalesce(SUBMISSIONS.c.credits_consumed, SUBMISSIONS.c.credits_reserved)),
         else_=SUBMISSIONS.c.credits_reserved,
     )
+
+
+def is_ended() -> Any:
+    """Return the SQL expression of whether the end of a submission is known."""
+    return SUBMISSIONS.c.status.in_([str(BookStatus.DONE), str(BookStatus.FAILED)])
+
+
+def is_at_risk() -> Any:
+    """Return the SQL expression of whether a submission may still cost what is reserved; an unknown status may."""
+    return SUBMISSIONS.c.status.notin_([str(BookStatus.DONE), str(BookStatus.FAILED), str(BookStatus.WITHDRAWN)])
 
 
 def last_price(connection: Any, account: str) -> float | None:

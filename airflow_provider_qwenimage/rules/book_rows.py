@@ -41,8 +41,6 @@ class BookStatus(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
-# What is not known for good. Their credits count as reserved: they are at risk.
-OPEN = (BookStatus.RESERVED, BookStatus.SUBMITTED, BookStatus.UNKNOWN)
 _ENDED = (BookStatus.DONE, BookStatus.FAILED)
 # A row only moves on: what is known later is known better.
 _NEXT: Mapping[BookStatus, tuple[BookStatus, ...]] = {
@@ -136,7 +134,7 @@ class BookRow:
     Attributes:
         submission_id: The id of the submission.
         account: The id of the Airflow connection that pays.
-        status: What is known about it.
+        status: What is known about it; None if this version does not know the status that is stored.
         credits_reserved: What it was assumed to cost.
         reserved_at: When it was reserved; its credits count in the periods of this time.
         credits_consumed: What the API charged, or None.
@@ -147,7 +145,7 @@ class BookRow:
 
     submission_id: str
     account: str
-    status: BookStatus
+    status: BookStatus | None
     credits_reserved: float
     reserved_at: datetime
     credits_consumed: float | None = None
@@ -160,13 +158,13 @@ class BookRow:
         """The credits that count against the budgets."""
         if self.status is BookStatus.WITHDRAWN:
             return 0.0
-        if self.status in OPEN or self.credits_consumed is None:
-            return self.credits_reserved
-        return self.credits_consumed
+        if self.status in _ENDED and self.credits_consumed is not None:
+            return self.credits_consumed
+        return self.credits_reserved
 
     def changed(self, change: Change) -> BookRow:
         """Return the row after a change; the row itself if the change says nothing new, or comes too late."""
-        if change.status not in _NEXT[self.status]:
+        if self.status is None or change.status not in _NEXT[self.status]:
             return self
         known: dict[str, Any] = {
             "image_task_id": None if change.image_task_id is None else task_id_column(change.image_task_id),
@@ -225,6 +223,19 @@ def task_id_column(image_task_id: str) -> str:
 def account_column(account: str) -> str:
     """Return the id of a connection as the books store it."""
     return _text(account)
+
+
+def dag_id_column(dag_id: str) -> str:
+    """Return the id of a DAG as the books store it."""
+    return _text(dag_id)
+
+
+def status_from(stored: object) -> BookStatus | None:
+    """Return a status as it is stored; None for one that another program, or a later version, has written."""
+    try:
+        return BookStatus(str(stored))
+    except ValueError:
+        return None
 
 
 def _text(value: object) -> str:
