@@ -51,7 +51,8 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-browser test-airflow test-python test-lowest screenshots chaos cluster-test fuzz release-check
+.PHONY: help demo up test test-slow test-browser test-airflow test-python test-mariadb test-lowest screenshots
+.PHONY: chaos cluster-test fuzz release-check
 .PHONY: bench-wait bench-dag bench-batch bench-gallery bench-start check docs dist constraints clean
 
 help: ## Show this list
@@ -85,6 +86,9 @@ test-python: export PATH := $(PATH):$(subst $(empty) ,:,$(wildcard $(or $(PYENV_
 test-python: $(addprefix env-python,$(filter $(VERSION),$(OTHER_PYTHONS))) ## Run the tests that depend on Python on another one (VERSION=3.13; without it, list the versions)
 	@[ -n "$(filter $(VERSION),$(OTHER_PYTHONS))" ] || { echo "Which Python? VERSION is one of: $(OTHER_PYTHONS)" >&2; exit 1; }
 	.tox/python$(VERSION)/bin/python $(PYTEST) -m "not slow" --hypothesis-profile="older Airflow" $(TESTS_OF_PYTHON) $(ARGS)
+
+test-mariadb: env-mariadb ## Run the tests that need MariaDB (on Debian and Ubuntu: apt install mariadb-server libmariadb-dev gcc pkg-config python3-dev)
+	.tox/mariadb/bin/python -m pytest -m mariadb tests/books $(ARGS)
 
 test-lowest: env-lowest ## Run the tests with the lowest versions that pyproject.toml allows
 	$(LOWEST)/bin/python -m pytest --quiet -k exactly tests/packaging/test_requirements.py
@@ -138,9 +142,9 @@ dist: env-dev ## Build the source distribution and the wheel into dist/, and che
 	@$(VENV)/bin/python -m scripts.wheel_contents dist/*.whl
 
 constraints: .tox/bootstrap/bin/tox ## Choose the versions of all dependencies again
-	$(call compile,$(NEWEST_AIRFLOW),--group dev --group tox)
+	$(call compile,$(NEWEST_AIRFLOW),--group dev --group mariadb --group tox)
 	$(foreach version,$(OLDER_AIRFLOWS),$(call compile,$(version),--group test --exclude-newer $(LAST_DAY_OF_$(version))))
-	$(call compile,$(NEXT_AIRFLOW),--group test --group chaos)
+	$(call compile,$(NEXT_AIRFLOW),--group test)
 
 # Not .demo: its images may have cost credits.
 clean: ## Remove everything that make made, except the images
@@ -150,7 +154,10 @@ clean: ## Remove everything that make made, except the images
 env-%: .tox/bootstrap/bin/tox
 	@[ -e $(call folder_of,$*) ] || echo "Installing the packages into $(call folder_of,$*) (about a minute) ..."
 	@$(TOX) run -qq --notest -e $* || { echo "The environment $(call folder_of,$*) could not be made; the reason is above. \
-	Check that this machine reaches its package index, then run make again." >&2; exit 1; }
+	$(or $(REMEDY_$*),Check that this machine reaches its package index), then run make again." >&2; exit 1; }
+
+# Its driver, MySQLdb, is published as source only.
+REMEDY_mariadb := Install what compiles MySQLdb (on Debian and Ubuntu: apt install libmariadb-dev gcc pkg-config python3-dev)
 
 folder_of = $(patsubst .tox/dev,$(VENV),.tox/$(1))
 
@@ -174,6 +181,6 @@ folder_of = $(patsubst .tox/dev,$(VENV),.tox/$(1))
 define compile
 	@echo "Choosing the versions for Airflow $(1) ..."
 	@printf "%s\n" "apache-airflow==$(1)" $(LIMITS_OF_$(1)) | UV_CUSTOM_COMPILE_COMMAND="make constraints" \
-		$(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate --extra sandbox $(2) --upgrade --output-file constraints/airflow-$(basename $(1)).txt pyproject.toml -
+		$(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate --extra books --extra sandbox $(2) --upgrade --output-file constraints/airflow-$(basename $(1)).txt pyproject.toml -
 
 endef

@@ -23,7 +23,7 @@ from benchmarks.settings import COMPILED, Settings
 from benchmarks.tables import machine, table
 from scripts.local_airflow import CannotGoOnError
 from scripts.progress import Progress
-from tests.chaos.database import Postgres, run_on_postgres
+from tests.databases.postgres import Postgres, run_on_postgres
 
 CONTESTANTS = {
     "stock": "HttpOperator, HttpSensor (reschedule), @task",

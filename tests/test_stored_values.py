@@ -28,7 +28,8 @@ from airflow_provider_qwenimage.tasks.failures import reporting_failures
 from airflow_provider_qwenimage.text.storable import MAX_TEXT_CHARACTERS, storable
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger, event_of, snapshot_of
 from tests.airflows import AIRFLOW
-from tests.chaos.database import Postgres, PostgresMissingError
+from tests.databases.postgres import Postgres
+from tests.databases.server import ServerMissingError
 from tests.same_answer import SameAnswer
 
 if AIRFLOW < (3, 3):
@@ -111,7 +112,7 @@ class Database:
 def database() -> Iterator[Database]:
     try:
         postgres = Postgres()
-    except PostgresMissingError as error:
+    except ServerMissingError as error:
         pytest.skip(str(error))
     with postgres:
         yield Database(postgres.url)

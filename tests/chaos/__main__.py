@@ -18,9 +18,9 @@ from airflow_provider_qwenimage.sandbox import Sandbox
 from scripts.local_airflow import CannotGoOnError
 from scripts.progress import Progress
 from tests.chaos.cluster import Cluster
-from tests.chaos.database import Postgres, run_on_postgres
 from tests.chaos.parts import PARTS, Part
 from tests.chaos.scene import Scene
+from tests.databases.postgres import Postgres, run_on_postgres
 
 _ROOT = Path(__file__).resolve().parents[2]
 # A retry waits for twice as long, and ten seconds more, until it calls an earlier try's submission unknown.

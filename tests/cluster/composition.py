@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from scripts.local_airflow import CannotGoOnError
-from tests.chaos.database import find_programs, initialize, unprivileged_user
 from tests.cluster.compose_file import FILE, Service, read_services
 from tests.cluster.containers import Container
 from tests.cluster.translation import LOCALHOST, Translation
+from tests.databases import postgres
+from tests.databases.server import unprivileged_user
 from tests.integration.standalone import wait_for
 from tests.ports import free_ports
 
@@ -61,7 +62,7 @@ class Composition:
         self._overrides = dict(overrides or {})
         self._replaced = dict(replaced or {})
         self._on_progress = on_progress
-        self._postgres = find_programs()
+        self._postgres = postgres.find_programs()
         self._search = os.pathsep.join([str(Path(sys.executable).parent), str(self._postgres), os.environ["PATH"]])
         self._check_programs()
         self.folder = Path()
@@ -201,7 +202,7 @@ class Composition:
         if service.image.startswith(_AIRFLOW_IMAGE):
             environment |= self._airflow_environment(own) | self._overrides
         elif service.image.startswith("postgres:"):
-            identity = unprivileged_user() if os.geteuid() == 0 else {}
+            identity = unprivileged_user(*postgres.USERS) if os.geteuid() == 0 else {}
             data = folders["/var/lib/postgresql/data"]
             # Prepared at the first start, because another service creates the password before it.
             prepare = partial(self._initialize, data, environment, identity)
@@ -225,7 +226,7 @@ class Composition:
         """Do what PostgreSQL's image does with an empty volume: create the configured user and database."""
         data.parent.chmod(0o711)
         password = Path(environment["POSTGRES_PASSWORD_FILE"]).read_text()
-        initialize(self._postgres, data, environment["POSTGRES_USER"], password, identity)
+        postgres.initialize(self._postgres, data, environment["POSTGRES_USER"], password, identity)
         subprocess.run(
             ["postgres", "--single", "-D", str(data), "postgres"],
             input=f'CREATE DATABASE "{environment["POSTGRES_DB"]}"\n',

@@ -19,9 +19,9 @@ from sqlalchemy import URL, Connection, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from scripts.compose_secrets import SECRETS, change_database_password, make_secrets
-from tests.chaos.database import Postgres
 from tests.cluster.compose_file import FILE, Service, read_services
 from tests.cluster.translation import Translation
+from tests.databases.postgres import Postgres
 
 VARIABLES = ("AIRFLOW_ADMIN_PASSWORD", *(secret.variable for secret in SECRETS))
 PUBLISHED = {name: f"local-use-only-{name}" for name in VARIABLES[1:]}

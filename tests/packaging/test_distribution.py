@@ -135,7 +135,7 @@ def test_the_metadata_has_the_requirements(metadata: Message) -> None:
         "pillow",
         "requests",
     ]
-    assert metadata.get_all("Provides-Extra") == ["sandbox"]
+    assert metadata.get_all("Provides-Extra") == ["books", "sandbox"]
 
 
 @pytest.fixture(scope="session")

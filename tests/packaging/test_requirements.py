@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from tests.packaging.conftest import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
+# What the package imports: always, and with an extra.
+REQUIREMENTS = sorted({*PROJECT["dependencies"], *chain.from_iterable(PROJECT["optional-dependencies"].values())})
 PINNED = sorted((ROOT / "constraints").glob("airflow-*.txt"))
 
 
@@ -23,7 +26,7 @@ def test_the_newest_versions_are_within_the_declared_ranges() -> None:
     assert ROOT / "constraints" / "airflow-3.3.txt" in PINNED
     for file in PINNED:
         pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", file.read_text(), re.MULTILINE))
-        for requirement in map(Requirement, PROJECT["dependencies"]):
+        for requirement in map(Requirement, REQUIREMENTS):
             assert requirement.specifier.contains(pins[requirement.name]), f"{file.name}: {requirement}"
 
 
@@ -33,12 +36,12 @@ def test_the_sandbox_extra_has_the_same_lower_bounds_as_the_package() -> None:
 
 def test_make_test_lowest_installs_every_lower_bound() -> None:
     pins = re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints" / "lowest.txt").read_text(), re.MULTILINE)
-    assert sorted(f"{name}>={bound}" for name, bound in pins) == sorted(PROJECT["dependencies"])
+    assert sorted(f"{name}>={bound}" for name, bound in pins) == REQUIREMENTS
 
 
 @pytest.mark.skipif(Path(sys.prefix).name != "lowest", reason="is about the environment of make test-lowest")
 def test_exactly_the_lower_bounds_are_installed() -> None:
-    installed = {requirement: version(Requirement(requirement).name) for requirement in PROJECT["dependencies"]}
+    installed = {requirement: version(Requirement(requirement).name) for requirement in REQUIREMENTS}
     for requirement, number in installed.items():
         (bound,) = Requirement(requirement).specifier
         assert Version(number) == Version(bound.version), (
@@ -56,10 +59,14 @@ def test_tox_and_make_have_the_same_airflows_and_pythons() -> None:
     names = {f"airflow{minor}": [f"constraints/airflow-{minor}.txt"] for minor in minors}
     (pythons,) = re.findall(r"^OTHER_PYTHONS := (.+)$", makefile, re.MULTILINE)
     others = [f"python{python}" for python in pythons.split()]
-    in_newest = dict.fromkeys(("dev", "demo", *others), names.pop(f"airflow{minors[-1]}"))
+    in_newest = dict.fromkeys(("dev", "demo", "mariadb", *others), names.pop(f"airflow{minors[-1]}"))
     assert constraints == {"lowest": ["constraints/lowest.txt"]} | in_newest | names
     assert all(environments[name]["base_python"] == [name] for name in others)
     assert environments["lowest"]["set_env"]["UV_EXCLUDE_NEWER"] in makefile
+
+
+def test_tox_tests_the_package_with_every_extra() -> None:
+    assert set(PYPROJECT["tool"]["tox"]["env_run_base"]["extras"]) == set(PROJECT["optional-dependencies"])
 
 
 def test_all_settings_name_the_same_python() -> None:
