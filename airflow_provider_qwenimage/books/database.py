@@ -99,9 +99,24 @@ class BooksDatabase:
             BooksAwayError: If the database cannot be reached or does not answer. The work may be done or not.
             ValueError: If the database refuses a statement, for example because a table or a right is missing.
         """
+        return self._in_transaction(work, is_read=False)
+
+    def read(self, work: Callable[[Any], T]) -> T:
+        """Call a function that only reads: all of its queries see the same state, and nobody who writes waits for them.
+
+        Args:
+            work: The function. What it writes is lost.
+
+        Raises:
+            BooksAwayError: If the database cannot be reached or does not answer.
+            ValueError: If the database refuses a query, for example because a table or a right is missing.
+        """
+        return self._in_transaction(work, is_read=True)
+
+    def _in_transaction(self, work: Callable[[Any], T], *, is_read: bool) -> T:
         for tries_left in reversed(range(_TRIES)):
             try:
-                return self._transact(work)
+                return self._transact(work, is_read=is_read)
             except DBAPIError as error:
                 if tries_left and _is_deadlock(error):
                     continue
@@ -110,15 +125,16 @@ class BooksDatabase:
                 raise self._explained(error) from None
         raise AssertionError("the last try returns or raises")
 
-    def _transact(self, work: Callable[[Any], T]) -> T:
+    def _transact(self, work: Callable[[Any], T], *, is_read: bool) -> T:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(self._engine.connect())
             if self.dialect == "sqlite":
                 # A transaction that begins with a read could not write if another one has written meanwhile.
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                connection.exec_driver_sql("BEGIN" if is_read else "BEGIN IMMEDIATE")
                 begun = connection.get_transaction() or connection.begin()
             else:
-                connection = connection.execution_options(isolation_level="READ COMMITTED")
+                level = "REPEATABLE READ" if is_read else "READ COMMITTED"
+                connection = connection.execution_options(isolation_level=level)
                 begun = connection.begin()
                 if self.dialect == "postgresql":
                     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {_STATEMENT_SECONDS * 1000}")
@@ -128,7 +144,10 @@ class BooksDatabase:
                 with contextlib.suppress(SQLAlchemyError):
                     begun.rollback()
                 raise
-            begun.commit()
+            if is_read:
+                begun.rollback()
+            else:
+                begun.commit()
             return result
 
     def prepare(self) -> None:
@@ -138,10 +157,10 @@ class BooksDatabase:
             BooksAwayError: If the database cannot be reached.
             ValueError: If the tables can neither be found nor made, or are of a later version of this package.
         """
-        version = self._version()
+        version = self.version()
         if version is None:
             self.create()
-            version = self._version()
+            version = self.version()
         if version is not None and version > VERSION:
             raise ValueError(
                 f"The books of connection {self.conn_id!r} have version {version}, and this package knows version "
@@ -154,17 +173,24 @@ class BooksDatabase:
             self.transact(_create)
         except ValueError:
             # Another process may have made them at the same time.
-            if self._version() is None:
+            if self.version() is None:
                 raise
 
-    def _version(self) -> int | None:
+    def version(self) -> int | None:
+        """Return the version of the tables; None if there are none.
+
+        Raises:
+            BooksAwayError: If the database cannot be reached.
+            ValueError: If it refuses.
+        """
+
         def read(connection: Any) -> int | None:
             if not sa.inspect(connection).has_table(BOOKS.name):
                 return None
             version = connection.execute(sa.select(sa.func.max(BOOKS.c.version))).scalar()
             return None if version is None else int(version)
 
-        return self.transact(read)
+        return self.read(read)
 
     def _explained(self, error: SQLAlchemyError) -> Exception:
         cause = getattr(error, "orig", None) or error
