@@ -35,6 +35,8 @@ AWAY_SECONDS = 30.0
 _HANGING_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
 _SLICE_SECONDS = 0.2
+# The last attempt at the end of a task.
+_LAST_SECONDS = 1.0
 # How long an entry may wait for others: rows of a batch are reserved and settled at about the same times.
 _RESERVE_DELAY, _SETTLE_DELAY, _NOTE_DELAY = 0.02, 0.1, 1.0
 _MOST_AT_ONCE = 500
@@ -89,6 +91,7 @@ class Books:
         # How many changes were queued and how many are written, so that a caller can wait for its own.
         self._queued = self._written = 0
         self._away: BooksAwayError | ValueError | None = None
+        self._away_since = 0.0
         self._pause = _FIRST_PAUSE
         self._not_before = 0.0
         self._may_be_written = False
@@ -165,8 +168,11 @@ class Books:
         """Write what is left, end the thread, and return whether everything is written.
 
         Args:
-            seconds: How long to wait for it.
+            seconds: How long to wait for it, at most.
         """
+        if self._away is not None:
+            # Who has waited long enough already does not wait as long again.
+            seconds = min(seconds, max(_LAST_SECONDS, self._away_since + AWAY_SECONDS - time.monotonic()))
         is_written = self.flush(seconds)
         with self._changed:
             self._is_closed = True
@@ -317,8 +323,9 @@ class Books:
         """Keep what could not be written for the next attempt, and fail what has waited long enough."""
         now = time.monotonic()
         with self._changed:
-            if not isinstance(self._away, BooksAwayError):
+            if self._away is None:
                 log.warning("%s Trying again.", error)
+                self._away_since = now
             self._away = error if isinstance(error, BooksAwayError | ValueError) else BooksAwayError(str(error))
             self._may_be_written = True
             waiting = [entry for entry in reserving if not entry.written.done()]

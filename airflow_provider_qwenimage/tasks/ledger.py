@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pendulum
 
-from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.rules.submission_facts import End, EndKind, Fact, Intent, Submission
@@ -181,8 +181,13 @@ class Ledger:
             ValueError: If the books cannot be used.
         """
         if self._books is not None and self._current is not None:
-            self._books.reserve(self._current.intent, self._batch_row)
+            # Before it is: an interruption may hide that it was.
             self._is_reserved = True
+            try:
+                self._books.reserve(self._current.intent, self._batch_row)
+            except (QwenImageError, ValueError):
+                self._is_reserved = False
+                raise
 
     def accept(self, image_task_id: str) -> None:
         """Record the API's id of the image task wherever that is possible, each time in up to three attempts.
