@@ -208,6 +208,12 @@ def test_every_option_of_a_plan_and_every_key_of_its_json_is_explained() -> None
     assert [row[0].strip("`") for row in table(section, "key")[1:]] == list(BatchPlan().to_json())
 
 
+def test_every_option_of_the_books_is_explained() -> None:
+    (books,) = [command for command in definition.COMMANDS if command.name == "books"]
+    section = COMMAND_LINE[COMMAND_LINE.index("## `books`") :]
+    assert [row[0].strip("`") for row in table(section, "option")[1:]] == [one.flags[-1] for one in books.args]
+
+
 def test_every_option_of_the_configuration_is_explained_with_its_default() -> None:
     (_, *rows) = table(PAGES["docs/gallery.md"], "option")
     assert {row[0].strip("`"): row[1] for row in rows} == {

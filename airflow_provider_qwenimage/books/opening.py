@@ -27,6 +27,26 @@ def open_books(options: BooksOptions, conn_id: str, *, is_batch: bool = False) -
         ValueError: If the books' own connection is not usable.
         QwenImageConnectionError: If Airflow cannot look it up for the moment.
     """
+    return Books(
+        open_database(options, conn_id),
+        conn_id,
+        options.budgets,
+        is_batch=is_batch,
+        note_nearly_spent=lambda option: _count_nearly_spent(conn_id, option),
+    )
+
+
+def open_database(options: BooksOptions, conn_id: str) -> BooksDatabase:
+    """Return the database of the books of a connection, without connecting to it.
+
+    Args:
+        options: What the connection says about its books.
+        conn_id: Its id.
+
+    Raises:
+        ValueError: If the books' own connection is not usable.
+        QwenImageConnectionError: If Airflow cannot look it up for the moment.
+    """
     books_conn_id = str(options.conn_id)
     try:
         connection = look_up_connection(books_conn_id)
@@ -35,13 +55,7 @@ def open_books(options: BooksOptions, conn_id: str, *, is_batch: bool = False) -
             f"books_conn_id in the extra of connection {conn_id!r} is {books_conn_id!r}, which is not defined; it must "
             "be the id of an Airflow connection to an SQL database."
         ) from None
-    return Books(
-        BooksDatabase.of_connection(books_conn_id, connection),
-        conn_id,
-        options.budgets,
-        is_batch=is_batch,
-        note_nearly_spent=lambda option: _count_nearly_spent(conn_id, option),
-    )
+    return BooksDatabase.of_connection(books_conn_id, connection)
 
 
 def _count_nearly_spent(conn_id: str, option: str) -> None:

@@ -131,7 +131,7 @@ def spending(
     """Return what was spent, in groups, sorted by their keys.
 
     Args:
-        connection: A connection; see `BooksDatabase.transact`.
+        connection: A connection; see `BooksDatabase.read`.
         since: Submissions that were reserved earlier are left out.
         by: What to group by; nothing for one total, which is left out if there are no submissions.
         accounts: Only of these connections; None for all.

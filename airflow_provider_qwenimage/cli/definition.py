@@ -72,7 +72,33 @@ _DOCTOR = ActionCommand(
     ),
 )
 
-COMMANDS: tuple[ActionCommand, ...] = (_DOCTOR, _PLAN)
+_BOOKS = ActionCommand(
+    name="books",
+    help="Show what was spent, from the books in your own database, or create them",
+    description=(
+        "Show what was spent, from the books that books_conn_id of the connection names. `init` creates their tables. "
+        "The exit code is 1 if the books cannot be used."
+    ),
+    func=lazy_load_command("airflow_provider_qwenimage.cli.books.command.run"),
+    args=(
+        Arg(
+            ("action",),
+            nargs="?",
+            choices=("show", "init"),
+            default="show",
+            help="What to do (default: show)",
+        ),
+        Arg(("--conn-id",), default="qwenimage_default", help="The Airflow connection (default: qwenimage_default)"),
+        # The options of one action have no default here, so that giving them to another one is noticed.
+        Arg(("--since",), metavar="TIME", help="show: from then on: 12h, 30d, 2w or a date in UTC (default: 30d)"),
+        Arg(("--by",), choices=("day", "dag", "task", "account"), help="show: what to group by (default: day)"),
+        Arg(("--all-accounts",), action="store_true", help="show: all connections that use these books"),
+        Arg(("-o", "--output"), choices=("table", "json", "csv"), help="show: the format (default: table)"),
+        ARG_VERBOSE,
+    ),
+)
+
+COMMANDS: tuple[ActionCommand, ...] = (_BOOKS, _DOCTOR, _PLAN)
 
 
 def get_qwenimage_cli_commands() -> list[CLICommand]:

@@ -2,75 +2,28 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
-import sqlalchemy as sa
 
 from airflow_provider_qwenimage.books import accounting, reports
-from airflow_provider_qwenimage.books.database import BooksDatabase
 from airflow_provider_qwenimage.books.reports import BudgetState, Spending
-from airflow_provider_qwenimage.books.schema import SUBMISSIONS
-from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, Reservation
+from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change
 from airflow_provider_qwenimage.rules.budgets import Budgets, periods_of
+from tests.books.writing import EVENING, NO_BUDGETS, WrittenBooks
+from tests.databases.server import Database
 
-# One minute before the end of a day in UTC.
-EVENING = datetime(2026, 11, 26, 23, 59, tzinfo=UTC)
 MORNING = EVENING + timedelta(minutes=2)
-LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-NO_BUDGETS = Budgets()
-
-
-class Books:
-    """Books that a test writes into."""
-
-    def __init__(self, database: BooksDatabase) -> None:
-        self.database = database
-        database.prepare()
-
-    def submit(
-        self, status: str = "reserved", *, at: datetime = EVENING, consumed: float | None = None, **fields: Any
-    ) -> str:
-        """Write the row of a submission of 5 credits, and return its id."""
-        fields = {"account": "qwen", "dag_id": "foxes", "task_id": "draw"} | fields
-        submission_id = uuid.uuid4().hex
-        row = Reservation(submission_id=submission_id, credits=5, fingerprint="f", run_id="r", **fields)
-        self.do(accounting.add_periods, row.account, at)
-        self.do(accounting.reserve, [row], NO_BUDGETS, at)
-        if status != "reserved":
-            change = Change(status=BookStatus(status), submission_id=submission_id, credits_consumed=consumed)
-            self.do(accounting.settle, [change], row.account, at)
-        return submission_id
-
-    def overwrite(self, submission_id: str, **values: str) -> None:
-        """Write values that this package would not write."""
-        texts = {name: sa.literal(value, sa.String) for name, value in values.items()}
-        statement = sa.update(SUBMISSIONS).where(SUBMISSIONS.c.submission_id == submission_id).values(texts)
-        self.do(lambda connection: connection.execute(statement))
-
-    def do(self, function: Any, *arguments: Any, **options: Any) -> Any:
-        """Call a function with a connection."""
-        return self.database.transact(lambda connection: function(connection, *arguments, **options))
-
-    def spending(self, by: Sequence[reports.By] = (), since: datetime = LONG_AGO, **options: Any) -> list[Spending]:
-        """Report what was spent."""
-        found: list[Spending] = self.do(reports.spending, by=by, since=since, **options)
-        return found
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Iterator[Books]:
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'books.db'}", poolclass=sa.pool.QueuePool)
-    database = BooksDatabase("books", engine)
-    yield Books(database)
-    database.close()
+def books(database: Database) -> Iterator[WrittenBooks]:
+    with WrittenBooks.at(database.url) as books:
+        yield books
 
 
-def test_each_status_counts_where_it_belongs(books: Books) -> None:
+def test_each_status_counts_where_it_belongs(books: WrittenBooks) -> None:
     for status, consumed in {
         "reserved": None,
         "submitted": None,
@@ -84,7 +37,7 @@ def test_each_status_counts_where_it_belongs(books: Books) -> None:
     assert books.spending() == [total]
 
 
-def test_what_the_api_did_not_report_counts_as_reserved_as_in_the_budgets(books: Books) -> None:
+def test_what_the_api_did_not_report_counts_as_reserved_as_in_the_budgets(books: WrittenBooks) -> None:
     books.submit("done")
     books.submit("failed")
     (total,) = books.spending()
@@ -93,7 +46,7 @@ def test_what_the_api_did_not_report_counts_as_reserved_as_in_the_budgets(books:
     assert state.used == total.credits + total.at_risk
 
 
-def test_a_day_ends_at_midnight_in_utc(books: Books) -> None:
+def test_a_day_ends_at_midnight_in_utc(books: WrittenBooks) -> None:
     books.submit(at=EVENING)
     books.submit(at=MORNING)
     books.submit(at=MORNING.astimezone(tz=None))
@@ -103,7 +56,7 @@ def test_a_day_ends_at_midnight_in_utc(books: Books) -> None:
     ]
 
 
-def test_groups_are_sorted_and_a_task_is_known_by_its_dag(books: Books) -> None:
+def test_groups_are_sorted_and_a_task_is_known_by_its_dag(books: WrittenBooks) -> None:
     for dag_id, task_id in [("owls", "draw"), ("foxes", "draw"), ("foxes", "Draw"), ("foxes", "draw")]:
         books.submit(dag_id=dag_id, task_id=task_id)
     assert reports.key_columns(["account", "task"]) == ("account", "dag_id", "task_id")
@@ -114,7 +67,7 @@ def test_groups_are_sorted_and_a_task_is_known_by_its_dag(books: Books) -> None:
     ]
 
 
-def test_earlier_submissions_other_accounts_and_other_dags_are_left_out(books: Books) -> None:
+def test_earlier_submissions_other_accounts_and_other_dags_are_left_out(books: WrittenBooks) -> None:
     books.submit(at=EVENING)
     books.submit(at=MORNING)
     books.submit(at=MORNING, account="other")
@@ -125,7 +78,7 @@ def test_earlier_submissions_other_accounts_and_other_dags_are_left_out(books: B
     assert books.spending(accounts=()) == []
 
 
-def test_a_choice_of_thousands_of_dags_counts_each_submission_once(books: Books) -> None:
+def test_a_choice_of_thousands_of_dags_counts_each_submission_once(books: WrittenBooks) -> None:
     dag_ids = [f"dag_{number}" for number in range(2500)]
     for dag_id in ("dag_0", "dag_1200", "dag_2499", "another"):
         books.submit(dag_id=dag_id)
@@ -134,13 +87,13 @@ def test_a_choice_of_thousands_of_dags_counts_each_submission_once(books: Books)
     assert len(books.do(reports.at_risk_rows, dag_ids=dag_ids, most=10)) == 3
 
 
-def test_of_too_many_groups_those_that_spent_most_are_reported(books: Books) -> None:
+def test_of_too_many_groups_those_that_spent_most_are_reported(books: WrittenBooks) -> None:
     for dag_id, consumed in [("a", 1.0), ("b", 3.0), ("c", 2.0)]:
         books.submit("done", dag_id=dag_id, consumed=consumed)
     assert [one.key for one in books.spending(["dag"], most=2)] == [("b",), ("c",)]
 
 
-def test_a_budget_has_left_what_is_neither_spent_nor_reserved(books: Books) -> None:
+def test_a_budget_has_left_what_is_neither_spent_nor_reserved(books: WrittenBooks) -> None:
     books.submit("done", consumed=4.0)
     books.submit("withdrawn")
     books.submit()
@@ -155,7 +108,7 @@ def test_a_budget_has_left_what_is_neither_spent_nor_reserved(books: Books) -> N
     assert [one.used for one in books.do(reports.budget_states, "nobody", Budgets(20), EVENING)] == [0]
 
 
-def test_the_newest_submissions_at_risk_are_listed_first(books: Books) -> None:
+def test_the_newest_submissions_at_risk_are_listed_first(books: WrittenBooks) -> None:
     books.submit("done", at=MORNING)
     first, second, third = (books.submit(at=EVENING + timedelta(hours=hour), batch_row=hour) for hour in (0, 2, 1))
     found = books.do(reports.at_risk_rows, most=2)
@@ -164,7 +117,7 @@ def test_the_newest_submissions_at_risk_are_listed_first(books: Books) -> None:
     assert first not in {one.submission_id for one in books.do(reports.at_risk_rows, since=MORNING, most=9)}
 
 
-def test_failures_that_cost_nothing_are_not_listed(books: Books) -> None:
+def test_failures_that_cost_nothing_are_not_listed(books: WrittenBooks) -> None:
     books.submit("failed", consumed=0.0)
     books.submit("done", consumed=4.0)
     costly = books.submit("failed", consumed=1.0)
@@ -172,7 +125,7 @@ def test_failures_that_cost_nothing_are_not_listed(books: Books) -> None:
     assert [(one.submission_id, one.credits_consumed) for one in found] == [(costly, 1.0)]
 
 
-def test_a_status_that_this_version_does_not_know_is_at_risk_and_is_never_changed(books: Books) -> None:
+def test_a_status_that_this_version_does_not_know_is_at_risk_and_is_never_changed(books: WrittenBooks) -> None:
     submission_id = books.submit()
     books.overwrite(submission_id, status="\x1b[31mrefunded")
     assert [one.at_risk for one in books.spending()] == [5]
@@ -182,7 +135,8 @@ def test_a_status_that_this_version_does_not_know_is_at_risk_and_is_never_change
     assert [one.used for one in books.do(reports.budget_states, "qwen", Budgets(100), EVENING)] == [5]
 
 
-def test_values_of_another_type_end_no_report(books: Books) -> None:
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_values_of_another_type_end_no_report(books: WrittenBooks) -> None:
     """SQLite stores them; the others do not."""
     values = {"reserved_at": "yesterday", "credits_reserved": "many", "map_index": "first", "batch_row": "x"}
     books.overwrite(books.submit(), **values)

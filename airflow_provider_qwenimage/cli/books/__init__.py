@@ -1,0 +1,1 @@
+"""``airflow qwenimage books``: what was spent, the tables for it, and rows whose end is not known yet."""
