@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pendulum
 
 from airflow_provider_qwenimage.exceptions import QwenImageContentPolicyError, QwenImageError, QwenImageTaskFailedError
-from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change
+from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, recorded_change
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.rules.submission_facts import End, EndKind, Fact, Intent, Submission
 from airflow_provider_qwenimage.rules.submissions import Asking, Resume, Step, Stop, Submit, combined, next_step
@@ -329,6 +329,9 @@ class Ledger:
                 own.history[-1] = replace(last, image_task_id=other.image_task_id, end=other.end)
 
     def _decide(self, records: Records, asking: Asking, is_own: Callable[[Submission], bool]) -> Step:
+        if self._books is not None:
+            for change in filter(None, map(recorded_change, records.history)):
+                self._books.note(change)
         step = next_step(records.history, asking, is_own)
         if isinstance(step, Resume):
             self._resume(step.submission)

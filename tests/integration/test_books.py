@@ -251,7 +251,7 @@ def test_a_spent_budget_ends_the_try_before_anything_is_sent_and_says_what_to_do
             error = end.errors[-1]
             assert isinstance(error, QwenImageBudgetError)
             assert error.left == 0
-            assert 0 < error.retry_after <= 24 * 3600
+            assert 0 < (error.retry_after or 0) <= 24 * 3600
             for part in ("'qwenimage_default'", "credits_per_day = 10", f"{dag.dag.dag_id} 10", "begins anew"):
                 assert part in str(error)
             assert end.xcoms["error"]["error"] == "QwenImageBudgetError"
@@ -268,7 +268,7 @@ def test_a_batch_stops_at_the_budget_finishes_what_is_paid_and_goes_on_when_ther
     error = end.error
     assert end.state == "failed"
     assert isinstance(error, QwenImageBatchError)
-    assert 0 < error.retry_after <= 31 * 24 * 3600
+    assert 0 < (error.retry_after or 0) <= 31 * 24 * 3600
     assert "credits_per_month = 20" in str(error)
     assert "begins anew" in str(error)
     assert len(connected_api.submissions) == 4
@@ -376,6 +376,25 @@ def test_a_reservation_that_is_interrupted_is_taken_back(
     assert end.state == "success"
     assert books.statuses == ["done", "withdrawn"]
     assert books.used == {5}
+
+
+@with_aims("stored", "waited for", recorded=True)
+def test_a_retry_writes_the_failure_that_a_killed_try_had_recorded(
+    connected_api: Sandbox, books: SqliteBooks, aim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The record of the failure is written, and the process is killed before the books are.
+    note = keeping.Books.note
+    monkeypatch.setattr(keeping.Books, "note", lambda *_: None)
+    connected_api.script("generate", "failure")
+
+    def restore(context: Any) -> None:
+        if context["ti"].try_number == 2:
+            monkeypatch.setattr(keeping.Books, "note", note)
+
+    end = dag_that_draws(**aim, pre_execute=restore).run()["draw"]
+
+    assert end.state == "success"
+    assert books.statuses == ["done", "failed"]
 
 
 # The database is away.
