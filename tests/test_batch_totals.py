@@ -16,6 +16,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBadRequestError,
     QwenImageBatchError,
+    QwenImageBudgetError,
     QwenImageConnectionError,
     QwenImageCreditsError,
     QwenImageError,
@@ -429,6 +430,45 @@ def test_a_limit_that_stops_the_batch_decides_the_advice_before_failures_that_ar
     batch.fail(1, REFUSAL, paid=True)
     batch.store(5)
     assert advice_of(batch, not_started=[3]).startswith("Clear this task to spend up to max_credits once more: row 1")
+
+
+def spent_budget() -> QwenImageBudgetError:
+    return QwenImageBudgetError(
+        "Connection 'my_qwen' has 0 credits left.", advice="The budget begins anew at midnight.", retry_after=3600.0
+    )
+
+
+def test_a_spent_budget_ends_the_submissions_and_a_retry_waits_until_it_begins_anew() -> None:
+    batch = totals(10, max_credits=1000)
+    batch.store(5)
+    assert batch.why_not_to_submit() is None
+    batch.stop_for(spent_budget())
+    assert "has 0 credits left" in str(batch.why_not_to_submit())
+
+    problem = problem_of(batch, not_started=range(2, 11))
+    assert (problem.permanent, problem.retry_after) == (False, 3600)
+    for part in (
+        "and 10 were not started, because a budget is spent (Connection 'my_qwen' has 0 credits left.)",
+        "The budget begins anew at midnight. The next try, automatic or after a Clear, continues: ",
+        "are submitted for the first time (45 credits)",
+    ):
+        assert part in str(problem)
+
+
+def test_a_batch_with_paid_images_to_fetch_does_not_wait_for_a_budget() -> None:
+    batch = totals(10)
+    batch.leave(1, RowStatus.UNFINISHED)
+    batch.stop_for(spent_budget())
+    problem = problem_of(batch, not_started=range(2, 11))
+    assert (problem.permanent, problem.retry_after) == (False, None)
+
+
+def test_a_budget_that_was_spent_by_the_last_image_of_a_batch_ends_nothing() -> None:
+    batch = totals(2)
+    batch.store(5)
+    batch.store(5)
+    batch.stop_for(spent_budget())
+    assert batch.problem("file:///m/manifest.jsonl") is None
 
 
 def test_a_batch_that_was_ended_from_outside_can_be_retried() -> None:

@@ -22,6 +22,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBadRequestError,
     QwenImageBatchError,
+    QwenImageBudgetError,
     QwenImageConnectionError,
     QwenImageContentPolicyError,
     QwenImageContractError,
@@ -114,6 +115,18 @@ def test_a_retry_waits_as_long_as_the_server_asked(error_class: Callable[..., Qw
     assert isinstance(advice, RetryLater)
     assert advice.reason == f"{error_class.__name__}: the server asked to wait 90 s."
     assert advice.is_only_early == (error_class is QwenImageRateLimitError)
+
+
+@pytest.mark.parametrize("error_class", [QwenImageBudgetError, QwenImageBatchError])
+def test_a_retry_waits_until_a_spent_budget_begins_anew(error_class: Callable[..., QwenImageError]) -> None:
+    error = error_class("spent", retry_after=20 * DAY)
+    assert wait_of(error) == DAY
+    advice = advise_retry(error, 31 * DAY, draw=lambda: 0.0)
+    assert isinstance(advice, RetryLater)
+    assert advice.seconds == 20 * DAY
+    assert advice.reason == f"{error_class.__name__}: a budget begins anew in 1728000 s."
+    # A batch may have met other errors as well.
+    assert advice.is_only_early == (error_class is QwenImageBudgetError)
 
 
 def test_tasks_that_were_refused_together_come_back_spread() -> None:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,31 @@ def test_a_batch_stops_at_the_budget_finishes_what_is_paid_and_goes_on_when_ther
     assert dag.clear("draw")["draw"].state == "success"
     assert len(connected_api.submissions) == 10
     assert books.statuses == ["done"] * 10
+
+
+@pytest.mark.parametrize("kind", ["images", "batch"])
+def test_a_run_that_a_budget_stopped_goes_on_by_itself_in_the_next_month(
+    connected_api: Sandbox, books: SqliteBooks, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books.configure(credits_per_month=10)
+    foxes = [f"Fox {number}" for number in range(4)]
+
+    def let_the_month_pass(context: Any) -> None:
+        if context["ti"].try_number == 2:
+            monkeypatch.setattr(keeping, "_now", lambda: datetime.now(UTC) + timedelta(days=31))
+
+    arguments: dict[str, Any] = {"output_path": str(folder), "pre_execute": let_the_month_pass}
+    dag = (
+        dag_that_draws(prompts=foxes, **arguments)
+        if kind == "images"
+        else dag_with_batch(folder, requests=foxes, **arguments)
+    )
+    run = dag.run()
+
+    assert run.state == "success"
+    assert len(connected_api.submissions) == 4
+    months = books.read("SELECT credits FROM qwenimage_budgets WHERE length(period) = 7 ORDER BY period")
+    assert [row["credits"] for row in months] == [10, 10]
 
 
 def test_an_image_that_fails_for_nothing_leaves_its_credits_to_the_next(
