@@ -13,9 +13,18 @@ from airflow.providers.common.compat.sdk import AirflowPlugin, conf
 
 from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.configuration import text_option
-from airflow_provider_qwenimage.rules.gallery_urls import DAG_ROUTE, NAV_ROUTE, PREFIX, RUN_ROUTE, TASK_ROUTE
+from airflow_provider_qwenimage.rules.gallery_urls import (
+    CREDITS_PATH,
+    CREDITS_ROUTE,
+    DAG_ROUTE,
+    NAV_ROUTE,
+    PREFIX,
+    RUN_ROUTE,
+    TASK_ROUTE,
+)
 
 _NAME = "Generated images"
+_CREDITS_NAME = "Image credits"
 # Short, because with a longer name the tabs of a mapped task take two lines.
 _TAB_NAME = "Images"
 # Airflow 3.4 shows a tab of a task only if the task has one of these template fields; older versions ignore it. Unlike
@@ -62,6 +71,7 @@ class QwenImagePlugin(AirflowPlugin):
     external_views = (
         [
             _view("nav", NAV_ROUTE, "/") | {"category": "browse"},
+            _view("nav", CREDITS_ROUTE, CREDITS_PATH) | {"category": "browse", "name": _CREDITS_NAME},
             _view("dag", DAG_ROUTE, "/dags/{DAG_ID}", _tagged_dags()),
             _view("dag_run", RUN_ROUTE, "/dags/{DAG_ID}/runs/{RUN_ID}", _tagged_dags()),
             _view(

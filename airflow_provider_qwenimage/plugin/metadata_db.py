@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ _MOST_CHARACTERS = 64 * 1024 * 1024
 # Old versions of SQLite accept about a thousand values in a statement.
 _TASKS_PER_QUERY = 400
 _ROWS_AT_ONCE = 100
+# Longer than any number of credits as JSON.
+_MOST_DIGITS = 40
 # Every run with images has at least one of these XComs.
 _KEYS_OF_A_RUN = ("request", "task_id", "progress")
 
@@ -193,3 +196,30 @@ def newest_runs(session: Session, dag_ids: Collection[str], limit: int) -> list[
         .limit(limit)
     )
     return [(dag_id, run_id) for dag_id, run_id in session.execute(query)]
+
+
+def consumed_credits(
+    session: Session, dag_ids: Collection[str], since: datetime, limit: int
+) -> list[tuple[str, datetime, str]]:
+    """Return the DAG id, the time and the JSON of the XComs `consumed_credits` of some DAGs, newest first.
+
+    Args:
+        session: A session.
+        dag_ids: The DAGs.
+        since: Earlier ones are left out.
+        limit: How many.
+    """
+    value = cast(XComModel.value, Text)
+    found: list[tuple[str, datetime, str]] = []
+    ordered = sorted(dag_ids)
+    for start in range(0, len(ordered), _TASKS_PER_QUERY):
+        query = (
+            select(XComModel.dag_id, XComModel.timestamp, value)
+            .where(XComModel.key == "consumed_credits", XComModel.timestamp >= since)
+            .where(XComModel.dag_id.in_(ordered[start : start + _TASKS_PER_QUERY]), func.length(value) <= _MOST_DIGITS)
+            .order_by(XComModel.timestamp.desc())
+            .limit(limit)
+        )
+        found += [(dag_id, moment, stored) for dag_id, moment, stored in session.execute(query)]
+    found.sort(key=lambda row: row[1], reverse=True)
+    return found[:limit]

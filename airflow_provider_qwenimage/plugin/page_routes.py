@@ -13,7 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.staticfiles import StaticFiles
 
 from airflow_provider_qwenimage._version import __version__
-from airflow_provider_qwenimage.rules.gallery_urls import dag_page, quoted, run_page
+from airflow_provider_qwenimage.plugin.credits_chart import amount_text
+from airflow_provider_qwenimage.rules.gallery_urls import CREDITS_PATH, dag_page, quoted, run_page
 
 _HERE = Path(__file__).parent
 # Some installers link the files of a package instead of copying them.
@@ -24,7 +25,12 @@ router = APIRouter()
 
 @cache
 def _templates() -> Environment:
-    return Environment(loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined)
+    loader = FileSystemLoader(_HERE / "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["amount"] = amount_text
+    return environment
 
 
 def render(template: str, **values: Any) -> str:
@@ -38,6 +44,7 @@ def _gallery(request: Request, title: str, scope: str, path: str, query: str = "
         "gallery.html",
         title=title,
         static=f"{root}/static",
+        credits_url=f"{root}{CREDITS_PATH}",
         data_url=f"{root}{path}/data{query}",
         scope=scope,
         version=__version__,

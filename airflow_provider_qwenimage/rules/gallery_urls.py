@@ -10,8 +10,11 @@ if TYPE_CHECKING:
 
 # The mount point of the plugin's own pages in the API server.
 PREFIX = "/qwenimage"
+# Below it.
+CREDITS_PATH = "/credits"
 # What Airflow calls the gallery's tabs and page in its own URLs; each has to differ from the others.
 NAV_ROUTE = "qwenimage"
+CREDITS_ROUTE = "qwenimage_credits"
 DAG_ROUTE = "qwenimage_dag_images"
 RUN_ROUTE = "qwenimage_run_images"
 TASK_ROUTE = "qwenimage_task_images"

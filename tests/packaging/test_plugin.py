@@ -48,10 +48,10 @@ def test_outside_the_api_server_it_loads_almost_nothing(run_script: RunScript) -
 
 
 @pytest.mark.airflow_feature("gallery", "yes")
-def test_it_has_a_page_and_three_tabs_of_different_routes() -> None:
+def test_it_has_two_pages_and_three_tabs_of_different_routes() -> None:
     views = plugin.QwenImagePlugin().external_views
-    assert [view["destination"] for view in views] == ["nav", "dag", "dag_run", "task_instance"]
-    assert len({view["url_route"] for view in views}) == 4
+    assert [view["destination"] for view in views] == ["nav", "nav", "dag", "dag_run", "task_instance"]
+    assert len({view["url_route"] for view in views}) == 5
     assert all(view["href"].startswith("/qwenimage/") for view in views)
     (app,) = plugin.QwenImagePlugin().fastapi_apps
     assert app["url_prefix"] == gallery_urls.PREFIX
