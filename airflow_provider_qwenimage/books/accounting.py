@@ -36,6 +36,7 @@ from airflow_provider_qwenimage.rules.budgets import (
 
 # SQLite allows 999 parameters in its older versions.
 MOST_IDS = 500
+_LAST_PRICES = 3
 _COLUMNS = (
     SUBMISSIONS.c.submission_id,
     SUBMISSIONS.c.account,
@@ -323,14 +324,22 @@ def is_at_risk() -> Any:
 
 
 def last_price(connection: Any, account: str) -> float | None:
-    """Return what the last image of an account that is done has cost; None if there is none."""
+    """Return what an image of an account has lately cost; None if none is done.
+
+    It is the lowest price of the last three: a single odd number of the API must not be assumed for everybody's next
+    image, which no budget might have room for.
+    """
     found = connection.execute(
         sa.select(SUBMISSIONS.c.credits_consumed)
-        .where(SUBMISSIONS.c.account == account_column(account), SUBMISSIONS.c.status == str(BookStatus.DONE))
+        .where(
+            SUBMISSIONS.c.account == account_column(account),
+            SUBMISSIONS.c.status == str(BookStatus.DONE),
+            SUBMISSIONS.c.credits_consumed.is_not(None),
+        )
         .order_by(SUBMISSIONS.c.reserved_at.desc())
-        .limit(1)
-    ).scalar()
-    return None if found is None else float(found)
+        .limit(_LAST_PRICES)
+    ).scalars()
+    return min(map(float, found), default=None)
 
 
 def period_begin(period: Period) -> datetime:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 
 from airflow_provider_qwenimage.books.schema import BOOKS, METADATA, VERSION
@@ -59,10 +59,12 @@ class BooksDatabase:
         hook_class = _sql_hook_class()
         try:
             hook = (connection or BaseHook.get_connection(conn_id)).get_hook()
-        except ImportError as error:
+        except (ImportError, AirflowException) as error:
+            if isinstance(error, AirflowNotFoundException):
+                raise
             raise ValueError(
-                f"books_conn_id is {conn_id!r}, whose provider is not installed ({error}); install the Airflow "
-                "provider of that database."
+                f"books_conn_id is {conn_id!r}, and Airflow has no hook for it ({error}); it must be a connection to "
+                "PostgreSQL, MariaDB, MySQL or SQLite, whose Airflow provider must be installed."
             ) from None
         if not isinstance(hook, hook_class):
             raise ValueError(
@@ -72,7 +74,14 @@ class BooksDatabase:
         # Parameters are left out of errors: they name DAGs and paths.
         arguments: dict[str, Any] = {"hide_parameters": True, "pool_size": 1, "max_overflow": 0, "pool_recycle": 300}
         arguments["poolclass"] = sa.pool.QueuePool
-        engine = hook.get_sqlalchemy_engine(engine_kwargs=arguments)
+        try:
+            engine = hook.get_sqlalchemy_engine(engine_kwargs=arguments)
+        except Exception as error:  # noqa: BLE001  the provider's, SQLAlchemy's or the driver's
+            # Without its text, which may quote the URL with the password.
+            raise ValueError(
+                f"books_conn_id is {conn_id!r}, from whose fields no database URL can be made "
+                f"({type(error).__name__}); correct the connection, and install the driver of its database."
+            ) from None
         if engine.dialect.name not in _DIALECTS:
             raise ValueError(
                 f"books_conn_id is {conn_id!r}, a database of type {engine.dialect.name!r}; it must be PostgreSQL, "

@@ -131,7 +131,7 @@ class Ending:
 
     @property
     def _waits_for_budget(self) -> bool:
-        return self.budget_error is not None and bool(self.not_started)
+        return self.budget_error is not None and not self.budget_error.permanent and bool(self.not_started)
 
     def __str__(self) -> str:
         why = f", because the batch was stopped ({brief(self.interruption)})" if self.interruption else ""
@@ -185,6 +185,8 @@ class Ending:
             kept = self.can_be_retried and self._count(Missing.UNKNOWN)
             first = "A retry does not submit rows again that may be paid. " if kept else ""
             return f"{first}{actions[0].upper()}{actions[1:]}, then clear: {self._outlook(Missing)}."
+        if self.budget_error is not None and self.budget_error.permanent:
+            return f"{self.budget_error.advice} Then clear: {self._outlook(Missing)}."
         if self.can_be_retried:
             when = f"{self.budget_error.advice} " if self.budget_error is not None else ""
             return f"{when}The next try, automatic or after a Clear, continues: {self._outlook(_TRANSIENT)}."

@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow_provider_qwenimage.exceptions import QwenImageBudgetError
 from airflow_provider_qwenimage.rules.connection_extra import positive_number
+from airflow_provider_qwenimage.rules.prices import assumed_price, described_price
 from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten
 
 PER_DAY = "credits_per_day"
@@ -167,6 +168,17 @@ def budget_error(
         now: The time.
     """
     period = refusal.period
+    lowest = assumed_price(None)
+    if refusal.limit + TOLERANCE < lowest:
+        too_low = QwenImageBudgetError(
+            f"Connection {_shown(account)} has {period.option} = {refusal.limit:g}, and an image costs "
+            f"{described_price(lowest)}. Nothing was submitted.",
+            advice=f"Raise {period.option} in the connection's extra to {lowest:g} at least.",
+            left=refusal.left,
+        )
+        # It will never have room for an image.
+        too_low.permanent = True
+        return too_low
     seconds = max(1.0, (period.ends - now.astimezone(UTC)).total_seconds())
     by = ", ".join(f"{shorten(printable(dag_id)) or 'no DAG'} {amount:g}" for dag_id, amount in spenders)
     return QwenImageBudgetError(

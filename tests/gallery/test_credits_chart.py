@@ -100,7 +100,16 @@ def test_every_bar_is_within_the_chart(amounts: dict[tuple[str, str], float]) ->
 
 @pytest.mark.parametrize(
     ("amount", "text"),
-    [(0, "0"), (5.0, "5"), (1234.5, "1,234.5"), (0.333333, "0.33"), (100, "100"), (-0.001, "0"), (1e6, "1,000,000"), (1e300, "1e+300")],
+    [
+        (0, "0"),
+        (5.0, "5"),
+        (1234.5, "1,234.5"),
+        (0.333333, "0.33"),
+        (100, "100"),
+        (-0.001, "0"),
+        (1e6, "1,000,000"),
+        (1e300, "1e+300"),
+    ],
 )
 def test_credits_are_written_shortly(amount: float, text: str) -> None:
     assert amount_text(amount) == text

@@ -41,6 +41,7 @@ class SqliteBooks:
         self._connection = json.loads(api.connection_json)
         self._monkeypatch = monkeypatch
         monkeypatch.setenv("AIRFLOW_CONN_BOOKS", json.dumps({"conn_type": "sqlite", "host": str(file)}))
+        monkeypatch.setenv("AIRFLOW_CONN_UNKNOWN_TYPE", json.dumps({"conn_type": "typewriter"}))
         self.configure()
 
     def configure(self, **options: Any) -> None:
@@ -307,6 +308,32 @@ def test_a_run_that_a_budget_stopped_goes_on_by_itself_in_the_next_month(
     assert [row["credits"] for row in months] == [10, 10]
 
 
+def test_a_budget_below_the_price_of_an_image_is_not_tried_again(
+    connected_api: Sandbox, books: SqliteBooks, folder: Path
+) -> None:
+    books.configure(credits_per_day=4, credits_per_month=100)
+    for dag in (dag_that_draws(output_path=str(folder)), dag_with_batch(folder)):
+        end = dag.run()["draw"]
+        assert (end.state, end.tries) == ("failed", 1)
+        assert "credits_per_day = 4, and an image costs 5 credits" in str(end.error)
+        assert "to 5 at least" in str(end.error)
+    assert connected_api.submissions == []
+
+
+def test_one_odd_price_is_not_assumed_for_everybodys_next_image(
+    connected_api: Sandbox, books: SqliteBooks, folder: Path
+) -> None:
+    books.configure(credits_per_month=1_000_000)
+    for number in range(2):
+        draw(prompt=f"Fox {number}", output_path=str(folder))
+    books.charge(900_000)
+    books.configure(credits_per_month=1_000_000)
+    states = [draw(prompt=f"Hare {number}", output_path=str(folder), retries=0).state for number in range(2)]
+
+    assert states == ["success", "success"]
+    assert [row["credits_reserved"] for row in books.rows] == [5] * 4
+
+
 def test_an_image_that_fails_for_nothing_leaves_its_credits_to_the_next(
     connected_api: Sandbox, books: SqliteBooks, folder: Path
 ) -> None:
@@ -347,6 +374,7 @@ def test_a_budget_that_is_nearly_spent_is_logged_once(
     [
         ({"books_conn_id": "nowhere"}, "'nowhere', which is not defined"),
         ({"books_conn_id": "qwenimage_default"}, "it must be one to PostgreSQL"),
+        ({"books_conn_id": "unknown_type"}, "Airflow has no hook for it"),
         ({"books_conn_id": "", "credits_per_day": 5}, "no books_conn_id"),
         ({"credits_per_day": -1}, "must be a number above 0"),
         ({"credits_per_month": "many"}, "must be a number above 0"),
