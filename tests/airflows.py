@@ -22,6 +22,7 @@ IS_LOWEST = f"apache-airflow=={__version__}" in _LOWEST
 # Folders and files of tests whose result does not depend on the version of Airflow, or that need the newest one, as the
 # Compose file of `cluster` does. `make test-airflow` skips them.
 NEWEST_ONLY = (
+    "books/test_documented_queries.py",
     "chaos",
     "cluster",
     "doctor/test_drawing.py",
