@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage import contract
+from airflow_provider_qwenimage.books.calls import booked_calls, settle_end
 from airflow_provider_qwenimage.client import connection_form
 from airflow_provider_qwenimage.client.common_hook import CommonHook
 from airflow_provider_qwenimage.client.connection import TEST_TASK_ID, AirflowConnection, ConnectionSettings
@@ -32,24 +33,9 @@ if TYPE_CHECKING:
     import aiohttp
     import requests
 
-    from airflow_provider_qwenimage.books.calls import BookedCalls
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.rules.answers import ApiCall, Result
-
-
-class _NotBooked:
-    """The calls of a connection without books."""
-
-    image_task_ids: Collection[str] = ()
-
-    def reserve(self) -> None:
-        """Do nothing."""
-
-    def note(self, outcome: str | QwenImageError) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
+    from airflow_provider_qwenimage.rules.budgets import BooksOptions
 
 
 class QwenImageHook(CommonHook):
@@ -143,7 +129,7 @@ class QwenImageHook(CommonHook):
     def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
         sent_again = server_errors = 0
-        with closing(_booked_calls(self, self.settings, request)) as booked:
+        with closing(booked_calls(self.settings.books, self.qwenimage_conn_id, request)) as booked:
             while True:
                 booked.reserve()
                 try:
@@ -237,7 +223,7 @@ class QwenImageHook(CommonHook):
                     time.sleep(decision.delay)
                     continue
                 wait.note_end(decision)
-                _settle_booked(self, self._settings, decision)
+                _settle_booked(self, self.settings.books, decision)
                 if isinstance(decision, polling.GiveUp):
                     raise decision.error
                 return decision.snapshot
@@ -338,7 +324,7 @@ class QwenImageAsyncHook(CommonHook):
         sent_again = server_errors = 0
         settings = await self.get_settings()
         in_thread = asyncio.to_thread if settings.books.conn_id else _in_place
-        booked = await in_thread(_booked_calls, self, settings, request)
+        booked = await in_thread(booked_calls, settings.books, self.qwenimage_conn_id, request)
         try:
             while True:
                 await in_thread(booked.reserve)
@@ -397,8 +383,8 @@ class QwenImageAsyncHook(CommonHook):
         """Wait until an image task ends; see `QwenImageHook.wait_for_completion`."""
         policy = polling.PollPolicy.for_timeout(timeout, poll_interval, max_consecutive_failures, now=time.time())
         decision = await self.follow(image_task_id, policy)
-        in_thread = asyncio.to_thread if self.booked_ids else _in_place
-        await in_thread(_settle_booked, self, self._settings, decision)
+        if self.booked_ids:
+            await asyncio.to_thread(_settle_booked, self, (await self.get_settings()).books, decision)
         if isinstance(decision, polling.GiveUp):
             raise decision.error
         return decision.snapshot
@@ -468,25 +454,12 @@ class QwenImageAsyncHook(CommonHook):
             sent_again += 1
 
 
-def _booked_calls(
-    hook: CommonHook, settings: ConnectionSettings, request: contract.GenerateRequest
-) -> BookedCalls | _NotBooked:
-    if settings.books.conn_id is None:
-        return _NotBooked()
-    from airflow_provider_qwenimage.books.calls import BookedCalls
-
-    return BookedCalls(settings.books, hook.qwenimage_conn_id, request)
-
-
-def _settle_booked(hook: CommonHook, settings: ConnectionSettings | None, end: polling.Done | polling.GiveUp) -> None:
+def _settle_booked(hook: CommonHook, books: BooksOptions, end: polling.Done | polling.GiveUp) -> None:
     """Write in the books how an image task ended that the hook itself has submitted."""
     snapshot = end.snapshot if isinstance(end, polling.Done) else getattr(end.error, "snapshot", None)
-    if settings is None or snapshot is None or snapshot.task_id not in hook.booked_ids:
-        return
-    from airflow_provider_qwenimage.books.calls import settle_end
-
-    hook.booked_ids.discard(snapshot.task_id)
-    settle_end(settings.books, hook.qwenimage_conn_id, snapshot)
+    if snapshot is not None and snapshot.task_id in hook.booked_ids:
+        hook.booked_ids.discard(snapshot.task_id)
+        settle_end(books, hook.qwenimage_conn_id, snapshot)
 
 
 async def _in_place(function: Callable[..., Result], *arguments: Any) -> Result:

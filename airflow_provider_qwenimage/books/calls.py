@@ -1,13 +1,16 @@
-"""Keeps the books of submissions that a hook makes by itself, for a function of the user's own."""
+"""Keeps the books of submissions that a hook makes by itself, for a function of the user's own.
+
+Every hook imports this module, so it imports the rest of the books only if a connection names some.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import uuid
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from airflow_provider_qwenimage.books.opening import open_books
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, Reservation, change_of, status_after
 
 if TYPE_CHECKING:
@@ -21,6 +24,21 @@ log = logging.getLogger(__name__)
 _SECONDS = 10.0
 # What Airflow tells a running task about itself.
 _DAG, _RUN, _TASK, _TRY = (f"AIRFLOW_CTX_{name}" for name in ("DAG_ID", "DAG_RUN_ID", "TASK_ID", "TRY_NUMBER"))
+
+
+class NotBooked:
+    """The submissions of a connection without books."""
+
+    image_task_ids: Collection[str] = ()
+
+    def reserve(self) -> None:
+        """Do nothing."""
+
+    def note(self, outcome: str | QwenImageError) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class BookedCalls:
@@ -40,6 +58,8 @@ class BookedCalls:
     """
 
     def __init__(self, options: BooksOptions, conn_id: str, request: GenerateRequest) -> None:
+        from airflow_provider_qwenimage.books.opening import open_books
+
         self._books: Books = open_books(options, conn_id)
         self._request = request
         self._submission_id: str | None = None
@@ -87,6 +107,11 @@ class BookedCalls:
             self._books.note(Change(status=status, submission_id=submission_id, image_task_id=image_task_id))
 
 
+def booked_calls(options: BooksOptions, conn_id: str, request: GenerateRequest) -> BookedCalls | NotBooked:
+    """Return what keeps the books of the submissions of a request; see `BookedCalls`."""
+    return NotBooked() if options.conn_id is None else BookedCalls(options, conn_id, request)
+
+
 def settle_end(options: BooksOptions, conn_id: str, snapshot: TaskSnapshot) -> None:
     """Write how an image task ended, for the submission that has its id. An error is logged: the image matters more.
 
@@ -96,8 +121,10 @@ def settle_end(options: BooksOptions, conn_id: str, snapshot: TaskSnapshot) -> N
         snapshot: The last status of the image task.
     """
     change = change_of(snapshot)
-    if change is None:
+    if change is None or options.conn_id is None:
         return
+    from airflow_provider_qwenimage.books.opening import open_books
+
     try:
         books = open_books(options, conn_id)
         books.note(change)

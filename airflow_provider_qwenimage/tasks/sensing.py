@@ -16,12 +16,12 @@ from airflow.providers.common.compat.sdk import (
     PokeReturnValue,
 )
 
+from airflow_provider_qwenimage.books.calls import settle_end
 from airflow_provider_qwenimage.client.spans import Span, span
 from airflow_provider_qwenimage.exceptions import QwenImageTaskFailedError, QwenImageTimeoutError
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, PendingLinks
 from airflow_provider_qwenimage.rules import polling
-from airflow_provider_qwenimage.rules.budgets import NO_BOOKS
 from airflow_provider_qwenimage.rules.submissions import what_stays_paid
 from airflow_provider_qwenimage.tasks import deferral
 from airflow_provider_qwenimage.tasks.failures import logging_errors, reporting_failures
@@ -237,11 +237,8 @@ class Sensing:
     def _settle_books(self, snapshot: TaskSnapshot) -> None:
         """Write in the books how the image task ended, if the connection names some."""
         with logging_errors("the image in the books"):
-            books = NO_BOOKS if self._asked is None else self._asked.settings.books
-            if books.conn_id is not None:
-                from airflow_provider_qwenimage.books.calls import settle_end
-
-                settle_end(books, self._sensor.qwenimage_conn_id, snapshot)
+            if self._asked is not None:
+                settle_end(self._asked.settings.books, self._sensor.qwenimage_conn_id, snapshot)
 
     def _show(self, snapshot: TaskSnapshot) -> None:
         self._push("consumed_credits", snapshot.consumed_credits)

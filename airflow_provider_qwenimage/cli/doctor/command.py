@@ -18,6 +18,7 @@ from airflow_provider_qwenimage.cli.doctor.airflow_checks import (
     check_versions,
 )
 from airflow_provider_qwenimage.cli.doctor.api_checks import ApiChecks
+from airflow_provider_qwenimage.cli.doctor.books_check import check_books
 from airflow_provider_qwenimage.cli.doctor.drawing import Drawing
 from airflow_provider_qwenimage.cli.doctor.findings import FAILED, OK, WARNING, Check, Finding, run_check
 from airflow_provider_qwenimage.cli.doctor.kept_images import keep_image
@@ -60,7 +61,7 @@ def run(arguments: Namespace) -> None:
         api = ApiChecks(arguments.conn_id)
         code = EXIT_FAILED
         try:
-            _run_checks(api, arguments.output_path, report)
+            _run_checks(api, arguments, report)
             if count:
                 report.check(_draw(count, api.settings, arguments, report))
             code = EXIT_FAILED if report.has_failed else EXIT_OK
@@ -83,7 +84,8 @@ def _check_arguments(count: int, arguments: Namespace) -> None:
         raise SystemExit(EXIT_ARGUMENTS)
 
 
-def _run_checks(api: ApiChecks, output_path: str | None, report: _Report) -> None:
+def _run_checks(api: ApiChecks, arguments: Namespace, report: _Report) -> None:
+    output_path: str | None = arguments.output_path
     checks = {
         "versions": lambda: check_versions(storage_library(output_path)),
         "connection": api.connection,
@@ -91,6 +93,7 @@ def _run_checks(api: ApiChecks, output_path: str | None, report: _Report) -> Non
         "TLS": api.tls,
         "proxy": api.proxy,
         "storage": lambda: check_storage(output_path),
+        "books": lambda: check_books(api.settings, arguments.conn_id),
         "triggerer": check_triggerer,
         "gallery": check_gallery,
     }
@@ -160,7 +163,12 @@ def _draw(count: int, settings: ConnectionSettings | None, arguments: Namespace,
             if recording is not None:
                 recording.add(answer)
 
-        drawing = Drawing(settings, note, lambda task_id, image: _keep(task_id, image, arguments.output_path))
+        drawing = Drawing(
+            settings,
+            note,
+            lambda task_id, image: _keep(task_id, image, arguments.output_path),
+            conn_id=arguments.conn_id,
+        )
         try:
             check = _draw_all(drawing, count)
         except KeyboardInterrupt:

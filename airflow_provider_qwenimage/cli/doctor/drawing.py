@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from airflow_provider_qwenimage.client.connection import ConnectionSettings
+from airflow_provider_qwenimage.books.calls import booked_calls, settle_end
+from airflow_provider_qwenimage.client.connection import DEFAULT_CONN_ID, ConnectionSettings
 from airflow_provider_qwenimage.client.downloads import ImageClient, fetch
 from airflow_provider_qwenimage.client.transport import RequestsTransport
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES, GenerateRequest, TaskSnapshot
@@ -41,6 +42,7 @@ class Drawing:
         note: Called with each answer, without the key and without queries of URLs.
         use: Called with the id of an image task and the bytes that were downloaded for it.
         poll_interval: Seconds between the first polls; see `polling.PollPolicy`.
+        conn_id: The id of the connection, for its books.
 
     Attributes:
         paid: The ids of the accepted image tasks.
@@ -52,6 +54,7 @@ class Drawing:
     note: Callable[[RecordedAnswer], None]
     use: Callable[[str, bytes], None]
     poll_interval: float = wait_defaults.DEFAULT_POLL_INTERVAL
+    conn_id: str = DEFAULT_CONN_ID
     paid: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
     is_submitting: bool = False
@@ -64,8 +67,8 @@ class Drawing:
             say: Reports progress.
 
         Raises:
-            QwenImageError: If an image fails.
-            ValueError: If the connection's `verify` is not usable; nothing was sent.
+            QwenImageError: If an image fails, or a budget of the connection has no room for it.
+            ValueError: If the connection's `verify` or its books are not usable; nothing was sent.
         """
         transport = RequestsTransport(self.settings)
         try:
@@ -79,23 +82,30 @@ class Drawing:
         self, number: int, transport: RequestsTransport, images: ImageClient, say: Callable[[str], None]
     ) -> None:
         observer = _Observer(number, self.settings, self.note)
-        self.is_submitting = True
-        try:
-            task_id = transport.send(observer.seeing(submission_call(REQUEST), SUBMISSION))
-        except QwenImageError:
-            # The error says whether it may be paid. An interruption does not, so the flag stays.
-            self.is_submitting = False
-            raise
+        with closing(booked_calls(self.settings.books, self.conn_id, REQUEST)) as booked:
+            booked.reserve()
+            self.is_submitting = True
+            try:
+                task_id = transport.send(observer.seeing(submission_call(REQUEST), SUBMISSION))
+            except QwenImageError as error:
+                # The error says whether it may be paid. An interruption does not, so the flag stays.
+                self.is_submitting = False
+                booked.note(error)
+                raise
+            booked.note(task_id)
         self.paid.append(task_id)
         self.unfinished.append(task_id)
         self.is_submitting = False
         say(f"Image {number}: submitted as {task_id}.")
         try:
             snapshot = self._wait(task_id, observer, transport)
-        except QwenImageTaskFailedError:
+        except QwenImageTaskFailedError as error:
             # It has no image, and the error says what it cost.
             self.unfinished.remove(task_id)
+            if error.snapshot is not None:
+                settle_end(self.settings.books, self.conn_id, error.snapshot)
             raise
+        settle_end(self.settings.books, self.conn_id, snapshot)
         say(f"Image {number}: drawn after {observer.elapsed():.0f} s.")
         self.use(task_id, observer.download(images, snapshot.image_urls[0]))
         self.unfinished.remove(task_id)
