@@ -314,6 +314,8 @@ def _serve() -> None:
         if order["arguments"]["output_path"].startswith("s3:"):
             # Otherwise each of the tasks that are to run at once would import it.
             import_module("s3fs")
+        if any("books_conn_id" in connection for connection in order["connections"].values()):
+            import_module("airflow_provider_qwenimage.books.opening")
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
