@@ -116,6 +116,7 @@ OLDEST_AND_NEWEST = (
     "test_failures.py",
     # A batch is one task for Airflow; integration/test_example_batch.py runs everywhere.
     "integration/test_batch.py",
+    "books/test_budgets_of_processes.py",
     # What is rendered and refused: Jinja and the package's own arguments.
     "integration/test_arguments.py",
     "packaging/test_imports.py",
