@@ -221,6 +221,33 @@ def costly_failures(
     return _newest(connection, [is_costly, *_after(since)], _chosen(accounts, dag_ids), most)
 
 
+def open_rows(
+    connection: Any, account: str, statuses: Collection[BookStatus], *, after: str = "", most: int
+) -> list[Submission]:
+    """Return submissions of an account with some statuses, in the order of their ids: a page of them.
+
+    Args:
+        connection: A connection.
+        account: The account.
+        statuses: The statuses.
+        after: The id of the last submission of the page before.
+        most: How many.
+    """
+    submission_id = SUBMISSIONS.c.submission_id
+    statement = (
+        _select_submissions()
+        .where(
+            SUBMISSIONS.c.account == account_column(account),
+            SUBMISSIONS.c.status.in_([str(status) for status in statuses]),
+            submission_id > after,
+        )
+        .order_by(submission_id)
+        .limit(most)
+    )
+    # SQLite stores any value as an id. What is no text is in no order with the others, and comes last.
+    return [_submission(row) for row in connection.execute(statement) if isinstance(row.submission_id, str)]
+
+
 def _after(since: datetime | None) -> tuple[Any, ...]:
     return () if since is None else (SUBMISSIONS.c.reserved_at >= _naive(since),)
 

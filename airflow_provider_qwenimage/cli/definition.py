@@ -74,17 +74,18 @@ _DOCTOR = ActionCommand(
 
 _BOOKS = ActionCommand(
     name="books",
-    help="Show what was spent, from the books in your own database, or create them",
+    help="Show what was spent, from the books in your own database; create them; settle open rows",
     description=(
         "Show what was spent, from the books that books_conn_id of the connection names. `init` creates their tables. "
-        "The exit code is 1 if the books cannot be used."
+        "`settle` asks the API how submissions of killed tasks ended, which costs nothing. The exit code is 1 if the "
+        "books cannot be used, or if it could not be read how a submission ended."
     ),
     func=lazy_load_command("airflow_provider_qwenimage.cli.books.command.run"),
     args=(
         Arg(
             ("action",),
             nargs="?",
-            choices=("show", "init"),
+            choices=("show", "init", "settle"),
             default="show",
             help="What to do (default: show)",
         ),
@@ -94,6 +95,13 @@ _BOOKS = ActionCommand(
         Arg(("--by",), choices=("day", "dag", "task", "account"), help="show: what to group by (default: day)"),
         Arg(("--all-accounts",), action="store_true", help="show: all connections that use these books"),
         Arg(("-o", "--output"), choices=("table", "json", "csv"), help="show: the format (default: table)"),
+        Arg(
+            ("--output-path",),
+            action="append",
+            metavar="URL",
+            help="settle: also read what this folder of images has recorded; may be given several times",
+        ),
+        Arg(("--dry-run",), action="store_true", help="settle: write nothing"),
         ARG_VERBOSE,
     ),
 )

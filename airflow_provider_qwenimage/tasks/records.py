@@ -20,6 +20,8 @@ from airflow_provider_qwenimage.rules.submission_facts import (
 from airflow_provider_qwenimage.rules.tries import Try
 from airflow_provider_qwenimage.tasks.stores import FolderStore, Store
 
+_PART_CHARACTERS = 12
+
 
 class Records:
     """The submissions of one image in Airflow's task state, where nothing is removed.
@@ -267,7 +269,7 @@ class FolderRecords(Records):
 
     def _name(self, submission: Submission, fact: Fact) -> str:
         # With the submission: the number may be used again once everything is removed, and a write may come late.
-        name = f"{self._prefix}-{submission.number}-{submission.intent.submission_id[:12]}-{fact}"
+        name = f"{self._prefix}-{submission.number}-{part_of_name(submission.intent.submission_id)}-{fact}"
         return f"{name}-{self._writer}" if fact in (Fact.REPORTED, Fact.LOST, Fact.MISSED) else name
 
 
@@ -281,6 +283,28 @@ def names_by_key(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         found.setdefault(name.partition("-")[0], []).append(name)
     return found
+
+
+def names_by_submission(names: Iterable[str]) -> dict[str, list[tuple[Fact, str]]]:
+    """Return the names of the ids and ends of submissions in a folder, by the part of their ids that is in the names.
+
+    Args:
+        names: The names of the facts that the folder has.
+    """
+    facts = {str(fact): fact for fact in (Fact.ID, Fact.END)}
+    found: dict[str, list[tuple[Fact, str]]] = {}
+    for name in names:
+        _, _, rest = name.partition("-")
+        _, _, rest = rest.partition("-")
+        part, _, fact = rest.partition("-")
+        if fact in facts:
+            found.setdefault(part, []).append((facts[fact], name))
+    return found
+
+
+def part_of_name(submission_id: str) -> str:
+    """Return the part of a submission's id that is in the names of the facts about it."""
+    return submission_id[:_PART_CHARACTERS]
 
 
 def _claim(key: str, number: int) -> str:

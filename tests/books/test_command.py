@@ -7,50 +7,25 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import pytest
 import sqlalchemy as sa
 
 from airflow_provider_qwenimage.books.schema import BOOKS, BUDGETS, SUBMISSIONS
-from airflow_provider_qwenimage.cli.__main__ import main
 from airflow_provider_qwenimage.cli.books.since import read_since
+from tests.books.running import Run, connect, run_books
 from tests.books.writing import WrittenBooks
 
 NOW = datetime(2026, 11, 27, 12, 30, tzinfo=UTC)
 
 
-@dataclass
-class Ran:
-    code: int
-    out: str
-    errors: str
-
-
-Run: TypeAlias = Callable[..., Ran]
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command."""
-    # The command sets it for its process.
-    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "client")
-
-    def run(*arguments: str) -> Ran:
-        capsys.readouterr()
-        code = 0
-        try:
-            main(["books", *arguments])
-        except SystemExit as end:
-            code = int(str(end.code))
-        printed = capsys.readouterr()
-        return Ran(code, printed.out, printed.err)
-
-    return run
+    return partial(run_books, capsys)
 
 
 @pytest.fixture
@@ -60,11 +35,6 @@ def connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AIRFLOW_CONN_BOOKS", json.dumps({"conn_type": "sqlite", "host": str(file)}))
     connect(monkeypatch, books_conn_id="books", credits_per_day=100, credits_per_month=2000)
     return file
-
-
-def connect(monkeypatch: pytest.MonkeyPatch, name: str = "QWENIMAGE_DEFAULT", **extra: Any) -> None:
-    connection = {"conn_type": "qwenimage", "password": "sk-key", "extra": extra}
-    monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(connection))
 
 
 def write_some(books: WrittenBooks, now: datetime) -> None:

@@ -14,7 +14,7 @@ from airflow_provider_qwenimage.books import accounting, reports
 from airflow_provider_qwenimage.books.database import BooksDatabase
 from airflow_provider_qwenimage.books.reports import Spending
 from airflow_provider_qwenimage.books.schema import SUBMISSIONS
-from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, Reservation
+from airflow_provider_qwenimage.rules.book_rows import BookRow, BookStatus, Change, Reservation
 from airflow_provider_qwenimage.rules.budgets import Budgets
 
 # One minute before the end of a day in UTC.
@@ -42,13 +42,15 @@ class WrittenBooks:
         self, status: str = "reserved", *, at: datetime = EVENING, consumed: float | None = None, **fields: Any
     ) -> str:
         """Write the row of a submission of 5 credits, and return its id."""
-        fields = {"account": "qwen", "dag_id": "foxes", "task_id": "draw"} | fields
-        submission_id = uuid.uuid4().hex
-        row = Reservation(submission_id=submission_id, credits=5, fingerprint="f", run_id="r", **fields)
+        task_id = fields.pop("image_task_id", None)
+        fields = {"account": "qwen", "dag_id": "foxes", "task_id": "draw", "submission_id": uuid.uuid4().hex} | fields
+        row = Reservation(credits=5, fingerprint="f", run_id="r", **fields)
+        submission_id = row.submission_id
         self.do(accounting.add_periods, row.account, at)
         self.do(accounting.reserve, [row], NO_BUDGETS, at)
         if status != "reserved":
-            change = Change(status=BookStatus(status), submission_id=submission_id, credits_consumed=consumed)
+            known = {"image_task_id": task_id, "credits_consumed": consumed}
+            change = Change(status=BookStatus(status), submission_id=submission_id, **known)
             self.do(accounting.settle, [change], row.account, at)
         return submission_id
 
@@ -57,6 +59,12 @@ class WrittenBooks:
         texts = {name: sa.literal(value, sa.String) for name, value in values.items()}
         statement = sa.update(SUBMISSIONS).where(SUBMISSIONS.c.submission_id == submission_id).values(texts)
         self.do(lambda connection: connection.execute(statement))
+
+    def row(self, submission_id: str) -> BookRow:
+        """Return a row."""
+        (row,) = self.do(accounting.rows_of, [submission_id])
+        assert isinstance(row, BookRow)
+        return row
 
     def do(self, function: Any, *arguments: Any, **options: Any) -> Any:
         """Call a function with a connection."""

@@ -34,6 +34,7 @@ DEFAULT_SINCE = "30d"
 _OPTIONS = {
     "show": {"since": "--since", "by": "--by", "all_accounts": "--all-accounts", "output": "--output"},
     "init": {},
+    "settle": {"output_path": "--output-path", "dry_run": "--dry-run"},
 }
 
 
@@ -74,7 +75,11 @@ def run(arguments: argparse.Namespace) -> None:
                 code = _init(opened.database)
             else:
                 _require_tables(opened.database)
-                code = _show(opened, arguments, since, now)
+                code = (
+                    _settle(opened, arguments, now)
+                    if arguments.action == "settle"
+                    else _show(opened, arguments, since, now)
+                )
     except (ValueError, OSError, ImportError, AirflowException, QwenImageError) as error:
         say(f"{error}")
     except KeyboardInterrupt:
@@ -186,3 +191,18 @@ def _show(opened: _Opened, arguments: argparse.Namespace, since: datetime, now: 
     for line in opened.database.read(read).lines(arguments.output or "table"):
         print_line(line)
     return EXIT_OK
+
+
+def _settle(opened: _Opened, arguments: argparse.Namespace, now: datetime) -> int:
+    # Most of the package, which the other actions do not need.
+    from airflow_provider_qwenimage.cli.books.settling import Report, Settling, answer_window, settle
+    from airflow_provider_qwenimage.hooks import QwenImageHook
+    from airflow_provider_qwenimage.storage.paths import open_output_path
+    from airflow_provider_qwenimage.tasks.folder_facts import FolderFacts
+
+    folders = [FolderFacts(open_output_path(path, create=False)) for path in arguments.output_path or ()]
+    report = Report(print_line, say, is_written=not arguments.dry_run)
+    with QwenImageHook(opened.account, connection=opened.connection, log_statuses=False) as hook:
+        settling = Settling(hook.get_status, folders, now - answer_window(opened.settings))
+        settle(opened.database, opened.account, settling, report, now, is_dry_run=arguments.dry_run)
+    return EXIT_FAILED if report.problems else EXIT_OK
