@@ -1,7 +1,7 @@
 """The statements that keep the books: reserve credits within the budgets, and settle what has become known.
 
-Rows of submissions are always locked before rows of budgets, and each kind in the same order, so that no two
-transactions wait for each other.
+Rows of submissions are always locked before rows of budgets, and each kind in the same order (a budget's days before
+its months), so that no two transactions wait for each other.
 """
 
 from __future__ import annotations
@@ -71,14 +71,7 @@ class PeriodMissingError(Exception):
     """The budgets have no row for a period yet; the transaction is to be rolled back."""
 
 
-def reserve(
-    connection: Any,
-    reservations: Sequence[Reservation],
-    budgets: Budgets,
-    now: datetime,
-    *,
-    may_be_written: bool = False,
-) -> list[NearlySpent]:
+def reserve(connection: Any, reservations: Sequence[Reservation], budgets: Budgets, now: datetime) -> list[NearlySpent]:
     """Write the rows of submissions that are about to be sent, and count their credits, all or none of them.
 
     Args:
@@ -86,8 +79,6 @@ def reserve(
         reservations: They are all of one account.
         budgets: The budgets of the account.
         now: The time.
-        may_be_written: Whether an earlier transaction may have been committed although its connection broke: what it
-            has written is not written again.
 
     Returns:
         The budgets that are nearly spent now, and were not before.
@@ -96,15 +87,9 @@ def reserve(
         RefusedError: If a budget has no room for them.
         PeriodMissingError: If `add_periods` has to be called first.
     """
-    new = list(reservations)
-    if may_be_written:
-        known = {row.submission_id for row in rows_of(connection, [one.submission_id for one in reservations])}
-        new = [one for one in reservations if one.submission_id not in known]
-    if not new:
-        return []
-    account = account_column(new[0].account)
+    account = account_column(reservations[0].account)
     moment = _naive(now)
-    rows = [one.columns() | {"status": str(BookStatus.RESERVED), "reserved_at": moment} for one in new]
+    rows = [one.columns() | {"status": str(BookStatus.RESERVED), "reserved_at": moment} for one in reservations]
     connection.execute(SUBMISSIONS.insert(), rows)
     amount = sum(row["credits_reserved"] for row in rows)
     price = max(row["credits_reserved"] for row in rows)
@@ -152,9 +137,11 @@ def add_periods(connection: Any, account: str, now: datetime) -> None:
     """Have the budgets of an account begin in the periods of a time, unless they have begun."""
     insert: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}.get(connection.dialect.name, mysql.insert)
     for period in periods_of(now):
-        # Not 0, if somebody has removed the row.
-        counted = sa.select(sa.func.coalesce(sa.func.sum(counted_credits()), 0)).where(*_in_period(account, period))
-        values = {"account": account_column(account), "period": period.key, "credits": counted.scalar_subquery()}
+        if _used(connection, account_column(account), period.key) is not None:
+            continue
+        # Not 0, if somebody has removed the row. In a query of its own, which locks no rows of submissions.
+        counted = connection.execute(sa.select(sa.func.sum(counted_credits())).where(*_in_period(account, period)))
+        values = {"account": account_column(account), "period": period.key, "credits": counted.scalar() or 0}
         statement = insert(BUDGETS).values(values)
         if connection.dialect.name in {"postgresql", "sqlite"}:
             statement = statement.on_conflict_do_nothing()
@@ -183,12 +170,13 @@ def settle(connection: Any, changes: Iterable[Change], account: str, now: dateti
         if change.submission_id is None and change.image_task_id is not None
     }
     rows = rows_of(connection, sorted(by_id), for_update=True)
-    pairs = [(row, by_id[row.submission_id]) for row in rows]
+    # Databases differ in which texts are equal: for some "a" and "a ".
+    pairs = [(row, by_id[row.submission_id]) for row in rows if row.submission_id in by_id]
     rows = rows_of(connection, sorted(by_task), by=SUBMISSIONS.c.image_task_id, for_update=True)
     pairs += [
-        (row, by_task[str(row.image_task_id)])
+        (row, by_task[row.image_task_id])
         for row in rows
-        if row.account == account_column(account) and row.submission_id not in by_id
+        if row.account == account_column(account) and row.submission_id not in by_id and row.image_task_id in by_task
     ]
     altered = [(row, new) for row, change in pairs if (new := row.changed(change)) != row]
     corrections: dict[tuple[str, str], float] = defaultdict(float)
@@ -234,7 +222,11 @@ def _write(connection: Any, altered: Sequence[tuple[BookRow, BookRow]], moment: 
 
 
 def _correct(connection: Any, corrections: Mapping[tuple[str, str], float]) -> None:
-    for (account, period), amount in sorted(corrections.items()):
+    def order(correction: tuple[tuple[str, str], float]) -> tuple[str, bool, str]:
+        (account, period), _ = correction
+        return account, is_month(period), period
+
+    for (account, period), amount in sorted(corrections.items(), key=order):
         if abs(amount) > TOLERANCE:
             connection.execute(
                 sa.update(BUDGETS)
@@ -344,8 +336,12 @@ def last_price(connection: Any, account: str) -> float | None:
 
 def period_begin(period: Period) -> datetime:
     """Return the first moment of a period, as the books store it."""
-    text = period.key if len(period.key) > len("2026-11") else f"{period.key}-01"
-    return datetime.fromisoformat(text)
+    return datetime.fromisoformat(f"{period.key}-01" if is_month(period.key) else period.key)
+
+
+def is_month(key: str) -> bool:
+    """Whether a period of this name is a month."""
+    return len(key) == len("2026-11")
 
 
 def _naive(moment: datetime) -> datetime:

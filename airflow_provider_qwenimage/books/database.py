@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from airflow_provider_qwenimage.books.schema import BOOKS, METADATA, VERSION
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError
@@ -25,6 +32,10 @@ _STATEMENT_SECONDS = 30
 _EXCERPT_CHARACTERS = 300
 # A budget's row is locked by one process after the other: a deadlock is not expected, but the database decides.
 _TRIES = 3
+# What the drivers for MySQL and SQLite call an operational error, although waiting does not help: no right to a
+# database, a table or a column; and what SQLite says.
+_REFUSED_NUMBERS = (1044, 1142, 1143, 1227)
+_REFUSED_TEXTS = ("no such table", "no such column", "readonly database", "not authorized")
 
 
 class BooksAwayError(QwenImageConnectionError):
@@ -177,13 +188,22 @@ class BooksDatabase:
             )
 
     def create(self) -> None:
-        """Make the tables that are missing."""
-        try:
-            self.transact(_create)
-        except ValueError:
-            # Another process may have made them at the same time.
-            if self.version() is None:
-                raise
+        """Make the tables that are missing.
+
+        Raises:
+            BooksAwayError: If the database cannot be reached.
+            ValueError: If it refuses, for example because the user may not create tables.
+        """
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return self.transact(_create)
+            except (BooksAwayError, ValueError):
+                # Another process may make them at the same time: MariaDB then refuses one table after the other.
+                if self.version() is not None:
+                    return None
+                if not tries_left:
+                    raise
+        return None
 
     def version(self) -> int | None:
         """Return the version of the tables; None if there are none.
@@ -204,6 +224,9 @@ class BooksDatabase:
     def _explained(self, error: SQLAlchemyError) -> Exception:
         cause = getattr(error, "orig", None) or error
         said = shorten(printable(f"{type(cause).__name__}: {cause}"), _EXCERPT_CHARACTERS)
+        if isinstance(error, IntegrityError):
+            # Ids are unique: it is our own row, of a transaction whose answer was lost and which ended only now.
+            return BooksAwayError(f"The books (connection {self.conn_id!r}) were written to at the same time: {said}")
         if _is_outage(error):
             return BooksAwayError(
                 f"The books (connection {self.conn_id!r}) cannot be reached: {said} "
@@ -257,13 +280,23 @@ def _limits_of(dialect: Any) -> dict[str, Any]:
 def _is_outage(error: SQLAlchemyError) -> bool:
     if isinstance(error, sa.exc.TimeoutError):
         return True
+    if isinstance(error, OperationalError) and _is_refused(error):
+        return False
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return isinstance(error, OperationalError | InterfaceError | InternalError)
 
 
+def _is_refused(error: OperationalError) -> bool:
+    return _number_of(error) in _REFUSED_NUMBERS or any(text in str(error.orig) for text in _REFUSED_TEXTS)
+
+
+def _number_of(error: DBAPIError) -> object:
+    """Return the error number of MySQL's drivers."""
+    return error.orig.args[0] if error.orig is not None and error.orig.args else None
+
+
 def _is_deadlock(error: DBAPIError) -> bool:
     """Whether the database gave up on one of two transactions that waited for each other, and nothing was done."""
     state = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None)
-    number = error.orig.args[0] if error.orig is not None and error.orig.args else None
-    return state in {"40001", "40P01"} or number in {1213, 1205}
+    return state in {"40001", "40P01"} or _number_of(error) in {1213, 1205}

@@ -130,8 +130,8 @@ class Books:
     def _abandon(self, entry: _Reserving) -> None:
         with self._changed:
             entry.is_abandoned = True
-            if entry.written.done():
-                self._take_back(entry)
+            # An attempt may have written it. If the thread is writing it just now, it takes it back once more.
+            self._take_back(entry)
 
     def note(self, change: Change) -> None:
         """Have it written soon what has become known about a submission; nobody waits for it."""
@@ -249,13 +249,11 @@ class Books:
             with self._changed:
                 self._written = queued
                 self._changed.notify_all()
-            self._reserve([entry for entry in reserving if not entry.is_abandoned])
+            self._reserve(self._not_written([entry for entry in reserving if not entry.is_abandoned]))
         except BooksAwayError as error:
             self._wait_for_database(error, reserving, changes)
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait must know
-            for entry in reserving:
-                if not entry.written.done():
-                    entry.written.set_exception(error)
+            self._refuse([entry for entry in reserving if not entry.written.done()], error)
             self._wait_for_database(error, [], changes)
         else:
             self._away, self._pause, self._may_be_written = None, _FIRST_PAUSE, False
@@ -266,25 +264,44 @@ class Books:
         self.price = max(self.price, assumed_price(price))
         self._is_prepared = True
 
+    def _not_written(self, entries: list[_Reserving]) -> list[_Reserving]:
+        """Return the entries that no earlier attempt has written; the others are reserved."""
+        if not self._may_be_written or not entries:
+            return entries
+        ids = [entry.reservation.submission_id for entry in entries]
+        rows = self._database.transact(lambda one: accounting.rows_of(one, ids))
+        written = {row.submission_id for row in rows}
+        self._allow([entry for entry in entries if entry.reservation.submission_id in written])
+        return [entry for entry in entries if entry.reservation.submission_id not in written]
+
+    def _allow(self, entries: list[_Reserving]) -> None:
+        for entry in entries:
+            with self._changed:
+                entry.written.set_result(None)
+                if entry.is_abandoned:
+                    self._take_back(entry)
+
+    def _refuse(self, entries: list[_Reserving], error: Exception) -> None:
+        with self._changed:
+            for entry in entries:
+                entry.written.set_exception(error)
+                if self._may_be_written:
+                    self._take_back(entry)
+
     def _reserve(self, entries: list[_Reserving]) -> None:
         """Reserve as many as the budgets allow, in the order in which they came."""
         left = entries
         while left:
             refusal = self._reserve_all(left)
             if refusal is None:
-                for entry in left:
-                    with self._changed:
-                        entry.written.set_result(None)
-                        if entry.is_abandoned:
-                            self._take_back(entry)
+                self._allow(left)
                 return
             allowed = min(refusal.images_left, len(left) - 1)
             if allowed == 0:
                 error = self._budget_error(refusal)
                 # The first, if it alone is too much; each of the others may cost less.
                 refused, left = (left, []) if refusal.images_left == 0 else (left[:1], left[1:])
-                for entry in refused:
-                    entry.written.set_exception(error)
+                self._refuse(refused, error)
             else:
                 self._reserve(left[:allowed])
                 left = left[allowed:]
@@ -296,7 +313,7 @@ class Books:
         now = _now()
 
         def work(connection: Any) -> list[NearlySpent]:
-            return accounting.reserve(connection, reservations, self._budgets, now, may_be_written=self._may_be_written)
+            return accounting.reserve(connection, reservations, self._budgets, now)
 
         try:
             try:
@@ -331,9 +348,8 @@ class Books:
             waiting = [entry for entry in reserving if not entry.written.done()]
             for entry in waiting:
                 if now >= entry.deadline or self._is_stopped:
-                    entry.written.set_exception(_gave_up(error))
                     # It may be written although the answer was lost.
-                    self._take_back(entry)
+                    self._refuse([entry], _gave_up(error))
             self._reserving[:0] = [entry for entry in waiting if not entry.written.done()]
             for key, change in changes.items():
                 newer = self._changes.get(key)

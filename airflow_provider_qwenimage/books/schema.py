@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from airflow_provider_qwenimage.rules.book_rows import (
+    MOST_HASH_CHARACTERS,
     MOST_NAME_CHARACTERS,
     MOST_PATH_CHARACTERS,
     MOST_TASK_ID_CHARACTERS,
@@ -20,7 +21,9 @@ VERSION = 1
 _OPTIONS: dict[str, Any] = {"mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin", "mysql_engine": "InnoDB"}
 _OPTIONS |= {name.replace("mysql", "mariadb"): value for name, value in _OPTIONS.items()}
 _NAME = sa.String(MOST_NAME_CHARACTERS)
-_CREDITS = sa.Numeric(15, 6, asdecimal=False)
+# Up to a billion for one image, and a sum of very many.
+_CREDITS = sa.Numeric(16, 6, asdecimal=False)
+_SUM = sa.Numeric(21, 6, asdecimal=False)
 # UTC, without a zone. MariaDB cuts the fractions of a second off unless it is asked to keep them.
 _TIME: Any = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql").with_variant(mysql.DATETIME(fsp=6), "mariadb")
 
@@ -46,7 +49,7 @@ SUBMISSIONS = sa.Table(
     sa.Column("submitted_at", _TIME),
     sa.Column("settled_at", _TIME),
     sa.Column("path", sa.String(MOST_PATH_CHARACTERS)),
-    sa.Column("sha256", sa.String(64)),
+    sa.Column("sha256", sa.String(MOST_HASH_CHARACTERS)),
     sa.Index("qwenimage_submissions_account", "account", "reserved_at"),
     sa.Index("qwenimage_submissions_dag", "dag_id", "reserved_at"),
     sa.Index("qwenimage_submissions_status", "status"),
@@ -60,7 +63,7 @@ BUDGETS = sa.Table(
     METADATA,
     sa.Column("account", _NAME, primary_key=True),
     sa.Column("period", sa.String(10), primary_key=True),
-    sa.Column("credits", _CREDITS, nullable=False),
+    sa.Column("credits", _SUM, nullable=False),
     **_OPTIONS,
 )
 

@@ -18,6 +18,7 @@ from airflow_provider_qwenimage.text.storable import storable_text
 MOST_NAME_CHARACTERS = 250
 MOST_TASK_ID_CHARACTERS = 500
 MOST_PATH_CHARACTERS = 4000
+MOST_HASH_CHARACTERS = 64
 # Nobody pays more for an image, and each database can store it.
 MOST_CREDITS = 10**9
 _MOST_NUMBER = 2**31 - 1
@@ -171,7 +172,8 @@ class BookRow:
             "image_task_id": None if change.image_task_id is None else task_id_column(change.image_task_id),
             "credits_consumed": None if change.credits_consumed is None else _amount(change.credits_consumed),
             "path": None if change.path is None else storable_text(change.path)[:MOST_PATH_CHARACTERS],
-            "sha256": change.sha256,
+            # A sidecar, which others can write, may be its source.
+            "sha256": None if change.sha256 is None else storable_text(change.sha256)[:MOST_HASH_CHARACTERS],
         }
         news = {name: value for name, value in known.items() if value is not None}
         return replace(self, status=change.status, **news)

@@ -22,6 +22,7 @@ BOOKS_OPTIONS = (BOOKS_CONN_ID, PER_DAY, PER_MONTH)
 WARNING_SHARE = 0.8
 # Sums of fractions of a credit are not exact in every database.
 TOLERANCE = 1e-6
+_DIGITS = 6
 _LONGEST_CONN_ID = 250
 # DAGs that an error names.
 NAMED_SPENDERS = 5
@@ -145,7 +146,9 @@ def periods_of(moment: datetime) -> tuple[Period, Period]:
 
 def is_nearly_spent(limit: float, before: float, after: float) -> bool:
     """Whether credits take a budget over the share that is reported."""
-    return before < limit * WARNING_SHARE <= after
+    # To the digits that the books store: one reservation's `after` is the next one's `before`, which is a difference.
+    threshold = round(limit * WARNING_SHARE, _DIGITS)
+    return round(before, _DIGITS) < threshold <= round(after, _DIGITS)
 
 
 def nearly_spent(account: str, period: Period, limit: float, used: float) -> str:

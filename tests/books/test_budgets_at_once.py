@@ -1,0 +1,39 @@
+"""A budget holds for all processes that share it, and is the sum of what its rows count for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from airflow_provider_qwenimage.rules.budgets import Budgets
+from tests.books.databases import counted_in, deadlocks_in, rows_in, used_in
+from tests.books.keepers import Work, at_once
+from tests.databases.server import Database
+
+PROCESSES = 8
+
+
+def test_processes_reserve_exactly_what_the_budget_allows_and_one_reports_that_it_is_nearly_spent(
+    database: Database,
+) -> None:
+    found = at_once(database, Work(Budgets(per_day=400), settles=False), PROCESSES)
+
+    assert found == {"reserved": 80, "refused": 192 - 80, "nearly spent": 1, "written": PROCESSES}
+    rows = rows_in(database)
+    assert [row["status"] for row in rows] == ["reserved"] * 80
+    assert set(used_in(database).values()) == {400}
+
+
+def test_reservations_and_settlements_of_processes_lose_no_update_and_lock_nobody_out(database: Database) -> None:
+    before = deadlocks_in(database)
+    found = at_once(database, Work(Budgets(), settles=True), PROCESSES)
+
+    assert +found == {"reserved": 192, "written": PROCESSES}
+    rows = rows_in(database)
+    assert Counter((row["status"], row["credits_consumed"]) for row in rows) == {
+        ("done", 5): 48,
+        ("done", 7): 48,
+        ("failed", 0): 48,
+        ("withdrawn", None): 48,
+    }
+    assert used_in(database) == counted_in(database)
+    assert deadlocks_in(database) == before
