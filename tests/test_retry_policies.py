@@ -129,6 +129,12 @@ def test_a_retry_waits_until_a_spent_budget_begins_anew(error_class: Callable[..
     assert advice.is_only_early == (error_class is QwenImageBudgetError)
 
 
+def test_a_long_wait_is_at_most_ten_minutes_longer_than_asked() -> None:
+    advice = advise_retry(asking(20 * DAY), 31 * DAY, draw=lambda: 1.0)
+    assert isinstance(advice, RetryLater)
+    assert advice.seconds == 20 * DAY + 600
+
+
 def test_tasks_that_were_refused_together_come_back_spread() -> None:
     waits = [advise_retry(asking(100), draw=iter([drawn]).__next__) for drawn in (0.0, 0.5, 1.0)]
     assert [round(wait.seconds, 6) for wait in waits if isinstance(wait, RetryLater)] == [100, 105, 110]

@@ -20,6 +20,7 @@ DEFAULT_MAX_RESCHEDULES = 10
 
 # Tasks that were refused together must not all come back together.
 _SPREAD = 0.1
+_LONGEST_SPREAD = 600.0
 # A loop of causes is followed once, but a chain has no limit of its own.
 _MOST_ERRORS = 1000
 
@@ -60,7 +61,8 @@ def advise_retry(
     Args:
         error: What the try ended with.
         max_delay: The most seconds to wait.
-        draw: Returns a random number from 0 to 1. A wait is up to a tenth longer than asked.
+        draw: Returns a random number from 0 to 1. A wait is up to a tenth longer than asked, and
+            at most ten minutes.
     """
     errors = _errors_behind(error)
     for each in errors:
@@ -70,14 +72,16 @@ def advise_retry(
     asked, by = max(waits, key=lambda wait: wait[0], default=(0.0, error))
     if asked <= 0:
         return None
+    asked = min(asked, max_delay)
     return RetryLater(
-        seconds=min(min(asked, max_delay) * (1 + _SPREAD * draw()), max_delay),
+        seconds=min(asked + min(_SPREAD * asked, _LONGEST_SPREAD) * draw(), max_delay),
         is_only_early=all(isinstance(each, QwenImageRateLimitError | QwenImageBudgetError) for each in errors),
-        reason=_reason(by, asked),
+        reason=_reason(by),
     )
 
 
-def _reason(error: BaseException, asked: float) -> str:
+def _reason(error: BaseException) -> str:
+    asked = _asked_seconds(error)
     if isinstance(error, QwenImageBudgetError | QwenImageBatchError):
         return f"{type(error).__name__}: a budget begins anew in {asked:.0f} s."
     return f"{type(error).__name__}: the server asked to wait {min(asked, DEFAULT_MAX_DELAY):.0f} s."
