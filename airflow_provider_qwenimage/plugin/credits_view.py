@@ -48,7 +48,7 @@ class BudgetLine:
 
     name: str
     limit: float
-    begins: str
+    resets: str
     used: float | None = None
     left: float | None = None
     is_nearly_spent: bool = False
@@ -124,6 +124,11 @@ class CreditsPage:
     failures: SubmissionList = field(default_factory=SubmissionList)
     is_of_books: bool = True
 
+    @property
+    def has_accounts_without_books(self) -> bool:
+        """Whether there are credits that no books have."""
+        return any(account.is_without_books for account in self.accounts)
+
 
 def days_until(now: datetime) -> tuple[date, ...]:
     """Return the days that the page shows, in UTC; the last is today."""
@@ -166,8 +171,6 @@ def page_of_books(
             notes.append(f"The books of {_listed(shown)} {problem}")
         else:
             notes.append("Some books cannot be read now, so credits may be missing here.")
-    if any(line.is_without_books for line in lines):
-        notes.append("What connections without books have spent is not in these numbers.")
     found = [one for one in details.values() if not isinstance(one, str)]
     if any(one.is_cut for one in found):
         notes.append("There are more DAGs than this page can add up; it leaves out those that spent least.")
@@ -260,7 +263,7 @@ def _budget_line(budget: AccountBudget, rights: Rights) -> BudgetLine:
     if not _may_see_used(budget, rights):
         return line
     return BudgetLine(
-        line.name, line.limit, line.begins, state.used, state.left, state.used >= WARNING_SHARE * state.limit
+        line.name, line.limit, line.resets, state.used, state.left, state.used >= WARNING_SHARE * state.limit
     )
 
 

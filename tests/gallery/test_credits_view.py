@@ -50,7 +50,7 @@ def test_the_days_end_today_in_utc() -> None:
 def test_a_budget_is_shown_to_who_may_read_all_who_spend_from_it() -> None:
     line = budget(FOXES)
     assert (line.used, line.left, line.is_nearly_spent) == (10, 90, False)
-    assert line.begins == "2026-11-28 00:00 UTC"
+    assert line.resets == "2026-11-28 00:00 UTC"
     assert budget(FOXES, used=80, spenders={"foxes": 80}).is_nearly_spent
 
 
