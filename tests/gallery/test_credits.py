@@ -21,9 +21,10 @@ from airflow_provider_qwenimage.plugin import credit_books, credits_routes
 from airflow_provider_qwenimage.plugin.credit_accounts import find_accounts
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, Reservation
 from airflow_provider_qwenimage.rules.budgets import Budgets
+from airflow_provider_qwenimage.testing.dag_test import make_known
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
-from tests.integration.dag_runs import TestDag, dag_that_draws, make_known
+from tests.integration.dag_runs import TestDag, dag_that_draws
 
 FOXES, HARES = "credits_foxes", "credits_hares"
 NOT_SHOWN = "not shown: DAGs that you may not read spend from it too"

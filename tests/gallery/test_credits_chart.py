@@ -47,7 +47,7 @@ def test_the_last_day_has_a_label() -> None:
     chart = chart_of(DAYS, {})
     assert chart.labels[-1].text == "30 Nov"
     assert len(chart.labels) == 10
-    assert chart.bars == chart.series == ()
+    assert (chart.bars, chart.series) == ((), ())
     assert [tick.text for tick in chart.ticks] == ["0", "1"]
 
 
