@@ -266,17 +266,28 @@ def test_rows_that_another_program_has_written_hold_up_no_other(
     assert len(ran.errors.splitlines()) == 4
 
 
-def test_more_rows_than_a_page_are_all_settled(run: Run, books: WrittenBooks) -> None:
+def reserve_many(books: WrittenBooks, number: int) -> None:
+    """Write the rows of submissions of a task that was killed long ago."""
     at = datetime.now(UTC) - timedelta(hours=2)
     rows = [
-        Reservation(submission_id=uuid.uuid4().hex, account=ACCOUNT, credits=5, fingerprint="f") for _ in range(450)
+        Reservation(submission_id=uuid.uuid4().hex, account=ACCOUNT, credits=1, fingerprint="f") for _ in range(number)
     ]
     books.do(accounting.add_periods, ACCOUNT, at)
     books.do(accounting.reserve, rows, BUDGETS, at)
+
+
+def test_more_rows_than_a_block_are_all_settled(run: Run, books: WrittenBooks) -> None:
+    reserve_many(books, 450)
     ran = run()
     assert ran.code == 0
     assert ran.out.splitlines()[-1] == "450 of 450 open rows changed: 450 unknown."
     assert run().out == "0 of 0 open rows changed.\n"
+
+
+@ON_SQLITE
+def test_more_rows_than_a_page_are_all_looked_at(run: Run, books: WrittenBooks) -> None:
+    reserve_many(books, 5001)
+    assert run("--dry-run").out.splitlines()[-1].startswith("5001 of 5001 open rows changed: 5001 unknown.")
 
 
 @ON_SQLITE

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 ReadStatus: TypeAlias = Callable[[str], "TaskSnapshot"]
 
-_ROWS_AT_ONCE = 200
+# The database sorts all open rows for a page. Blocks are written as soon as they are known.
+_ROWS_OF_A_PAGE = 5000
+_ROWS_OF_A_BLOCK = 200
 # If the API itself is away, each further question takes seconds.
 _MOST_FAILED_READS = 5
 _PROGRESS_SECONDS = 10.0
@@ -203,7 +205,7 @@ class Report:
 def settle(
     database: BooksDatabase, account: str, settling: Settling, report: Report, now: datetime, *, is_dry_run: bool
 ) -> None:
-    """Settle the open rows of an account, page by page.
+    """Settle the open rows of an account, block by block.
 
     Args:
         database: The database of the books.
@@ -216,9 +218,9 @@ def settle(
     statuses = [BookStatus.RESERVED, BookStatus.SUBMITTED]
     # What was lost may be in a folder.
     statuses += [BookStatus.UNKNOWN] if settling.folders else []
-    for page in _pages(database, account, statuses):
+    for block in _blocks(database, account, statuses):
         outcomes = []
-        for row in page:
+        for row in block:
             outcomes.append(settling.outcome(row))
             report.count()
         changes = [outcome.change for outcome in outcomes if outcome.change is not None]
@@ -229,15 +231,16 @@ def settle(
     report.end()
 
 
-def _pages(database: BooksDatabase, account: str, statuses: Sequence[BookStatus]) -> Iterator[list[Submission]]:
+def _blocks(database: BooksDatabase, account: str, statuses: Sequence[BookStatus]) -> Iterator[list[Submission]]:
     after = ""
     while page := _page(database, account, statuses, after):
-        yield page
+        for begin in range(0, len(page), _ROWS_OF_A_BLOCK):
+            yield page[begin : begin + _ROWS_OF_A_BLOCK]
         after = page[-1].submission_id
 
 
 def _page(database: BooksDatabase, account: str, statuses: Sequence[BookStatus], after: str) -> list[Submission]:
-    return database.read(lambda one: reports.open_rows(one, account, statuses, after=after, most=_ROWS_AT_ONCE))
+    return database.read(lambda one: reports.open_rows(one, account, statuses, after=after, most=_ROWS_OF_A_PAGE))
 
 
 def _write(database: BooksDatabase, account: str, changes: Sequence[Change], now: datetime) -> None:
