@@ -35,7 +35,9 @@ _TRIES = 3
 # What the drivers for MySQL and SQLite call an operational error, although waiting does not help: no right to a
 # database, a table or a column; and what SQLite says.
 _REFUSED_NUMBERS = (1044, 1142, 1143, 1227)
-_REFUSED_TEXTS = ("no such table", "no such column", "readonly database", "not authorized")
+_REFUSED_TEXTS = ("no such table", "no such column")
+# A file that nobody may write to; not one that was moved away, whose error has another name.
+_READ_ONLY = "SQLITE_READONLY"
 
 
 class BooksAwayError(QwenImageConnectionError):
@@ -140,9 +142,17 @@ class BooksDatabase:
             except DBAPIError as error:
                 if tries_left and _is_deadlock(error):
                     continue
-                raise self._explained(error) from None
+                explained = self._explained(error)
+                if isinstance(explained, BooksAwayError):
+                    # A new connection may reach another server, or a file that has come back.
+                    self._engine.dispose()
+                raise explained from None
             except SQLAlchemyError as error:
                 raise self._explained(error) from None
+            except self._engine.dialect.dbapi.Error as error:
+                # SQLAlchemy does not wrap those of the statements that it sends by itself.
+                self._engine.dispose()
+                raise BooksAwayError(self._away(error)) from None
         raise AssertionError("the last try returns or raises")
 
     def _transact(self, work: Callable[[Any], T], *, is_read: bool) -> T:
@@ -154,10 +164,14 @@ class BooksDatabase:
                 begun = connection.get_transaction() or connection.begin()
             else:
                 level = "REPEATABLE READ" if is_read else "READ COMMITTED"
-                connection = connection.execution_options(isolation_level=level)
-                begun = connection.begin()
                 if self.dialect == "postgresql":
+                    connection = connection.execution_options(isolation_level=level)
+                    begun = connection.begin()
                     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {_STATEMENT_SECONDS * 1000}")
+                else:
+                    begun = connection.begin()
+                    # For this transaction. SQLAlchemy's option sends four statements, and does not wrap their errors.
+                    connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {level}")
             try:
                 result = work(connection)
             except BaseException:
@@ -222,20 +236,27 @@ class BooksDatabase:
         return self.read(read)
 
     def _explained(self, error: SQLAlchemyError) -> Exception:
-        cause = getattr(error, "orig", None) or error
-        said = shorten(printable(f"{type(cause).__name__}: {cause}"), _EXCERPT_CHARACTERS)
+        said = _said(error)
         if isinstance(error, IntegrityError):
             # Ids are unique: it is our own row, of a transaction whose answer was lost and which ended only now.
             return BooksAwayError(f"The books (connection {self.conn_id!r}) were written to at the same time: {said}")
         if _is_outage(error):
-            return BooksAwayError(
-                f"The books (connection {self.conn_id!r}) cannot be reached: {said} "
-                "Check that the database runs and that the connection is right."
-            )
+            return BooksAwayError(self._away(error))
         return ValueError(
             f"The books (connection {self.conn_id!r}) refuse a statement: {said} Run `airflow qwenimage books init` "
             "with a connection that may create tables, and grant SELECT, INSERT and UPDATE on them."
         )
+
+    def _away(self, error: Exception) -> str:
+        return (
+            f"The books (connection {self.conn_id!r}) cannot be reached: {_said(error)} "
+            "Check that the database runs and that the connection is right."
+        )
+
+
+def _said(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    return shorten(printable(f"{type(cause).__name__}: {cause}"), _EXCERPT_CHARACTERS)
 
 
 def _create(connection: Any) -> None:
@@ -288,6 +309,8 @@ def _is_outage(error: SQLAlchemyError) -> bool:
 
 
 def _is_refused(error: OperationalError) -> bool:
+    if getattr(error.orig, "sqlite_errorname", None) == _READ_ONLY:
+        return True
     return _number_of(error) in _REFUSED_NUMBERS or any(text in str(error.orig) for text in _REFUSED_TEXTS)
 
 

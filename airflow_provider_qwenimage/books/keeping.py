@@ -216,6 +216,9 @@ class Books:
         try:
             while self._wait_for_work():
                 self._work()
+            if self._changes:
+                # Nobody waits for it, but as long as the process lives, it can be done.
+                self._work()
         finally:
             self._database.close()
 

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +58,10 @@ class Database:
         """Start its server again after `kill`."""
         self.server.start()
 
+    def frozen(self) -> AbstractContextManager[None]:
+        """Have its server answer nobody during a block, without closing a connection."""
+        return self.server.frozen()
+
 
 class Server(ABC):
     """A server with databases, from `__enter__` to `__exit__`."""
@@ -82,6 +87,10 @@ class Server(ABC):
     @abstractmethod
     def start(self) -> None:
         """Start the server again after `kill`, on the same port; do nothing if it runs."""
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Have the server answer nobody during a block, without closing a connection."""
+        raise NotImplementedError(f"{type(self).__name__} has no processes")
 
 
 class ServerProcess(Server):
@@ -146,15 +155,35 @@ class ServerProcess(Server):
 
         wait_until(answers, f"the start of {self.name}", START_SECONDS)
 
-    def kill(self) -> None:
-        if self._process is None or self._process.poll() is not None:
-            return
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        family = self._suspended()
+        try:
+            yield
+        finally:
+            for member in family:
+                with suppress(psutil.NoSuchProcess):
+                    member.resume()
+
+    def _suspended(self) -> list[psutil.Process]:
+        """Stop the server's processes, and return them."""
+        assert self._process is not None
         main = psutil.Process(self._process.pid)
         # It starts no other process while it is stopped.
         main.suspend()
         family = [main, *main.children(recursive=True)]
         for member in family:
-            member.kill()
+            with suppress(psutil.NoSuchProcess):
+                member.suspend()
+        return family
+
+    def kill(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        family = self._suspended()
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
         self._process.wait()
         wait_until(lambda: not any(map(_is_alive, family)), f"the end of {self.name}", _STOP_SECONDS)
 
