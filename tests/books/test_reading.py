@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 
 from airflow_provider_qwenimage.books.database import BooksDatabase
 from airflow_provider_qwenimage.books.schema import BUDGETS, VERSION
+from tests.databases.server import Database
 
 _ROW = {"account": "images", "period": "2026-11", "credits": 5}
 
@@ -42,18 +44,25 @@ def test_what_a_reader_writes_is_lost(path: Path) -> None:
     assert books.read(count) == 0
 
 
-def test_a_reader_sees_one_state_and_holds_no_writer_up(path: Path) -> None:
-    # With write-ahead logging a reader and a writer do not wait for each other.
-    with sa.create_engine(f"sqlite:///{path}").connect() as connection:
-        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+def test_a_reader_sees_one_state_and_holds_no_writer_up(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_BOOKS", database.connection_json())
+    reader, writer = (BooksDatabase.of_connection("books") for _ in range(2))
+    writer.create()
+    if writer.dialect == "sqlite":
+        # With write-ahead logging a reader and a writer do not wait for each other.
+        path = json.loads(database.connection_json())["host"]
+        with sa.create_engine(f"sqlite:///{path}").connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
     def read(connection: Any) -> tuple[int, int]:
         before = count(connection)
-        opened(path).transact(lambda one: one.execute(BUDGETS.insert().values(_ROW)))
+        writer.transact(lambda one: one.execute(BUDGETS.insert().values(_ROW)))
         return before, count(connection)
 
-    assert opened(path).read(read) == (0, 0)
-    assert opened(path).read(count) == 1
+    assert reader.read(read) == (0, 0)
+    assert reader.read(count) == 1
+    reader.close()
+    writer.close()
 
 
 def test_a_reader_does_not_wait_for_a_writer(path: Path) -> None:
