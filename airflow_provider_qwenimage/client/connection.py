@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ from urllib.parse import urlsplit
 
 from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
 from airflow_provider_qwenimage.rules.arguments import MAX_SECONDS, read_argument
-from airflow_provider_qwenimage.rules.budgets import BOOKS_OPTIONS, NO_BOOKS, BooksOptions, read_books_options
-from airflow_provider_qwenimage.rules.connection_extra import positive_number
+from airflow_provider_qwenimage.rules.budgets import NO_BOOKS, BooksOptions, read_books_options
+from airflow_provider_qwenimage.rules.connection_extra import KNOWN_EXTRA, positive_number, read_extra
 from airflow_provider_qwenimage.rules.origins import DEFAULT_PORTS, displayed_url, host_in_ascii
 from airflow_provider_qwenimage.text.masking import Mask
 from airflow_provider_qwenimage.text.messages import did_you_mean, printable, safe_repr, shorten
@@ -36,7 +35,6 @@ _HIGHEST_PORT = 65_535
 _LONGEST_URL = 2000
 # With a slash or a colon too few or too many, it is still a user.
 _MISSPELT_USER = re.compile(r"(?:https?)?[:/\\]+[^/\\]*@", re.IGNORECASE)
-_KNOWN_EXTRA = ("timeout_seconds", "max_requests_per_second", "verify", *BOOKS_OPTIONS)
 # Old versions of Airflow's form store a field under its name with this prefix.
 _FORM_PREFIX = "extra__"
 _MOST_UNKNOWN_KEYS = 5
@@ -126,7 +124,7 @@ def read_connection(
 def _read_settings(
     connection: AirflowConnection, key: str, mask: Mask, timeout_seconds: float | None
 ) -> ConnectionSettings:
-    extra = _read_extra(connection.extra)
+    extra = read_extra(connection.extra)
     if timeout_seconds is None:
         timeout_seconds = positive_number(extra, "timeout_seconds", DEFAULT_TIMEOUT_SECONDS, MAX_SECONDS)
     return ConnectionSettings(
@@ -197,24 +195,9 @@ def _bracketed(host: str) -> str:
         return host
 
 
-def _read_extra(extra: str | None) -> Mapping[str, Any]:
-    if not extra or not extra.strip():
-        return {}
-    try:
-        values = json.loads(extra)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"has an extra that is not a JSON object; it must be an object with any of {', '.join(_KNOWN_EXTRA)}, "
-            'such as {"timeout_seconds": 30}.'
-        )
-    return values
-
-
 def _describe_ignored(extra: Mapping[str, Any]) -> str:
     """Return a sentence about the unknown keys of an extra: a limit that is misspelt is no limit."""
-    unknown = [name for name in extra if name not in _KNOWN_EXTRA and not _is_left_by_a_form(name, extra[name])]
+    unknown = [name for name in extra if name not in KNOWN_EXTRA and not _is_left_by_a_form(name, extra[name])]
     if not unknown:
         return ""
     shown = [_describe_unknown(name) for name in unknown[:_MOST_UNKNOWN_KEYS]]
@@ -222,7 +205,7 @@ def _describe_ignored(extra: Mapping[str, Any]) -> str:
         shown.append(f"{len(unknown) - _MOST_UNKNOWN_KEYS} more")
     return (
         f"These keys of the extra are unknown and have no effect: {', '.join(shown)}. "
-        f"Known keys are {', '.join(_KNOWN_EXTRA)}."
+        f"Known keys are {', '.join(KNOWN_EXTRA)}."
     )
 
 
@@ -234,7 +217,7 @@ def _describe_unknown(name: str) -> str:
     plain = name.rpartition("__")[2] if name.startswith(_FORM_PREFIX) else name
     plain = re.sub(r"[^a-z]+", "_", plain[:_LONGEST_KEY].lower()).strip("_")
     shown = printable(name if len(name) <= _LONGEST_KEY else f"{name[:_LONGEST_KEY]}…")
-    return f"{shown!r}{did_you_mean(plain, _KNOWN_EXTRA)}"
+    return f"{shown!r}{did_you_mean(plain, KNOWN_EXTRA)}"
 
 
 # The Test button tests a copy under an id of its own, so the number of warnings that are remembered is bounded.

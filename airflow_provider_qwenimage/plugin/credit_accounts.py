@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from airflow_provider_qwenimage.rules.budgets import NO_BOOKS, BooksOptions, read_books_options
+from airflow_provider_qwenimage.rules.connection_extra import read_extra
 from airflow_provider_qwenimage.text.messages import printable, shorten
 
 log = logging.getLogger(__name__)
@@ -76,23 +76,10 @@ def _in_database() -> dict[str, Account]:
 
 def _account(conn_id: str, connection: Any) -> Account:
     try:
-        return Account(conn_id, read_books_options(_extra_of(connection)))
+        return Account(conn_id, read_books_options(read_extra(connection.extra)))
     except ValueError as error:
         return Account(conn_id, problem=str(error))
     except Exception as error:  # noqa: BLE001  Airflow cannot decrypt it, for example
         message = shorten(printable(f"{type(error).__name__}: {error}"), _LOGGED_CHARACTERS)
         log.warning("Cannot read the extra of connection %s for the page Credits: %s", printable(conn_id), message)
         return Account(conn_id, problem=f"has an extra that Airflow cannot read ({type(error).__name__}).")
-
-
-def _extra_of(connection: Any) -> dict[str, Any]:
-    extra = connection.extra
-    if not extra or not extra.strip():
-        return {}
-    try:
-        values = json.loads(extra)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise ValueError("has an extra that is not a JSON object; it must be one.")
-    return values

@@ -8,15 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_provider_qwenimage.exceptions import QwenImageBudgetError
-from airflow_provider_qwenimage.rules.connection_extra import positive_number
+from airflow_provider_qwenimage.rules.connection_extra import (
+    BOOKS_CONN_ID,
+    CREDITS_PER_DAY,
+    CREDITS_PER_MONTH,
+    positive_number,
+)
 from airflow_provider_qwenimage.rules.prices import assumed_price, described_price
 from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten
-
-PER_DAY = "credits_per_day"
-PER_MONTH = "credits_per_month"
-BOOKS_CONN_ID = "books_conn_id"
-# The keys of a connection's extra.
-BOOKS_OPTIONS = (BOOKS_CONN_ID, PER_DAY, PER_MONTH)
 
 # A budget that is spent to this share is reported once, so that somebody can react before it is spent.
 WARNING_SHARE = 0.8
@@ -43,7 +42,7 @@ class Budgets:
 
     def limit_of(self, period: Period) -> float | None:
         """Return the limit in a period."""
-        return self.per_day if period.option == PER_DAY else self.per_month
+        return self.per_day if period.option == CREDITS_PER_DAY else self.per_month
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,11 @@ def read_books_options(extra: Mapping[str, Any]) -> BooksOptions:
     Raises:
         ValueError: If an option is not usable; the message continues the sentence "Connection … ".
     """
-    budgets = Budgets(positive_number(extra, PER_DAY, None), positive_number(extra, PER_MONTH, None))
+    budgets = Budgets(positive_number(extra, CREDITS_PER_DAY, None), positive_number(extra, CREDITS_PER_MONTH, None))
     conn_id = extra.get(BOOKS_CONN_ID)
     if conn_id is None or (isinstance(conn_id, str) and not conn_id.strip()):
         if budgets != Budgets():
-            name = PER_MONTH if budgets.per_day is None else PER_DAY
+            name = CREDITS_PER_MONTH if budgets.per_day is None else CREDITS_PER_DAY
             raise ValueError(
                 f"has {name} in its extra, but no {BOOKS_CONN_ID}; a budget is kept in the books, so it must name an "
                 "Airflow connection to an SQL database."
@@ -139,8 +138,8 @@ def periods_of(moment: datetime) -> tuple[Period, Period]:
     first = day.replace(day=1)
     next_month = (first + timedelta(days=31)).replace(day=1)
     return (
-        Period(PER_DAY, f"{day:%Y-%m-%d}", day + timedelta(days=1)),
-        Period(PER_MONTH, f"{first:%Y-%m}", next_month),
+        Period(CREDITS_PER_DAY, f"{day:%Y-%m-%d}", day + timedelta(days=1)),
+        Period(CREDITS_PER_MONTH, f"{first:%Y-%m}", next_month),
     )
 
 

@@ -1,13 +1,46 @@
-"""Reads numbers of a connection's extra, which people and forms write in several ways. No I/O."""
+"""Reads the extra of a connection, which people and forms write in several ways. No I/O."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_qwenimage.rules.arguments import MAX_SECONDS
 from airflow_provider_qwenimage.text.messages import safe_repr, shorten
+
+BOOKS_CONN_ID = "books_conn_id"
+CREDITS_PER_DAY = "credits_per_day"
+CREDITS_PER_MONTH = "credits_per_month"
+KNOWN_EXTRA = (
+    "timeout_seconds",
+    "max_requests_per_second",
+    "verify",
+    BOOKS_CONN_ID,
+    CREDITS_PER_DAY,
+    CREDITS_PER_MONTH,
+)
+
+
+def read_extra(extra: str | None) -> Mapping[str, Any]:
+    """Return the extra of a connection as an object; an empty one if there is none.
+
+    Raises:
+        ValueError: If it is not a JSON object; the message continues the sentence "Connection … ".
+    """
+    if not extra or not extra.strip():
+        return {}
+    try:
+        values = json.loads(extra)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"has an extra that is not a JSON object; it must be an object with any of {', '.join(KNOWN_EXTRA)}, "
+            'such as {"timeout_seconds": 30}.'
+        )
+    return values
 
 
 def positive_number(extra: Mapping[str, Any], name: str, default: Any, most: float = math.inf) -> Any:

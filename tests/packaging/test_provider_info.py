@@ -12,9 +12,9 @@ import jsonschema
 import pytest
 
 from airflow_provider_qwenimage import provider_info
-from airflow_provider_qwenimage.client.connection import _KNOWN_EXTRA, CONN_TYPE
 from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
 from airflow_provider_qwenimage.decorators import qwenimage_batch_task, qwenimage_task
+from airflow_provider_qwenimage.rules.connection_extra import CONN_TYPE, KNOWN_EXTRA
 from tests.packaging.conftest import RunScript
 
 NAME = "airflow-provider-qwenimage"
@@ -88,7 +88,7 @@ def test_every_task_decorator_it_names_exists() -> None:
 
 
 def test_the_form_has_a_field_for_every_key_of_the_extra() -> None:
-    assert set(provider_info.CONN_FIELDS) == set(_KNOWN_EXTRA)
+    assert set(provider_info.CONN_FIELDS) == set(KNOWN_EXTRA)
 
 
 def test_the_form_shows_the_default_base_url() -> None:
