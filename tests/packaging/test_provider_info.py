@@ -12,9 +12,10 @@ import jsonschema
 import pytest
 
 from airflow_provider_qwenimage import provider_info
+from airflow_provider_qwenimage.client.connection import CONN_TYPE
 from airflow_provider_qwenimage.contract import DEFAULT_BASE_URL
 from airflow_provider_qwenimage.decorators import qwenimage_batch_task, qwenimage_task
-from airflow_provider_qwenimage.rules.connection_extra import CONN_TYPE, KNOWN_EXTRA
+from airflow_provider_qwenimage.rules.connection_extra import KNOWN_EXTRA
 from tests.packaging.conftest import RunScript
 
 NAME = "airflow-provider-qwenimage"
