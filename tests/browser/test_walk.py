@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from playwright.sync_api import expect
@@ -46,10 +47,12 @@ def test_a_new_user_connects_draws_and_finds_the_credits(  # noqa: PLR0915  each
     wait_for(
         "the deferral of all tasks", lambda: Counter(world.airflow.states(dag_id, run_id).values())["deferred"] == 4
     )
+    links = partial(world.airflow.links, dag_id, run_id, "draw")
+    # Airflow stores a link after the state.
+    wait_for("the links of all tasks", lambda: all(links(map_index)["Generated images"] for map_index in range(4)))
     for map_index in range(4):
-        links = world.airflow.links(dag_id, run_id, "draw", map_index)
-        assert links["Image"] is None
-        assert f"/tasks/draw/mapped/{map_index}/plugin/" in str(links["Generated images"])
+        assert f"/tasks/draw/mapped/{map_index}/plugin/" in str(links(map_index)["Generated images"])
+        assert links(map_index)["Image"] is None
     world.finish_images()
     expect(steps.total(gallery, "images")).to_have_text("4")
     expect(steps.total(gallery, "credits spent")).to_have_text("20")
