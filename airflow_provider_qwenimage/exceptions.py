@@ -198,13 +198,13 @@ class QwenImageBatchError(QwenImageError):
 class QwenImageBudgetError(QwenImageError):
     """A budget of the connection, ``credits_per_day`` or ``credits_per_month``, has no room for the image.
 
-    Nothing was submitted. A retry helps after the budget has begun anew.
+    Nothing was submitted. A retry helps after the budget has reset.
 
     Args:
         message: What is left, and which DAGs spent the rest.
-        advice: When it begins anew, and what to do to go on before.
+        advice: When it resets, and what to do to go on before.
         left: Credits that are left.
-        retry_after: In how many seconds it begins anew.
+        retry_after: In how many seconds it resets.
     """
 
     def __init__(self, message: str, *, advice: str = "", left: float = 0.0, retry_after: float | None = None) -> None:

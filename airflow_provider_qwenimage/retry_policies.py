@@ -37,7 +37,7 @@ class QwenImageRetryPolicy(RetryPolicy):
     policy, the operators and the sensor of this package end a task without a retry if a retry cannot help.
 
     - If a 429, or another error response, names a wait (``Retry-After``), the retry begins after it. If a budget of the
-      connection is spent, the retry begins when the budget begins anew. On Airflow 3.4 and later neither a 429 nor a
+      connection is spent, the retry begins when the budget resets. On Airflow 3.4 and later neither a 429 nor a
       spent budget uses one of the task's retries, as long as the task has one left.
     - An error of this package that is ``permanent``, such as a refused key or a submission whose response was lost, is
       not retried.

@@ -434,7 +434,7 @@ def test_a_limit_that_stops_the_batch_decides_the_advice_before_failures_that_ar
 
 def spent_budget() -> QwenImageBudgetError:
     return QwenImageBudgetError(
-        "Connection 'my_qwen' has 0 credits left.", advice="The budget begins anew at midnight.", retry_after=3600.0
+        "Connection 'my_qwen' has 0 credits left.", advice="The budget resets at midnight.", retry_after=3600.0
     )
 
 
@@ -449,7 +449,7 @@ def test_a_spent_budget_ends_the_submissions_and_a_retry_waits_until_it_begins_a
     assert (problem.permanent, problem.retry_after) == (False, 3600)
     for part in (
         "and 10 were not started, because a budget is spent (Connection 'my_qwen' has 0 credits left.)",
-        "The budget begins anew at midnight. The next try, automatic or after a Clear, continues: ",
+        "The budget resets at midnight. The next try, automatic or after a Clear, continues: ",
         "are submitted for the first time (45 credits)",
     ):
         assert part in str(problem)

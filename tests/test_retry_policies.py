@@ -124,7 +124,7 @@ def test_a_retry_waits_until_a_spent_budget_begins_anew(error_class: Callable[..
     advice = advise_retry(error, 31 * DAY, draw=lambda: 0.0)
     assert isinstance(advice, RetryLater)
     assert advice.seconds == 20 * DAY
-    assert advice.reason == f"{error_class.__name__}: a budget begins anew in 1728000 s."
+    assert advice.reason == f"{error_class.__name__}: a budget resets in 1728000 s."
     # A batch may have met other errors as well.
     assert advice.is_only_early == (error_class is QwenImageBudgetError)
 

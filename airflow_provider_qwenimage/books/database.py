@@ -27,7 +27,7 @@ T = TypeVar("T")
 _MYSQL = ("mysql", "mariadb")
 _DIALECTS = ("postgresql", *_MYSQL, "sqlite")
 _CONNECT_SECONDS = 10
-# For a statement: a server that hangs, or somebody's lock, must not hold a task up for good.
+# For a statement: a server that hangs, or somebody's lock, must not stop a task forever.
 _STATEMENT_SECONDS = 30
 _EXCERPT_CHARACTERS = 300
 # A budget's row is locked by one process after the other: a deadlock is not expected, but the database decides.

@@ -119,13 +119,12 @@ class Ending:
             return False
         if self._count(Missing.UNFINISHED) or self.interruption is not None:
             return True
-        if self.account_error is None and self._waits_for_budget:
-            return True
-        return self.account_error is None and any(self._count(reason) for reason in _TRANSIENT)
+        can_submit_later = self._waits_for_budget or any(self._count(reason) for reason in _TRANSIENT)
+        return self.account_error is None and can_submit_later
 
     @property
     def seconds_to_next_try(self) -> float | None:
-        """In how many seconds the budget begins anew without which no other try gets further; None without one."""
+        """In how many seconds the budget resets, if no other try gets further before that; None otherwise."""
         is_only_reason = self._waits_for_budget and self.can_be_retried and not self._count(Missing.UNFINISHED)
         return self.budget_error.retry_after if is_only_reason and self.budget_error is not None else None
 

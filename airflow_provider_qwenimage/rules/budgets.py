@@ -188,7 +188,7 @@ def budget_error(
         f"for {period.key} (UTC), and an image costs {refusal.price:g}. Nothing was submitted."
         f"{f' Spent or reserved by: {by}.' if by else ''}",
         advice=(
-            f"The budget begins anew at {period.ends:%Y-%m-%d %H:%M} UTC, in {_duration(seconds)}: a retry after that "
+            f"The budget resets at {period.ends:%Y-%m-%d %H:%M} UTC, in {_duration(seconds)}: a retry after that "
             f"goes on. To go on now, raise {period.option} in the connection's extra."
         ),
         left=refusal.left,

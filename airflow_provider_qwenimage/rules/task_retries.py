@@ -34,7 +34,7 @@ class NoRetry:
 
 @dataclass(frozen=True)
 class RetryLater:
-    """A try can get further later: the server asked to come back, or a budget begins anew then.
+    """A try can get further later: the server asked to come back, or a budget resets then.
 
     Attributes:
         seconds: How long to wait.
@@ -83,7 +83,7 @@ def advise_retry(
 def _reason(error: BaseException) -> str:
     asked = _asked_seconds(error)
     if isinstance(error, QwenImageBudgetError | QwenImageBatchError):
-        return f"{type(error).__name__}: a budget begins anew in {asked:.0f} s."
+        return f"{type(error).__name__}: a budget resets in {asked:.0f} s."
     return f"{type(error).__name__}: the server asked to wait {min(asked, DEFAULT_MAX_DELAY):.0f} s."
 
 

@@ -254,7 +254,7 @@ def test_a_spent_budget_ends_the_try_before_anything_is_sent_and_says_what_to_do
             assert isinstance(error, QwenImageBudgetError)
             assert error.left == 0
             assert 0 < (error.retry_after or 0) <= 24 * 3600
-            for part in ("'qwenimage_default'", "credits_per_day = 10", f"{dag.dag.dag_id} 10", "begins anew"):
+            for part in ("'qwenimage_default'", "credits_per_day = 10", f"{dag.dag.dag_id} 10", "resets"):
                 assert part in str(error)
             assert end.xcoms["error"]["error"] == "QwenImageBudgetError"
     assert books.used == {10}
@@ -272,7 +272,7 @@ def test_a_batch_stops_at_the_budget_finishes_what_is_paid_and_goes_on_when_ther
     assert isinstance(error, QwenImageBatchError)
     assert 0 < (error.retry_after or 0) <= 31 * 24 * 3600
     assert "credits_per_month = 20" in str(error)
-    assert "begins anew" in str(error)
+    assert "resets" in str(error)
     assert len(connected_api.submissions) == 4
     assert Counter(row["status"] for row in manifest(folder)) == {"SUCCESS": 4, "NOT_SUBMITTED": 6}
     assert books.used == {20}

@@ -40,5 +40,5 @@ def check_books(settings: ConnectionSettings | None, conn_id: str) -> Finding:
     left = ", ".join(f"{state.left:g} of {state.limit:g} credits are left of {state.period.option}" for state in states)
     message = f"Connection {books_conn_id!r} has books of version {version}{f'; {left}' if left else ''}."
     if any(state.left < assumed_price(None) for state in states):
-        return Finding(WARNING, f"{message} Nothing more is submitted until the budget begins anew, or is raised.")
+        return Finding(WARNING, f"{message} Nothing more is submitted until the budget resets, or is raised.")
     return Finding(OK, message)
