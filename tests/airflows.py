@@ -118,7 +118,7 @@ OLDEST_AND_NEWEST = (
     # A batch is one task for Airflow; integration/test_example_batch.py runs everywhere.
     "integration/test_batch.py",
     "books/test_budgets_of_processes.py",
-    # The books: of Airflow they use hooks of databases. books/test_budgets_at_once.py and test_reports.py run everywhere,
+    # The books: of Airflow they use hooks of databases. books/test_budgets_at_once.py and test_reports.py run on each,
     # since Airflows have different versions of SQLAlchemy.
     "books/test_command.py",
     "books/test_outages.py",
