@@ -17,7 +17,9 @@ from pathlib import Path
 from airflow_provider_qwenimage.sandbox import Sandbox
 from scripts.local_airflow import CannotGoOnError
 from scripts.progress import Progress
+from tests.chaos import books_evidence
 from tests.chaos.cluster import Cluster
+from tests.chaos.outages import Outages
 from tests.chaos.parts import PARTS, Part
 from tests.chaos.scene import Scene
 from tests.databases.postgres import Postgres, run_on_postgres
@@ -37,7 +39,8 @@ def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos",
         description="Kill and clear Airflow's tasks while they draw images in the sandbox, fill their disk, and inject "
-        "faults into the sandbox. No image may be paid twice and none may be lost. Takes about fifteen minutes and "
+        "faults into the sandbox. No image may be paid twice, none may be lost, and the books, whose database is "
+        "killed as well, must say what was charged. Takes about fifteen minutes and "
         "needs the server programs of PostgreSQL, and root to fill a disk.",
     )
     parser.add_argument("--only", choices=tuple(PARTS), help="run only this test")
@@ -56,16 +59,18 @@ def _run(arguments: argparse.Namespace, postgres: Postgres) -> None:
     seed, names = arguments.seed, [arguments.only] if arguments.only else list(PARTS)
     parts = [PARTS[name](seed=seed, quick=arguments.quick) for name in names]
     _print(f"Seed {seed}.")
-    with _scene(postgres, parts) as scene:
+    with _scene(postgres, parts, seed) as scene:
         try:
             for part in parts:
                 _print(f"\n{part.run(scene)}\n")
+            _print(f"\n{scene.settle_books()}\n")
         except AssertionError as error:
             # The complaints found so far may explain why a wait timed out.
             scene.complaints.append(str(error))
         if scene.complaints:
             raise CannotGoOnError("FAILED:\n  " + "\n  ".join(scene.complaints))
-    _print(f"No image was paid twice, and none was lost. Seed {seed}; {time.monotonic() - began:.0f} s.")
+    seconds = time.monotonic() - began
+    _print(f"No image was paid twice, none was lost, and the books are right. Seed {seed}; {seconds:.0f} s.")
 
 
 def _print(text: str) -> None:
@@ -74,8 +79,11 @@ def _print(text: str) -> None:
 
 
 @contextmanager
-def _scene(postgres: Postgres, parts: Sequence[Part]) -> Iterator[Scene]:
-    """Start everything, and stop it at the end. The folder with the logs is kept if the test fails."""
+def _scene(postgres: Postgres, parts: Sequence[Part], seed: int) -> Iterator[Scene]:
+    """Start everything, and stop it at the end. The folder with the logs is kept if the test fails.
+
+    The books have a server of their own, which is killed and restarted all the time.
+    """
     dags = [dag for part in parts for dag in part.dags]
     apis = {conn_id: api for part in parts for conn_id, api in part.apis.items()}
     folder = Path(tempfile.mkdtemp(prefix="qwenimage-chaos-"))
@@ -85,6 +93,7 @@ def _scene(postgres: Postgres, parts: Sequence[Part]) -> Iterator[Scene]:
         with ExitStack() as stack:
             with progress.step("Starting PostgreSQL, the sandboxes and Airflow"):
                 stack.enter_context(postgres)
+                books = stack.enter_context(Postgres()).new_database()
                 for api in apis.values():
                     stack.enter_context(api)
                 home, images, checkpoints = (folder / name for name in ("airflow", "images", "checkpoints"))
@@ -94,9 +103,11 @@ def _scene(postgres: Postgres, parts: Sequence[Part]) -> Iterator[Scene]:
                 stack.callback(cluster.stop)
                 for dag in dags:
                     (cluster.dags / f"{dag.dag_id}.py").write_text(dag.file(f"file://{images}"))
-                cluster.prepare(json.dumps({conn_id: _connection(api) for conn_id, api in apis.items()}))
+                connections = {conn_id: _connection(api) for conn_id, api in apis.items()}
+                cluster.prepare(json.dumps(connections | {books_evidence.CONN_ID: books.connection}))
                 cluster.start(*(dag.dag_id for dag in dags))
-            yield Scene(cluster, apis, images, checkpoints, progress)
+                outages = stack.enter_context(Outages(books, seed=seed))
+            yield Scene(cluster, apis, images, checkpoints, books, outages, progress)
     except (AssertionError, CannotGoOnError) as error:
         keep = True
         raise CannotGoOnError(f"{error}\nAirflow's logs and the images are in {folder}") from error
@@ -117,7 +128,9 @@ def _connection(api: Sandbox) -> dict[str, str]:
         "conn_type": "qwenimage",
         "host": api.url,
         "password": api.api_key,
-        "extra": json.dumps({"timeout_seconds": hang_seconds / 2 if times_out else _TIMEOUT_SECONDS}),
+        "extra": json.dumps(
+            {"timeout_seconds": hang_seconds / 2 if times_out else _TIMEOUT_SECONDS, **books_evidence.OPTIONS}
+        ),
     }
 
 

@@ -35,7 +35,10 @@ import PIL.Image
 import requests
 
 import airflow.dag_processing.dagbag
+import airflow.providers.postgres.hooks.postgres
 import airflow.sdk.execution_time.task_runner
+
+import airflow_provider_qwenimage.books.opening
 """
 
 

@@ -11,11 +11,16 @@ from pathlib import Path
 
 from airflow_provider_qwenimage.sandbox import Sandbox
 from scripts.progress import Progress
+from tests.chaos.books_evidence import gather_books
 from tests.chaos.cluster import OVER, Cluster, InstanceKey, TaskRow
 from tests.chaos.drawings import Drawing
 from tests.chaos.evidence import gather
 from tests.chaos.judge import Evidence
+from tests.chaos.outages import Outages
+from tests.chaos.settling import settle_books
+from tests.chaos.tables import table
 from tests.chaos.tasks import Task
+from tests.databases.server import Database
 from tests.integration.standalone import wait_for
 
 OnRows = Callable[[Mapping[InstanceKey, TaskRow]], None]
@@ -35,6 +40,8 @@ class Scene:
         apis: The sandboxes by connection id.
         images: The folder in which the tasks store images.
         checkpoints: The folder of the checkpoints.
+        books: The database of the books of all connections.
+        outages: Its outages.
         kills: How often each task was killed.
         clears: How often each task was cleared.
         complaints: Everything that is wrong so far.
@@ -44,6 +51,8 @@ class Scene:
     apis: Mapping[str, Sandbox]
     images: Path
     checkpoints: Path
+    books: Database
+    outages: Outages
     progress: Progress
     kills: Counter[InstanceKey] = field(default_factory=Counter)
     clears: Counter[InstanceKey] = field(default_factory=Counter)
@@ -88,6 +97,23 @@ class Scene:
     def gather(self, drawings: Sequence[Drawing]) -> list[Evidence]:
         """Return the evidence on tasks."""
         return gather(drawings, self.cluster, self.apis.values(), self.images, kills=self.kills, clears=self.clears)
+
+    def settle_books(self) -> str:
+        """End the outages, settle the books, and compare them with what was charged. Return the table to print."""
+        with self.progress.step("Settling the books"):
+            self.outages.stop()
+            folders = [self.images, *(folder for folder in self.images.iterdir() if folder.is_dir())]
+            for api in self.apis.values():
+                # Each question about an image task gets its answer.
+                api.configure(fault_paths=("image",))
+            settle_books(self.cluster.environment, self.apis, folders)
+            charged = {
+                conn_id: {submission.task_id: submission.charged for submission in api.submissions}
+                for conn_id, api in self.apis.items()
+            }
+            evidence = gather_books(self.books.url, charged, self.images)
+        self.complaints.extend(evidence.complaints())
+        return table(("books", "number"), [("outages of their database", self.outages.made), *evidence.cells()])
 
     def clear(self, tasks: Sequence[Task], *, only_failed: bool) -> None:
         """Clear tasks of finished DAG runs, as a user does in the Airflow UI."""

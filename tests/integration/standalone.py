@@ -93,6 +93,11 @@ class StandaloneAirflow:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._session = requests.Session()
 
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The environment of its processes, for a command of Airflow's."""
+        return self._environment
+
     def prepare(self, connections: str) -> None:
         """Create the metadata database and store connections: a JSON object of fields by connection id."""
         subprocess.run(
