@@ -14,6 +14,8 @@ from pathlib import Path
 
 from scripts.local_airflow import CannotGoOnError, run_to_the_end
 from scripts.progress import Progress
+from tests.chaos import books_evidence
+from tests.chaos.outages import Outages
 from tests.cluster.composition import Composition
 from tests.cluster.disturbances import Disturbances
 from tests.cluster.evidence import Books
@@ -21,6 +23,8 @@ from tests.cluster.metadata import Metadata
 from tests.cluster.polls import ConnectionWatch
 from tests.cluster.scene import Scene
 from tests.cluster.workload import Workload
+from tests.databases.postgres import Postgres
+from tests.databases.server import Database
 
 _FULL = Workload(images=300, shared=60, waits=90, too_slow=10)
 _QUICK = Workload(images=40, shared=10, waits=15, too_slow=3)
@@ -74,15 +78,18 @@ def _run(seed: int, *, quick: bool) -> None:
     kept: Path | None = None
     try:
         with ExitStack() as stack:
+            # A server of its own, which is killed and restarted all the time.
+            database = stack.enter_context(Postgres()).new_database()
             composition = Composition(
                 {"SANDBOX_SECONDS_PER_IMAGE": str(_SECONDS_PER_IMAGE)},
-                overrides=_LIMITS,
+                overrides=_LIMITS | {f"AIRFLOW_CONN_{books_evidence.CONN_ID.upper()}": database.connection_json()},
+                extra=books_evidence.OPTIONS,
                 replaced={_DAGS: dags},
                 on_progress=progress.update,
             )
             stack.enter_context(composition)
             try:
-                _run_in(composition, workload, dags, kills=kills, seed=seed, stack=stack, progress=progress)
+                _run_in(composition, workload, dags, database, kills=kills, seed=seed, stack=stack, progress=progress)
             except (AssertionError, CannotGoOnError) as error:
                 kept = Path(tempfile.mkdtemp(prefix="qwenimage-cluster-"))
                 for name in ("containers", "volumes/logs", "volumes/images"):
@@ -97,6 +104,7 @@ def _run_in(
     composition: Composition,
     workload: Workload,
     dags: Path,
+    database: Database,
     *,
     kills: int,
     seed: int,
@@ -122,10 +130,12 @@ def _run_in(
         before_sandbox=books.collect,
         after_sandbox=books.configure_sandbox,
     )
-    scene = Scene(composition, metadata, books, watch, disturbances, workload, progress)
+    outages = Outages(database, seed=seed)
+    scene = Scene(composition, metadata, books, watch, disturbances, database, outages, workload, progress)
     stack.callback(disturbances.stop)
     scene.start()
     disturbances.start()
+    stack.enter_context(outages)
     scene.run_to_end()
     disturbances.stop()
     scene.clear_unknown()

@@ -29,6 +29,7 @@ from tests.ports import free_ports
 
 _ROOT = FILE.parent
 _AIRFLOW_IMAGE = "airflow-provider-qwenimage:"
+_CONNECTION = "AIRFLOW_CONN_QWENIMAGE_DEFAULT"
 _IN_CONTAINER = "/opt/airflow"
 _PROVIDER = "/opt/provider"
 _HEALTHY_SECONDS = 300.0
@@ -42,6 +43,7 @@ class Composition:
     Args:
         variables: The contents of an .env file.
         overrides: Additional environment variables for every container of Airflow's image.
+        extra: The extra of the connection to the sandbox.
         replaced: Folders to mount instead of those of the checkout, by their path in the container.
         on_progress: Called with a text for each service that is started or waited for.
 
@@ -54,12 +56,14 @@ class Composition:
         variables: Mapping[str, str] | None = None,
         *,
         overrides: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
         replaced: Mapping[str, Path] | None = None,
         file: Path = FILE,
         on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.services = read_services(file, variables)
         self._overrides = dict(overrides or {})
+        self._extra = dict(extra or {})
         self._replaced = dict(replaced or {})
         self._on_progress = on_progress
         self._postgres = postgres.find_programs()
@@ -201,6 +205,9 @@ class Composition:
         command, identity, prepare = translation.command(), {}, None
         if service.image.startswith(_AIRFLOW_IMAGE):
             environment |= self._airflow_environment(own) | self._overrides
+            if _CONNECTION in environment:
+                connection = json.loads(environment[_CONNECTION])
+                environment[_CONNECTION] = json.dumps(connection | {"extra": self._extra})
         elif service.image.startswith("postgres:"):
             identity = unprivileged_user(*postgres.USERS) if os.geteuid() == 0 else {}
             data = folders["/var/lib/postgresql/data"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -57,6 +57,12 @@ class Books:
         answer.raise_for_status()
         return True
 
+    def answer_every_read(self) -> None:
+        """Make the sandbox refuse no status read any more."""
+        settings = {"fault_paths": ["image"], "unknown_seconds": 0.0}
+        url = f"{self.url}/sandbox/settings"
+        requests.patch(url, json=settings, headers=CONTROL_HEADERS, timeout=30).raise_for_status()
+
     def collect(self) -> None:
         """Read the current books."""
         answer = requests.get(f"{self.url}/sandbox/books?last={_RECORDED_REQUESTS}", timeout=60)
@@ -72,6 +78,10 @@ class Books:
         with self._lock:
             reads = [record for record in self._requests.values() if record["route"] == "status"]
         return sorted(reads, key=lambda record: float(record["time"]))
+
+    def charged(self, prompts: Collection[str]) -> dict[str, float]:
+        """Return what was charged for each image task of some prompts."""
+        return {one["task_id"]: one["charged"] for one in self.submissions if one["request"]["prompt"] in prompts}
 
     def accepted_ids(self) -> dict[str, list[str]]:
         """Return the ids of the accepted image tasks of each prompt."""

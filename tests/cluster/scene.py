@@ -11,9 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scripts.progress import Progress
+from tests.chaos.books_evidence import gather_books
+from tests.chaos.books_judge import BooksEvidence
 from tests.chaos.cluster import OVER, UNKNOWN, InstanceKey
 from tests.chaos.evidence import whole_images
 from tests.chaos.judge import Evidence
+from tests.chaos.outages import Outages
+from tests.chaos.settling import settle_books
 from tests.chaos.tables import table
 from tests.cluster import disturbances, judge
 from tests.cluster.api import AirflowApi
@@ -22,7 +26,8 @@ from tests.cluster.disturbances import Disturbances
 from tests.cluster.evidence import Books, last_try
 from tests.cluster.metadata import Metadata, TaskRow, states
 from tests.cluster.polls import ConnectionWatch, Poll, overlaps
-from tests.cluster.workload import DRAWING, SENSE, TIMEOUT_SECONDS, Workload, prompt_of, submit
+from tests.cluster.workload import CONN_ID, DRAWING, SENSE, TIMEOUT_SECONDS, Workload, prompt_of, submit
+from tests.databases.server import Database
 from tests.integration.standalone import wait_for
 
 _LOAD_SECONDS = 90.0
@@ -41,6 +46,8 @@ class Scene:
         composition: The running services.
         metadata: Airflow's database.
         watch: The owners of the connections to the sandbox.
+        database: The database of the books of the connection to the sandbox.
+        outages: Its outages.
     """
 
     composition: Composition
@@ -48,6 +55,8 @@ class Scene:
     books: Books
     watch: ConnectionWatch
     disturbances: Disturbances
+    database: Database
+    outages: Outages
     workload: Workload
     progress: Progress
     _runs: dict[str, str] = field(default_factory=dict)
@@ -93,13 +102,25 @@ class Scene:
         self._clears.update(row.key for row in stopped)
         self._wait_for_end(f"Clearing {len(stopped)} tasks that stopped as unknown")
 
+    def settle_books(self) -> BooksEvidence:
+        """End the outages, settle the books, and return what they say and should say."""
+        with self.progress.step("Settling the books"):
+            self.outages.stop()
+            self.books.answer_every_read()
+            images = self.composition.volume("images")
+            settle_books(self.composition.environment("airflow-worker"), [CONN_ID], [images])
+            self.books.collect()
+            # What another program has submitted is not in the books.
+            charged = self.books.charged({prompt_of(number) for number in range(self.workload.images)})
+            return gather_books(self.database.url, {CONN_ID: charged}, images)
+
     def report(self, kills: int) -> tuple[str, list[str]]:
         """Return the tables, and everything that is wrong.
 
         Args:
             kills: The required number of kills of each container.
         """
-        self.books.collect()
+        settled = self.settle_books()
         rows = self.metadata.tasks()
         images, waits = self._images(rows), states(rows, SENSE, "wait")
         too_slow = [self._ended(row) for key, row in rows.items() if key[:2] == (SENSE, "wait_too_long")]
@@ -117,6 +138,7 @@ class Scene:
         complaints = [
             *self.disturbances.complaints,
             *judge.complaints_of_images(images),
+            *settled.complaints(),
             *judge.complaints_of_waits(waits, self.workload.waits),
             *judge.complaints_of_deadlines(too_slow, TIMEOUT_SECONDS),
             *judge.complaints_of_polls(polled_twice),
@@ -135,7 +157,8 @@ class Scene:
         ]
         if len(too_slow) != self.workload.too_slow:
             complaints.append(f"{self.workload.too_slow} waits should time out, but there are {len(too_slow)}")
-        return self._tables(images, waits, too_slow, polled_twice, affected), complaints
+        books = table(("books", "number"), [("outages of their database", self.outages.made), *settled.cells()])
+        return f"{self._tables(images, waits, too_slow, polled_twice, affected)}\n\n{books}", complaints
 
     def _wait_for_end(self, title: str) -> None:
         deadline = time.monotonic() + _END_SECONDS

@@ -10,6 +10,8 @@ import requests
 
 DRAW, DRAW_TOO, SENSE = "cluster_draw", "cluster_draw_too", "cluster_sense"
 DRAWING = (DRAW, DRAW_TOO)
+# The connection that every task uses: the operators' default.
+CONN_ID = "qwenimage_default"
 TIMEOUT_SECONDS = 150.0
 
 _DRAW_FILE = '''\
