@@ -12,7 +12,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
 from benchmarks.image_requests import image_requests, write_requests
 from benchmarks.painted_once import PaintedOnceSandbox
 from benchmarks.sandbox_process import ROOT
@@ -21,10 +26,13 @@ from benchmarks.tables import machine, table
 from benchmarks.usage import Usage
 from scripts.local_airflow import CannotGoOnError, run_to_the_end
 from scripts.progress import Progress
+from tests.databases.postgres import Postgres
+from tests.databases.server import Database
 
 _MIB = 1024 * 1024
 _MOST_WALL = 1.1
 _MOST_CPU = 1.5
+_MOST_CPU_OF_BOOKS = 1.15
 # A process that uses more than this share of a core limits the wall time.
 _BUSY = 0.8
 _NAMES = ("the batch operator", "the bare script")
@@ -53,6 +61,8 @@ class Result:
     sandbox_share: float
 
 
+_BOOKS_HEADER = ("images", "rounds", "CPU ratio", "CPU s", "CPU s without", "wall ratio", "CPU ratio of each round")
+
 Pair = tuple[Result, Result]
 
 
@@ -75,6 +85,12 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds-per-image", type=float, default=1.0, help="how long an image takes (default: 1)")
     parser.add_argument("--poll-interval", type=float, default=1.0, help="seconds between polls (default: 1)")
     parser.add_argument("--size", default="1024*1024", help="width times height (default: 1024*1024)")
+    parser.add_argument(
+        "--books",
+        action="store_true",
+        help="compare the operator with books and a budget, on a temporary PostgreSQL server, with it without",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of --books, whose medians count (default: 5)")
     return parser.parse_args()
 
 
@@ -86,6 +102,9 @@ def _run(arguments: argparse.Namespace) -> None:
             contest = _Contest(folder, api, arguments)
             with progress.step("Creating Airflow's database"):
                 contest.prepare()
+            if arguments.books:
+                _compare_books(contest, arguments, progress)
+                return
             pairs: dict[int, Pair] = {}
             for images in arguments.images:
                 with progress.step(f"{images} images with the bare script"):
@@ -96,6 +115,54 @@ def _run(arguments: argparse.Namespace) -> None:
         print("\n".join(_sentences(pairs, arguments)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _compare_books(contest: _Contest, arguments: argparse.Namespace, progress: Progress) -> None:
+    """Print what the books add to a batch: each round draws as many images with books and without."""
+    rows, ratios = [], []
+    with Postgres() as server:
+        for images in arguments.images:
+            pairs: list[Pair] = []
+            for number in range(1, arguments.rounds + 1):
+                database = server.new_database()
+                with progress.step(f"{images} images, with books and without, round {number} of {arguments.rounds}"):
+                    # Each goes first in every other round: what a machine has just done changes its speed.
+                    books = [database, None] if number % 2 else [None, database]
+                    first, second = (contest.draw("batch", images, one) for one in books)
+                pairs.append((first, second) if number % 2 else (second, first))
+                _check_books(database, images)
+            rows.append(_books_cells(images, pairs))
+            ratios.append(median(_cpu_ratio(pair) for pair in pairs))
+    print(f"\n{table(_BOOKS_HEADER, rows)}\n")
+    print(machine())
+    print(f"Medians; {arguments.in_flight} images in flight, {arguments.seconds_per_image:g} s per image.")
+    print(f"Goal, with {arguments.images[-1]:,} images:")
+    print(_goal(f"  CPU at most {_MOST_CPU_OF_BOOKS:g} times that without books", ratios[-1], _MOST_CPU_OF_BOOKS))
+
+
+def _check_books(database: Database, images: int) -> None:
+    engine = create_engine(database.url, poolclass=NullPool)
+    with engine.connect() as connection:
+        done = connection.execute(text("SELECT COUNT(*) FROM qwenimage_submissions WHERE status = 'done'")).scalar()
+        used = connection.execute(text("SELECT DISTINCT credits FROM qwenimage_budgets")).scalars().all()
+    if done != images or [float(one) for one in used] != [images * CREDITS_PER_IMAGE]:
+        raise CannotGoOnError(f"The books should have {images} images, but have {done}, and {used} credits.")
+
+
+def _cpu_ratio(pair: Pair) -> float:
+    return pair[0].usage.cpu_seconds / pair[1].usage.cpu_seconds
+
+
+def _books_cells(images: int, pairs: Sequence[Pair]) -> list[str]:
+    ratios = [_cpu_ratio(pair) for pair in pairs]
+    return [
+        f"{images:,}",
+        f"{len(pairs)}",
+        f"{median(ratios):.2f}",
+        *(f"{median(pair[index].usage.cpu_seconds for pair in pairs):.2f}" for index in (0, 1)),
+        f"{median(books.usage.wall_seconds / without.usage.wall_seconds for books, without in pairs):.2f}",
+        " ".join(f"{ratio:.2f}" for ratio in ratios),
+    ]
 
 
 class _Contest:
@@ -123,8 +190,14 @@ class _Contest:
         shutil.copy(Path(__file__).with_name("batch_task.py"), dags)
         self._call([sys.executable, "-m", "airflow", "db", "migrate"], {})
 
-    def draw(self, contestant: str, images: int) -> Result:
-        """Let a contestant draw images with prompts that no other contestant uses."""
+    def draw(self, contestant: str, images: int, database: Database | None = None) -> Result:
+        """Let a contestant draw images with prompts that no other contestant uses.
+
+        Args:
+            contestant: "bare" or "batch".
+            images: How many images.
+            database: That of the operator's books; None for no books.
+        """
         arguments, folder = self._arguments, self._folder / f"{contestant}-{images}"
         folder.mkdir()
         requests = folder / "requests.jsonl"
@@ -142,7 +215,8 @@ class _Contest:
             command += ["--url", self._api.url, "--in-flight", str(arguments.in_flight)]
             usage = json.loads(self._call([*command, "--poll-interval", str(arguments.poll_interval)], {}))
         else:
-            self._call([sys.executable, str(self._home / "dags" / "batch_task.py")], settings.to_environment())
+            environment = settings.to_environment() | ({} if database is None else self._books_in(database))
+            self._call([sys.executable, str(self._home / "dags" / "batch_task.py")], environment)
             usage = json.loads((folder / "usage.json").read_text())
         sandbox_used = self._api.cpu_seconds() - sandbox_began
         sent = self._api.take_counts().requests
@@ -155,6 +229,13 @@ class _Contest:
             )
         shutil.rmtree(folder)
         return Result(Usage(**usage), sum(sent.values()), sandbox_used / max(usage["wall_seconds"], sandbox_used))
+
+    def _books_in(self, database: Database) -> dict[str, str]:
+        extra = {"books_conn_id": "books", "credits_per_day": 10**6, "credits_per_month": 10**7}
+        return {
+            "AIRFLOW_CONN_BOOKS": database.connection_json(),
+            "AIRFLOW_CONN_QWENIMAGE_DEFAULT": json.dumps(json.loads(self._api.connection_json) | {"extra": extra}),
+        }
 
     def _call(self, command: list[str], environment: dict[str, str]) -> str:
         done = subprocess.run(

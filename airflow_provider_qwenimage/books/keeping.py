@@ -83,7 +83,9 @@ class Books:
         self._budgets = budgets
         self._delays = (_RESERVE_DELAY, _SETTLE_DELAY, _NOTE_DELAY) if is_batch else (0.0, 0.0, 0.0)
         self._note_nearly_spent = note_nearly_spent
-        self._changed = threading.Condition()
+        # The thread waits for the one, and those who want to know what is written wait for the other.
+        lock = threading.RLock()
+        self._changed, self._settled = threading.Condition(lock), threading.Condition(lock)
         self._reserving: list[_Reserving] = []
         # By the submission, or by the image task if that is all that is known.
         self._changes: dict[tuple[str, str], Change] = {}
@@ -130,7 +132,7 @@ class Books:
     def _abandon(self, entry: _Reserving) -> None:
         with self._changed:
             entry.is_abandoned = True
-            # An attempt may have written it. If the thread is writing it just now, it takes it back once more.
+            # An attempt may have written it, or may be writing it now: the thread takes it back after that.
             self._take_back(entry)
 
     def note(self, change: Change) -> None:
@@ -203,7 +205,7 @@ class Books:
         with self._changed:
             while self._written < number and (left := end - time.monotonic()) > 0:
                 # In slices: a signal is only handled between two of them.
-                self._changed.wait(min(left, _SLICE_SECONDS))
+                self._settled.wait(min(left, _SLICE_SECONDS))
             return self._written >= number
 
     def _wake(self) -> None:
@@ -251,7 +253,7 @@ class Books:
                 changes = {}
             with self._changed:
                 self._written = queued
-                self._changed.notify_all()
+                self._settled.notify_all()
             self._reserve(self._not_written([entry for entry in reserving if not entry.is_abandoned]))
         except BooksAwayError as error:
             self._wait_for_database(error, reserving, changes)
@@ -279,10 +281,7 @@ class Books:
 
     def _allow(self, entries: list[_Reserving]) -> None:
         for entry in entries:
-            with self._changed:
-                entry.written.set_result(None)
-                if entry.is_abandoned:
-                    self._take_back(entry)
+            entry.written.set_result(None)
 
     def _refuse(self, entries: list[_Reserving], error: Exception) -> None:
         with self._changed:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from airflow_provider_qwenimage.rules.book_rows import (
+    CREDIT_DIGITS,
     MOST_HASH_CHARACTERS,
     MOST_NAME_CHARACTERS,
     MOST_PATH_CHARACTERS,
@@ -22,8 +23,8 @@ _OPTIONS: dict[str, Any] = {"mysql_charset": "utf8mb4", "mysql_collate": "utf8mb
 _OPTIONS |= {name.replace("mysql", "mariadb"): value for name, value in _OPTIONS.items()}
 _NAME = sa.String(MOST_NAME_CHARACTERS)
 # Up to a billion for one image, and a sum of very many.
-_CREDITS = sa.Numeric(16, 6, asdecimal=False)
-_SUM = sa.Numeric(21, 6, asdecimal=False)
+_CREDITS = sa.Numeric(16, CREDIT_DIGITS, asdecimal=False)
+_SUM = sa.Numeric(21, CREDIT_DIGITS, asdecimal=False)
 # UTC, without a zone. MariaDB cuts the fractions of a second off unless it is asked to keep them.
 _TIME: Any = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql").with_variant(mysql.DATETIME(fsp=6), "mariadb")
 

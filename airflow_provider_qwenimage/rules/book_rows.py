@@ -21,6 +21,7 @@ MOST_PATH_CHARACTERS = 4000
 MOST_HASH_CHARACTERS = 64
 # Nobody pays more for an image, and each database can store it.
 MOST_CREDITS = 10**9
+CREDIT_DIGITS = 6
 _MOST_NUMBER = 2**31 - 1
 
 
@@ -264,7 +265,8 @@ def _text(value: object) -> str:
 
 
 def _amount(value: float) -> float:
-    return min(max(0.0, float(value)), float(MOST_CREDITS))
+    # SQLite stores all digits, the others these.
+    return round(min(max(0.0, float(value)), float(MOST_CREDITS)), CREDIT_DIGITS)
 
 
 def _whole(value: int) -> int:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_provider_qwenimage.exceptions import QwenImageBudgetError
+from airflow_provider_qwenimage.rules.book_rows import CREDIT_DIGITS
 from airflow_provider_qwenimage.rules.connection_extra import (
     BOOKS_CONN_ID,
     CREDITS_PER_DAY,
@@ -21,7 +22,6 @@ from airflow_provider_qwenimage.text.messages import printable, safe_repr, short
 WARNING_SHARE = 0.8
 # Sums of fractions of a credit are not exact in every database.
 TOLERANCE = 1e-6
-_DIGITS = 6
 _LONGEST_CONN_ID = 250
 # DAGs that an error names.
 NAMED_SPENDERS = 5
@@ -146,8 +146,8 @@ def periods_of(moment: datetime) -> tuple[Period, Period]:
 def is_nearly_spent(limit: float, before: float, after: float) -> bool:
     """Whether credits take a budget over the share that is reported."""
     # To the digits that the books store: one reservation's `after` is the next one's `before`, which is a difference.
-    threshold = round(limit * WARNING_SHARE, _DIGITS)
-    return round(before, _DIGITS) < threshold <= round(after, _DIGITS)
+    threshold = round(limit * WARNING_SHARE, CREDIT_DIGITS)
+    return round(before, CREDIT_DIGITS) < threshold <= round(after, CREDIT_DIGITS)
 
 
 def nearly_spent(account: str, period: Period, limit: float, used: float) -> str:

@@ -63,7 +63,7 @@ class MariaDb(ServerProcess):
             "DELETE FROM mysql.global_priv WHERE User = 'root'",
             "FLUSH PRIVILEGES",
             f"CREATE OR REPLACE USER '{USER}'@'127.0.0.1' IDENTIFIED BY '{self.password}'",
-            f"GRANT ALL ON *.* TO '{USER}'@'127.0.0.1'",
+            f"GRANT ALL ON *.* TO '{USER}'@'127.0.0.1' WITH GRANT OPTION",
         ]
         users.write_text("".join(f"{statement};\n" for statement in statements))
         users.chmod(0o600)
