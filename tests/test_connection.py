@@ -18,6 +18,7 @@ from airflow_provider_qwenimage.contract import TaskSnapshot
 from airflow_provider_qwenimage.exceptions import QwenImageConnectionError, QwenImageError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
 from airflow_provider_qwenimage.rules.answers import HttpAnswer, parse_status
+from airflow_provider_qwenimage.rules.budgets import BooksOptions, Budgets
 from tests.ports import free_ports
 
 KEY = "sk-test-0123456789"
@@ -199,6 +200,36 @@ def test_empty_form_fields_mean_the_defaults() -> None:
     assert settings(extra=extra) == settings()
 
 
+@pytest.mark.parametrize(
+    ("extra", "per_day", "per_month"),
+    [
+        ({"credits_per_day": "10", "credits_per_month": ""}, 10.0, None),
+        ({"credits_per_day": None, "credits_per_month": " 2.5e2 "}, None, 250.0),
+        ({"credits_per_day": "", "credits_per_month": ""}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_books_and_budgets_are_read_from_what_the_form_sends(
+    extra: dict[str, Any], per_day: float | None, per_month: float | None
+) -> None:
+    found = settings(extra={"books_conn_id": " books "} | extra).books
+    assert found == BooksOptions("books", Budgets(per_day, per_month))
+
+
+@pytest.mark.parametrize("conn_id", [None, "", "  "])
+def test_without_the_id_of_their_connection_there_are_no_books_and_a_budget_is_refused(conn_id: str | None) -> None:
+    form = {"books_conn_id": conn_id, "credits_per_day": "", "credits_per_month": None}
+    assert settings(extra=form) == settings()
+    for name in ("credits_per_day", "credits_per_month"):
+        with pytest.raises(ValueError, match=rf"'my_qwen' has {name} in its extra, but no books_conn_id; .*it must"):
+            settings(extra=form | {name: "10"})
+
+
+def test_books_and_budgets_are_read_from_the_uri_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_MY_QWEN", f"qwenimage://:{KEY}@?books_conn_id=books&credits_per_day=100")
+    assert QwenImageHook("my_qwen").settings.books == BooksOptions("books", Budgets(per_day=100.0))
+
+
 @pytest.mark.parametrize("extra", ["{", "[]", '"text"', "5", "[" * 100_000])
 def test_an_extra_that_is_not_a_json_object_is_refused(extra: str) -> None:
     with pytest.raises(ValueError, match=r"'my_qwen' has an extra that is not a JSON object; it must be"):
@@ -229,6 +260,14 @@ class _RawConnection:
         ("max_requests_per_second", [1]),
         ("verify", 5),
         ("verify", ["a"]),
+        ("books_conn_id", 5),
+        ("books_conn_id", "a\nb"),
+        ("books_conn_id", "x" * 251),
+        ("credits_per_day", 0),
+        ("credits_per_day", "ten"),
+        ("credits_per_day", True),
+        ("credits_per_month", float("nan")),
+        ("credits_per_month", float("inf")),
     ],
 )
 def test_a_bad_extra_value_is_named(name: str, value: object) -> None:
@@ -251,6 +290,9 @@ def test_numbers_in_extra_may_be_texts(value: object) -> None:
         ("timeout_second", "timeout_seconds"),
         ("timeout", "timeout_seconds"),
         ("verfy", "verify"),
+        ("credits_per_dya", "credits_per_day"),
+        ("credits_per_months", "credits_per_month"),
+        ("extra__qwenimage__books_conn_id", "books_conn_id"),
         ("extra__qwenimage__max_requests_per_second", "max_requests_per_second"),
         ("extra__qwenimage__verify", "verify"),
     ],
