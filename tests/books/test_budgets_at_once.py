@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
+from airflow_provider_qwenimage.books import accounting
+from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change
 from airflow_provider_qwenimage.rules.budgets import Budgets
 from tests.books.databases import counted_in, deadlocks_in, rows_in, used_in
 from tests.books.keepers import Work, at_once
+from tests.books.writing import EVENING, WrittenBooks
 from tests.databases.server import Database
 
 PROCESSES = 8
+
+
+def test_an_end_that_several_report_at_once_is_counted_once(database: Database) -> None:
+    with WrittenBooks.at(database.url) as books:
+        ids = sorted(books.submit(at=EVENING) for _ in range(10))
+
+    def settle(consumed: float) -> int:
+        changes = [
+            Change(status=BookStatus.DONE, submission_id=submission_id, credits_consumed=consumed)
+            for submission_id in ids
+        ]
+        with WrittenBooks.at(database.url) as books:
+            barrier.wait(60)
+            return int(books.do(accounting.settle, changes, "qwen", EVENING))
+
+    reporters = 8
+    barrier = threading.Barrier(reporters)
+    with ThreadPoolExecutor(reporters) as pool:
+        list(pool.map(settle, map(float, range(6, 6 + reporters))))
+    assert used_in(database) == counted_in(database)
 
 
 def test_processes_reserve_exactly_what_the_budget_allows_and_one_reports_that_it_is_nearly_spent(

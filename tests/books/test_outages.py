@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,6 +203,16 @@ def test_books_that_stay_away_after_a_commit_without_an_answer_give_the_credits_
         assert books.close(60)
     assert statuses_in(database) == ["withdrawn", "withdrawn"]
     assert set(used_in(database).values()) == {0}
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_file_that_was_replaced_by_a_copy_is_opened_again(database: Database, books: Books) -> None:
+    file = Path(database.connection["host"])
+    copy = file.with_suffix(".copy")
+    shutil.copy(file, copy)
+    copy.replace(file)
+    books.reserve(reservation())
+    assert statuses_in(database) == ["reserved", "withdrawn"]
 
 
 # Nobody waits for a reservation any more.
