@@ -45,6 +45,7 @@ NEWEST_ONLY = (
     "test_arguments.py",
     "test_batch_requests.py",
     "test_batch_totals.py",
+    "test_books_rules.py",
     "test_contract.py",
     "test_contract_facts.py",
     "test_downloads.py",
@@ -121,8 +122,10 @@ OLDEST_AND_NEWEST = (
     # The books: of Airflow they use hooks of databases. books/test_budgets_at_once.py and test_reports.py run on each,
     # since Airflows have different versions of SQLAlchemy.
     "books/test_command.py",
+    "books/test_first_use.py",
     "books/test_outages.py",
     "books/test_settling.py",
+    "books/test_strange_values.py",
     # What is rendered and refused: Jinja and the package's own arguments.
     "integration/test_arguments.py",
     "packaging/test_imports.py",

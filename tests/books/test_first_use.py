@@ -105,7 +105,7 @@ def test_a_file_in_a_folder_that_does_not_exist_is_waited_for(reserve: Callable[
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"conn_type": "http"}, "must be one to PostgreSQL, MariaDB, MySQL or SQLite"),
+        ({"conn_type": "qwenimage"}, "must be one to PostgreSQL, MariaDB, MySQL or SQLite"),
         ({"conn_type": "fax"}, "must be a connection to PostgreSQL, MariaDB, MySQL or SQLite"),
         ({"conn_type": "postgres", "host": "x", "extra": "[1]"}, "books_conn_id is 'books'"),
     ],

@@ -230,7 +230,7 @@ def locked(database: Database) -> Iterator[None]:
         with engine.connect() as connection:
             connection.exec_driver_sql("BEGIN EXCLUSIVE")
             yield
-            connection.rollback()
+            connection.exec_driver_sql("ROLLBACK")
         return
     with connected(database) as connection:
         connection.execute(sa.select(BUDGETS).with_for_update())
