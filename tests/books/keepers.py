@@ -54,8 +54,8 @@ def at_once(database: Database, work: Work, processes: int) -> Counter[str]:
         processes have written everything.
     """
     context = multiprocessing.get_context("forkserver")
-    # Otherwise each process would import Airflow.
-    context.set_forkserver_preload([__name__])
+    # Otherwise each process would import Airflow, and look up its hooks.
+    context.set_forkserver_preload(["tests.books.hooks_in_memory"])
     barrier, ends = context.Barrier(processes), context.SimpleQueue()
     started = [
         context.Process(target=_keep, args=(work, database.connection_json(), barrier, ends), daemon=True)
