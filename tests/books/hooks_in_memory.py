@@ -1,14 +1,16 @@
-"""Imported by the process that others are forked from: each of them would look up Airflow's hooks, for a second."""
+"""Imported by the process that others are forked from: each of them would import Airflow's hooks, for seconds."""
 
 from __future__ import annotations
 
+import json
+import os
 from contextlib import suppress
 
-from airflow.providers.common.compat.sdk import Connection
-
-import tests.books.keepers  # noqa: F401
+from airflow_provider_qwenimage.books.opening import open_books
+from airflow_provider_qwenimage.rules.budgets import BooksOptions, Budgets
 
 for conn_type in ("sqlite", "postgres", "mysql"):
+    os.environ["AIRFLOW_CONN_BOOKS"] = json.dumps({"conn_type": conn_type, "host": "localhost"})
     # The provider may not be installed.
     with suppress(Exception):
-        Connection(conn_id="books", conn_type=conn_type, host="localhost").get_hook()
+        open_books(BooksOptions("books", Budgets()), "qwen")

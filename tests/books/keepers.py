@@ -55,7 +55,7 @@ def at_once(database: Database, work: Work, processes: int) -> Counter[str]:
     """
     context = multiprocessing.get_context("forkserver")
     # Otherwise each process would import Airflow, and look up its hooks.
-    context.set_forkserver_preload(["tests.books.hooks_in_memory"])
+    context.set_forkserver_preload([__name__, "tests.books.hooks_in_memory"])
     barrier, ends = context.Barrier(processes), context.SimpleQueue()
     started = [
         context.Process(target=_keep, args=(work, database.connection_json(), barrier, ends), daemon=True)
