@@ -139,6 +139,18 @@ class Books:
         """Have it written soon what has become known about a submission; nobody waits for it."""
         self._queue(change, self._delays[2])
 
+    def end(self, change: Change) -> int:
+        """Have it written soon how a submission ended; nobody waits for it.
+
+        Returns:
+            A number for `is_written`.
+        """
+        return self._queue(change, self._delays[1])
+
+    def is_written(self, number: int) -> bool:
+        """Whether a change that `end` has queued is written."""
+        return self._written >= number
+
     def settle(self, change: Change, seconds: float) -> bool:
         """Write what has become known about a submission, and return whether it is written.
 
@@ -146,7 +158,7 @@ class Books:
             change: What is known.
             seconds: How long to wait for it. If the database is known to be away, nobody waits.
         """
-        number = self._queue(change, self._delays[1])
+        number = self.end(change)
         return self._wait_until_written(number, 0.0 if self._away else seconds)
 
     def flush(self, seconds: float) -> bool:

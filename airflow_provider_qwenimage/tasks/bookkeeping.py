@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.rules.book_rows import Change, Reservation
@@ -27,14 +28,18 @@ class TaskBooks:
         books: The books of the task's connection.
         instance: The task; see `made_by.description_of`.
         try_number: Its try.
+        is_batch: Whether the task submits many images at once, which do not wait for their rows.
     """
 
-    def __init__(self, books: Books, instance: Mapping[str, Any], try_number: int) -> None:
+    def __init__(self, books: Books, instance: Mapping[str, Any], try_number: int, *, is_batch: bool = False) -> None:
         self._books = books
         self._instance = instance
         self._try_number = try_number
+        self._is_batch = is_batch
         self._is_stopped = False
-        self._left: list[Callable[[], None]] = []
+        # What is to be done when a change is written, by the number of the change. Threads of a batch share it.
+        self._left: list[tuple[int, Callable[[], None]]] = []
+        self._lock = Lock()
 
     def reserve(self, intent: Intent, batch_row: int | None) -> None:
         """Reserve the credits of a submission that is about to be sent.
@@ -73,13 +78,19 @@ class TaskBooks:
 
         Args:
             change: The end.
-            then: Removes the records of the submission. If the books are away, it is called at the end of the task, or
-                never: then the next one that asks for the image, or ``airflow qwenimage books settle``, finds them.
+            then: Removes the records of the submission. In a batch, it is called with the next image or at the end. If
+                the books are away, it is called at the end of the task, or never: then the next one that asks for the
+                image, or ``airflow qwenimage books settle``, finds them.
         """
-        if self._books.settle(change, _STOP_SECONDS if self._is_stopped else _SETTLE_SECONDS):
+        if self._is_batch:
+            # A thread that waited would not store the next image meanwhile.
+            with self._lock:
+                self._left.append((self._books.end(change), then))
+            self._finish_written()
+        elif self._books.settle(change, _STOP_SECONDS if self._is_stopped else _SETTLE_SECONDS):
             then()
         else:
-            self._left.append(then)
+            self._left.append((self._books.end(change), then))
 
     def stop(self) -> None:
         """Reserve nothing more, because the task is being ended from outside."""
@@ -88,12 +99,19 @@ class TaskBooks:
 
     def close(self) -> None:
         """Write what is left, within seconds."""
-        if self._books.close(_STOP_SECONDS if self._is_stopped else _CLOSE_SECONDS):
-            for then in self._left:
-                # The image is stored: a record that stays costs nothing.
-                with suppress(OSError):
-                    then()
-        self._left = []
+        self._books.close(_STOP_SECONDS if self._is_stopped else _CLOSE_SECONDS)
+        self._finish_written()
+
+    def _finish_written(self) -> None:
+        written: list[tuple[int, Callable[[], None]]] = []
+        with self._lock:
+            left, self._left = self._left, []
+            for number, then in left:
+                (written if self._books.is_written(number) else self._left).append((number, then))
+        for _, then in written:
+            # The image is stored: a record that stays costs nothing.
+            with suppress(OSError):
+                then()
 
 
 def open_task_books(
@@ -116,4 +134,5 @@ def open_task_books(
         return None
     from airflow_provider_qwenimage.books.opening import open_books
 
-    return TaskBooks(open_books(settings.books, conn_id, is_batch=is_batch), instance, try_number)
+    books = open_books(settings.books, conn_id, is_batch=is_batch)
+    return TaskBooks(books, instance, try_number, is_batch=is_batch)

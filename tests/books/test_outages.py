@@ -22,6 +22,8 @@ from airflow_provider_qwenimage.books.schema import BUDGETS
 from airflow_provider_qwenimage.exceptions import QwenImageBudgetError, QwenImageConnectionError
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change
 from airflow_provider_qwenimage.rules.budgets import BooksOptions, Budgets
+from airflow_provider_qwenimage.tasks import bookkeeping
+from airflow_provider_qwenimage.tasks.bookkeeping import TaskBooks
 from tests.books.databases import connected, counted_in, on_servers, rows_in, used_in
 from tests.books.keepers import ACCOUNT, reservation
 from tests.books.losing_proxy import LosingProxy
@@ -314,3 +316,30 @@ def test_a_server_that_hangs_holds_a_task_up_for_a_bounded_time_only(
         assert time.monotonic() - began < 5
     wait_until(lambda: statuses_in(database) == ["withdrawn", "withdrawn"], "the withdrawal by the thread")
     assert set(used_in(database).values()) == {0}
+
+
+# The end of an image.
+
+
+@pytest.mark.parametrize("is_batch", [True, False])
+def test_records_are_removed_when_the_row_is_written_and_a_batch_does_not_wait_for_that(
+    database: Database, books: Books, monkeypatch: pytest.MonkeyPatch, is_batch: bool
+) -> None:
+    monkeypatch.setattr(bookkeeping, "_SETTLE_SECONDS", 1.0)
+    task = TaskBooks(books, {}, 1, is_batch=is_batch)
+    one = reservation()
+    books.reserve(one)
+    removed: list[str] = []
+    change = Change(status=BookStatus.DONE, submission_id=one.submission_id, credits_consumed=7.0)
+    with locked(database):
+        began = time.monotonic()
+        task.settle(change, lambda: removed.append("records"))
+        assert (time.monotonic() - began < 0.9) == is_batch
+        assert removed == []
+    assert books.flush(60)
+    assert removed == []
+    task.settle(Change(status=BookStatus.DONE, submission_id=uuid.uuid4().hex), lambda: removed.append("next"))
+    if is_batch:
+        assert removed == ["records"]
+    task.close()
+    assert sorted(removed) == ["next", "records"]
