@@ -14,7 +14,7 @@ from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.chaos.batch_dag import BatchDag
 from tests.chaos.batch_evidence import accepted_ids, gather_batch, manifest_version, read_manifest
 from tests.chaos.batch_judge import Key, unknown
-from tests.chaos.cluster import InstanceKey, TaskRow
+from tests.chaos.cluster import MAYBE_PAID, InstanceKey, TaskRow
 from tests.chaos.killing import kill_process
 from tests.chaos.scene import Scene
 from tests.chaos.watching import FolderWatch
@@ -31,8 +31,6 @@ _SHARE_UNDER_KILLS = 0.8
 _SLOW_TRIES = 4.0
 # The log of a try contains this logger name once the batch runs.
 _STARTED = "airflow_provider_qwenimage.batch"
-# The log of a try contains this if there are images that only a Clear submits again.
-_MAYBE_PAID = "may be paid"
 
 
 @dataclass(frozen=True)
@@ -220,7 +218,7 @@ def _clear_unknown(scene: Scene, dag: BatchDag, killer: BatchKiller, kills: int)
         stopped = unknown(read_manifest(folder))
         if not stopped:
             break
-        if scene.states([task]) != {"failed"} or _MAYBE_PAID not in scene.cluster.tries(task)[-1]:
+        if scene.states([task]) != {"failed"} or MAYBE_PAID not in scene.cluster.tries(task)[-1]:
             scene.complaints.append(
                 f"batch: the task should have failed and reported that {stopped.total()} images may be paid"
             )

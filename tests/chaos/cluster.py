@@ -22,6 +22,8 @@ OVER = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 UNKNOWN = "QwenImageSubmissionUnknownError"
 # The log of a try that asks the user has one of these: also after two answers with code 500, a submission may be paid.
 ASKS = (UNKNOWN, "so it is not sent again automatically")
+# The log of a batch's try contains this if there are images that only a Clear submits again.
+MAYBE_PAID = "may be paid and"
 # The log of a try contains one of these once the image is submitted.
 SUBMITTED = ("Submitted image task", "Resuming image task")
 
