@@ -93,51 +93,45 @@ def reserve(connection: Any, reservations: Sequence[Reservation], budgets: Budge
     connection.execute(SUBMISSIONS.insert(), rows)
     amount = sum(row["credits_reserved"] for row in rows)
     price = max(row["credits_reserved"] for row in rows)
-    nearly_spent = []
-    for period in periods_of(now):
-        limit = budgets.limit_of(period)
-        used = _count(connection, account, period.key, amount, limit)
-        if limit is None:
+    limits = {period: budgets.limit_of(period) for period in periods_of(now)}
+    for period, limit in limits.items():
+        if _count(connection, account, period.key, amount, limit):
             continue
-        if used is None:
-            before = _used(connection, account, period.key)
-            if before is None:
-                raise PeriodMissingError
-            raise RefusedError(Refusal(period, limit, before, price))
-        if is_nearly_spent(limit, used - amount, used):
-            nearly_spent.append(NearlySpent(period, limit, used))
-    return nearly_spent
+        before = _used(connection, account, [period.key]).get(period.key)
+        if before is None or limit is None:
+            raise PeriodMissingError
+        raise RefusedError(Refusal(period, limit, before, price))
+    limited = {period: limit for period, limit in limits.items() if limit is not None}
+    used = _used(connection, account, [period.key for period in limited]) if limited else {}
+    return [
+        NearlySpent(period, limit, used[period.key])
+        for period, limit in limited.items()
+        if is_nearly_spent(limit, used[period.key] - amount, used[period.key])
+    ]
 
 
-def _count(connection: Any, account: str, period: str, amount: float, limit: float | None) -> float | None:
-    """Count credits against a budget in one statement; return what is used now, or None if there is no room or no row.
-
-    Raises:
-        PeriodMissingError: If there is no limit, and no row.
-    """
+def _count(connection: Any, account: str, period: str, amount: float, limit: float | None) -> bool:
+    """Count credits against a budget in one statement; return False if there is no room for them, or no row."""
     statement = sa.update(BUDGETS).where(BUDGETS.c.account == account, BUDGETS.c.period == period)
     if limit is not None:
         statement = statement.where(BUDGETS.c.credits + amount <= limit + TOLERANCE)
-    changed = connection.execute(statement.values(credits=BUDGETS.c.credits + amount)).rowcount
-    if limit is None:
-        if not changed:
-            raise PeriodMissingError
-        return None
-    return _used(connection, account, period) if changed else None
+    return bool(connection.execute(statement.values(credits=BUDGETS.c.credits + amount)).rowcount)
 
 
-def _used(connection: Any, account: str, period: str) -> float | None:
+def _used(connection: Any, account: str, periods: Sequence[str]) -> dict[str, float]:
     found = connection.execute(
-        sa.select(BUDGETS.c.credits).where(BUDGETS.c.account == account, BUDGETS.c.period == period)
-    ).scalar()
-    return None if found is None else float(found)
+        sa.select(BUDGETS.c.period, BUDGETS.c.credits).where(
+            BUDGETS.c.account == account, BUDGETS.c.period.in_(list(periods))
+        )
+    )
+    return {period: float(used) for period, used in found}
 
 
 def add_periods(connection: Any, account: str, now: datetime) -> None:
     """Have the budgets of an account begin in the periods of a time, unless they have begun."""
     insert: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}.get(connection.dialect.name, mysql.insert)
     for period in periods_of(now):
-        if _used(connection, account_column(account), period.key) is not None:
+        if _used(connection, account_column(account), [period.key]):
             continue
         # Not 0, if somebody has removed the row. In a query of its own, which locks no rows of submissions.
         counted = connection.execute(sa.select(sa.func.sum(counted_credits())).where(*_in_period(account, period)))

@@ -38,7 +38,9 @@ _SLICE_SECONDS = 0.2
 # The last attempt at the end of a task.
 _LAST_SECONDS = 1.0
 # How long an entry may wait for others: rows of a batch are reserved and settled at about the same times.
-_RESERVE_DELAY, _SETTLE_DELAY, _NOTE_DELAY = 0.02, 0.1, 1.0
+_RESERVE_DELAY, _SETTLE_DELAY, _NOTE_DELAY = 0.02, 0.5, 1.0
+# From one reservation of a batch to the next: what comes in between is reserved at once.
+_RESERVE_INTERVAL = 0.1
 _MOST_AT_ONCE = 500
 
 
@@ -96,6 +98,8 @@ class Books:
         self._away_since = 0.0
         self._pause = _FIRST_PAUSE
         self._not_before = 0.0
+        self._interval = _RESERVE_INTERVAL if is_batch else 0.0
+        self._next_reservation = 0.0
         self._may_be_written = False
         self._is_prepared = False
         self._is_stopped = self._is_closed = False
@@ -240,7 +244,11 @@ class Books:
         """Wait until something is due; return False at the end."""
         with self._changed:
             while not self._is_closed:
-                dues = [entry.due for entry in self._reserving]
+                dues = (
+                    [max(min(entry.due for entry in self._reserving), self._next_reservation)]
+                    if self._reserving
+                    else []
+                )
                 if self._changes_due is not None:
                     dues.append(self._changes_due)
                 now = time.monotonic()
@@ -253,27 +261,46 @@ class Books:
             return False
 
     def _work(self) -> None:
+        now = time.monotonic()
+        reserving: list[_Reserving] = []
         with self._changed:
-            reserving, self._reserving = self._reserving[:_MOST_AT_ONCE], self._reserving[_MOST_AT_ONCE:]
-            changes, self._changes, self._changes_due = self._changes, {}, None
-            queued = self._queued
+            are_changes_due = self._changes_due is not None and self._changes_due <= now
+            if self._reserving and self._next_reservation <= now:
+                reserving, self._reserving = self._reserving[:_MOST_AT_ONCE], self._reserving[_MOST_AT_ONCE:]
+                self._next_reservation = now + self._interval
         try:
             if not self._is_prepared:
                 self._prepare()
-            if changes:
-                self._database.transact(lambda one: accounting.settle(one, changes.values(), self.account, _now()))
-                changes = {}
-            with self._changed:
-                self._written = queued
-                self._settled.notify_all()
+            if are_changes_due:
+                self._settle()
             self._reserve(self._not_written([entry for entry in reserving if not entry.is_abandoned]))
         except BooksAwayError as error:
-            self._wait_for_database(error, reserving, changes)
+            self._wait_for_database(error, reserving)
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait must know
             self._refuse([entry for entry in reserving if not entry.written.done()], error)
-            self._wait_for_database(error, [], changes)
+            self._wait_for_database(error, [])
         else:
             self._away, self._pause, self._may_be_written = None, _FIRST_PAUSE, False
+
+    def _settle(self) -> bool:
+        """Write all that is known; return whether there was something."""
+        with self._changed:
+            changes, self._changes, self._changes_due = self._changes, {}, None
+            queued = self._queued
+        try:
+            if changes:
+                self._database.transact(lambda one: accounting.settle(one, changes.values(), self.account, _now()))
+        except BaseException:
+            with self._changed:
+                for key, change in changes.items():
+                    newer = self._changes.get(key)
+                    self._changes[key] = change if newer is None else newer.after(change)
+                self._changes_due = time.monotonic()
+            raise
+        with self._changed:
+            self._written = queued
+            self._settled.notify_all()
+        return bool(changes)
 
     def _prepare(self) -> None:
         self._database.prepare()
@@ -292,8 +319,12 @@ class Books:
         return [entry for entry in entries if entry.reservation.submission_id not in written]
 
     def _allow(self, entries: list[_Reserving]) -> None:
-        for entry in entries:
-            entry.written.set_result(None)
+        with self._changed:
+            for entry in entries:
+                entry.written.set_result(None)
+                if entry.is_abandoned:
+                    # A settlement in between may have taken it back too early.
+                    self._take_back(entry)
 
     def _refuse(self, entries: list[_Reserving], error: Exception) -> None:
         with self._changed:
@@ -310,6 +341,9 @@ class Books:
             if refusal is None:
                 self._allow(left)
                 return
+            # What is not written yet may give credits back.
+            if self._settle():
+                continue
             allowed = min(refusal.images_left, len(left) - 1)
             if allowed == 0:
                 error = self._budget_error(refusal)
@@ -348,9 +382,7 @@ class Books:
         )
         return budget_error(self.account, refusal, spenders, _now())
 
-    def _wait_for_database(
-        self, error: Exception, reserving: list[_Reserving], changes: dict[tuple[str, str], Change]
-    ) -> None:
+    def _wait_for_database(self, error: Exception, reserving: list[_Reserving]) -> None:
         """Keep what could not be written for the next attempt, and fail what has waited long enough."""
         now = time.monotonic()
         with self._changed:
@@ -365,9 +397,6 @@ class Books:
                     # It may be written although the answer was lost.
                     self._refuse([entry], _gave_up(error))
             self._reserving[:0] = [entry for entry in waiting if not entry.written.done()]
-            for key, change in changes.items():
-                newer = self._changes.get(key)
-                self._changes[key] = change if newer is None else newer.after(change)
             if self._changes:
                 self._changes_due = now
             self._not_before = now + self._pause
