@@ -343,3 +343,13 @@ def test_records_are_removed_when_the_row_is_written_and_a_batch_does_not_wait_f
         assert removed == ["records"]
     task.close()
     assert sorted(removed) == ["next", "records"]
+
+
+def test_credits_that_are_given_back_are_there_for_the_next_image_before_that_is_written(open_: OpenBooks) -> None:
+    books = open_(per_day=5)
+    one = reservation()
+    books.reserve(one)
+    books.note(Change(status=BookStatus.WITHDRAWN, submission_id=one.submission_id))
+    books.reserve(reservation())
+    with pytest.raises(QwenImageBudgetError):
+        books.reserve(reservation())
