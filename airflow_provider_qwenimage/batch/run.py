@@ -88,7 +88,7 @@ class Batch:
         self.interruption: str | None = None
         self._left_to_do = bytearray([_SUBMIT]) * len(requests)
         self._in_flight: dict[int, ImageInFlight] = {}
-        self._submissions = Submissions(self._pipeline, self.totals)
+        self._submissions = Submissions(self._pipeline, self.totals, self._threads)
         self._one_at_a_time = asyncio.Lock()
         self._listing = FolderListing()
         self._done = threading.Event()
@@ -168,7 +168,8 @@ class Batch:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(ThreadPoolExecutor(self._threads, thread_name_prefix="qwenimage-ledger"))
+        threads = 2 * self._threads
+        self._loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="qwenimage-ledger"))
         self._work = asyncio.create_task(self._draw())
         if self.interruption:
             self._cancel()

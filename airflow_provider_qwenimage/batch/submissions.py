@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.rules.batch_totals import BatchTotals
     from airflow_provider_qwenimage.storage.images import StoredImages
-    from airflow_provider_qwenimage.tasks.drawing import Answer, Drawing
+    from airflow_provider_qwenimage.tasks.drawing import Action, Answer, Drawing, Steps
 
 
 @dataclass
@@ -65,13 +65,16 @@ class Submissions:
     Args:
         pipeline: Sends them.
         totals: The counts of the batch.
+        at_once: How many threads may be busy with images that are not submitted yet. The event loop's executor has
+            more, so that the id of an accepted image task is recorded while others wait for storage or for the books.
     """
 
-    def __init__(self, pipeline: ImagePipeline, totals: BatchTotals) -> None:
+    def __init__(self, pipeline: ImagePipeline, totals: BatchTotals, at_once: int) -> None:
         self._pipeline = pipeline
         self._totals = totals
         self._under_way: set[asyncio.Task[StoredImages | Submitted]] = set()
         self._stopping = asyncio.Event()
+        self._free_threads = asyncio.Semaphore(at_once)
 
     async def submit(
         self, drawing: Drawing, in_flight: ImageInFlight, *, was_looked_for: bool
@@ -106,7 +109,7 @@ class Submissions:
     ) -> StoredImages | Submitted:
         steps = drawing.steps(was_looked_for=was_looked_for)
         answer: Answer = None
-        while not isinstance(action := await asyncio.to_thread(advance, steps, answer), Found):
+        while not isinstance(action := await self._advance(steps, answer), Found):
             answer = None
             in_flight.at_risk += self._totals.risk(drawing.at_risk - in_flight.at_risk)
             if isinstance(action, Pause):
@@ -118,6 +121,12 @@ class Submissions:
         if isinstance(action.result, Submitted):
             in_flight.image_task_id, in_flight.is_own = action.result.image_task_id, action.result.is_own
         return action.result
+
+    async def _advance(self, steps: Steps, answer: Answer) -> Action:
+        if answer is not None:
+            return await asyncio.to_thread(advance, steps, answer)
+        async with self._free_threads:
+            return await asyncio.to_thread(advance, steps, answer)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from airflow.providers.common.compat.sdk import task
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageHook, QwenImageStatusSensor
 from airflow_provider_qwenimage.batch import image as batch_image
+from airflow_provider_qwenimage.batch import run as batch
 from airflow_provider_qwenimage.books import keeping
 from airflow_provider_qwenimage.exceptions import QwenImageBatchError, QwenImageBudgetError, QwenImageConnectionError
 from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
@@ -525,6 +527,31 @@ def test_books_that_are_away_after_a_submission_cost_no_image_and_the_next_task_
     assert len(connected_api.submissions) == 1
     assert books.statuses == ["done"]
     assert list(folder.glob(".submission-*")) == []
+
+
+def test_a_batch_records_what_is_accepted_while_its_other_images_wait_for_the_books(
+    connected_api: Sandbox, books: SqliteBooks, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_MOST_THREADS", 1)
+    is_accepted = threading.Event()
+    waited = []
+    accept, reserve, reservations = Ledger.accept, keeping.Books.reserve, count()
+
+    def note_and_accept(self: Ledger, image_task_id: str) -> None:
+        accept(self, image_task_id)
+        is_accepted.set()
+
+    def reserve_one_after_the_other(self: keeping.Books, reservation: Any) -> None:
+        if next(reservations) == 1:
+            waited.append(is_accepted.wait(10))
+        reserve(self, reservation)
+
+    monkeypatch.setattr(Ledger, "accept", note_and_accept)
+    monkeypatch.setattr(keeping.Books, "reserve", reserve_one_after_the_other)
+    end = dag_with_batch(folder, requests=["A fox", "A hare"], max_in_flight=2).run()["draw"]
+
+    assert end.state == "success"
+    assert waited == [True]
 
 
 # Without the option.
