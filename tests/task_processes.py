@@ -95,7 +95,8 @@ class TaskProcess:
     @property
     def log(self) -> str:
         """What it has logged so far."""
-        return (self._folder / "log").read_text()
+        file = self._folder / "log"
+        return file.read_text() if file.exists() else ""
 
     def wait(self) -> ProcessEnd:
         """Wait until the task has ended, and return how."""

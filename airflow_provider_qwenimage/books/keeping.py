@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -44,14 +44,20 @@ _RESERVE_INTERVAL = 0.1
 _MOST_AT_ONCE = 500
 
 
-@dataclass
-class _Reserving:
-    reservation: Reservation
+@dataclass(kw_only=True)
+class _Waiting:
+    """A thread that waits for the database."""
+
     due: float
     deadline: float
     written: Future[None] = field(default_factory=Future)
     # Nobody waits for it any more: what is written of it has to be taken back.
     is_abandoned: bool = False
+
+
+@dataclass(kw_only=True)
+class _Reserving(_Waiting):
+    reservation: Reservation
 
 
 class Books:
@@ -88,7 +94,7 @@ class Books:
         # The thread waits for the one, and those who want to know what is written wait for the other.
         lock = threading.RLock()
         self._changed, self._settled = threading.Condition(lock), threading.Condition(lock)
-        self._reserving: list[_Reserving] = []
+        self._waiting: list[_Waiting] = []
         # By the submission, or by the image task if that is all that is known.
         self._changes: dict[tuple[str, str], Change] = {}
         self._changes_due: float | None = None
@@ -105,8 +111,26 @@ class Books:
         self._is_stopped = self._is_closed = False
         self._thread: threading.Thread | None = None
 
-    def reserve(self, reservation: Reservation) -> None:
+    def await_database(self) -> None:
+        """Wait for the database, if it was not reached yet or is away.
+
+        Raises:
+            QwenImageConnectionError: If the books cannot be reached for `AWAY_SECONDS`, or the task is being ended.
+            ValueError: If the database refuses.
+        """
+        if not self._is_prepared or self._away is not None:
+            now = time.monotonic()
+            self._wait_for(_Waiting(due=now, deadline=now + AWAY_SECONDS))
+
+    def reserve(self, reservation: Reservation, *, waits: bool = True) -> bool:
         """Write the row of a submission that is about to be sent, and count its credits against the budgets.
+
+        Args:
+            reservation: The submission.
+            waits: Whether to wait for a database that is away.
+
+        Returns:
+            Whether it is reserved: False if the database is away and nobody waits for it.
 
         Raises:
             QwenImageBudgetError: If a budget has no room for it.
@@ -114,9 +138,20 @@ class Books:
             ValueError: If the database refuses.
         """
         now = time.monotonic()
-        entry = _Reserving(reservation, due=now + self._delays[0], deadline=now + AWAY_SECONDS)
+        deadline = now + AWAY_SECONDS if waits else now
+        entry = _Reserving(reservation=reservation, due=now + self._delays[0], deadline=deadline)
+        try:
+            self._wait_for(entry)
+        except BooksAwayError:
+            if waits or self._is_stopped or not entry.written.done():
+                raise
+            return False
+        return True
+
+    def _wait_for(self, entry: _Waiting) -> None:
+        now = time.monotonic()
         with self._changed:
-            self._reserving.append(entry)
+            self._waiting.append(entry)
             self._wake()
         is_over = False
         try:
@@ -133,7 +168,7 @@ class Books:
         why = "the task is being ended" if self._is_stopped else f"they did not answer within {_HANGING_SECONDS:g} s"
         raise BooksAwayError(f"The books could not be written: {why}. Nothing was submitted.")
 
-    def _abandon(self, entry: _Reserving) -> None:
+    def _abandon(self, entry: _Waiting) -> None:
         with self._changed:
             entry.is_abandoned = True
             # An attempt may have written it, or may be writing it now: the thread takes it back after that.
@@ -244,11 +279,7 @@ class Books:
         """Wait until something is due; return False at the end."""
         with self._changed:
             while not self._is_closed:
-                dues = (
-                    [max(min(entry.due for entry in self._reserving), self._next_reservation)]
-                    if self._reserving
-                    else []
-                )
+                dues = [max(min(entry.due for entry in self._waiting), self._next_reservation)] if self._waiting else []
                 if self._changes_due is not None:
                     dues.append(self._changes_due)
                 now = time.monotonic()
@@ -262,22 +293,24 @@ class Books:
 
     def _work(self) -> None:
         now = time.monotonic()
-        reserving: list[_Reserving] = []
+        waiting: list[_Waiting] = []
         with self._changed:
             are_changes_due = self._changes_due is not None and self._changes_due <= now
-            if self._reserving and self._next_reservation <= now:
-                reserving, self._reserving = self._reserving[:_MOST_AT_ONCE], self._reserving[_MOST_AT_ONCE:]
+            if self._waiting and self._next_reservation <= now:
+                waiting, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
                 self._next_reservation = now + self._interval
         try:
             if not self._is_prepared:
                 self._prepare()
             if are_changes_due:
                 self._settle()
-            self._reserve(self._not_written([entry for entry in reserving if not entry.is_abandoned]))
+            left = [entry for entry in waiting if not entry.is_abandoned]
+            self._answer([entry for entry in left if not isinstance(entry, _Reserving)])
+            self._reserve(self._not_written([entry for entry in left if isinstance(entry, _Reserving)]))
         except BooksAwayError as error:
-            self._wait_for_database(error, reserving)
+            self._wait_for_database(error, waiting)
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait must know
-            self._refuse([entry for entry in reserving if not entry.written.done()], error)
+            self._refuse([entry for entry in waiting if not entry.written.done()], error)
             self._wait_for_database(error, [])
         else:
             self._away, self._pause, self._may_be_written = None, _FIRST_PAUSE, False
@@ -308,6 +341,12 @@ class Books:
         self.price = max(self.price, assumed_price(price))
         self._is_prepared = True
 
+    def _answer(self, entries: Sequence[_Waiting]) -> None:
+        """Answer those who wait for the database, once it answers."""
+        if entries:
+            self._database.transact(lambda _: None)
+            self._allow(entries)
+
     def _not_written(self, entries: list[_Reserving]) -> list[_Reserving]:
         """Return the entries that no earlier attempt has written; the others are reserved."""
         if not self._may_be_written or not entries:
@@ -318,7 +357,7 @@ class Books:
         self._allow([entry for entry in entries if entry.reservation.submission_id in written])
         return [entry for entry in entries if entry.reservation.submission_id not in written]
 
-    def _allow(self, entries: list[_Reserving]) -> None:
+    def _allow(self, entries: Sequence[_Waiting]) -> None:
         with self._changed:
             for entry in entries:
                 entry.written.set_result(None)
@@ -326,7 +365,7 @@ class Books:
                     # A settlement in between may have taken it back too early.
                     self._take_back(entry)
 
-    def _refuse(self, entries: list[_Reserving], error: Exception) -> None:
+    def _refuse(self, entries: Sequence[_Waiting], error: Exception) -> None:
         with self._changed:
             for entry in entries:
                 entry.written.set_exception(error)
@@ -382,7 +421,7 @@ class Books:
         )
         return budget_error(self.account, refusal, spenders, _now())
 
-    def _wait_for_database(self, error: Exception, reserving: list[_Reserving]) -> None:
+    def _wait_for_database(self, error: Exception, entries: Sequence[_Waiting]) -> None:
         """Keep what could not be written for the next attempt, and fail what has waited long enough."""
         now = time.monotonic()
         with self._changed:
@@ -391,18 +430,20 @@ class Books:
                 self._away_since = now
             self._away = error if isinstance(error, BooksAwayError | ValueError) else BooksAwayError(str(error))
             self._may_be_written = True
-            waiting = [entry for entry in reserving if not entry.written.done()]
+            waiting = [entry for entry in entries if not entry.written.done()]
             for entry in waiting:
                 if now >= entry.deadline or self._is_stopped:
                     # It may be written although the answer was lost.
                     self._refuse([entry], _gave_up(error))
-            self._reserving[:0] = [entry for entry in waiting if not entry.written.done()]
+            self._waiting[:0] = [entry for entry in waiting if not entry.written.done()]
             if self._changes:
                 self._changes_due = now
             self._not_before = now + self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
-    def _take_back(self, entry: _Reserving) -> None:
+    def _take_back(self, entry: _Waiting) -> None:
+        if not isinstance(entry, _Reserving):
+            return
         submission_id = entry.reservation.submission_id
         self._changes[submission_id, ""] = Change(status=BookStatus.WITHDRAWN, submission_id=submission_id)
         self._queued += 1

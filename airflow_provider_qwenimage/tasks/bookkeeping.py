@@ -41,20 +41,32 @@ class TaskBooks:
         self._left: list[tuple[int, Callable[[], None]]] = []
         self._lock = Lock()
 
-    def reserve(self, intent: Intent, batch_row: int | None) -> None:
+    def await_database(self) -> None:
+        """Wait for the database of the books, if it is away.
+
+        Raises:
+            QwenImageConnectionError: If it stays away.
+            ValueError: If the books cannot be used.
+        """
+        self._books.await_database()
+
+    def reserve(self, intent: Intent, batch_row: int | None) -> bool:
         """Reserve the credits of a submission that is about to be sent.
 
         Args:
             intent: The submission.
             batch_row: The row of a batch, counted from 1, or None.
 
+        Returns:
+            Whether they are reserved: False if the database is away, which is not waited for here.
+
         Raises:
             QwenImageBudgetError: If a budget has no room for it.
-            QwenImageConnectionError: If the books cannot be reached, after a wait.
+            QwenImageConnectionError: If the books do not answer, or the task is being ended.
             ValueError: If the books cannot be used.
         """
         instance = self._instance
-        self._books.reserve(
+        return self._books.reserve(
             Reservation(
                 submission_id=intent.submission_id,
                 account=self._books.account,
@@ -66,7 +78,8 @@ class TaskBooks:
                 map_index=-1 if instance["map_index"] is None else instance["map_index"],
                 try_number=self._try_number,
                 batch_row=batch_row,
-            )
+            ),
+            waits=False,
         )
 
     def note(self, change: Change) -> None:

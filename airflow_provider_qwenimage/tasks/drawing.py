@@ -237,10 +237,7 @@ class Drawing:
             self._check(step)
             if step.notice and not sent_again:
                 log.warning("%s", step.notice)
-            if not self.ledger.intend(self._asking()):
-                return None
-            if not self._is_to_be_sent():
-                self.ledger.withdraw()
+            if not self._intend():
                 return None
             answer = yield Post(request)
             if answer is None:
@@ -262,18 +259,25 @@ class Drawing:
             yield Pause(pause)
             sent_again += 1
 
-    def _is_to_be_sent(self) -> bool:
-        """Whether the intended submission is still needed; then its credits are reserved."""
-        try:
-            if self._is_settled_meanwhile():
+    def _intend(self) -> bool:
+        """Record the intent and reserve its credits; return False if the submission is not needed any more."""
+        while True:
+            # Before the intent, which says to others, and to the next try, that the request may be under way.
+            self.ledger.await_books()
+            if not self.ledger.intend(self._asking()):
                 return False
-            self.ledger.reserve()
-        except BaseException:
-            # An execution_timeout as well: nothing was sent, and the next try should know.
-            with suppress(Exception):
-                self.ledger.withdraw()
-            raise
-        return True
+            try:
+                is_needed = not self._is_settled_meanwhile()
+                if is_needed and self.ledger.reserve():
+                    return True
+            except BaseException:
+                # An execution_timeout as well: nothing was sent, and the next try should know.
+                with suppress(Exception):
+                    self.ledger.withdraw()
+                raise
+            self.ledger.withdraw()
+            if not is_needed:
+                return False
 
     def _is_settled_meanwhile(self) -> bool:
         """Whether the image was stored, or a file got its name, since the records were read."""

@@ -172,22 +172,37 @@ class Ledger:
         self.withdraw()
         return False
 
-    def reserve(self) -> None:
+    def await_books(self) -> None:
+        """Wait for the books, if there are any and their database is away.
+
+        Raises:
+            QwenImageConnectionError: If they cannot be reached.
+            ValueError: If they cannot be used.
+        """
+        if self._books is not None:
+            self._books.await_database()
+
+    def reserve(self) -> bool:
         """Reserve the credits of the intended submission in the books, if there are any.
+
+        Returns:
+            Whether it may be sent: False if the books are away now.
 
         Raises:
             QwenImageBudgetError: If a budget has no room for it.
-            QwenImageConnectionError: If the books cannot be reached.
+            QwenImageConnectionError: If the books do not answer.
             ValueError: If the books cannot be used.
         """
-        if self._books is not None and self._current is not None:
-            # Before it is: an interruption may hide that it was.
-            self._is_reserved = True
-            try:
-                self._books.reserve(self._current.intent, self._batch_row)
-            except (QwenImageError, ValueError):
-                self._is_reserved = False
-                raise
+        if self._books is None or self._current is None:
+            return True
+        # Before it is: an interruption may hide that it was.
+        self._is_reserved = True
+        try:
+            self._is_reserved = self._books.reserve(self._current.intent, self._batch_row)
+        except (QwenImageError, ValueError):
+            self._is_reserved = False
+            raise
+        return self._is_reserved
 
     def accept(self, image_task_id: str) -> None:
         """Record the API's id of the image task wherever that is possible, each time in up to three attempts.

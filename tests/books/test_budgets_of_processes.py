@@ -146,3 +146,15 @@ def test_what_was_on_its_way_when_a_batch_was_killed_stays_reserved(house: House
     assert {row["status"] for row in left} == {"reserved"}
     unanswered = {each.task_id for each in house.api.submissions} - known
     assert 1 <= len(unanswered) <= len(left)
+
+
+def test_a_batch_that_was_killed_while_it_waited_for_the_books_is_retried_without_a_question(house: House) -> None:
+    house.database.kill()
+    killed = house.start_task(0, 2, max_in_flight=2)
+    wait_until(lambda: "Trying again" in killed.log, "the wait for the books")
+    killed.kill()
+    house.database.start()
+    end = house.start_task(0, 2, max_in_flight=2, try_number=2).wait()
+
+    assert end.value["images"] == len(house.api.submissions) == 2
+    assert [row["status"] for row in house.rows()] == ["done"] * 2

@@ -353,3 +353,24 @@ def test_credits_that_are_given_back_are_there_for_the_next_image_before_that_is
     books.reserve(reservation())
     with pytest.raises(QwenImageBudgetError):
         books.reserve(reservation())
+
+
+# Who has recorded an intent does not wait.
+
+
+@on_servers
+def test_a_reservation_that_does_not_wait_is_refused_at_once_and_taken_back(database: Database, books: Books) -> None:
+    database.kill()
+    began = time.monotonic()
+    assert not books.reserve(reservation(), waits=False)
+    assert time.monotonic() - began < keeping.AWAY_SECONDS / 2
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(books.await_database)
+        time.sleep(0.5)
+        assert not waiting.done()
+        database.start()
+        waiting.result(60)
+    assert books.reserve(reservation(), waits=False)
+    assert books.close(60)
+    assert statuses_in(database) == ["reserved", "withdrawn"]
+    assert_exact(database)

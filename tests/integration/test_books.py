@@ -509,9 +509,10 @@ def test_books_that_are_away_after_a_submission_cost_no_image_and_the_next_task_
     lock = sqlite3.connect(books.file, isolation_level=None, check_same_thread=False)
     reserve = keeping.Books.reserve
 
-    def go_away(self: keeping.Books, reservation: Any) -> None:
-        reserve(self, reservation)
+    def go_away(self: keeping.Books, reservation: Any, **options: Any) -> bool:
+        is_reserved = reserve(self, reservation, **options)
         lock.execute("BEGIN EXCLUSIVE")
+        return is_reserved
 
     monkeypatch.setattr(keeping.Books, "reserve", go_away)
     dag = dag_with_batch(folder, requests=["A fox"])
@@ -541,10 +542,10 @@ def test_a_batch_records_what_is_accepted_while_its_other_images_wait_for_the_bo
         accept(self, image_task_id)
         is_accepted.set()
 
-    def reserve_one_after_the_other(self: keeping.Books, reservation: Any) -> None:
+    def reserve_one_after_the_other(self: keeping.Books, reservation: Any, **options: Any) -> bool:
         if next(reservations) == 1:
             waited.append(is_accepted.wait(10))
-        reserve(self, reservation)
+        return reserve(self, reservation, **options)
 
     monkeypatch.setattr(Ledger, "accept", note_and_accept)
     monkeypatch.setattr(keeping.Books, "reserve", reserve_one_after_the_other)
@@ -552,6 +553,34 @@ def test_a_batch_records_what_is_accepted_while_its_other_images_wait_for_the_bo
 
     assert end.state == "success"
     assert waited == [True]
+
+
+def test_no_intent_is_recorded_while_the_books_are_waited_for(
+    connected_api: Sandbox, books: SqliteBooks, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[int] = []
+    reserving: list[int] = []
+    await_database, reserve = bookkeeping.TaskBooks.await_database, bookkeeping.TaskBooks.reserve
+
+    def records() -> int:
+        return len(list(folder.glob(".submission-*")))
+
+    def note_and_wait(self: bookkeeping.TaskBooks) -> None:
+        waiting.append(records())
+        await_database(self)
+
+    def go_away_once(self: bookkeeping.TaskBooks, *arguments: Any) -> bool:
+        reserving.append(records())
+        return len(reserving) > 1 and reserve(self, *arguments)
+
+    monkeypatch.setattr(bookkeeping.TaskBooks, "await_database", note_and_wait)
+    monkeypatch.setattr(bookkeeping.TaskBooks, "reserve", go_away_once)
+    end = draw(prompt="A fox", output_path=str(folder))
+
+    assert (end.state, end.tries) == ("success", 1)
+    assert (waiting, reserving) == ([0, 0], [1, 1])
+    assert len(connected_api.submissions) == 1
+    assert books.statuses == ["done"]
 
 
 # Without the option.
