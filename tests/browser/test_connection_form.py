@@ -38,6 +38,9 @@ def test_the_form_of_a_saved_connection_shows_its_values(world: World, open_page
     form.get_by_role("spinbutton", name="Maximum requests per second").fill("2")
     form.get_by_role("spinbutton", name="Maximum requests per second").blur()
     form.locator("[name=element_verify]").fill("false")
+    form.locator("[name=element_books_conn_id]").fill("books")
+    form.get_by_role("spinbutton", name="Budget: credits per day").fill("100")
+    form.get_by_role("spinbutton", name="Budget: credits per day").blur()
     steps.save(page)
 
     for _ in range(2):
@@ -56,6 +59,10 @@ def test_the_form_of_a_saved_connection_shows_its_values(world: World, open_page
         "timeout_seconds": 12.5,
         "max_requests_per_second": 3,
         "verify": "false",
+        "books_conn_id": "books",
+        "credits_per_day": 100,
+        # The form sends null for a field that is empty.
+        "credits_per_month": None,
     }
     # The key is unchanged, although it was not entered again.
     assert "Connection works" in steps.test_connection(page, "reads_back")
