@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
 from airflow_provider_qwenimage.client import downloads
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
+from airflow_provider_qwenimage.rules.book_rows import Change
 from airflow_provider_qwenimage.rules.retries import RequestRetries
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.tasks.ledger import Ledger
@@ -87,7 +88,7 @@ def test_an_image_that_cannot_be_stored_counts_with_its_credits(
     assert counted == DONE | failure("image")
 
 
-def killed(ledger: Ledger) -> NoReturn:
+def killed(ledger: Ledger, paid: Change | None = None) -> NoReturn:
     raise SystemExit
 
 

@@ -21,6 +21,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageAuthError,
     QwenImageBadRequestError,
     QwenImageBatchError,
+    QwenImageBudgetError,
     QwenImageConnectionError,
     QwenImageContentPolicyError,
     QwenImageContractError,
@@ -60,6 +61,7 @@ PERMANENT: list[tuple[BaseException, bool]] = [
 ]
 TRANSIENT: list[tuple[BaseException, bool]] = [
     (QwenImageError("odd"), False),
+    (QwenImageBudgetError("spent"), False),
     (QwenImageConnectionError("no answer"), False),
     (QwenImageRateLimitError("slow down"), False),
     (QwenImageServerError("in trouble"), False),

@@ -97,13 +97,15 @@ def copy_of(original: Path, snapshot: TaskSnapshot, tmp_path: Path) -> Stored:
 
 def test_a_stored_image_is_found_with_all_of_its_facts(stored: Stored) -> None:
     found = find_images(ImageIdentity(REQUEST), stored.folder)
+    sidecar = json.loads(stored.sidecar().read_text())
     assert found == StoredImages(
         image_task_id=stored.snapshot.task_id,
         paths=(f"file://{stored.image()}",),
         image_urls=stored.snapshot.image_urls,
         consumed_credits=5,
         made_by=MADE_BY,
-        stored_at=json.loads(stored.sidecar().read_text())["stored_at"],
+        stored_at=sidecar["stored_at"],
+        sha256=sidecar["sha256"],
     )
 
 

@@ -21,7 +21,7 @@ SESSIONS = {"airflow_provider_qwenimage.client.aiohttp_session", "airflow_provid
 # The gallery's pages, which only the API server of Airflow 3.1 and later imports.
 PAGES = {
     f"airflow_provider_qwenimage.plugin.{name}"
-    for name in ("access", "app", "data_routes", "image_routes", "metadata_db", "page_routes", "runs")
+    for name in ("access", "app", "credits_routes", "data_routes", "image_routes", "metadata_db", "page_routes", "runs")
 }
 MODULES = sorted(
     {
