@@ -578,7 +578,9 @@ def test_no_intent_is_recorded_while_the_books_are_waited_for(
     end = draw(prompt="A fox", output_path=str(folder))
 
     assert (end.state, end.tries) == ("success", 1)
-    assert (waiting, reserving) == ([0, 0], [1, 1])
+    assert waiting == [0, 0]
+    # Below Airflow 3.3, the folder has the record of this task alone as well.
+    assert reserving[0] == reserving[1] > 0
     assert len(connected_api.submissions) == 1
     assert books.statuses == ["done"]
 
