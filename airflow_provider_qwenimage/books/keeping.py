@@ -152,7 +152,9 @@ class Books:
         now = time.monotonic()
         with self._changed:
             self._waiting.append(entry)
-            self._wake()
+            if len(self._waiting) == 1:
+                # The thread wakes for the first of those who wait.
+                self._wake()
         is_over = False
         try:
             while not self._is_stopped and time.monotonic() < now + _HANGING_SECONDS:
@@ -244,11 +246,13 @@ class Books:
             earlier = self._changes.get(key)
             self._changes[key] = change if earlier is None else change.after(earlier)
             due = time.monotonic() + delay
-            self._changes_due = due if self._changes_due is None else min(due, self._changes_due)
             self._queued += 1
             if change.credits_consumed is not None and change.status is BookStatus.DONE:
                 self.price = assumed_price(change.credits_consumed)
-            self._wake()
+            if self._changes_due is None or due < self._changes_due:
+                # Otherwise the thread comes to it sooner anyway, and each time that it wakes costs the others.
+                self._changes_due = due
+                self._wake()
             return self._queued
 
     def _wait_until_written(self, number: int, seconds: float) -> bool:
