@@ -285,7 +285,7 @@ class QwenImageAsyncHook(CommonHook):
     def has_books(self) -> bool:
         """Whether the connection names books, as far as the hook has looked it up."""
         if self._client.transport is not None:
-            return self._client.transport.has_books
+            return self._client.transport.books.conn_id is not None
         return self._settings is not None and self._settings.books.conn_id is not None
 
     async def get_conn(self) -> aiohttp.ClientSession:
@@ -322,9 +322,10 @@ class QwenImageAsyncHook(CommonHook):
     async def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
         sent_again = server_errors = 0
-        settings = await self.get_settings()
-        in_thread = asyncio.to_thread if settings.books.conn_id else _in_place
-        booked = await in_thread(booked_calls, settings.books, self.qwenimage_conn_id, request)
+        # The client's own settings: a thousand hooks share one look-up of the connection.
+        books = (self._client.transport or await self._client.join()).books
+        in_thread = asyncio.to_thread if books.conn_id else _in_place
+        booked = await in_thread(booked_calls, books, self.qwenimage_conn_id, request)
         try:
             while True:
                 await in_thread(booked.reserve)

@@ -156,12 +156,12 @@ class AiohttpTransport:
 
     Attributes:
         session: The client of the session.
-        has_books: Whether the connection names books.
+        books: The books of the connection.
     """
 
     def __init__(self, settings: ConnectionSettings, session: AiohttpSession, pace: Pace) -> None:
         self._settings = settings
-        self.has_books = settings.books.conn_id is not None
+        self.books = settings.books
         self._pace = pace
         self._authorization = _authorization(settings)
         self._session = session
