@@ -19,9 +19,10 @@ from airflow_provider_qwenimage.client.downloads import AsyncImageClient, fetch_
 from airflow_provider_qwenimage.contract import DEFAULT_MAX_IMAGE_BYTES
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.rules import polling, wait_defaults
-from airflow_provider_qwenimage.rules.book_rows import Change, done
+from airflow_provider_qwenimage.rules.book_rows import done
 from airflow_provider_qwenimage.rules.origins import displayed_url
-from airflow_provider_qwenimage.storage.images import StoredImages, recorded_sha256, verify_and_store
+from airflow_provider_qwenimage.storage.images import StoredImages, verify_and_store
+from airflow_provider_qwenimage.tasks.bookkeeping import paid_for
 from airflow_provider_qwenimage.tasks.drawing import Drawing, DrawingOptions, Submitted, is_of_this_task
 from airflow_provider_qwenimage.tasks.failures import record_end
 from airflow_provider_qwenimage.tasks.metrics import count_end
@@ -248,14 +249,10 @@ class ImagePipeline:
         if number == len(snapshot.image_urls):
             # The image and its sidecar are stored: a record that stays costs nothing.
             with suppress(OSError):
-                drawing.ledger.finish(self._paid_for(snapshot, stored))
+                books, folder = self._options.books, self._options.folder
+                # Reads the hash that was stored, so only if there are books.
+                drawing.ledger.finish(paid_for(snapshot, stored, folder) if books else None)
         return stored
-
-    def _paid_for(self, snapshot: TaskSnapshot, path: str) -> Change | None:
-        if self._options.books is None:
-            return None
-        sha256 = recorded_sha256(path, self._options.folder)
-        return done(snapshot.task_id, snapshot.consumed_credits, path, sha256)
 
 
 def _successful(end: polling.Done | polling.GiveUp) -> TaskSnapshot:

@@ -88,7 +88,7 @@ def reserve(connection: Any, reservations: Sequence[Reservation], budgets: Budge
         PeriodMissingError: If `add_periods` has to be called first.
     """
     account = account_column(reservations[0].account)
-    moment = _naive(now)
+    moment = naive_utc(now)
     rows = [one.columns() | {"status": str(BookStatus.RESERVED), "reserved_at": moment} for one in reservations]
     connection.execute(SUBMISSIONS.insert(), rows)
     amount = sum(row["credits_reserved"] for row in rows)
@@ -177,7 +177,7 @@ def settle(connection: Any, changes: Iterable[Change], account: str, now: dateti
     for row, new in altered:
         for period in periods_of(row.reserved_at):
             corrections[row.account, period.key] += new.counted - row.counted
-    _write(connection, altered, _naive(now))
+    _write(connection, altered, naive_utc(now))
     _correct(connection, corrections)
     return len(altered)
 
@@ -286,7 +286,7 @@ def _in_period(account: str, period: Period) -> tuple[Any, ...]:
     return (
         SUBMISSIONS.c.account == account_column(account),
         reserved_at >= period_begin(period),
-        reserved_at < _naive(period.ends),
+        reserved_at < naive_utc(period.ends),
     )
 
 
@@ -338,5 +338,6 @@ def is_month(key: str) -> bool:
     return len(key) == len("2026-11")
 
 
-def _naive(moment: datetime) -> datetime:
+def naive_utc(moment: datetime) -> datetime:
+    """Return a time as the books store it."""
     return moment.astimezone(UTC).replace(tzinfo=None)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import sqlalchemy as sa
 
-from airflow_provider_qwenimage.books.accounting import MOST_IDS, counted_credits, is_at_risk, is_ended
+from airflow_provider_qwenimage.books.accounting import MOST_IDS, counted_credits, is_at_risk, is_ended, naive_utc
 from airflow_provider_qwenimage.books.schema import BUDGETS, SUBMISSIONS
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, account_column, dag_id_column
 from airflow_provider_qwenimage.rules.budgets import Budgets, Period, periods_of
@@ -249,7 +249,7 @@ def open_rows(
 
 
 def _after(since: datetime | None) -> tuple[Any, ...]:
-    return () if since is None else (SUBMISSIONS.c.reserved_at >= _naive(since),)
+    return () if since is None else (SUBMISSIONS.c.reserved_at >= naive_utc(since),)
 
 
 def _newest(
@@ -353,7 +353,3 @@ def _time(value: object) -> datetime | None:
     if not isinstance(value, datetime):
         return None
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-def _naive(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(tzinfo=None)

@@ -7,11 +7,15 @@ from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_qwenimage.rules.book_rows import Change, Reservation
+from airflow_provider_qwenimage.rules.book_rows import Change, Reservation, done
+from airflow_provider_qwenimage.storage.images import recorded_sha256
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
     from airflow_provider_qwenimage.books.keeping import Books
     from airflow_provider_qwenimage.client.connection import ConnectionSettings
+    from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.rules.submission_facts import Intent
 
 # A restart of the database takes seconds. So long a stored image waits for its row, and the end of a task for the rest.
@@ -125,6 +129,18 @@ class TaskBooks:
             # The image is stored: a record that stays costs nothing.
             with suppress(OSError):
                 then()
+
+
+def paid_for(snapshot: TaskSnapshot, path: str | None, folder: ObjectStoragePath | None) -> Change:
+    """Return what the books say about an image task that is SUCCESS and whose image is stored.
+
+    Args:
+        snapshot: The image task.
+        path: Where its image, or the first of several, is stored; None if it is not.
+        folder: The folder of the image, or None.
+    """
+    sha256 = None if path is None or folder is None else recorded_sha256(path, folder)
+    return done(snapshot.task_id, snapshot.consumed_credits, path, sha256)
 
 
 def open_task_books(

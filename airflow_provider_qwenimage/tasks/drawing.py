@@ -170,7 +170,7 @@ class Drawing:
         if isinstance(shared, Resume) and isinstance(found, StoredImages):
             if found.image_task_id == shared.image_task_id:
                 # A process was killed after it had stored the image, and before it removed its records.
-                self.ledger.finish(paid_for(found))
+                self.ledger.finish(paid_for_stored(found))
                 return own
         elif isinstance(shared, Submit) and isinstance(found, Obstacle):
             return self._passing(found) or shared
@@ -185,7 +185,7 @@ class Drawing:
         """
         step = self.ledger.look_at_shared(self._asking(), Submit())
         if isinstance(step, Resume) and step.image_task_id == stored.image_task_id:
-            self.ledger.finish(paid_for(stored))
+            self.ledger.finish(paid_for_stored(stored))
         elif isinstance(step, Submit):
             self.ledger.remove_leftovers(names)
 
@@ -314,7 +314,7 @@ class Drawing:
         """Return the stored image of an image task, whose records are then not needed any more."""
         found = self.stored(self._resumed(step))
         if found is not None:
-            self.ledger.finish(paid_for(found))
+            self.ledger.finish(paid_for_stored(found))
         return found
 
     def _find(self, identity: ImageIdentity) -> StoredImages | Obstacle | None:
@@ -336,7 +336,7 @@ class Drawing:
         self._last_notice = notice
 
 
-def paid_for(stored: StoredImages) -> Change:
+def paid_for_stored(stored: StoredImages) -> Change:
     """Return what the books say about images that are stored."""
     return done(stored.image_task_id, stored.consumed_credits, stored.paths[0], stored.sha256)
 

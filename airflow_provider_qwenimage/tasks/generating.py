@@ -20,18 +20,18 @@ from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, PendingLinks
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, read_request
-from airflow_provider_qwenimage.rules.book_rows import Change, done
+from airflow_provider_qwenimage.rules.book_rows import done
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.image_names import check_image_name
 from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
 from airflow_provider_qwenimage.rules.prices import assumed_price, described_price, is_within
 from airflow_provider_qwenimage.rules.submissions import Submit, what_stays_paid
 from airflow_provider_qwenimage.storage.files import remove_leftovers
-from airflow_provider_qwenimage.storage.images import StoredImages, find_images, recorded_sha256, save_images
+from airflow_provider_qwenimage.storage.images import StoredImages, find_images, save_images
 from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
 from airflow_provider_qwenimage.tasks import deferral
 from airflow_provider_qwenimage.tasks.asset_events import add_image_events
-from airflow_provider_qwenimage.tasks.bookkeeping import TaskBooks, open_task_books
+from airflow_provider_qwenimage.tasks.bookkeeping import TaskBooks, open_task_books, paid_for
 from airflow_provider_qwenimage.tasks.drawing import (
     Drawing,
     DrawingOptions,
@@ -380,7 +380,8 @@ class Generating:
             count_end(len(snapshot.image_urls), snapshot.consumed_credits)
         self._ledger.succeed(done(snapshot.task_id, snapshot.consumed_credits))
         paths = self._store(hook, submitted, snapshot)
-        self._ledger.finish(self._paid_for(snapshot, paths))
+        # Reads the hash that was stored, so only if there are books.
+        self._ledger.finish(paid_for(snapshot, next(iter(paths), None), self._folder) if self._books else None)
         self._log.info(
             "Image task %s is done: %d image(s), %s credits.",
             snapshot.task_id,
@@ -398,13 +399,6 @@ class Generating:
                 reused=reused,
             )
         )
-
-    def _paid_for(self, snapshot: TaskSnapshot, paths: Sequence[str]) -> Change | None:
-        if self._books is None:
-            return None
-        path = paths[0] if paths else None
-        sha256 = recorded_sha256(path, self._folder) if path is not None and self._folder is not None else None
-        return done(snapshot.task_id, snapshot.consumed_credits, path, sha256)
 
     def _store(self, hook: QwenImageHook, submitted: Submitted, snapshot: TaskSnapshot) -> Sequence[str]:
         if self._folder is None:
