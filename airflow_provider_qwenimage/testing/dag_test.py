@@ -18,9 +18,10 @@ from airflow.listeners import hookimpl
 from airflow.providers.common.compat.sdk import DAG, AssetAlias, BaseOperator
 
 from airflow_provider_qwenimage.airflow_versions import CALLS_TRIGGER_ON_KILL, HAS_PLUGIN_PAGES, HAS_SUPERVISOR
-from airflow_provider_qwenimage.testing.time_limit import TimeIsUp
+from airflow_provider_qwenimage.testing.time_limit import TimeIsUp, postponed_interruption
 
 if TYPE_CHECKING:
+    import httpx
     from airflow.providers.common.compat.sdk import Context
 
 Errors = dict[tuple[str, int], list[BaseException]]
@@ -85,6 +86,30 @@ def as_in_newest_airflow() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def whole_requests() -> Iterator[None]:
+    """Let the API server, in a thread of this process, finish a request before an interruption.
+
+    It commits what it has written only once its client has read the response. Until then the database is locked.
+    """
+    if not HAS_SUPERVISOR:
+        yield
+        return
+    import httpx
+
+    handle: Any = httpx.WSGITransport.handle_request
+
+    def handle_whole(transport: httpx.WSGITransport, request: httpx.Request) -> httpx.Response:
+        with postponed_interruption():
+            response: httpx.Response = handle(transport, request)
+            response.read()
+            return response
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx.WSGITransport, "handle_request", handle_whole)
+        yield
+
+
 @cache
 def _api_server() -> Any:
     return import_module("airflow.api_fastapi.execution_api.app").InProcessExecutionAPI()
@@ -124,7 +149,7 @@ def run_once(dag: Any, conf: Mapping[str, Any] | None, logical_date: datetime | 
         The id of the run.
     """
     date = {} if logical_date is None else {"logical_date" if HAS_SUPERVISOR else "execution_date": logical_date}
-    with retrying_at_once(dag), as_in_newest_airflow():
+    with retrying_at_once(dag), as_in_newest_airflow(), whole_requests():
         make_known(dag)
         return str(dag.test(run_conf=None if conf is None else dict(conf), **date).run_id)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, BaseOperator, task
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.airflow_versions import HAS_SUPERVISOR
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.testing import TemporaryAirflow
 from airflow_provider_qwenimage.testing.pytest_plugin import pytest_assertrepr_compare
@@ -236,6 +240,29 @@ def test_a_query_that_was_interrupted_does_not_lock_the_database_of_the_next_run
     assert qwenimage_airflow.run(quick_dag)["quick"].returned == 7
     # The test keeps the error, and with it what the interrupted code held.
     assert isinstance(caught.value.__cause__, BaseException)
+
+
+@pytest.mark.skipif(not HAS_SUPERVISOR, reason="In Airflow 2, tasks write to the database themselves.")
+def test_an_interruption_in_a_request_of_the_api_server_does_not_lock_the_database_of_the_next_run(
+    qwenimage_airflow: TemporaryAirflow,
+) -> None:
+    from airflow import settings
+
+    interrupted: list[str] = []
+
+    def interrupt(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        of_the_api_server = threading.current_thread() is not threading.main_thread()
+        if of_the_api_server and statement.startswith("UPDATE task_instance") and not interrupted:
+            interrupted.append(statement)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGVTALRM)
+
+    sqlalchemy.event.listen(settings.engine, "after_cursor_execute", interrupt)
+    with _dag() as dag:
+        task(task_id="quick")(lambda: 7)()
+    with pytest.raises(TimeoutError):
+        qwenimage_airflow.run(dag)
+    assert interrupted
+    assert qwenimage_airflow.run(dag)["quick"].returned == 7
 
 
 def test_nothing_of_the_airflow_around_it_changes(
