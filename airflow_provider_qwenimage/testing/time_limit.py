@@ -15,11 +15,6 @@ _SIGNAL = signal.SIGVTALRM
 _REPEATED_AFTER_SECONDS = 1.0
 
 
-# How many `postponed_interruption` blocks are open, and whether an interruption waits for their end.
-_open_blocks = 0
-_is_waiting = False
-
-
 class TimeIsUp(BaseException):
     """Interrupts the code. Not an `Exception`, so that fewer handlers catch it."""
 
@@ -37,10 +32,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     has_ended = threading.Event()
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        global _is_waiting  # noqa: PLW0603 - a signal handler is one for the process
-        if _open_blocks:
-            _is_waiting = True
-        elif not has_ended.is_set():
+        if not has_ended.is_set():
             interruptions.append(TimeIsUp())
             raise interruptions[-1]
 
@@ -67,21 +59,13 @@ def time_limit(seconds: float) -> Iterator[None]:
 def postponed_interruption() -> Iterator[None]:
     """Have an interruption by `time_limit` wait for the end of the block, which must be short.
 
-    It is for the main thread's waits for another thread that could not finish its work, such as a transaction,
-    without it.
+    It is for a wait for another thread that could not finish its work, such as a transaction, without it.
     """
-    global _open_blocks, _is_waiting  # noqa: PLW0603 - a signal handler is one for the process
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    _open_blocks += 1
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {_SIGNAL})
     try:
         yield
     finally:
-        _open_blocks -= 1
-        if _is_waiting and not _open_blocks:
-            _is_waiting = False
-            signal.raise_signal(_SIGNAL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def let_go(error: BaseException) -> None:
