@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +27,7 @@ from airflow_provider_qwenimage.rules.book_rows import (
 from airflow_provider_qwenimage.rules.budgets import (
     TOLERANCE,
     Budgets,
+    BudgetState,
     Period,
     Refusal,
     is_nearly_spent,
@@ -50,15 +50,6 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class NearlySpent:
-    """A budget that a reservation took over the share that is reported."""
-
-    period: Period
-    limit: float
-    used: float
-
-
 class RefusedError(Exception):
     """A budget has no room for all of the reservations; the transaction is to be rolled back."""
 
@@ -71,7 +62,7 @@ class PeriodMissingError(Exception):
     """The budgets have no row for a period yet; the transaction is to be rolled back."""
 
 
-def reserve(connection: Any, reservations: Sequence[Reservation], budgets: Budgets, now: datetime) -> list[NearlySpent]:
+def reserve(connection: Any, reservations: Sequence[Reservation], budgets: Budgets, now: datetime) -> list[BudgetState]:
     """Write the rows of submissions that are about to be sent, and count their credits, all or none of them.
 
     Args:
@@ -104,7 +95,7 @@ def reserve(connection: Any, reservations: Sequence[Reservation], budgets: Budge
     limited = {period: limit for period, limit in limits.items() if limit is not None}
     used = _used(connection, account, [period.key for period in limited]) if limited else {}
     return [
-        NearlySpent(period, limit, used[period.key])
+        BudgetState(period, limit, used[period.key])
         for period, limit in limited.items()
         if is_nearly_spent(limit, used[period.key] - amount, used[period.key])
     ]

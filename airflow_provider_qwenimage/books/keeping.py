@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_qwenimage.books import accounting
-from airflow_provider_qwenimage.books.accounting import NearlySpent, PeriodMissingError, RefusedError
+from airflow_provider_qwenimage.books.accounting import PeriodMissingError, RefusedError
 from airflow_provider_qwenimage.books.database import BooksAwayError, BooksDatabase
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, Reservation
 from airflow_provider_qwenimage.rules.budgets import (
     NAMED_SPENDERS,
     Budgets,
+    BudgetState,
     Refusal,
     budget_error,
     nearly_spent,
@@ -403,7 +404,7 @@ class Books:
         ]
         now = _now()
 
-        def work(connection: Any) -> list[NearlySpent]:
+        def work(connection: Any) -> list[BudgetState]:
             return accounting.reserve(connection, reservations, self._budgets, now)
 
         try:
@@ -415,7 +416,7 @@ class Books:
         except RefusedError as refused:
             return refused.refusal
         for each in reached:
-            log.warning("%s", nearly_spent(self.account, each.period, each.limit, each.used))
+            log.warning("%s", nearly_spent(self.account, each))
             self._note_nearly_spent(each.period.option)
         return None
 

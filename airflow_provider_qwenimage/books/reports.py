@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from airflow_provider_qwenimage.books.accounting import MOST_IDS, counted_credits, is_at_risk, is_ended, naive_utc
 from airflow_provider_qwenimage.books.schema import BUDGETS, SUBMISSIONS
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, account_column, dag_id_column
-from airflow_provider_qwenimage.rules.budgets import Budgets, Period, periods_of
+from airflow_provider_qwenimage.rules.budgets import Budgets, BudgetState, periods_of
 
 # What submissions are grouped by.
 By: TypeAlias = Literal["day", "dag", "task", "account"]
@@ -57,26 +57,6 @@ class Spending:
     at_risk: float
     failed: int
     failed_credits: float
-
-
-@dataclass(frozen=True)
-class BudgetState:
-    """How much of a budget is spent.
-
-    Attributes:
-        period: The day or month.
-        limit: The budget.
-        used: What is spent or reserved of it.
-    """
-
-    period: Period
-    limit: float
-    used: float
-
-    @property
-    def left(self) -> float:
-        """Credits that are left."""
-        return max(0.0, self.limit - self.used)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,15 @@ from airflow.secrets.environment_variables import CONN_ENV_PREFIX, EnvironmentVa
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
+from airflow_provider_qwenimage.plugin.storage_access import log_problem
 from airflow_provider_qwenimage.rules.budgets import NO_BOOKS, BooksOptions, read_books_options
 from airflow_provider_qwenimage.rules.connection_extra import read_extra
-from airflow_provider_qwenimage.text.messages import printable, shorten
+from airflow_provider_qwenimage.text.messages import printable
 
 log = logging.getLogger(__name__)
 
 _TYPE = "qwenimage"
 MOST_ACCOUNTS = 200
-_LOGGED_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,5 @@ def _account(conn_id: str, connection: Any) -> Account:
     except ValueError as error:
         return Account(conn_id, problem=str(error))
     except Exception as error:  # noqa: BLE001  Airflow cannot decrypt it, for example
-        message = shorten(printable(f"{type(error).__name__}: {error}"), _LOGGED_CHARACTERS)
-        log.warning("Cannot read the extra of connection %s for the page Credits: %s", printable(conn_id), message)
+        log_problem(f"read the extra of connection {conn_id} for the page Credits", error)
         return Account(conn_id, problem=f"has an extra that Airflow cannot read ({type(error).__name__}).")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_qwenimage.plugin.credit_values import AccountBudget, Details, Overview
 from airflow_provider_qwenimage.plugin.fresh_values import FreshValues
-from airflow_provider_qwenimage.plugin.storage_access import RefusedError
+from airflow_provider_qwenimage.plugin.storage_access import RefusedError, log_problem
 from airflow_provider_qwenimage.plugin.time_limits import TimeLimitedReads
 from airflow_provider_qwenimage.rules.book_rows import account_column
-from airflow_provider_qwenimage.text.messages import printable, shorten
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.books.database import BooksDatabase
     from airflow_provider_qwenimage.plugin.credit_accounts import Account
-
-log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
@@ -28,7 +24,6 @@ MOST_ROWS_OF_A_LIST = 50
 _FRESH_SECONDS = 10.0
 _MOST_CACHED_ROWS = 100_000
 _MOST_CACHED_VALUES = 200
-_LOGGED_CHARACTERS = 1000
 
 # Separate from the reads of storage: if one of them hangs, the other goes on.
 READS = TimeLimitedReads(6, most_of_dag=16, most_of_storage=4, most=16)
@@ -114,8 +109,7 @@ def _read(conn_id: str, read: Callable[[BooksDatabase], Value], deadline: float)
     except RefusedError:
         raise UnreadableBooksError(_SLOW) from None
     except Exception as error:  # noqa: BLE001  each database and each secrets backend has its own classes
-        message = shorten(printable(f"{type(error).__name__}: {error}"), _LOGGED_CHARACTERS)
-        log.warning("Cannot read the books of connection %s for the page Credits: %s", printable(conn_id), message)
+        log_problem(f"read the books of connection {conn_id} for the page Credits", error)
         raise UnreadableBooksError(
             f"cannot be read ({type(error).__name__}). The API server's log has details."
         ) from None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from airflow_provider_qwenimage.books.reports import BudgetState, Spending, Submission
+    from airflow_provider_qwenimage.books.reports import Spending, Submission
+    from airflow_provider_qwenimage.rules.budgets import BudgetState
 
 
 @dataclass(frozen=True)

@@ -56,20 +56,21 @@ def refusing_errors(file: ObjectStoragePath, recorded: object) -> Iterator[None]
     except RefusedError:
         raise
     except Exception as error:
-        log_problem("read", recorded, error)
+        log_problem(f"read {recorded} for the gallery", error)
         raise RefusedError(
             f"The API server cannot read {file.name} ({type(error).__name__}). Its log has details."
         ) from error
 
 
-def log_problem(verb: str, path: object, error: Exception) -> None:
-    """Log why a recorded file cannot be read or opened, always as one line.
+def log_problem(action: str, error: Exception) -> None:
+    """Log why something cannot be done, always as one line.
 
     Args:
-        verb: "read" or "open".
+        action: What, continuing "Cannot ": "read /images/fox.jpg for the gallery".
+        error: Why.
     """
-    message = printable(f"{path} for the gallery: {type(error).__name__}: {error}")
-    log.warning("Cannot %s %s", verb, shorten(message, _LOGGED_CHARACTERS))
+    message = printable(f"{action}: {type(error).__name__}: {error}")
+    log.warning("Cannot %s", shorten(message, _LOGGED_CHARACTERS))
 
 
 def storage_of(path: str) -> str:
@@ -104,7 +105,7 @@ def open_recorded(path: str) -> ObjectStoragePath:
         file = ObjectStoragePath(path)
         _ = file.fs
     except Exception as error:  # each storage has its own classes
-        log_problem("open", path, error)
+        log_problem(f"open {path} for the gallery", error)
         raise RefusedError(
             f"The API server cannot open this storage ({type(error).__name__}). Install the storage's provider on the "
             "API server and give it the same connection as the workers."

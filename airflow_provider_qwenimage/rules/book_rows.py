@@ -11,7 +11,7 @@ from typing import Any
 from airflow_provider_qwenimage.contract import TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageSubmissionUnknownError
 from airflow_provider_qwenimage.rules.retries import is_plain_server_error
-from airflow_provider_qwenimage.rules.submission_facts import EndKind, Submission
+from airflow_provider_qwenimage.rules.submission_facts import End, EndKind
 from airflow_provider_qwenimage.text.storable import storable_text
 
 # The sizes of the columns. Airflow's own ids have at most 250 characters.
@@ -213,21 +213,23 @@ def change_of(snapshot: TaskSnapshot) -> Change | None:
     return None
 
 
-def recorded_change(submission: Submission) -> Change | None:
-    """Return what the books say about a submission of an earlier try, as it is recorded; None if that says nothing.
+def recorded_change(image_task_id: str | None, end: End | None) -> Change | None:
+    """Return what the books say about a submission, as it is recorded in another store; None if that says nothing.
 
     A process may have been killed after it wrote the record, and before it wrote the books.
+
+    Args:
+        image_task_id: The API's id of the image task, if it is known.
+        end: The end of the submission, if it is known.
     """
-    submission_id, image_task_id, end = submission.intent.submission_id, submission.image_task_id, submission.end
-    if not submission_id:
-        return None
-    known = Change(status=BookStatus.SUBMITTED, submission_id=submission_id, image_task_id=image_task_id)
+    known = Change(status=BookStatus.SUBMITTED, image_task_id=image_task_id)
     if end is not None and end.kind in {EndKind.FAILED, EndKind.REFUSED}:
         return replace(known, status=BookStatus.FAILED, credits_consumed=end.consumed_credits)
+    if image_task_id is not None:
+        # It is accepted, however it ended.
+        return known
     if end is not None and end.kind is EndKind.NOT_ACCEPTED:
         return replace(known, status=BookStatus.WITHDRAWN)
-    if image_task_id is not None:
-        return known
     return None if end is None else replace(known, status=BookStatus.UNKNOWN)
 
 

@@ -77,25 +77,34 @@ class Period:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Credits that a budget has no room for.
+class BudgetState:
+    """How much of a budget is spent.
 
     Attributes:
-        period: The period of the budget.
+        period: The day or month.
         limit: The budget.
         used: What is spent or reserved of it.
-        price: What an image is assumed to cost.
     """
 
     period: Period
     limit: float
     used: float
-    price: float
 
     @property
     def left(self) -> float:
         """Credits that are left."""
         return max(0.0, self.limit - self.used)
+
+
+@dataclass(frozen=True)
+class Refusal(BudgetState):
+    """A budget that has no room for an image.
+
+    Attributes:
+        price: What an image is assumed to cost.
+    """
+
+    price: float
 
     @property
     def images_left(self) -> int:
@@ -150,11 +159,11 @@ def is_nearly_spent(limit: float, before: float, after: float) -> bool:
     return round(before, CREDIT_DIGITS) < threshold <= round(after, CREDIT_DIGITS)
 
 
-def nearly_spent(account: str, period: Period, limit: float, used: float) -> str:
+def nearly_spent(account: str, state: BudgetState) -> str:
     """Return the log line about a budget that is nearly spent."""
     return (
-        f"{used:g} of the {limit:g} credits that {period.option} of connection {_shown(account)} allows for "
-        f"{period.key} (UTC) are spent or reserved."
+        f"{state.used:g} of the {state.limit:g} credits that {state.period.option} of connection {_shown(account)} "
+        f"allows for {state.period.key} (UTC) are spent or reserved."
     )
 
 

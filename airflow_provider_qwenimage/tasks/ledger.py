@@ -303,8 +303,7 @@ class Ledger:
             paid: What the books say about it; see `book_rows.done`. None if the image task has not ended.
         """
         current = self._current
-        is_done = current is None or (current.end is not None and current.end.kind is EndKind.DONE)
-        if is_done or current is None:
+        if current is None or (current.end is not None and current.end.kind is EndKind.DONE):
             if paid is not None:
                 self._book(paid)
             return
@@ -345,8 +344,11 @@ class Ledger:
 
     def _decide(self, records: Records, asking: Asking, is_own: Callable[[Submission], bool]) -> Step:
         if self._books is not None:
-            for change in filter(None, map(recorded_change, records.history)):
-                self._books.note(change)
+            for one in records.history:
+                change = recorded_change(one.image_task_id, one.end)
+                # A record that cannot be read has no id.
+                if change is not None and one.intent.submission_id:
+                    self._books.note(replace(change, submission_id=one.intent.submission_id))
         step = next_step(records.history, asking, is_own)
         if isinstance(step, Resume):
             self._resume(step.submission)

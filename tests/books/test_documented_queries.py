@@ -16,7 +16,14 @@ from airflow_provider_qwenimage.airflow_versions import HAS_RETRY_POLICIES
 from airflow_provider_qwenimage.books import accounting
 from airflow_provider_qwenimage.books.schema import BOOKS, BUDGETS, SUBMISSIONS
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change
-from airflow_provider_qwenimage.rules.budgets import Budgets, Refusal, budget_error, nearly_spent, periods_of
+from airflow_provider_qwenimage.rules.budgets import (
+    Budgets,
+    BudgetState,
+    Refusal,
+    budget_error,
+    nearly_spent,
+    periods_of,
+)
 from tests.books.writing import WrittenBooks
 from tests.databases.server import Database
 from tests.test_documentation import PAGES, blocks, table
@@ -133,7 +140,7 @@ def test_the_messages_shown_are_those_of_a_task() -> None:
     error = budget_error("qwenimage_default", Refusal(day, 500, 497, 5), spenders, now)
     assert [block.strip() for block in blocks(PAGE, "text")] == [
         str(error),
-        nearly_spent("qwenimage_default", day, 500, 400),
+        nearly_spent("qwenimage_default", BudgetState(day, 500, 400)),
     ]
 
 

@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 
 from airflow_provider_qwenimage.books import accounting, reports
-from airflow_provider_qwenimage.books.reports import BudgetState, Spending
+from airflow_provider_qwenimage.books.reports import Spending
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change
-from airflow_provider_qwenimage.rules.budgets import Budgets, periods_of
+from airflow_provider_qwenimage.rules.budgets import Budgets, BudgetState, periods_of
 from tests.books.writing import EVENING, NO_BUDGETS, WrittenBooks
 from tests.databases.server import Database
 

@@ -519,7 +519,7 @@ def test_the_api_server_does_not_read_images_from_web_servers(scheme: str) -> No
 def test_a_recorded_path_cannot_forge_a_log_line(path: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), pytest.raises(RefusedError):
         open_recorded(path)
-    log_problem("read", path, OSError(path))
+    log_problem(f"read {path} for the gallery", OSError(path))
     assert [message.split()[:2] for message in caplog.messages] == [["Cannot", "open"], ["Cannot", "read"]]
     assert all(message.isprintable() for message in caplog.messages)
 

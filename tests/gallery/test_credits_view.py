@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage.books.reports import BudgetState
 from airflow_provider_qwenimage.plugin.credit_accounts import Account
 from airflow_provider_qwenimage.plugin.credit_values import AccountBudget, Details, Overview
 from airflow_provider_qwenimage.plugin.credits_view import BudgetLine, CreditsPage, Rights, days_until, page_of_books
-from airflow_provider_qwenimage.rules.budgets import BooksOptions, Budgets, periods_of
+from airflow_provider_qwenimage.rules.budgets import BooksOptions, Budgets, BudgetState, periods_of
 
 NOW = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
 ACCOUNT = Account("images", BooksOptions("books", Budgets(per_day=100)))

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from airflow_provider_qwenimage.books import accounting, reports
 from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenImageError, QwenImageNotFoundError
-from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, change_of
-from airflow_provider_qwenimage.rules.submission_facts import End, EndKind
+from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, change_of, recorded_change
 from airflow_provider_qwenimage.tasks.drawing import answer_seconds
 from airflow_provider_qwenimage.tasks.folder_facts import FolderFacts, Recorded
 from airflow_provider_qwenimage.text.messages import printable, shorten
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.books.reports import Submission
     from airflow_provider_qwenimage.client.connection import ConnectionSettings
     from airflow_provider_qwenimage.contract import TaskSnapshot
+    from airflow_provider_qwenimage.rules.submission_facts import End
 
 ReadStatus: TypeAlias = Callable[[str], "TaskSnapshot"]
 
@@ -35,14 +35,6 @@ _MOST_PROBLEMS = 20
 # Much longer than tasks wait for the answer to a submission, unless the connection's own limits are higher.
 _ANSWER_WINDOW = timedelta(hours=1)
 _IN_FLIGHT = 1000
-# What a folder says about a submission whose image task cannot be asked for.
-_BY_END = {
-    EndKind.NOT_ACCEPTED: BookStatus.WITHDRAWN,
-    EndKind.SERVER_ERROR: BookStatus.UNKNOWN,
-    EndKind.GIVEN_UP: BookStatus.UNKNOWN,
-    EndKind.FAILED: BookStatus.FAILED,
-    EndKind.REFUSED: BookStatus.FAILED,
-}
 
 
 @dataclass(frozen=True)
@@ -122,9 +114,9 @@ class Settling:
         return snapshot
 
     def _without_id(self, row: Submission, end: End | None) -> Outcome:
-        by_end = _by_end(end)
-        if by_end is not None:
-            return _changed(row, by_end)
+        change = recorded_change(None, end)
+        if change is not None:
+            return _changed(row, change)
         if row.status == BookStatus.SUBMITTED:
             return Outcome(row, problem="It has no image task id. Correct the row, or remove it.")
         is_over = row.reserved_at is not None and row.reserved_at < self.reserved_before
@@ -132,20 +124,10 @@ class Settling:
 
     @staticmethod
     def _without_status(row: Submission, image_task_id: str, end: End | None, error: Exception) -> Outcome:
-        by_end = _by_end(end)
-        if by_end is not None and by_end.status is BookStatus.FAILED:
-            return _changed(row, replace(by_end, image_task_id=image_task_id))
-        # It is accepted, however it ended.
-        outcome = _changed(row, Change(status=BookStatus.SUBMITTED, image_task_id=image_task_id))
-        return replace(outcome, problem=str(error))
-
-
-def _by_end(end: End | None) -> Change | None:
-    status = None if end is None else _BY_END.get(end.kind)
-    if status is None or end is None:
-        return None
-    spent = end.consumed_credits if status is BookStatus.FAILED else None
-    return Change(status=status, image_task_id=end.image_task_id, credits_consumed=spent)
+        change = recorded_change(image_task_id, end)
+        outcome = Outcome(row) if change is None else _changed(row, change)
+        is_known = change is not None and change.status is BookStatus.FAILED
+        return outcome if is_known else replace(outcome, problem=str(error))
 
 
 def _changed(row: Submission, change: Change) -> Outcome:

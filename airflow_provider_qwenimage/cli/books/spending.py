@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from airflow_provider_qwenimage.books.reports import BudgetState, Spending
+from airflow_provider_qwenimage.books.reports import Spending
+from airflow_provider_qwenimage.rules.budgets import BudgetState
 from airflow_provider_qwenimage.text.messages import printable, shown
 
 # The values of a group, after its key, in this order.
