@@ -128,7 +128,7 @@ class QwenImageHook(CommonHook):
 
     def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
-        sent_again = server_errors = 0
+        tries = retries.SubmissionTries(self.pause_before_resend)
         with closing(booked_calls(self.settings.books, self.qwenimage_conn_id, request)) as booked:
             while True:
                 booked.reserve()
@@ -136,17 +136,15 @@ class QwenImageHook(CommonHook):
                     image_task_id = self.submit_once(request)
                 except QwenImageError as error:
                     booked.note(error)
-                    pause = self.pause_before_resend(error, sent_again, server_errors)
-                    failure = retries.last_error(error, server_errors)
-                    server_errors += retries.is_plain_server_error(error)
+                    pause, failure = tries.after(error)
                 else:
                     booked.note(image_task_id)
-                    self.booked_ids.update(booked.image_task_ids)
+                    if self.settings.books.conn_id is not None:
+                        self.booked_ids.add(image_task_id)
                     return image_task_id
                 if pause is None:
                     raise failure
                 time.sleep(pause)
-                sent_again += 1
 
     def submit_once(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked, in one POST that is never sent again; otherwise like `generate`."""
@@ -321,7 +319,7 @@ class QwenImageAsyncHook(CommonHook):
 
     async def submit(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked; otherwise like `generate`."""
-        sent_again = server_errors = 0
+        tries = retries.SubmissionTries(self.pause_before_resend)
         # The client's own settings: a thousand hooks share one look-up of the connection.
         books = (self._client.transport or await self._client.join()).books
         in_thread = asyncio.to_thread if books.conn_id else _in_place
@@ -333,17 +331,15 @@ class QwenImageAsyncHook(CommonHook):
                     image_task_id = await self.submit_once(request)
                 except QwenImageError as error:
                     booked.note(error)
-                    pause = self.pause_before_resend(error, sent_again, server_errors)
-                    failure = retries.last_error(error, server_errors)
-                    server_errors += retries.is_plain_server_error(error)
+                    pause, failure = tries.after(error)
                 else:
                     booked.note(image_task_id)
-                    self.booked_ids.update(booked.image_task_ids)
+                    if books.conn_id is not None:
+                        self.booked_ids.add(image_task_id)
                     return image_task_id
                 if pause is None:
                     raise failure
                 await asyncio.sleep(pause)
-                sent_again += 1
         finally:
             await in_thread(booked.close)
 

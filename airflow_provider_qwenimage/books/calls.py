@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, Reservation, change_of, status_after
@@ -28,8 +27,6 @@ _DAG, _RUN, _TASK, _TRY = (f"AIRFLOW_CTX_{name}" for name in ("DAG_ID", "DAG_RUN
 
 class NotBooked:
     """The submissions of a connection without books."""
-
-    image_task_ids: Collection[str] = ()
 
     def reserve(self) -> None:
         """Do nothing."""
@@ -52,9 +49,6 @@ class BookedCalls:
     Raises:
         ValueError: If the books' own connection is not usable.
         QwenImageConnectionError: If Airflow cannot look it up for the moment.
-
-    Attributes:
-        image_task_ids: The API's ids of the image tasks that it has noted.
     """
 
     def __init__(self, options: BooksOptions, conn_id: str, request: GenerateRequest) -> None:
@@ -63,7 +57,6 @@ class BookedCalls:
         self._books: Books = open_books(options, conn_id)
         self._request = request
         self._submission_id: str | None = None
-        self.image_task_ids: list[str] = []
 
     def reserve(self) -> None:
         """Reserve the credits of the next submission.
@@ -91,7 +84,6 @@ class BookedCalls:
     def note(self, outcome: str | QwenImageError) -> None:
         """Have the outcome of the submission written: the API's id of the image task, or the error."""
         if isinstance(outcome, str):
-            self.image_task_ids.append(outcome)
             self._change(BookStatus.SUBMITTED, outcome)
         else:
             self._change(status_after(outcome))

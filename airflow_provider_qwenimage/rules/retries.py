@@ -124,6 +124,36 @@ def last_error(error: QwenImageError, server_errors: int) -> QwenImageError:
     return last
 
 
+class SubmissionTries:
+    """Decides after each submission of an image that failed whether and when the next one follows, and counts them.
+
+    Args:
+        pause: Returns how many seconds to wait, or None to give up, by the error, how often it was sent again, and how
+            many earlier submissions ended in an `is_plain_server_error`.
+        server_errors: How many did before these.
+
+    Attributes:
+        server_errors: How many did up to now.
+    """
+
+    def __init__(self, pause: Callable[[QwenImageError, int, int], float | None], server_errors: int = 0) -> None:
+        self._pause = pause
+        self._sent_again = 0
+        self.server_errors = server_errors
+
+    def after(self, error: QwenImageError) -> tuple[float | None, QwenImageError]:
+        """Return the seconds to the next submission, or None and what to raise.
+
+        Args:
+            error: The error of the last submission.
+        """
+        pause = self._pause(error, self._sent_again, self.server_errors)
+        failure = last_error(error, self.server_errors)
+        self.server_errors += is_plain_server_error(error)
+        self._sent_again += 1
+        return pause, failure
+
+
 def read_answer(call: ApiCall[Result], answer: HttpAnswer) -> Result:
     """Return the result of a call.
 

@@ -19,7 +19,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImage
 from airflow_provider_qwenimage.rules.book_rows import Change, done
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.made_by import writer_of
-from airflow_provider_qwenimage.rules.retries import is_plain_server_error, last_error
+from airflow_provider_qwenimage.rules.retries import SubmissionTries, is_plain_server_error
 from airflow_provider_qwenimage.rules.submission_facts import Submission
 from airflow_provider_qwenimage.rules.submissions import Asking, LookAgain, Resume, Step, Stop, Submit
 from airflow_provider_qwenimage.rules.tries import Try
@@ -231,11 +231,11 @@ class Drawing:
     def _submit(self, step: Submit) -> Generator[Post | Pause, Answer, Submitted | None]:
         """Submit the image; return None if another task was faster."""
         request = self.identity.request
-        sent_again = 0
+        tries = SubmissionTries(self._pause_before_resend, step.server_errors)
         while True:
             self.at_risk = step.at_risk
             self._check(step)
-            if step.notice and not sent_again:
+            if step.notice:
                 log.warning("%s", step.notice)
             if not self._intend():
                 return None
@@ -249,15 +249,13 @@ class Drawing:
                 return Submitted(
                     answer, self.identity, self._options.instance, is_new=True, unrecorded=self._accept(answer)
                 )
-            failure = last_error(answer, step.server_errors)
             with logging_errors("the end of the submission"):
                 self._record_refusal(answer)
-            pause = self._pause_before_resend(answer, sent_again, step.server_errors)
+            pause, failure = tries.after(answer)
             if pause is None:
                 raise failure
-            step = replace(step, server_errors=step.server_errors + is_plain_server_error(answer))
+            step = replace(step, server_errors=tries.server_errors, notice=None)
             yield Pause(pause)
-            sent_again += 1
 
     def _intend(self) -> bool:
         """Record the intent and reserve its credits; return False if the submission is not needed any more."""
