@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import psutil
 import requests
@@ -168,7 +169,8 @@ class StandaloneAirflow:
 
     def mistaken_crashes(self, dag_id: str, run_id: str, task_id: str) -> int:
         """Return how often the scheduler mistook a task for crashed because it read an old message late."""
-        query = f"dag_id={dag_id}&run_id={run_id}&task_id={task_id}&event=state mismatch"
+        # The id of a run has a plus sign, which means a space in a query.
+        query = urlencode({"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "event": "state mismatch"})
         return int(self._call("GET", f"eventLogs?{query}")["total_entries"])
 
     def mark_failed(self, dag_id: str, run_id: str, task_id: str) -> None:

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import secrets
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -310,6 +311,17 @@ def _end(world: World, finished: Finished, task_id: str) -> tuple[str, int]:
         assert failures <= 1 + mistaken, f"{failures} failures, {mistaken} by Airflow's mistake:\n{log}"
         failures = 1
     return state, failures
+
+
+def test_a_mistake_of_the_scheduler_is_found(world: World, finished: Finished) -> None:
+    fields = {"dag_id": "sense", "task_id": "imagined", "run_id": finished.sense, "event": "state mismatch"}
+    with contextlib.closing(sqlite3.connect(world.airflow.database, timeout=60)) as database, database:
+        database.execute(
+            "INSERT INTO log (dttm, dag_id, task_id, run_id, map_index, event) "
+            "VALUES (datetime('now'), :dag_id, :task_id, :run_id, -1, :event)",
+            fields,
+        )
+    assert world.airflow.mistaken_crashes("sense", finished.sense, "imagined") == 1
 
 
 in_every_mode = pytest.mark.parametrize("wait", WAITS)
