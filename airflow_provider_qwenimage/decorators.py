@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from airflow.sdk.bases.decorator import Task
 
     from airflow_provider_qwenimage.rules.arguments import Number, Seconds
-    from airflow_provider_qwenimage.rules.task_arguments import Folder, Text
+    from airflow_provider_qwenimage.rules.task_arguments import Dataset, Folder, Provenance, Text
     from airflow_provider_qwenimage.rules.task_options import TaskOptions
 
     Request: TypeAlias = str | Mapping[str, Any]
@@ -190,6 +190,7 @@ def qwenimage_task(
     durable: bool = True,
     max_credits: Number | None = None,
     prompt_in_asset_events: bool = False,
+    provenance: Provenance = "mark",
     **kwargs: Unpack[TaskOptions],
 ) -> Callable[[Callable[_Parameters, _Request]], Task[_Parameters, _Request]]: ...
 def qwenimage_task(python_callable: Callable[..., Any] | None = None, **arguments: Any) -> Any:
@@ -228,6 +229,9 @@ def qwenimage_batch_task(
     timeout: Seconds = wait_defaults.DEFAULT_TIMEOUT,
     max_consecutive_failures: SupportsIndex = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
     max_image_bytes: SupportsIndex = contract.DEFAULT_MAX_IMAGE_BYTES,
+    provenance: Provenance = "mark",
+    contact_sheet: bool = False,
+    dataset: Dataset | None = None,
     dry_run: bool = False,
     **kwargs: Unpack[TaskOptions],
 ) -> Callable[[Callable[_Parameters, _Rows]], Task[_Parameters, _Rows]]: ...

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_qwenimage.rules.arguments import Number, Seconds
-    from airflow_provider_qwenimage.rules.task_arguments import Folder, Text
+    from airflow_provider_qwenimage.rules.task_arguments import Folder, Provenance, Text
     from airflow_provider_qwenimage.tasks.generating import Generating
 
 __all__ = ["QwenImageBatchOperator", "QwenImageGenerateOperator"]
@@ -82,6 +82,10 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
             one, and at least 5 credits (the documented price).
         prompt_in_asset_events: Whether the events of assets among the `outlets` contain the prompt, which everybody who
             may see assets then sees.
+        provenance: What is written into the file of the image, as XMP metadata; its pixels stay as they are. ``mark``
+            says that it is the work of a generative model, and has the time and the API's id of the image task.
+            ``full`` adds the prompt, the seed, the DAG and the run. False stores the bytes as they came. An image that
+            is stored already stays as it is.
         **kwargs: What every operator takes.
 
     Raises:
@@ -115,6 +119,7 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
         durable: bool = True,
         max_credits: Number | None = None,
         prompt_in_asset_events: bool = False,
+        provenance: Provenance = "mark",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -137,6 +142,7 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
         self.durable = durable
         self.max_credits: Any = max_credits
         self.prompt_in_asset_events = prompt_in_asset_events
+        self.provenance = provenance
         # The work of this process.
         self._generating: Generating | None = None
         # For the link "Image": what this task returns.

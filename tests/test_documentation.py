@@ -152,7 +152,7 @@ def test_every_example_has_a_page_that_shows_its_code() -> None:
 def test_every_public_module_is_in_the_reference() -> None:
     internal = {
         *("airflow_versions", "batch", "books", "cli", "client", "configuration", "plugin", "provider_info"),
-        "recordings",
+        *("publish", "recordings"),
         *("rules", "storage", "tasks", "text"),
     }
     modules = {module.name for module in pkgutil.iter_modules(airflow_provider_qwenimage.__path__)}

@@ -20,7 +20,7 @@ from airflow_provider_qwenimage.storage.files import (
 from airflow_provider_qwenimage.storage.paths import check_storing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
@@ -97,11 +97,15 @@ class BatchManifest:
                 remove_leftovers(self._folder, self._writer)
         return str(target)
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield its rows as they are now, in the order of the requests."""
+        return map(self._row, range(len(self._batch.requests)))
+
     def _put(self, target: ObjectStoragePath) -> None:
         local = self._scratch / "rows.jsonl"
         with local.open("w", encoding="utf-8") as stream:
-            for number in range(len(self._batch.requests)):
-                stream.write(json.dumps(self._row(number), ensure_ascii=False) + "\n")
+            for row in self.rows():
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         put_file(local, target, writer=self._writer)
 
     def _row(self, number: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.batch.task import BatchTask
     from airflow_provider_qwenimage.rules.arguments import Number, Seconds
-    from airflow_provider_qwenimage.rules.task_arguments import Folder, Requests, Text
+    from airflow_provider_qwenimage.rules.task_arguments import Dataset, Folder, Provenance, Requests, Text
 
 
 class QwenImageBatchOperator(ReportsLineage, TaskArguments, BaseOperator):
@@ -68,6 +68,11 @@ class QwenImageBatchOperator(ReportsLineage, TaskArguments, BaseOperator):
         timeout: The longest wait for each image from its submission on, in seconds or as a timedelta.
         max_consecutive_failures: How many failed reads in a row end the wait for an image.
         max_image_bytes: A longer download is refused. Default 50 MiB.
+        provenance: What is written into the file of each image; see `QwenImageGenerateOperator`.
+        contact_sheet: Whether to store ``contact-sheet.jpg`` next to the manifest: a picture of all images with their
+            labels, or several pictures for more than 100 images.
+        dataset: ``imagefolder`` makes the folder a dataset for the Hugging Face library `datasets`: it stores
+            ``metadata.jsonl`` next to the images. None for no dataset.
         dry_run: Whether only to plan the batch: nothing is submitted, paid or written, and the connection is not used.
             The task logs what it would do and what that costs, and returns it as ``airflow qwenimage plan --output
             json`` prints it. It fails if a row is bad, or if more rows are sure to fail than `max_failures` allows.
@@ -99,6 +104,9 @@ class QwenImageBatchOperator(ReportsLineage, TaskArguments, BaseOperator):
         timeout: Seconds = wait_defaults.DEFAULT_TIMEOUT,
         max_consecutive_failures: SupportsIndex = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         max_image_bytes: SupportsIndex = contract.DEFAULT_MAX_IMAGE_BYTES,
+        provenance: Provenance = "mark",
+        contact_sheet: bool = False,
+        dataset: Dataset | None = None,
         dry_run: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -115,6 +123,9 @@ class QwenImageBatchOperator(ReportsLineage, TaskArguments, BaseOperator):
         self.timeout: Any = timeout
         self.max_consecutive_failures: Any = max_consecutive_failures
         self.max_image_bytes: Any = max_image_bytes
+        self.provenance = provenance
+        self.contact_sheet = contact_sheet
+        self.dataset = dataset
         # Every operator has a method `dry_run`, which `airflow tasks test --dry-run` calls.
         self.only_plans = dry_run
         self._batch_task: BatchTask | None = None

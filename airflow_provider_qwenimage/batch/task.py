@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from airflow_provider_qwenimage.batch.image import ImageOptions
 from airflow_provider_qwenimage.batch.manifest import BatchManifest
 from airflow_provider_qwenimage.batch.marker import BatchMarker
+from airflow_provider_qwenimage.batch.publishing import Publishing
 from airflow_provider_qwenimage.batch.request_files import read_requests
 from airflow_provider_qwenimage.batch.run import Batch
 from airflow_provider_qwenimage.batch.scratch import scratch_folder
@@ -49,6 +50,9 @@ class BatchOperator(Protocol):
     timeout: Any
     max_consecutive_failures: Any
     max_image_bytes: Any
+    provenance: Any
+    contact_sheet: bool
+    dataset: Any
 
     def check_rendered(self, *names: str) -> None:
         """Check the rendered arguments."""
@@ -61,12 +65,14 @@ class BatchTask:
         ti: Airflow's task instance.
         batch: The batch, not started yet.
         manifest: The list of its rows.
+        publishing: What else is stored at its end.
     """
 
-    def __init__(self, ti: Any, batch: Batch, manifest: BatchManifest) -> None:
+    def __init__(self, ti: Any, batch: Batch, manifest: BatchManifest, publishing: Publishing) -> None:
         self._ti = ti
         self._batch = batch
         self._manifest = manifest
+        self._publishing = publishing
         self._reported: Mapping[str, Any] = {}
         # For lineage.
         self.facts: dict[str, Any] = {}
@@ -81,6 +87,7 @@ class BatchTask:
             QwenImageBatchError: If images are missing, beyond the failures that are allowed.
         """
         self._manifest.check()
+        self._publishing.check()
         try:
             self._draw()
         except Exception as error:
@@ -155,12 +162,17 @@ class BatchTask:
         else:
             errors += self._push("manifest", manifest)
             self.facts["manifest"] = manifest
+            self._publishing.put_contact_sheet()
         not_written = f"Not all of it could be stored ({type(errors[0]).__name__}: {errors[0]})." if errors else None
         problem = totals.problem(
             manifest, self._batch.interruption, not_started=self._rows_not_started(), not_written=not_written
         )
         if problem is not None:
             raise problem from (errors[0] if errors else None)
+        try:
+            self._publishing.put_dataset()
+        except Exception as error:  # noqa: BLE001  as above
+            errors.append(error)
         if errors:
             # All images are stored: a retry writes the rest, and costs nothing.
             raise errors[0]
@@ -259,5 +271,9 @@ def opened_batch(operator: BatchOperator, context: Context) -> Iterator[BatchTas
             operator.max_in_flight,
             folder,
         )
-        yield BatchTask(ti, batch, BatchManifest(folder, batch, made_by, scratch))
+        manifest = BatchManifest(folder, batch, made_by, scratch)
+        publishing = Publishing(
+            folder, manifest, made_by, scratch, contact_sheet=operator.contact_sheet, dataset=operator.dataset
+        )
+        yield BatchTask(ti, batch, manifest, publishing)
         marker.remove()

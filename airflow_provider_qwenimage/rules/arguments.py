@@ -30,6 +30,10 @@ Seconds: TypeAlias = Number | timedelta
 REQUEST_FIELDS = ("prompt", "size", "seed", "output_format", "callback_url")
 # A row of a batch may also name its image, which the API is not told.
 ROW_FIELDS = (*REQUEST_FIELDS, "name")
+# What is written into the file of an image: a machine-readable mark, or also how the image was made.
+PROVENANCES = ("mark", "full")
+# The forms in which a batch lists its images for training.
+DATASETS = ("imagefolder",)
 # Longer than any wait for an image; Airflow and PostgreSQL cannot store the end dates of much longer ones.
 MAX_SECONDS = 10 * 365 * 24 * 3600
 ALLOWED_REQUESTS = (
@@ -188,6 +192,20 @@ def _seconds(*, zero: bool = False) -> Reader:
     return read
 
 
+def _provenance(name: str, value: object) -> str | bool:
+    if value is False or (isinstance(value, str) and value in PROVENANCES):
+        return _plain(value)  # type: ignore[no-any-return]  # False or a text
+    if getattr(getattr(value, "dtype", None), "kind", None) == "b" and not value:
+        return False
+    raise _refused(name, value, f"{' or '.join(map(repr, PROVENANCES))}, or False to store the bytes as they came")
+
+
+def _dataset(name: str, value: object) -> str:
+    if isinstance(value, str) and value in DATASETS:
+        return _plain(value)  # type: ignore[no-any-return]  # a text stays a text
+    raise _refused(name, value, f"{' or '.join(map(repr, DATASETS))}, or None for no dataset")
+
+
 def _credits(name: str, value: object) -> float | None:
     """Return an amount of credits; None and infinity both mean no limit."""
     if value is None:
@@ -322,6 +340,9 @@ ARGUMENTS: Mapping[str, Reader] = {
     "dry_run": _flag,
     "durable": _flag,
     "prompt_in_asset_events": _flag,
+    "provenance": _provenance,
+    "contact_sheet": _flag,
+    "dataset": _or_none(_dataset),
     "poll_interval": _seconds(),
     "poke_interval": _seconds(),
     "timeout": _seconds(),

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeAlias
 
 from airflow_provider_qwenimage.rules.arguments import (
     ARGUMENTS,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     Text: TypeAlias = str | XComArg | DagParam | Callable[..., str]
     Folder: TypeAlias = Text | os.PathLike[str] | ObjectStoragePath
     Requests: TypeAlias = Folder | Sequence[Any] | Callable[..., Sequence[Any]]
+    Provenance: TypeAlias = Literal["mark", "full", False]
+    Dataset: TypeAlias = Literal["imagefolder"]
 
 _Arguments = ParamSpec("_Arguments")
 _MAY_BE_LEFT_OUT = (*REQUEST_FIELDS, "image_name")

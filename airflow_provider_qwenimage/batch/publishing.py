@@ -1,0 +1,54 @@
+"""Makes of a batch that has ended what its operator asks for besides the images and the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from airflow_provider_qwenimage.batch.manifest import BatchManifest
+
+
+class Publishing:
+    """The contact sheet and the dataset of a batch.
+
+    Nothing of the package `publish` is loaded by a batch that asks for neither.
+
+    Args:
+        folder: The folder of the batch.
+        manifest: The list of its rows.
+        made_by: The description of the Airflow task; see `made_by.description_of`.
+        scratch: A local folder for temporary files.
+        contact_sheet: Whether to make a contact sheet.
+        dataset: The form of the dataset, or None.
+    """
+
+    def __init__(
+        self,
+        folder: ObjectStoragePath,
+        manifest: BatchManifest,
+        made_by: Mapping[str, Any],
+        scratch: Path,
+        *,
+        contact_sheet: bool,
+        dataset: str | None,
+    ) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._made_by = made_by
+        self._scratch = scratch
+        self._contact_sheet = contact_sheet
+        self._dataset = dataset
+
+    def check(self) -> None:
+        """Check, before anything is paid, that what is asked for can be stored and replaces nothing of anybody else."""
+
+    def put_dataset(self) -> None:
+        """Store the dataset of the images that are stored, if one is asked for, once the batch has succeeded."""
+
+    def put_contact_sheet(self) -> None:
+        """Store the contact sheet, if one is asked for, however the batch has ended. It raises nothing."""
