@@ -13,8 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_qwenimage.batch.manifest import _FIRST_ROW_BYTES
 from airflow_provider_qwenimage.batch.requests import BatchRequest, BatchRequests, read_list, read_request
-from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.contract import MAX_IMAGES, MAX_URL_CHARACTERS, GenerateRequest
+from airflow_provider_qwenimage.plugin.manifests import _MOST_ROW_BYTES
+from airflow_provider_qwenimage.rules.batch_rows import manifest_row
+from airflow_provider_qwenimage.rules.image_texts import MAX_LABEL_CHARACTERS, MAX_TEXT_CHARACTERS
 from airflow_provider_qwenimage.rules.request_rows import Row, file_reader
 from airflow_provider_qwenimage.text.messages import is_blank
 
@@ -144,6 +148,66 @@ def test_a_name_makes_the_image_and_its_file() -> None:
     assert requests[0].description() == requests[0].request.description() | {"name": "f\u00fcchse"}
     assert "name" not in requests[2].description()
     assert "name" not in requests[0].request.payload(), "the API is not told"
+
+
+def test_a_label_and_a_text_describe_a_row_and_not_its_image() -> None:
+    fox = {"prompt": "fox", "seed": 5}
+    requests = batch(
+        [
+            fox | {"label": " red fox\n", "text": " a fox, sitting"},
+            fox | {"label": 7},
+            fox | {"label": " ", "text": None},
+        ]
+    )
+    assert [(item.label, item.text) for item in requests] == [("red fox", " a fox, sitting"), ("7", None), (None, None)]
+    assert [item.same_as for item in requests] == [None, 0, 0], "one image may have several labels"
+    assert requests[0].description() == requests[2].description() | {"label": "red fox", "text": " a fox, sitting"}
+    assert requests[0].identity == requests[2].identity
+    assert requests[0].request.payload() == requests[2].request.payload(), "the API is not told"
+    named = batch([{"prompt": "fox", "name": "a", "label": "first"}, {"prompt": "fox", "name": "a", "label": "second"}])
+    assert [(item.same_as, item.label) for item in named] == [(None, "first"), (0, "second")]
+
+
+@pytest.mark.parametrize(
+    ("field", "most"), [("label", MAX_LABEL_CHARACTERS), ("text", MAX_TEXT_CHARACTERS)], ids=["label", "text"]
+)
+def test_labels_and_texts_are_limited(field: str, most: int) -> None:
+    (longest,) = batch([{"prompt": "fox", field: "\N{FOX FACE}" * most}])
+    assert len(longest.description()[field]) == most
+    for bad in ("x" * (most + 1), ["red"], True, float("nan"), "half \ud83e", "nul \x00"):
+        with pytest.raises(
+            ValueError, match=f"row 1: {field} is .*; it must (be a text of at most {most} ch|not cont)"
+        ):
+            batch([{"prompt": "fox", field: bad}])
+        with pytest.raises(
+            ValueError, match=f"row 1: {field} is .*; it must be a text of at most {most} char"
+        ) as caught:
+            checked([Row(1, {"prompt": "fox", field: bad}, is_quotable=False)])
+        assert "xxx" not in str(caught.value)
+
+
+def test_a_file_may_label_and_describe_its_images() -> None:
+    items = checked(rows_of("p.csv", 'label,prompt,text\nred,fox,"a fox, sitting"\n,hare,\n'))
+    assert [(item.label, item.text) for item in items] == [("red", "a fox, sitting"), (None, None)]
+    longest = {"prompt": "\N{FOX FACE}" * 2000, "text": "\N{FOX FACE}" * MAX_TEXT_CHARACTERS, "label": "x"}
+    (item,) = checked(rows_of("p.jsonl", json.dumps(longest)))
+    assert item.description()["text"] == longest["text"], "the longest row fits, also if JSON escapes it"
+
+
+def test_the_longest_manifest_row_is_recognized_and_shown() -> None:
+    texts = {
+        "prompt": "\x01" * 1999 + "a",
+        "text": "\x01" * (MAX_TEXT_CHARACTERS - 1) + "a",
+        "label": "\x01" * 199 + "a",
+    }
+    (item,) = batch([texts | {"name": "a" * 150}])
+    outcome = {
+        "paths": ["/" * 4096] * MAX_IMAGES,
+        "image_urls": ["x" * MAX_URL_CHARACTERS] * MAX_IMAGES,
+        "message": "\N{FOX FACE}" * 2000,
+    }
+    row = json.dumps(manifest_row(10**6, item.description(), outcome, "w" * 64), ensure_ascii=False)
+    assert len(row.encode()) < min(_FIRST_ROW_BYTES, _MOST_ROW_BYTES)
 
 
 def test_a_name_is_the_same_image_wherever_the_row_and_whatever_the_variant() -> None:

@@ -18,11 +18,12 @@ from airflow_provider_qwenimage.contract import (
     SIZES,
     GenerateRequest,
 )
-from airflow_provider_qwenimage.rules import arguments
 from airflow_provider_qwenimage.rules.arguments import ALLOWED_REQUESTS, ROW_FIELDS
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
-from airflow_provider_qwenimage.rules.image_names import A_NAME, check_image_name, name_key
+from airflow_provider_qwenimage.rules.image_names import A_NAME, name_key
+from airflow_provider_qwenimage.rules.image_texts import A_LABEL, A_TEXT
 from airflow_provider_qwenimage.rules.request_rows import (
+    MAX_ROWS,
     NotJsonError,
     Row,
     file_reader,
@@ -31,6 +32,7 @@ from airflow_provider_qwenimage.rules.request_rows import (
     read_json,
     shown_source,
 )
+from airflow_provider_qwenimage.rules.row_fields import A_REQUEST, RequestRow, read_row
 from airflow_provider_qwenimage.rules.templates import is_rendered_later
 from airflow_provider_qwenimage.text.messages import shorten, shown
 
@@ -41,8 +43,9 @@ _REQUIREMENTS = {
     "output_format": f"one of {', '.join(OUTPUT_FORMATS)}",
     "callback_url": "an absolute http:// or https:// URL",
     "name": A_NAME,
+    "label": A_LABEL,
+    "text": A_TEXT,
 }
-_A_REQUEST = "a prompt or an object with a prompt"
 # An error describes so many bad rows, gives the numbers of so many more, and counts the others.
 _DESCRIBED_ROWS = 20
 _NUMBERED_ROWS = 100
@@ -50,7 +53,6 @@ _NAMED_ROWS = _DESCRIBED_ROWS + _NUMBERED_ROWS
 _LONGEST_PROBLEM = 400
 # A comment, or a string literal of Python and the quote of another one right after it.
 _PYTHON_TEXTS = re.compile(r"""\#.*|(?:'(?:\\[\s\S]|[^'\\])*+'|"(?:\\[\s\S]|[^"\\])*+")\s*(?P<next>['"]?)""")
-MAX_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class BatchRequest:
         variant: The number that distinguishes equal requests with a random seed; see `GenerateRequest.fingerprint`.
         same_as: The row whose image it shares, because it is the same request with the same seed or name; or None.
         name: The name that the user has chosen for the file, without suffix; or None.
+        label: What people see with the image, or None. Rows that share an image may have labels of their own.
+        text: The image's text in a dataset, or None.
     """
 
     number: int
@@ -70,6 +74,8 @@ class BatchRequest:
     variant: int = 0
     same_as: int | None = None
     name: str | None = None
+    label: str | None = None
+    text: str | None = None
 
     @property
     def identity(self) -> ImageIdentity:
@@ -78,7 +84,8 @@ class BatchRequest:
 
     def description(self) -> dict[str, Any]:
         """Return the fields of the row that describe the image; see `ImageIdentity.description`."""
-        return self.identity.description()
+        texts = {"label": self.label, "text": self.text}
+        return self.identity.description() | {name: text for name, text in texts.items() if text is not None}
 
 
 class BatchRequests:
@@ -116,8 +123,8 @@ class BatchRequests:
             is_bad = False
             read = problems.read(row)
             if read is not None:
-                request, name = read
-                entry = {"request": request.payload()} | ({} if name is None else {"name": name})
+                request, name = read.request, read.name
+                entry = {"request": request.payload(), **read.own_fields()}
                 # Without the variant, equal requests have equal fingerprints, also with a random seed.
                 key = bytes.fromhex(request.fingerprint())[:16] if name is None else name_key(name)
                 if name is None and request.seed == RANDOM_SEED:
@@ -150,9 +157,7 @@ class BatchRequests:
         return self._read_entry(number, entry) if entry else None
 
     def _read_entry(self, number: int, entry: Mapping[str, Any]) -> BatchRequest:
-        request = GenerateRequest(**entry["request"])
-        variant, same_as = entry.get("variant", 0), entry.get("same_as")
-        return BatchRequest(number, request, variant=variant, same_as=same_as, name=entry.get("name"))
+        return BatchRequest(number, **{**entry, "request": GenerateRequest(**entry["request"])})
 
     def _entry(self, number: int) -> dict[str, Any]:
         entry = self._spool.get(number)
@@ -199,8 +204,8 @@ class RowProblems:
         self.bad_rows = 0
         self.named: list[Row] = []
 
-    def read(self, row: Row) -> tuple[GenerateRequest, str | None] | None:
-        """Return the request of a row and the name of its image, or None if it is bad."""
+    def read(self, row: Row) -> RequestRow | None:
+        """Return a row with its request, or None if it is bad."""
         self.rows += 1
         problem = row.problem
         try:
@@ -233,7 +238,7 @@ def _describe_by_kind(value: object) -> str:
     if isinstance(value, str):
         return _describe_field("prompt", value)
     if not isinstance(value, Mapping):
-        return f"the row is {kind_of(value)}; it must be {_A_REQUEST}"
+        return f"the row is {kind_of(value)}; it must be {A_REQUEST}"
     unknown = [name for name in value if name not in ROW_FIELDS]
     if unknown:
         hints = {near_field(name) for name in unknown if isinstance(name, str)} - {""}
@@ -259,28 +264,7 @@ def _is_allowed(name: str, value: object) -> bool:
 
 def read_request(value: object) -> GenerateRequest:
     """Return the request of a row; see `read_row`."""
-    return read_row(value)[0]
-
-
-def read_row(value: object) -> tuple[GenerateRequest, str | None]:
-    """Return the request of a row, and the name of its image if the row has one.
-
-    Args:
-        value: A prompt, or an object with the fields of a request (see `arguments.read_request`) and ``name``.
-
-    Raises:
-        ValueError: If it is not a request that the API allows, or no file can have that name.
-    """
-    if isinstance(value, str):
-        return arguments.read_request({"prompt": value}), None
-    if not isinstance(value, Mapping):
-        raise ValueError(f"the row is {shown(value)}; it must be {_A_REQUEST}.")
-    unknown = [name for name in value if name not in ROW_FIELDS]
-    if unknown:
-        raise ValueError(f"{shown(unknown[0])} is not a field of a request; the fields are {', '.join(ROW_FIELDS)}.")
-    fields = dict(value)
-    name = check_image_name("name", fields.pop("name", None))
-    return arguments.read_request(fields), name
+    return read_row(value).request
 
 
 def check_requests(value: Any) -> None:

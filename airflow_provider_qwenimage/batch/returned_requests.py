@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from airflow_provider_qwenimage.batch.requests import MAX_ROWS, check_requests, has_rows
+from airflow_provider_qwenimage.batch.requests import check_requests, has_rows
 from airflow_provider_qwenimage.rules.arguments import ALLOWED_REQUESTS, path_text, read_argument
+from airflow_provider_qwenimage.rules.request_rows import MAX_ROWS
 from airflow_provider_qwenimage.rules.returned_request import not_allowed
 
 

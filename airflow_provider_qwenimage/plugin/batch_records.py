@@ -13,6 +13,7 @@ from airflow_provider_qwenimage.plugin.bounds import (
     MOST_IMAGES_OF_A_BATCH,
     MOST_NAME,
     error_fields,
+    label_of,
     mapping,
     number,
     request_fields,
@@ -95,6 +96,7 @@ def _records_of_row(task: TaskInstance, row: Mapping[str, Any], first: int) -> l
     common: dict[str, Any] = {
         "task": task,
         "request": request,
+        "label": label_of(row),
         "image_task_id": text(row.get("task_id"), MOST_NAME),
         "changed_at": text(row.get("stored_at"), MOST_NAME) or task.changed_at,
     }

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_provider_qwenimage.contract import MAX_PROMPT_CHARACTERS
+from airflow_provider_qwenimage.rules.image_texts import MAX_LABEL_CHARACTERS
+from airflow_provider_qwenimage.text.messages import is_blank
 
 # The API makes at most 1,572,864 pixels; a browser and Pillow cope with this many.
 MOST_PIXELS = 16 * 1024 * 1024
@@ -84,6 +86,12 @@ def request_fields(value: object) -> dict[str, Any]:
     }
     request = {name: field for name, field in limited.items() if field is not None}
     return request if "prompt" in request or "size" in request else {}
+
+
+def label_of(value: object) -> str | None:
+    """Return the label of an image, as far as it is a text with something to see."""
+    label = text(mapping(value).get("label"), MAX_LABEL_CHARACTERS)
+    return None if label is None or is_blank(label) else label
 
 
 def error_fields(value: object) -> tuple[str | None, str | None]:

@@ -92,6 +92,7 @@ class ImageRecord:
         status: What the gallery filters and counts by.
         state: More exact than `status`: Airflow's state, or that of the manifest's row.
         request: The known fields of the request.
+        label: What the user calls the image, or None.
         image_task_id: The API's id of the image task.
         path: The path or URL of the stored image.
         image_url: The address of the image at the API.
@@ -109,6 +110,7 @@ class ImageRecord:
     status: Status
     state: str
     request: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None
     image_task_id: str | None = None
     path: str | None = None
     image_url: str | None = None
@@ -123,7 +125,7 @@ class ImageRecord:
     @property
     def weight(self) -> int:
         """About how many bytes of memory it takes."""
-        texts = (self.request.get("prompt"), self.path, self.image_url, self.message)
+        texts = (self.request.get("prompt"), self.label, self.path, self.image_url, self.message)
         return _RECORD_BYTES + sum(sys.getsizeof(text) for text in texts if text is not None)
 
     def belongs_to(self, task_id: str, map_index: int | None, region: Region | None = None) -> bool:
@@ -136,14 +138,14 @@ class ImageRecord:
 
         Args:
             status: A value of `Status`, or "".
-            words: Case-folded: parts of the prompt, the error or the task's name, the beginning of the image task's id,
-                or a whole seed, size or format.
+            words: Case-folded: parts of the prompt, the label, the error or the task's name, the beginning of the image
+                task's id, or a whole seed, size or format.
         """
         if status and self.status != status:
             return False
         if not words:
             return True
-        texts = (self.request.get("prompt"), self.error, self.message, self.task.task_id)
+        texts = (self.request.get("prompt"), self.label, self.error, self.message, self.task.task_id)
         searched = "\n".join(part for part in texts if part is not None).casefold()
         values = {str(self.request.get(name)) for name in ("seed", "size", "output_format")}
         image_task_id = (self.image_task_id or "").casefold()

@@ -85,6 +85,7 @@ def _item(context: PageContext, record: ImageRecord) -> dict[str, Any]:
         "status": str(record.status),
         "state": record.state,
         "prompt": record.request.get("prompt"),
+        "label": record.label,
         "size": record.request.get("size"),
         "seed": record.request.get("seed"),
         "output_format": record.request.get("output_format"),

@@ -45,6 +45,7 @@ _FIELDS = (
     "size",
     "seed",
     "output_format",
+    "label",
     "task_id",
     "paths",
     "image_urls",

@@ -14,6 +14,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownErro
 from airflow_provider_qwenimage.plugin.bounds import (
     MOST_NAME,
     error_fields,
+    label_of,
     number,
     path,
     request_fields,
@@ -56,6 +57,7 @@ def records_of_task(task: TaskInstance, xcoms: Mapping[str, Any]) -> list[ImageR
     common: dict[str, Any] = {
         "task": task,
         "request": request_fields(xcoms.get("request")),
+        "label": label_of(xcoms.get("request")),
         "image_task_id": image_task_id,
         "changed_at": task.changed_at,
     }

@@ -28,8 +28,8 @@ Number: TypeAlias = float | SupportsIndex
 Seconds: TypeAlias = Number | timedelta
 
 REQUEST_FIELDS = ("prompt", "size", "seed", "output_format", "callback_url")
-# A row of a batch may also name its image, which the API is not told.
-ROW_FIELDS = (*REQUEST_FIELDS, "name")
+# A row of a batch may also name and describe its image. The API is not told.
+ROW_FIELDS = (*REQUEST_FIELDS, "name", "label", "text")
 # What is written into the file of an image: a machine-readable mark, or also how the image was made.
 PROVENANCES = ("mark", "full")
 # The forms in which a batch lists its images for training.

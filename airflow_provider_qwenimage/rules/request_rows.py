@@ -20,7 +20,8 @@ from airflow_provider_qwenimage.text.messages import did_you_mean, shorten
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-# A prompt has 2000 characters at most, each of up to 12 bytes if JSON escapes it.
+MAX_ROWS = 1_000_000
+# A prompt has 2000 characters at most and a text 10,000, each of up to 12 bytes if JSON escapes it.
 MAX_ROW_BYTES = 256 * 1024
 MAX_FILE_BYTES = 2 * 1024**3
 # An array is read as a whole, which takes some ten times as much memory.

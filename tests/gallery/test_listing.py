@@ -129,8 +129,9 @@ def batch_dag(folder: str, requests: Any) -> TestDag:
 
 
 def test_a_batch_shows_its_rows(server: Server, show: Show, tmp_path: Path) -> None:
-    shown = show(batch_dag(str(tmp_path), ["A fox", "Fog [policy]", {"prompt": "An owl", "seed": 1}]))
+    shown = show(batch_dag(str(tmp_path), ["A fox", "Fog [policy]", {"prompt": "An owl", "seed": 1, "label": "owl"}]))
     page = listing(server, shown.path)
+    assert [item["label"] for item in page["items"]] == [None, None, "owl"]
     assert [item["status"] for item in page["items"]] == ["done", "failed", "done"]
     assert page["totals"]["credits"] == 10
     assert server.get(page["items"][2]["thumbnail"]).status_code == 200

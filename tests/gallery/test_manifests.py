@@ -65,6 +65,11 @@ def test_rows_are_limited_to_the_fields_that_are_shown(tmp_path: Path) -> None:
     assert row["paths"] == MAX_IMAGES * ["/a"]
 
 
+def test_the_label_of_a_row_is_read_and_its_text_is_not(tmp_path: Path) -> None:
+    ((row,), _) = rows_of(tmp_path, json.dumps(ROW | {"label": "red", "text": 10_000 * "x"}).encode())
+    assert (row["label"], "text" in row) == ("red", False)
+
+
 def test_rows_beyond_the_limit_are_not_read_and_the_page_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from airflow_provider_qwenimage.plugin.image_records import (
 from airflow_provider_qwenimage.plugin.task_kinds import BATCH_OPERATOR, SENSOR, TaskKind, kind_of
 from airflow_provider_qwenimage.plugin.task_records import records_of_task
 from airflow_provider_qwenimage.plugin.waits import merge_waits
+from airflow_provider_qwenimage.rules.image_texts import MAX_LABEL_CHARACTERS
 from airflow_provider_qwenimage.rules.made_by import Region
 
 REQUEST = {"prompt": "A fox", "size": "1024*1024", "seed": 7, "output_format": "jpeg"}
@@ -285,6 +286,22 @@ def test_the_rows_of_a_batch_are_its_images() -> None:
     assert (images[0].path, images[1].message) == ("/a.jpg", "Refused.")
 
 
+def test_the_label_of_a_row_is_shown_with_its_images_and_can_be_searched() -> None:
+    rows = [
+        row("SUCCESS", 1, paths=["/a.jpg", "/b.jpg"], label="red fox", consumed_credits=5),
+        row("FAILED", 2, label="<b>" + 10**6 * "x"),
+        *(row("NOT_SUBMITTED", 3, label=odd) for odd in (None, 5, ["red"], " ", "half \ud83e")),
+    ]
+    images = batch("running", rows).images
+    assert [image.label for image in images[:2]] == ["red fox"] * 2
+    assert str(images[2].label).startswith("<b>x"), "the page inserts it as text"
+    assert len(str(images[2].label)) == MAX_LABEL_CHARACTERS
+    assert [image.label for image in images[3:]] == [None, None, None, None, "half ?"]
+    assert images[0].matches("", ["red"])
+    assert not images[0].matches("", ["blue"])
+    assert images[2].weight > images[3].weight
+
+
 def test_an_unfinished_row_whose_price_is_known_is_paid_and_not_at_risk() -> None:
     (image,) = batch("failed", [row("UNFINISHED", 1, task_id="a", consumed_credits=7)]).images
     assert (image.consumed_credits, image.at_risk) == (7, 0)
@@ -344,7 +361,9 @@ JUNK = st.recursive(
     max_leaves=8,
 )
 KEYS = st.sampled_from([*SUBMITTED, "return_value", "consumed_credits", "error", "progress", "manifest"])
-FIELDS = st.sampled_from([*STORED, "error", "message", "prompt", "row", "same_as", "stored_at", "requests", "done"])
+FIELDS = st.sampled_from(
+    [*STORED, "label", "error", "message", "prompt", "row", "same_as", "stored_at", "requests", "done"]
+)
 
 
 @given(

@@ -182,12 +182,15 @@ def test_a_signature_in_the_url_of_an_image_is_not_stored(
 
 def test_equal_requests_with_one_seed_are_drawn_and_paid_once(api: Sandbox, tmp_path: Path) -> None:
     fox = {"prompt": "A fox", "seed": 7}
-    end = draw(tmp_path, requests=[fox, "A hare", fox])
+    end = draw(tmp_path, requests=[fox | {"label": "first"}, "A hare", fox | {"label": "twin", "text": "a fox"}])
     assert end.returned["images"] == 2
     assert end.returned["requests"] == 3
     assert prompts(api) == ["A fox", "A hare"]
     first, _, third = manifest(tmp_path)
     assert (third["same_as"], third["paths"], third["consumed_credits"]) == (1, first["paths"], 0)
+    assert (first["label"], third["label"], third["text"], "text" in first) == ("first", "twin", "a fox", False)
+    assert api.submissions[0].request.keys() == api.submissions[1].request.keys(), "the API is not told"
+    assert "first" not in Path(first["paths"][0]).with_suffix(".json").read_text(), "the sidecar may be shared"
 
 
 def test_no_more_than_max_in_flight_images_are_in_flight_at_once(api: Sandbox, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ async function reasonFor(url) {
 
 function makeCard(index, item) {
   const open = element("button", { type: "button", className: "picture" }, picture(item));
-  open.setAttribute("aria-label", `${stateName(item)}: ${item.prompt ?? taskName(item)}`);
+  open.setAttribute("aria-label", `${stateName(item)}: ${item.label ?? item.prompt ?? taskName(item)}`);
   open.append(element("span", { className: "badge", textContent: stateName(item) }));
   open.addEventListener("click", () => view(index));
   const facts = [item.size?.replace("*", " × "), item.output_format, seedName(item), costName(item)];
@@ -139,6 +139,7 @@ function makeCard(index, item) {
     element(
       "div",
       { className: "text" },
+      item.label ? element("p", { className: "label", dir: "auto", title: item.label, textContent: item.label }) : null,
       item.prompt ? element("p", { className: "prompt", dir: "auto", title: item.prompt, textContent: item.prompt }) : null,
       item.message || (item.status === "failed" && !item.prompt)
         ? element("p", { className: item.status === "done" ? "facts" : "error", title: item.message ?? "", textContent: item.message ?? "The task failed. See its log for the reason." })
@@ -450,6 +451,7 @@ async function copy(text) {
 function showFacts(item, sidecar) {
   const facts = {
     Status: stateName(item),
+    Label: item.label,
     Error: item.error ? `${item.error}: ${item.message ?? ""}` : null,
     Size: item.size?.replace("*", " × "),
     Format: item.output_format,
