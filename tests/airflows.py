@@ -118,6 +118,8 @@ OLDEST_AND_NEWEST = (
     "test_failures.py",
     # A batch is one task for Airflow; integration/test_example_batch.py runs everywhere.
     "integration/test_batch.py",
+    "integration/test_datasets.py",
+    "publish/test_imagefolder.py",
     "books/test_budgets_of_processes.py",
     # The books: of Airflow they use hooks of databases. books/test_budgets_at_once.py and test_reports.py run on each,
     # since Airflows have different versions of SQLAlchemy.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from contextlib import suppress
@@ -41,6 +42,9 @@ class BatchManifest:
         batch: The batch.
         made_by: The description of the Airflow task; see `made_by.description_of`.
         scratch: A local folder for temporary files.
+
+    Attributes:
+        sha256: The hash of the stored manifest in hexadecimal, or None before it is stored.
     """
 
     def __init__(self, folder: ObjectStoragePath, batch: Batch, made_by: Mapping[str, Any], scratch: Path) -> None:
@@ -52,6 +56,7 @@ class BatchManifest:
         self._rows_file = folder / rows_name(self._writer)
         self._next_time = 0.0
         self._is_listed = False
+        self.sha256: str | None = None
 
     def check(self) -> None:
         """Check, before anything is paid, that the manifest can be stored and replaces nothing but a manifest.
@@ -88,7 +93,7 @@ class BatchManifest:
             Its path.
         """
         target = self._folder / self._name
-        self._put(target)
+        self.sha256 = self._put(target)
         # Hidden files, which do no harm if they stay.
         with suppress(Exception):
             if self._is_listed or not is_first_try:
@@ -101,12 +106,17 @@ class BatchManifest:
         """Yield its rows as they are now, in the order of the requests."""
         return map(self._row, range(len(self._batch.requests)))
 
-    def _put(self, target: ObjectStoragePath) -> None:
+    def _put(self, target: ObjectStoragePath) -> str:
+        """Write the rows so far, and return the hash of the file."""
         local = self._scratch / "rows.jsonl"
-        with local.open("w", encoding="utf-8") as stream:
+        digest = hashlib.sha256()
+        with local.open("wb") as stream:
             for row in self.rows():
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+                digest.update(line)
+                stream.write(line)
         put_file(local, target, writer=self._writer)
+        return digest.hexdigest()
 
     def _row(self, number: int) -> dict[str, Any]:
         item = self._batch.requests[number]

@@ -71,8 +71,9 @@ class QwenImageBatchOperator(ReportsLineage, TaskArguments, BaseOperator):
         provenance: What is written into the file of each image; see `QwenImageGenerateOperator`.
         contact_sheet: Whether to store ``contact-sheet.jpg`` next to the manifest: a picture of all images with their
             labels, or several pictures for more than 100 images.
-        dataset: ``imagefolder`` makes the folder a dataset for the Hugging Face library `datasets`: it stores
-            ``metadata.jsonl`` next to the images. None for no dataset.
+        dataset: ``imagefolder`` makes the folder a dataset for the Hugging Face library `datasets` (3.6 or later): if
+            the batch succeeds, it stores ``metadata.jsonl`` next to the images, which ``load_dataset("imagefolder",
+            data_files="…/metadata.jsonl")`` loads. Each mapped batch needs a folder of its own. None for no dataset.
         dry_run: Whether only to plan the batch: nothing is submitted, paid or written, and the connection is not used.
             The task logs what it would do and what that costs, and returns it as ``airflow qwenimage plan --output
             json`` prints it. It fails if a row is bad, or if more rows are sure to fail than `max_failures` allows.
@@ -149,7 +150,7 @@ class QwenImageBatchOperator(ReportsLineage, TaskArguments, BaseOperator):
             self._batch_task = batch_task
             PendingLinks(self).store_gallery(ti)
             result = batch_task.run()
-            add_batch_events(self, context, result)
+            add_batch_events(self, context, result | batch_task.event_facts)
             return result
 
     def on_kill(self) -> None:

@@ -43,12 +43,24 @@ class Publishing:
         self._scratch = scratch
         self._contact_sheet = contact_sheet
         self._dataset = dataset
+        # For the events of assets.
+        self.facts: dict[str, Any] = {}
 
     def check(self) -> None:
         """Check, before anything is paid, that what is asked for can be stored and replaces nothing of anybody else."""
+        if self._dataset is not None:
+            from airflow_provider_qwenimage.publish.dataset_folder import check_dataset, claim_folder
+
+            check_dataset(self._folder)
+            claim_folder(self._folder, self._made_by)
 
     def put_dataset(self) -> None:
         """Store the dataset of the images that are stored, if one is asked for, once the batch has succeeded."""
+        if self._dataset is not None:
+            from airflow_provider_qwenimage.publish.dataset_folder import put_dataset
+
+            path = put_dataset(self._folder, self._manifest.rows(), self._made_by, self._scratch)
+            self.facts |= {"dataset": self._dataset, "metadata": path}
 
     def put_contact_sheet(self) -> None:
         """Store the contact sheet, if one is asked for, however the batch has ended. It raises nothing."""

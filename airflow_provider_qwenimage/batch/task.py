@@ -98,6 +98,15 @@ class BatchTask:
             raise self._batch.totals.problem(None, why, not_started=self._rows_not_started()) or error from error
         return self._conclude()
 
+    @property
+    def event_facts(self) -> dict[str, Any]:
+        """What the events of assets contain besides the result."""
+        return {
+            "rows": len(self._batch.requests),
+            "manifest_sha256": self._manifest.sha256,
+            **self._publishing.facts,
+        }
+
     def stop(self, reason: str) -> None:
         """End the batch within seconds; see `Batch.stop`."""
         self._batch.stop(reason)

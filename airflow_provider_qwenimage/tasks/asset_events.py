@@ -64,7 +64,7 @@ def add_batch_events(operator: Producer, context: Context, result: Mapping[str, 
     Args:
         operator: The operator, with its `output_path` rendered.
         context: The task's context.
-        result: What the task returns.
+        result: What the task returns, and what else is known of its files.
     """
     _add(operator, context, {**result, "folder": operator.output_path})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -63,7 +64,11 @@ def test_events_of_tasks_that_wait_reuse_submit_and_draw_a_batch(
             outlets=[AssetAlias("folders"), Asset.ref(name="drawn_images") if AIRFLOW_3 else Asset("drawn_images")],
         )
         batch = QwenImageBatchOperator(
-            task_id="batch", requests=["a fox", "an owl"], outlets=[AssetAlias("folders")], **common
+            task_id="batch",
+            requests=["a fox", "an owl"],
+            dataset="imagefolder",
+            outlets=[AssetAlias("folders")],
+            **common,
         )
         draw >> again >> submit >> batch
     run = dag.run()
@@ -83,5 +88,12 @@ def test_events_of_tasks_that_wait_reuse_submit_and_draw_a_batch(
             {"task_id": run["submit"].returned, "size": "1024*1024", "seed": -1, "output_format": "jpeg"},
         )
     ]
-    assert events["batch"] == [(uri, run["batch"].returned | {"folder": str(folder)})]
+    files = {
+        "folder": str(folder),
+        "rows": 2,
+        "manifest_sha256": hashlib.sha256((folder / "manifest.jsonl").read_bytes()).hexdigest(),
+        "dataset": "imagefolder",
+        "metadata": str(folder / "metadata.jsonl"),
+    }
+    assert events["batch"] == [(uri, run["batch"].returned | files)]
     assert connected_api.api_key not in str(events)
