@@ -51,7 +51,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-browser test-airflow test-python test-mariadb test-lowest screenshots
+.PHONY: help demo up test test-slow test-browser test-airflow test-python test-mariadb test-datasets test-lowest screenshots
 .PHONY: chaos cluster-test fuzz release-check
 .PHONY: bench-wait bench-dag bench-batch bench-gallery bench-start check docs dist constraints clean
 
@@ -89,6 +89,9 @@ test-python: $(addprefix env-python,$(filter $(VERSION),$(OTHER_PYTHONS))) ## Ru
 
 test-mariadb: env-mariadb ## Run the tests that need MariaDB (on Debian and Ubuntu: apt install mariadb-server libmariadb-dev gcc pkg-config python3-dev)
 	.tox/mariadb/bin/python -m pytest -m mariadb tests/books $(ARGS)
+
+test-datasets: env-datasets ## Load the dataset of a batch with the Hugging Face library it is for
+	.tox/datasets/bin/python -m pytest --noconftest tests/publish/test_loading.py $(ARGS)
 
 test-lowest: env-lowest ## Run the tests with the lowest versions that pyproject.toml allows
 	$(LOWEST)/bin/python -m pytest --quiet -k exactly tests/packaging/test_requirements.py
@@ -145,6 +148,9 @@ constraints: .tox/bootstrap/bin/tox ## Choose the versions of all dependencies a
 	$(call compile,$(NEWEST_AIRFLOW),--group dev --group mariadb --group tox)
 	$(foreach version,$(OLDER_AIRFLOWS),$(call compile,$(version),--group test --exclude-newer $(LAST_DAY_OF_$(version))))
 	$(call compile,$(NEXT_AIRFLOW),--group test)
+	@echo "Choosing the versions for the tests of datasets ..."
+	@UV_CUSTOM_COMPILE_COMMAND="make constraints" $(UV) pip compile --quiet --universal --python-version 3.11 \
+		--no-annotate --upgrade --output-file constraints/datasets.txt --group datasets
 
 # Not .demo: its images may have cost credits.
 clean: ## Remove everything that make made, except the images

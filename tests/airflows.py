@@ -40,6 +40,7 @@ NEWEST_ONLY = (
     "packaging/test_typing.py",
     "packaging/test_up.py",
     "packaging/test_version.py",
+    "publish/test_loading.py",
     "recordings",
     "sandbox",
     "test_arguments.py",

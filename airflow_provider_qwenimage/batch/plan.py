@@ -167,6 +167,10 @@ def plan_task(operator: BatchOperator, context: Context) -> dict[str, Any]:
             answer_seconds=answer_seconds(_DEFAULT_SETTINGS, operator.max_in_flight),
         )
         plan = planner.plan(operator.requests, folder)
+        if operator.dataset is not None:
+            from airflow_provider_qwenimage.publish.dataset_folder import check_dataset
+
+            check_dataset(folder)
         for line in plan.table():
             log.info("%6d rows, %g credits: %s.", line["rows"], line["credits"], line["what"])
         for note in plan.notes():

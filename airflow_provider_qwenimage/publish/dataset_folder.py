@@ -67,8 +67,8 @@ def claim_folder(folder: ObjectStoragePath, made_by: Mapping[str, Any]) -> None:
     if not create_json(own, claim, writer=writer_of(made_by)):
         raise ValueError(
             f"output_path is {str(folder)!r}, and another map index or iteration of this task stores its dataset there "
-            f"in this run: each would replace the other's {METADATA_NAME}. Nothing was submitted. Give each a folder "
-            "of its own, such as …/{{ ti.map_index }}, or draw all images in one batch."
+            f"in this run ({claim.name} says which): each would replace the other's {METADATA_NAME}. Nothing was "
+            "submitted. Give each a folder of its own, such as …/{{ ti.map_index }}, or draw all images in one batch."
         )
 
 

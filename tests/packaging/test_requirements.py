@@ -60,7 +60,8 @@ def test_tox_and_make_have_the_same_airflows_and_pythons() -> None:
     (pythons,) = re.findall(r"^OTHER_PYTHONS := (.+)$", makefile, re.MULTILINE)
     others = [f"python{python}" for python in pythons.split()]
     in_newest = dict.fromkeys(("dev", "demo", "mariadb", *others), names.pop(f"airflow{minors[-1]}"))
-    assert constraints == {"lowest": ["constraints/lowest.txt"]} | in_newest | names
+    own = {name: [f"constraints/{name}.txt"] for name in ("lowest", "datasets")}
+    assert constraints == own | in_newest | names
     assert all(environments[name]["base_python"] == [name] for name in others)
     assert environments["lowest"]["set_env"]["UV_EXCLUDE_NEWER"] in makefile
 

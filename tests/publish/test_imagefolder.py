@@ -125,7 +125,7 @@ def test_a_metadata_file_is_recognised_by_its_first_line() -> None:
 def test_the_dataset_replaces_an_earlier_one(tmp_path: Path) -> None:
     folder = open_output_path(str(tmp_path))
     (tmp_path / "scratch").mkdir()
-    for rows in ([row(1, "a.png")], [row(1, "b.png")], []):
+    for rows in ([row(1, "a.png")], [], [row(1, "b.png")]):
         check_dataset(folder)
         path = put_dataset(folder, rows, MADE_BY, tmp_path / "scratch")
         assert path == str(folder / "metadata.jsonl")
