@@ -30,5 +30,5 @@ def store_each(
         (folder / f".{snapshot.task_id}.ready").touch()
         while len(list(folder.glob(".*.ready"))) < number_of_writers:
             time.sleep(0.001)
-        paths += images.save_images(snapshot, ImageIdentity(request), target)
+        paths += [file.path for file in images.save_images(snapshot, ImageIdentity(request), target)]
     return paths

@@ -16,7 +16,7 @@ from PIL import Image
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
-from airflow_provider_qwenimage.storage.images import Obstacle, StoredImages, find_images, verify_and_store
+from airflow_provider_qwenimage.storage.images import Obstacle, StoredFile, StoredImages, find_images, verify_and_store
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from tests.stores import store_at
 
@@ -47,7 +47,8 @@ class Folder:
     def put(self, content: bytes, image_task_id: str = "n1a2b3", **arguments: Any) -> str | QwenImageImageError:
         folder = open_output_path(str(self.directory))
         arguments = {"number": 1, "identity": self.identity, "snapshot": snapshot(image_task_id)} | arguments
-        return verify_and_store(content, folder=folder, **arguments)
+        stored = verify_and_store(content, folder=folder, **arguments)
+        return stored.path if isinstance(stored, StoredFile) else stored
 
     def find(self, identity: ImageIdentity | None = None) -> StoredImages | Obstacle | None:
         return find_images(identity or self.identity, open_output_path(str(self.directory)))
@@ -200,5 +201,6 @@ def test_other_storages_replace_nothing_either(protocol: str) -> None:
     (folder / f"{identity.stem}.png").write_bytes(RETOUCHED)
     assert isinstance(find_images(identity, folder), Obstacle)
     stored = verify_and_store(picture(), snapshot(), identity, folder, number=1)
-    assert stored == str(folder / f"{identity.stem}-n1a2b3.png")
+    assert isinstance(stored, StoredFile)
+    assert stored.path == str(folder / f"{identity.stem}-n1a2b3.png")
     assert (folder / f"{identity.stem}.png").read_bytes() == RETOUCHED

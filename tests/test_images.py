@@ -81,9 +81,9 @@ def test_an_image_and_its_sidecar_are_stored(
         callback_url="http://127.0.0.1:9/token",
     )
     snapshot = finished(request)
-    (path,) = images.save_images(snapshot, ImageIdentity(request), folder_of(tmp_path / "new" / "folder"))
+    (stored,) = images.save_images(snapshot, ImageIdentity(request), folder_of(tmp_path / "new" / "folder"))
     stem = f"a-red-fox-in-the-snow-{request.fingerprint()[:16]}"
-    assert path == f"file://{tmp_path}/new/folder/{stem}.{suffix}"
+    assert stored.path == f"file://{tmp_path}/new/folder/{stem}.{suffix}"
     assert files(tmp_path) == sorted([f"{stem}.{suffix}", f"{stem}.json"])
     content = (tmp_path / "new" / "folder" / f"{stem}.{suffix}").read_bytes()
     with Image.open(BytesIO(content)) as image:
@@ -186,7 +186,7 @@ def test_every_url_of_a_task_becomes_a_file(finished: Callable[..., TaskSnapshot
     url = snapshot.image_urls[0]
     several = TaskSnapshot(task_id=snapshot.task_id, status=TaskStatus.SUCCESS, image_urls=(url, url))
     first, second = images.save_images(several, ImageIdentity(REQUEST), folder_of(tmp_path))
-    assert second == first.replace(".png", "-2.png")
+    assert second.path == first.path.replace(".png", "-2.png")
     assert len(files(tmp_path)) == 4
 
 
@@ -194,9 +194,10 @@ def test_a_new_image_replaces_the_old_one_of_the_same_request(
     finished: Callable[..., TaskSnapshot], tmp_path: Path
 ) -> None:
     folder = folder_of(tmp_path)
-    first = images.save_images(finished(), ImageIdentity(REQUEST), folder)
+    (first,) = images.save_images(finished(), ImageIdentity(REQUEST), folder)
     snapshot = finished()
-    assert images.save_images(snapshot, ImageIdentity(REQUEST), folder) == first
+    (second,) = images.save_images(snapshot, ImageIdentity(REQUEST), folder)
+    assert second.path == first.path
     assert len(files(tmp_path)) == 2
     found = images.find_images(ImageIdentity(REQUEST), folder)
     assert found is not None
@@ -206,14 +207,14 @@ def test_a_new_image_replaces_the_old_one_of_the_same_request(
 @pytest.mark.parametrize("protocol", ["s3", "sftp"])
 def test_other_storages_of_airflow_work_too(finished: Callable[..., TaskSnapshot], protocol: str) -> None:
     store, folder = store_at(protocol)
-    (path,) = images.save_images(finished(), ImageIdentity(REQUEST), folder)
+    (stored,) = images.save_images(finished(), ImageIdentity(REQUEST), folder)
     # With its connection id, so that the next task can open it.
-    assert path == f"{folder}/{ImageIdentity(REQUEST).stem}.png"
-    assert "://store_" in path
+    assert stored.path == f"{folder}/{ImageIdentity(REQUEST).stem}.png"
+    assert "://store_" in stored.path
     assert {Path(name).suffix for name in store.store} == {".png", ".json"}
     found = images.find_images(ImageIdentity(REQUEST), folder)
     assert found is not None
-    assert found.paths == (path,)
+    assert found.paths == (stored.path,)
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "png", "webp"])

@@ -21,7 +21,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImage
 from airflow_provider_qwenimage.rules import polling, wait_defaults
 from airflow_provider_qwenimage.rules.book_rows import done
 from airflow_provider_qwenimage.rules.origins import displayed_url
-from airflow_provider_qwenimage.storage.images import StoredImages, verify_and_store
+from airflow_provider_qwenimage.storage.images import StoredFile, StoredImages, verify_and_store
 from airflow_provider_qwenimage.tasks.bookkeeping import paid_for
 from airflow_provider_qwenimage.tasks.drawing import Drawing, DrawingOptions, Submitted, is_of_this_task
 from airflow_provider_qwenimage.tasks.failures import record_end
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
     from airflow_provider_qwenimage.rules.submission_facts import Submission
     from airflow_provider_qwenimage.rules.submissions import Submit
+    from airflow_provider_qwenimage.storage.images import Mark
     from airflow_provider_qwenimage.tasks.bookkeeping import TaskBooks
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class ImageOptions:
         answer_seconds: How long the answer to a submission may take.
         before_submission: Called before each submission, in a thread.
         books: The books of the connection, or None.
+        mark: Writes something beside the pixels of each image; None to store the bytes as they came.
     """
 
     context: Any
@@ -72,6 +74,7 @@ class ImageOptions:
     answer_seconds: float = 60.0
     before_submission: Callable[[], None] = lambda: None
     books: TaskBooks | None = None
+    mark: Mark | None = None
 
 
 class ImagePipeline:
@@ -213,9 +216,10 @@ class ImagePipeline:
         return self._client
 
     async def _save_image(self, drawing: Drawing, submitted: Submitted, snapshot: TaskSnapshot, number: int) -> str:
+        """Return the path of an image, once it is stored."""
         loop = asyncio.get_running_loop()
 
-        async def use(content: bytes) -> str | QwenImageImageError:
+        async def use(content: bytes) -> StoredFile | QwenImageImageError:
             # Its spans are below that of the task.
             in_context = copy_context().run
             return await loop.run_in_executor(
@@ -229,12 +233,12 @@ class ImagePipeline:
             )
         if isinstance(stored, QwenImageImageError):
             raise stored
-        return stored
+        return stored.path
 
     def _verify_and_store(
         self, content: bytes, drawing: Drawing, submitted: Submitted, snapshot: TaskSnapshot, number: int
-    ) -> str | QwenImageImageError:
-        """Return the path of an image, or the error of storing it, which another download would not correct."""
+    ) -> StoredFile | QwenImageImageError:
+        """Return the file of an image, or the error of storing it, which another download would not correct."""
         stored = verify_and_store(
             content,
             snapshot,
@@ -243,15 +247,14 @@ class ImagePipeline:
             number=number,
             made_by=submitted.made_by,
             replace=self._options.overwrite,
+            mark=self._options.mark,
         )
         if isinstance(stored, QwenImageImageError):
             return stored
         if number == len(snapshot.image_urls):
             # The image and its sidecar are stored: a record that stays costs nothing.
             with suppress(OSError):
-                books, folder = self._options.books, self._options.folder
-                # Reads the hash that was stored, so only if there are books.
-                drawing.ledger.finish(paid_for(snapshot, stored, folder) if books else None)
+                drawing.ledger.finish(paid_for(snapshot, stored))
         return stored
 
 

@@ -24,7 +24,7 @@ from airflow_provider_qwenimage.tasks.bookkeeping import open_task_books
 from airflow_provider_qwenimage.tasks.drawing import EFFORT, answer_seconds
 from airflow_provider_qwenimage.tasks.failures import logging_errors, reporting_failures
 from airflow_provider_qwenimage.tasks.lineage import MAX_TASK_IDS
-from airflow_provider_qwenimage.tasks.opening import warn_about_other_hosts
+from airflow_provider_qwenimage.tasks.opening import mark_of, warn_about_other_hosts
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -270,6 +270,7 @@ def opened_batch(operator: BatchOperator, context: Context) -> Iterator[BatchTas
             answer_seconds=answer_seconds(settings, operator.max_in_flight),
             before_submission=marker.mark,
             books=books,
+            mark=mark_of(operator.provenance),
         )
         limits = Limits(operator.max_credits, operator.max_failures)
         batch = stack.enter_context(closing(Batch(requests, connection, options, limits, operator.max_in_flight)))

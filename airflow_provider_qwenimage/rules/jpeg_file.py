@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_SOI, _EOI, _SOS, _DNL, _DRI, _DQT, _DHT = 0xD8, 0xD9, 0xDA, 0xDC, 0xDD, 0xDB, 0xC4
+_SOI, _EOI, SOS, _DNL, _DRI, _DQT, _DHT = 0xD8, 0xD9, 0xDA, 0xDC, 0xDD, 0xDB, 0xC4
 _RESTARTS = range(0xD0, 0xD8)
 _BESIDE_THE_PIXELS = (*range(0xE0, 0xF0), 0xFE)
 # Sequential and progressive with Huffman codes; the other kinds cannot be decoded piece by piece.
@@ -109,7 +109,7 @@ class JpegFile:
         head = bytearray(b"\xff\xd8")
         at = 2
         while True:
-            marker, start, at = self._segment(at)
+            marker, start, at = next_segment(self._content, at)
             if marker == _EOI:
                 break
             self._count_segment()
@@ -117,7 +117,7 @@ class JpegFile:
                 continue
             head += self._content[start:at]
             self._read_segment(marker, start, self._content[start + 4 : at])
-            if marker == _SOS:
+            if marker == SOS:
                 at = self._read_scan(bytes(head), start, at)
                 head.clear()
         if not self._scans or any(any(left) for left in self._precision_left.values()):
@@ -135,7 +135,7 @@ class JpegFile:
             self._restart_interval = int.from_bytes(segment[:2], "big")
         elif marker == _DHT:
             self._read_tables(segment)
-        elif marker not in (_SOS, _DQT, _DNL):
+        elif marker not in (SOS, _DQT, _DNL):
             raise ValueError(f"JPEG marker {marker:#04x} at byte {start} is out of place")
 
     def _read_scan(self, head: bytes, start: int, at: int) -> int:
@@ -147,25 +147,6 @@ class JpegFile:
         if len(self._scans) > _MAX_SCANS or self._intervals_left < 0:
             raise ValueError(f"the JPEG has more than {_MAX_SCANS} scans or {_MAX_INTERVALS} restart intervals")
         return intervals[-1][1]
-
-    def _segment(self, at: int) -> tuple[int, int, int]:
-        """Return a marker, its position, and the end of its segment."""
-        found = _MARKER.match(self._content, at)
-        if found is None:
-            raise ValueError(
-                "the JPEG ends without its end marker"
-                if len(self._content) - at < 2  # noqa: PLR2004  the length of a marker
-                else f"no JPEG marker at byte {at}"
-            )
-        marker, start, end = found[1][0], found.end() - 2, found.end()
-        if marker == _EOI:
-            return marker, start, end
-        length = int.from_bytes(self._content[end : end + 2], "big")
-        if marker == _SOI or marker in _RESTARTS or length < 2:  # noqa: PLR2004  the length counts itself
-            raise ValueError(f"JPEG marker {marker:#04x} at byte {start} is out of place")
-        if end + length > len(self._content):
-            raise ValueError("the JPEG ends within a segment")
-        return marker, start, end + length
 
     def _read_frame(self, marker: int, frame: bytes) -> None:
         if self._frame or len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:  # noqa: PLR2004  the fixed fields
@@ -281,6 +262,34 @@ class JpegFile:
         decoder.feed(_FILL * _AHEAD)
         if not decoder.is_done([_FILL] * _PROBE):
             raise ValueError(f"the JPEG's scan has too few data before byte {end}")
+
+
+def next_segment(content: bytes, at: int) -> tuple[int, int, int]:
+    """Return the marker of a segment of a JPEG file, its position, and the end of the segment.
+
+    Args:
+        content: The bytes of the file.
+        at: Where the segment begins; fill bytes may precede its marker.
+
+    Raises:
+        ValueError: If no whole segment is there.
+    """
+    found = _MARKER.match(content, at)
+    if found is None:
+        raise ValueError(
+            "the JPEG ends without its end marker"
+            if len(content) - at < 2  # noqa: PLR2004  the length of a marker
+            else f"no JPEG marker at byte {at}"
+        )
+    marker, start, end = found[1][0], found.end() - 2, found.end()
+    if marker == _EOI:
+        return marker, start, end
+    length = int.from_bytes(content[end : end + 2], "big")
+    if marker == _SOI or marker in _RESTARTS or length < 2:  # noqa: PLR2004  the length counts itself
+        raise ValueError(f"JPEG marker {marker:#04x} at byte {start} is out of place")
+    if end + length > len(content):
+        raise ValueError("the JPEG ends within a segment")
+    return marker, start, end + length
 
 
 def _restart(number: int) -> bytes:

@@ -6,7 +6,7 @@ import io
 import zlib
 from collections.abc import Iterator
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"IEND"
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", _END)
 _HEADER_BYTES = 13
@@ -33,12 +33,12 @@ class PngFile:
     """
 
     def __init__(self, content: bytes) -> None:
-        self._file = bytearray(_SIGNATURE)
+        self._file = bytearray(SIGNATURE)
         self._header = b""
         self._has_palette = False
         self._data: list[bytes] = []
         before = b""
-        for kind, chunk in _chunks(content):
+        for kind, chunk in chunks(content):
             if kind in _PIXELS:
                 self._read_chunk(kind, chunk, before)
             elif not kind[0] & 0x20:
@@ -115,9 +115,13 @@ class PngFile:
         return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
 
 
-def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the kind and the bytes of each chunk, up to the one that ends the file."""
-    start = len(_SIGNATURE)
+def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind and the bytes of each chunk of a PNG file, up to the one that ends it.
+
+    Raises:
+        ValueError: If the end is missing, or comes after too many chunks.
+    """
+    start = len(SIGNATURE)
     for _ in range(_MAX_CHUNKS):
         kind = content[start + 4 : start + 8]
         end = start + 12 + int.from_bytes(content[start : start + 4], "big")

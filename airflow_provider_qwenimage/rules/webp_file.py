@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
-_HEADER_BYTES = 12
+HEADER_BYTES = 12
 _CHUNK_HEADER_BYTES = 8
 _FRAME_HEADER_BYTES = 16
 _HAS_ALPHA = b"\x10\0\0\0"
@@ -36,7 +36,7 @@ class WebpFile:
             raise ValueError(f"the WebP has {len(content)} of {end} bytes")
         self._content = content[:end]
         # Read here, because Pillow reserves memory for all pixels before it reports the size.
-        self.size = _size(content[_HEADER_BYTES : _HEADER_BYTES + 4], content[_HEADER_BYTES + 8 : end])
+        self.size = canvas_size(content[HEADER_BYTES : HEADER_BYTES + 4], content[HEADER_BYTES + 8 : end])
 
     def decode(self) -> None:
         """Decode all pixels, of the first frame if there are several.
@@ -55,12 +55,12 @@ class WebpFile:
 
     def _cut_files(self) -> Iterator[bytes]:
         """Make files that lack the end of the colours, or of the transparency."""
-        kind, data, alpha = _first_frame(_chunks(self._content[_HEADER_BYTES:]))
+        kind, data, alpha = _first_frame(chunks(self._content[HEADER_BYTES:]))
         if len(data) > _MOST_BYTES_LEFT:
-            yield _file((kind, data[:-_MOST_BYTES_LEFT]))
+            yield file_of((kind, data[:-_MOST_BYTES_LEFT]))
         if len(alpha) > _MOST_BYTES_LEFT and kind == b"VP8 ":
-            canvas = b"".join((pixels - 1).to_bytes(3, "little") for pixels in _size(kind, data))
-            yield _file((b"VP8X", _HAS_ALPHA + canvas), (b"ALPH", alpha[:-_MOST_BYTES_LEFT]), (kind, data))
+            canvas = b"".join((pixels - 1).to_bytes(3, "little") for pixels in canvas_size(kind, data))
+            yield file_of((b"VP8X", _HAS_ALPHA + canvas), (b"ALPH", alpha[:-_MOST_BYTES_LEFT]), (kind, data))
 
 
 def _decode(content: bytes) -> None:
@@ -70,7 +70,8 @@ def _decode(content: bytes) -> None:
         image.load()
 
 
-def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind and the data of each chunk of some bytes, which may end within one."""
     at = 0
     while at < len(content):
         start = at + _CHUNK_HEADER_BYTES
@@ -79,12 +80,12 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         at = start + length + length % 2
 
 
-def _first_frame(chunks: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes, bytes]:
+def _first_frame(found: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes, bytes]:
     """Return the kind and the data of the first frame's colours, and the data of its transparency, if it has one."""
     alpha = b""
-    for kind, data in chunks:
+    for kind, data in found:
         if kind == b"ANMF":
-            return _first_frame(_chunks(data[_FRAME_HEADER_BYTES:]))
+            return _first_frame(chunks(data[_FRAME_HEADER_BYTES:]))
         if kind == b"ALPH":
             alpha = data
         elif kind in (b"VP8 ", b"VP8L"):
@@ -92,14 +93,20 @@ def _first_frame(chunks: Iterator[tuple[bytes, bytes]]) -> tuple[bytes, bytes, b
     raise ValueError("the WebP has no pixels")
 
 
-def _file(*chunks: tuple[bytes, bytes]) -> bytes:
+def file_of(*parts: tuple[bytes, bytes]) -> bytes:
+    """Return a WebP file with these chunks, each with its kind and its data."""
     content = b"WEBP"
-    for kind, data in chunks:
+    for kind, data in parts:
         content += kind + len(data).to_bytes(4, "little") + data + bytes(len(data) % 2)
     return b"RIFF" + len(content).to_bytes(4, "little") + content
 
 
-def _size(kind: bytes, data: bytes) -> tuple[int, int]:
+def canvas_size(kind: bytes, data: bytes) -> tuple[int, int]:
+    """Return the width and height of an image in pixels by the first chunk of its file.
+
+    Raises:
+        ValueError: If no image begins like this.
+    """
     if kind == b"VP8X" and len(data) >= 10:  # noqa: PLR2004  flags and the two sizes
         return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
     if kind == b"VP8 " and data[3:6] == b"\x9d\x01\x2a" and len(data) >= 10:  # noqa: PLR2004  up to the two sizes

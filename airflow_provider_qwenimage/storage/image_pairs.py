@@ -73,6 +73,7 @@ class ImagePair:
         description: The content of its sidecar.
         sidecar: The name of its sidecar.
         writer: The Airflow task that writes; see `writer_of`.
+        downloaded: The bytes as they came, before anything was written beside the pixels.
     """
 
     content: bytes
@@ -80,6 +81,7 @@ class ImagePair:
     description: Mapping[str, Any]
     sidecar: ObjectStoragePath
     writer: str
+    downloaded: bytes
 
     def put(self, *, replace: bool) -> bool:
         """Store both and read them back.
@@ -138,10 +140,13 @@ class ImagePair:
         return isinstance(there, str) and there in others and exists(self.image.parent / there)
 
     def _create_image(self) -> bool:
-        """Store the image unless another file has its name; an equal one counts as stored."""
-        if creates_exclusively(self.image):
-            return create_bytes(self.content, self.image, writer=self.writer)
-        found = read_beginning(self.image, len(self.content) + 1)
-        if found is None:
+        """Store the image unless another file has its name; an equal one counts as stored.
+
+        One as it came counts, too: a try that stored it, perhaps of an earlier version, was killed before its sidecar.
+        """
+        if creates_exclusively(self.image) and create_bytes(self.content, self.image, writer=self.writer):
+            return True
+        found = read_beginning(self.image, max(len(self.content), len(self.downloaded)) + 1)
+        if found in (None, self.downloaded):
             put_bytes(self.content, self.image, writer=self.writer)
-        return found in (None, self.content)
+        return found in (None, self.content, self.downloaded)

@@ -7,13 +7,13 @@ unless the user asks for it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_qwenimage.client.downloads import ImageClient, fetch
 from airflow_provider_qwenimage.client.spans import span
@@ -73,6 +73,36 @@ class StoredImages:
 
 
 @dataclass(frozen=True)
+class StoredFile:
+    """A stored image file.
+
+    Attributes:
+        path: Its path.
+        sha256: Its digest in hexadecimal, if known.
+    """
+
+    path: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class MarkedImage:
+    """The bytes of an image with what was written beside its pixels.
+
+    Attributes:
+        content: The bytes of the file.
+        description: The fields of the sidecar about it.
+    """
+
+    content: bytes
+    description: Mapping[str, Any]
+
+
+# Takes the bytes of a verified image, its format, the snapshot of its image task, its request and the Airflow task.
+Mark: TypeAlias = Callable[[bytes, str, TaskSnapshot, "ImageIdentity", Mapping[str, Any]], MarkedImage]
+
+
+@dataclass(frozen=True)
 class Obstacle:
     """A file that has the name of an image and is not that image, so that it must not be replaced without consent.
 
@@ -102,7 +132,8 @@ def save_images(
     made_by: Mapping[str, Any] | None = None,
     verify: bool | str = True,
     replace: bool = False,
-) -> list[str]:
+    mark: Mark | None = None,
+) -> list[StoredFile]:
     """Download, verify and store every image of a finished task.
 
     Args:
@@ -113,9 +144,10 @@ def save_images(
         made_by: The Airflow task that stores the images, for the sidecar: plain JSON.
         verify: How the image host's TLS certificate is checked; see `ConnectionSettings`.
         replace: Whether to replace a file of that name that is not an image of this request.
+        mark: Writes something beside the pixels of each image; None to store the bytes as they came.
 
     Returns:
-        The final path of each image, in the order of the snapshot's URLs.
+        The file of each image, in the order of the snapshot's URLs.
 
     Raises:
         QwenImageImageError: If an image cannot be downloaded, or is not what was requested. It then has no final name;
@@ -135,15 +167,18 @@ def save_images(
                     number=number,
                     made_by=made_by,
                     replace=replace,
+                    mark=mark,
                 ),
                 image_task_id=snapshot.task_id,
             )
             for number, url in enumerate(snapshot.image_urls, start=1)
         ]
+    files: list[StoredFile] = []
     for end in stored:
         if isinstance(end, QwenImageImageError):
             raise end
-    return [str(path) for path in stored]
+        files.append(end)
+    return files
 
 
 def verify_and_store(
@@ -155,13 +190,14 @@ def verify_and_store(
     number: int,
     made_by: Mapping[str, Any] | None = None,
     replace: bool = False,
-) -> str | QwenImageImageError:
+    mark: Mark | None = None,
+) -> StoredFile | QwenImageImageError:
     """Verify a download and store it; an image that was not requested is kept beside the others. Takes memory and time.
 
     The arguments are those of `store_image`.
 
     Returns:
-        The final path; or the error that another download would not correct, to be raised.
+        The file; or the error that another download would not correct, to be raised.
 
     Raises:
         QwenImageImageError: If the bytes are not a whole image: another download may bring it.
@@ -176,7 +212,7 @@ def verify_and_store(
     try:
         with span("store", **facts):
             return store_image(
-                content, found, snapshot, identity, folder, number=number, made_by=made_by, replace=replace
+                content, found, snapshot, identity, folder, number=number, made_by=made_by, replace=replace, mark=mark
             )
     except QwenImageImageError as error:
         # Its frames hold the bytes of the file.
@@ -193,7 +229,8 @@ def store_image(
     number: int,
     made_by: Mapping[str, Any] | None = None,
     replace: bool = False,
-) -> str:
+    mark: Mark | None = None,
+) -> StoredFile:
     """Store one image of a finished task, and its sidecar.
 
     A file of that name is replaced if it is a whole image of the same request. Any other one stays as it is, and the
@@ -208,19 +245,28 @@ def store_image(
         number: The number of its URL in the snapshot, counted from 1.
         made_by: The Airflow task that stores the image, for the sidecar: plain JSON.
         replace: Whether to replace a file of that name in any case.
+        mark: Writes something beside the pixels; None to store the bytes as they came.
 
     Returns:
-        Its final path.
+        The file.
 
     Raises:
         QwenImageImageError: If reading it back does not return what was stored.
     """
     description = description_of_image(facts, snapshot, identity, number=number, made_by=made_by or {})
     description["fingerprint"] = identity.fingerprint
+    downloaded = content
+    if mark is not None:
+        marked = mark(content, facts.output_format, snapshot, identity, made_by or {})
+        content = marked.content
+        description |= marked.description
+        description["downloaded_sha256"] = facts.sha256
+        description |= {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     taken: ObjectStoragePath | None = None
     for stem in _stems(identity, snapshot.task_id):
         image, sidecar = names_of(stem, identity.request.output_format, folder, number)
-        pair = ImagePair(content, image, {"image": image.name} | description, sidecar, writer_of(made_by or {}))
+        named = {"image": image.name} | description
+        pair = ImagePair(content, image, named, sidecar, writer_of(made_by or {}), downloaded)
         if pair.put(replace=replace):
             if taken is not None:
                 log.warning(
@@ -230,7 +276,7 @@ def store_image(
                     snapshot.task_id,
                     image,
                 )
-            return str(image)
+            return StoredFile(str(image), description["sha256"])
         taken = taken or image
     raise FileExistsError(f"{taken} and {_MOST_NAMES} more names are taken by other files. Move them away.")
 
@@ -296,25 +342,6 @@ def _find(identity: ImageIdentity, folder: ObjectStoragePath, stem: str) -> Stor
         stored_at=if_valid(first.get("stored_at"), is_line),
         sha256=first["sha256"],
     )
-
-
-def recorded_sha256(path: str, folder: ObjectStoragePath) -> str | None:
-    """Return the hash that the sidecar of an image has; None if that cannot be read.
-
-    Args:
-        path: The path of the image, as it was stored.
-        folder: Its folder.
-    """
-    try:
-        sidecar = read_json(folder / f"{PurePosixPath(path).stem}.json")
-    except OSError:
-        return None
-    sha256: str | None = if_valid((sidecar or {}).get("sha256"), _is_sha256)
-    return sha256
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value, re.ASCII) is not None
 
 
 def _obstacle(

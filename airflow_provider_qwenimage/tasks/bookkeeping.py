@@ -8,15 +8,13 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.rules.book_rows import Change, Reservation, done
-from airflow_provider_qwenimage.storage.images import recorded_sha256
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
-
     from airflow_provider_qwenimage.books.keeping import Books
     from airflow_provider_qwenimage.client.connection import ConnectionSettings
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.rules.submission_facts import Intent
+    from airflow_provider_qwenimage.storage.images import StoredFile
 
 # A restart of the database takes seconds. So long a stored image waits for its row, and the end of a task for the rest.
 _SETTLE_SECONDS = 10.0
@@ -131,15 +129,14 @@ class TaskBooks:
                 then()
 
 
-def paid_for(snapshot: TaskSnapshot, path: str | None, folder: ObjectStoragePath | None) -> Change:
-    """Return what the books say about an image task that is SUCCESS and whose image is stored.
+def paid_for(snapshot: TaskSnapshot, stored: StoredFile | None) -> Change:
+    """Return what the books say about an image task that is SUCCESS.
 
     Args:
         snapshot: The image task.
-        path: Where its image, or the first of several, is stored; None if it is not.
-        folder: The folder of the image, or None.
+        stored: Its image, or the first of several; None if it is not stored.
     """
-    sha256 = None if path is None or folder is None else recorded_sha256(path, folder)
+    path, sha256 = (None, None) if stored is None else (stored.path, stored.sha256)
     return done(snapshot.task_id, snapshot.consumed_credits, path, sha256)
 
 

@@ -25,6 +25,7 @@ class GeneratingOperator(deferral.DeferrableTask, Protocol):
     output_path: Any
     image_name: Any
     max_image_bytes: Any
+    provenance: Any
     overwrite: bool
     durable: bool
     max_credits: Any

@@ -27,7 +27,7 @@ from airflow_provider_qwenimage.rules.made_by import description_of, variant_of,
 from airflow_provider_qwenimage.rules.prices import assumed_price, described_price, is_within
 from airflow_provider_qwenimage.rules.submissions import Submit, what_stays_paid
 from airflow_provider_qwenimage.storage.files import remove_leftovers
-from airflow_provider_qwenimage.storage.images import StoredImages, find_images, save_images
+from airflow_provider_qwenimage.storage.images import StoredFile, StoredImages, find_images, save_images
 from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
 from airflow_provider_qwenimage.tasks import deferral
 from airflow_provider_qwenimage.tasks.asset_events import add_image_events
@@ -53,6 +53,7 @@ from airflow_provider_qwenimage.tasks.failures import (
 from airflow_provider_qwenimage.tasks.generated import Outcome
 from airflow_provider_qwenimage.tasks.metrics import count_end, count_failure
 from airflow_provider_qwenimage.tasks.opening import (
+    mark_of,
     open_ledger,
     open_submitted_ledger,
     try_in_process,
@@ -379,9 +380,8 @@ class Generating:
         if submitted.is_own and not self._ledger.was_lost_earlier():
             count_end(len(snapshot.image_urls), snapshot.consumed_credits)
         self._ledger.succeed(done(snapshot.task_id, snapshot.consumed_credits))
-        paths = self._store(hook, submitted, snapshot)
-        # Reads the hash that was stored, so only if there are books.
-        self._ledger.finish(paid_for(snapshot, next(iter(paths), None), self._folder) if self._books else None)
+        paths, first = self._store(hook, submitted, snapshot)
+        self._ledger.finish(paid_for(snapshot, first))
         self._log.info(
             "Image task %s is done: %d image(s), %s credits.",
             snapshot.task_id,
@@ -400,14 +400,17 @@ class Generating:
             )
         )
 
-    def _store(self, hook: QwenImageHook, submitted: Submitted, snapshot: TaskSnapshot) -> Sequence[str]:
+    def _store(
+        self, hook: QwenImageHook, submitted: Submitted, snapshot: TaskSnapshot
+    ) -> tuple[Sequence[str], StoredFile | None]:
+        """Store the images, if that is asked for, and return their paths, and the first file."""
         if self._folder is None:
-            return []
+            return [], None
         if not submitted.is_own:
             stored = find_images(submitted.identity, self._folder)
             if isinstance(stored, StoredImages) and stored.image_task_id == submitted.image_task_id:
-                return stored.paths
-        paths = save_images(
+                return stored.paths, StoredFile(stored.paths[0], stored.sha256)
+        files = save_images(
             snapshot,
             submitted.identity,
             self._folder,
@@ -415,14 +418,15 @@ class Generating:
             made_by=submitted.made_by,
             replace=self._operator.overwrite,
             verify=hook.settings.verify,
+            mark=mark_of(self._operator.provenance),
         )
-        for path in paths:
-            self._log.info("Stored %s.", path)
+        for file in files:
+            self._log.info("Stored %s.", file.path)
         if self._ti.try_number > 1:
             # Leftovers are hidden files, so one that cannot be removed is in nobody's way.
             with suppress(OSError):
                 remove_leftovers(self._folder, writer_of(self._instance))
-        return paths
+        return [file.path for file in files], next(iter(files), None)
 
     def _return_stored(self, identity: ImageIdentity, stored: StoredImages, *, reused: bool) -> dict[str, Any]:
         consumed_credits = 0 if reused else stored.consumed_credits

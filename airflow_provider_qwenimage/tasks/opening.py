@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Mapping
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import conf
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
     from airflow_provider_qwenimage.rules.submission_facts import Submission
+    from airflow_provider_qwenimage.storage.images import Mark
     from airflow_provider_qwenimage.tasks.bookkeeping import TaskBooks
 
 log = logging.getLogger(__name__)
@@ -221,3 +222,16 @@ def find_left(context: Context, folder: ObjectStoragePath, instance: Mapping[str
 def earlier_row_name(writer: str, identity: ImageIdentity) -> str:
     """Return the name of the record that an earlier version of this package wrote about a row of a batch."""
     return hashlib.sha256(f"{writer} {identity.fingerprint}".encode()).hexdigest()[:16]
+
+
+def mark_of(provenance: str | Literal[False]) -> Mark | None:
+    """Return what marks the files of a task's images; None if they are stored as they came.
+
+    Args:
+        provenance: The argument of the operators.
+    """
+    if provenance is False:
+        return None
+    from airflow_provider_qwenimage.publish.provenance import ProvenanceMark
+
+    return ProvenanceMark(provenance)

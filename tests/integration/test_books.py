@@ -414,7 +414,7 @@ def test_a_retry_settles_the_row_of_a_try_that_was_killed_around_the_record_of_t
 def test_a_batch_that_is_killed_after_it_has_stored_its_images_has_done_rows(
     connected_api: Sandbox, books: SqliteBooks, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crash_once(monkeypatch, bookkeeping, "recorded_sha256")
+    crash_once(monkeypatch, bookkeeping, "done")
     dag = dag_with_batch(folder, requests=["A fox", "A hare", "A wolf"])
     dag.run()
 

@@ -6,7 +6,7 @@ import pytest
 
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
-from airflow_provider_qwenimage.storage.images import Obstacle, StoredImages, find_images, verify_and_store
+from airflow_provider_qwenimage.storage.images import Obstacle, StoredFile, StoredImages, find_images, verify_and_store
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from tests.s3_server import Bucket, FailedPut
 from tests.test_files_in_the_way import REQUEST, RETOUCHED, picture, snapshot
@@ -16,7 +16,8 @@ IDENTITY = ImageIdentity(REQUEST, name="my fox")
 
 def put(bucket: Bucket, content: bytes, image_task_id: str = "n1") -> str | QwenImageImageError:
     folder = open_output_path(f"{bucket.url}/x")
-    return verify_and_store(content, snapshot(image_task_id), IDENTITY, folder, number=1)
+    stored = verify_and_store(content, snapshot(image_task_id), IDENTITY, folder, number=1)
+    return stored.path if isinstance(stored, StoredFile) else stored
 
 
 def test_a_new_image_takes_two_requests_to_look_for_it_and_four_to_store_it(bucket: Bucket) -> None:
