@@ -157,6 +157,15 @@ def test_pillow_reads_it_as_well(output_format: str) -> None:
         assert TRAINED_ALGORITHMIC_MEDIA.encode() in image.info["xmp"]
 
 
+@pytest.mark.parametrize("exif", [b"", exif_data()])
+def test_a_webp_says_in_its_header_that_it_has_metadata(exif: bytes) -> None:
+    content = image_file("webp", exif=exif)
+    found = marked(content, "webp")
+    assert (content[12:16], found[12:16]) == (b"VP8X" if exif else b"VP8 ", b"VP8X")
+    # The flags of Exif and of XMP.
+    assert found[20] == (0x0C if exif else 0x04)
+
+
 @pytest.mark.parametrize("provenance", ["mark", "full"])
 @pytest.mark.parametrize(
     ("output_format", "mode", "options"),
@@ -170,6 +179,7 @@ def test_pillow_reads_it_as_well(output_format: str) -> None:
         ("webp", "RGB", {}),
         ("webp", "RGBA", {}),
         ("webp", "RGB", {"lossless": True}),
+        ("webp", "RGBA", {"lossless": True}),
         ("webp", "RGBA", {"lossless": True, "exif": exif_data(), "icc_profile": b"profile"}),
     ],
 )
@@ -289,13 +299,17 @@ def test_an_image_with_metadata_that_cannot_be_completed_is_stored_as_it_came(
     assert found.content == content
     assert found.description["provenance"] is None
     assert found.description["not_marked_because"] in caplog.text
+    if broken == "too long":
+        assert "a JPEG has room for 65504 bytes of XMP" in caplog.text
 
 
 @pytest.mark.parametrize("size", [100, 10_000_000])
 def test_a_compressed_packet_that_expands_without_end_is_not_read(size: int) -> None:
     packet = packet_of([Property("urn:x/", "x", "y", "z" * size)])
     content = with_compressed_packet(packet)
-    assert (mark(content, "png").content == content) == (size > 100)
+    found = mark(content, "png")
+    assert (found.content == content) == (size > 100)
+    assert ("more than 1048576 bytes" in str(found.description)) == (size > 100)
 
 
 def test_a_batch_names_each_reason_once_and_few_of_them(caplog: pytest.LogCaptureFixture) -> None:
