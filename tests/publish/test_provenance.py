@@ -68,7 +68,11 @@ def exif_data() -> bytes:
 @cache
 def canvas(mode: str = "RGB") -> Image.Image:
     """Return a picture with some detail."""
-    return Image.radial_gradient("L").resize(SIZE).convert("RGB").convert(mode)
+    gradient = Image.radial_gradient("L").resize(SIZE)
+    picture = gradient.convert("RGB").convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(gradient)
+    return picture
 
 
 def image_file(output_format: str, mode: str = "RGB", **options: Any) -> bytes:
