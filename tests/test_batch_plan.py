@@ -70,7 +70,7 @@ def store(folder: Path, identity: ImageIdentity) -> Path:
         task_id="n43abc", status=TaskStatus.SUCCESS, consumed_credits=5, image_urls=("https://cdn.example.com/1",)
     )
     target = open_output_path(str(folder))
-    return Path(store_image(content, found, snapshot, identity, target, number=1, made_by={"task_id": "other"}))
+    return Path(store_image(content, found, snapshot, identity, target, number=1, made_by={"task_id": "other"}).path)
 
 
 def counts(planned: dict[str, Any]) -> dict[str, int]:

@@ -21,7 +21,6 @@ _TRAILER = '<?xpacket end="w"?>'
 MAX_PACKET_BYTES = 1024 * 1024
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _END_OF_RDF = re.compile(rb"</(?:[\w.-]+:)?RDF\s*>")
-_PADDING = re.compile(rb"\s{2,}(?=<\?xpacket end)")
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,16 @@ def add_properties(packet: bytes, properties: Sequence[Property]) -> bytes:
         return packet_of(properties)
     at = ends[-1].start()
     described = _described(added, about=_about_in(packet)).encode()
-    merged = _PADDING.sub(b"\n", packet[:at] + described + b"\n" + packet[at:])
+    merged = packet[:at] + described + b"\n" + _without_padding(packet[at:])
     if sorted(_properties_in(merged)) != sorted([*before, *(one.key for one in added)]):
         raise ValueError("the XMP packet has its properties in another place than at its end")
     return merged
+
+
+def _without_padding(rest: bytes) -> bytes:
+    """Return the end of a packet without the spaces that programs leave for others to fill."""
+    before, trailer, after = rest.rpartition(b"<?xpacket end")
+    return before.rstrip() + b"\n" + trailer + after if trailer else rest
 
 
 def value_in(packet: bytes, key: str) -> str | None:

@@ -349,6 +349,18 @@ def test_any_text_is_read_back(texts: list[str], there: int) -> None:
         assert value_in(packet, one.key) == allowed.strip()
 
 
+@given(st.integers(0, len(OTHERS)), st.integers(0, 40), st.binary(max_size=8))
+@settings(deadline=None)
+def test_a_damaged_packet_is_either_completed_or_left_alone(at: int, lost: int, instead: bytes) -> None:
+    packet = OTHERS[:at] + instead + OTHERS[at + lost :]
+    content = file_of((b"VP8X", b"\4\0\0\0\xff\x02\0\xff\x03\0"), (b"VP8 ", b"pixels"), (b"XMP ", packet))
+    found = mark(content, "webp")
+    if found.description["provenance"] is None:
+        assert found.content == content
+    else:
+        assert value_in(packet_in(found.content, "webp"), _SOURCE_TYPE) == TRAINED_ALGORITHMIC_MEDIA
+
+
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_storing_keeps_both_hashes_and_finds_the_marked_image(output_format: str, tmp_path: Path) -> None:
     identity, folder = ImageIdentity(request(output_format)), open_output_path(str(tmp_path))
