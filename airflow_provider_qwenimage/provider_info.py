@@ -94,6 +94,16 @@ CONFIG_OPTIONS: Mapping[str, Mapping[str, Any]] = {
         # Some 15,000 thumbnails.
         "default": "256",
     },
+    "contact_sheet_font": {
+        "description": (
+            "The font file (TrueType or OpenType) on the workers for the texts of contact sheets; for characters that "
+            "it lacks, and if this is empty, fonts of the system are used.\n"
+        ),
+        "version_added": "0.1.0",
+        "type": "string",
+        "example": "/usr/share/fonts/company/Sans-Regular.ttf",
+        "default": "",
+    },
 }
 
 
@@ -123,7 +133,9 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "config": {
             CONFIG_SECTION: {
-                "description": "Options of the provider for the Qwen-Image API: its gallery in the Airflow UI.\n",
+                "description": (
+                    "Options of the provider for the Qwen-Image API: its gallery in the Airflow UI, contact sheets.\n"
+                ),
                 "options": {name: dict(option) for name, option in CONFIG_OPTIONS.items()},
             }
         },

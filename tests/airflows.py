@@ -120,7 +120,10 @@ OLDEST_AND_NEWEST = (
     # A batch is one task for Airflow; integration/test_example_batch.py runs everywhere.
     "integration/test_batch.py",
     "integration/test_datasets.py",
+    "publish/test_contact_sheets.py",
     "publish/test_imagefolder.py",
+    "publish/test_lettering.py",
+    "integration/test_contact_sheets.py",
     "books/test_budgets_of_processes.py",
     # The books: of Airflow they use hooks of databases. books/test_budgets_at_once.py and test_reports.py run on each,
     # since Airflows have different versions of SQLAlchemy.

@@ -102,6 +102,11 @@ class BatchManifest:
                 remove_leftovers(self._folder, self._writer)
         return str(target)
 
+    @property
+    def number_of_rows(self) -> int:
+        """How many rows it has."""
+        return len(self._batch.requests)
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield its rows as they are now, in the order of the requests."""
         return map(self._row, range(len(self._batch.requests)))

@@ -69,8 +69,10 @@ class QwenImageBatchOperator(ReportsLineage, TaskArguments, BaseOperator):
         max_consecutive_failures: How many failed reads in a row end the wait for an image.
         max_image_bytes: A longer download is refused. Default 50 MiB.
         provenance: What is written into the file of each image; see `QwenImageGenerateOperator`.
-        contact_sheet: Whether to store ``contact-sheet.jpg`` next to the manifest: a picture of all images with their
-            labels, or several pictures for more than 100 images.
+        contact_sheet: Whether to store ``contact-sheet.jpg`` next to the manifest, also if the task fails: a picture of
+            all images with their labels and seeds; for more than 100 rows also ``contact-sheet-2.jpg`` and so on. In a
+            mapped task the name is ``contact-sheet-m<map index>.jpg``. The XCom `contact_sheet` is the list of their
+            paths. An error in making it is logged as a warning.
         dataset: ``imagefolder`` makes the folder a dataset for the Hugging Face library `datasets` (3.6 or later): if
             the batch succeeds, it stores ``metadata.jsonl`` next to the images, which ``load_dataset("imagefolder",
             data_files="…/metadata.jsonl")`` loads. Each mapped batch needs a folder of its own. None for no dataset.

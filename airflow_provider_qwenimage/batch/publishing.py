@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     from airflow_provider_qwenimage.batch.manifest import BatchManifest
+    from airflow_provider_qwenimage.publish.contact_sheets import ContactSheets
+
+log = logging.getLogger(__name__)
 
 
 class Publishing:
@@ -41,18 +45,30 @@ class Publishing:
         self._manifest = manifest
         self._made_by = made_by
         self._scratch = scratch
-        self._contact_sheet = contact_sheet
+        self._contact_sheets = self._open_contact_sheets() if contact_sheet else None
         self._dataset = dataset
         # For the events of assets.
         self.facts: dict[str, Any] = {}
 
     def check(self) -> None:
-        """Check, before anything is paid, that what is asked for can be stored and replaces nothing of anybody else."""
+        """Check, before anything is paid, that what is asked for can be stored and replaces nothing of anybody else.
+
+        Raises:
+            ValueError: If a file that something else has stored is in the way.
+            OSError: If it cannot be read.
+        """
+        if self._contact_sheets is not None:
+            self._contact_sheets.check(self._manifest.number_of_rows)
         if self._dataset is not None:
             from airflow_provider_qwenimage.publish.dataset_folder import check_dataset, claim_folder
 
             check_dataset(self._folder)
             claim_folder(self._folder, self._made_by)
+
+    def stop(self) -> None:
+        """End within seconds what is being made."""
+        if self._contact_sheets is not None:
+            self._contact_sheets.stop()
 
     def put_dataset(self) -> None:
         """Store the dataset of the images that are stored, if one is asked for, once the batch has succeeded."""
@@ -62,5 +78,21 @@ class Publishing:
             path = put_dataset(self._folder, self._manifest.rows(), self._made_by, self._scratch)
             self.facts |= {"dataset": self._dataset, "metadata": path}
 
-    def put_contact_sheet(self) -> None:
-        """Store the contact sheet, if one is asked for, however the batch has ended. It raises nothing."""
+    def put_contact_sheet(self) -> list[str]:
+        """Store the contact sheet, if one is asked for, however the batch has ended. It raises nothing.
+
+        Returns:
+            The paths of its pages.
+        """
+        if self._contact_sheets is None:
+            return []
+        try:
+            return self._contact_sheets.put()
+        except Exception:  # any storage's; the images are what was asked for first
+            log.warning("The contact sheet could not be stored. Images and manifest are not affected.", exc_info=True)
+            return []
+
+    def _open_contact_sheets(self) -> ContactSheets:
+        from airflow_provider_qwenimage.publish.contact_sheets import ContactSheets
+
+        return ContactSheets(self._folder, self._manifest.rows, self._made_by)

@@ -109,6 +109,7 @@ class BatchTask:
 
     def stop(self, reason: str) -> None:
         """End the batch within seconds; see `Batch.stop`."""
+        self._publishing.stop()
         self._batch.stop(reason)
 
     def _draw(self) -> None:
@@ -171,7 +172,11 @@ class BatchTask:
         else:
             errors += self._push("manifest", manifest)
             self.facts["manifest"] = manifest
-            self._publishing.put_contact_sheet()
+            # Airflow kills a task that it ends soon after.
+            sheets = [] if self._batch.interruption else self._publishing.put_contact_sheet()
+            if sheets:
+                # Without it, only the gallery shows less.
+                self._push("contact_sheet", sheets)
         not_written = f"Not all of it could be stored ({type(errors[0]).__name__}: {errors[0]})." if errors else None
         problem = totals.problem(
             manifest, self._batch.interruption, not_started=self._rows_not_started(), not_written=not_written

@@ -15,9 +15,6 @@ from airflow_provider_qwenimage.contract import MAX_PROMPT_CHARACTERS
 from airflow_provider_qwenimage.rules.image_texts import MAX_LABEL_CHARACTERS
 from airflow_provider_qwenimage.text.messages import is_blank
 
-# The API makes at most 1,572,864 pixels; a browser and Pillow cope with this many.
-MOST_PIXELS = 16 * 1024 * 1024
-
 MOST_TEXT = MAX_PROMPT_CHARACTERS
 MOST_NAME = 250
 MOST_PATH = 2048

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-from airflow_provider_qwenimage.plugin.bounds import MOST_PATH, MOST_PIXELS
+from airflow_provider_qwenimage.plugin.bounds import MOST_PATH
+from airflow_provider_qwenimage.rules.verification import MOST_PIXELS
 from airflow_provider_qwenimage.storage.files import read_beginning
 from airflow_provider_qwenimage.storage.libraries import LOCAL
 from airflow_provider_qwenimage.text.messages import printable, shorten

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, check_pixels
-from airflow_provider_qwenimage.rules.png_file import PngFile
+from airflow_provider_qwenimage.rules.reduced_images import reduced_image
 from airflow_provider_qwenimage.rules.verification import open_image
 
 # Twice the size of a card in the grid, for high-resolution screens.
@@ -21,7 +21,6 @@ _QUALITY = 80
 # Decoding keeps a core busy, and the rest of the API server needs some as well.
 _AT_ONCE = 2
 MEDIA_TYPE = "image/webp"
-_FORMATS = ("JPEG", "PNG", "WEBP")
 
 _decoders = threading.BoundedSemaphore(_AT_ONCE)
 
@@ -102,27 +101,13 @@ def make_thumbnail(content: bytes) -> bytes:
     except Exception as error:  # broken files raise many classes
         raise _broken(error) from error
     check_pixels(file.size)
-    # Texts and profiles of a PNG may exceed the limits of the decoder: the second attempt leaves them out.
-    attempts = [content, file.pixels] if isinstance(file, PngFile) else [content]
-    for attempt in attempts:
-        try:
-            return _shrunk(attempt)
-        except Exception as error:  # noqa: BLE001  broken files raise a dozen classes
-            failure = error
-    raise _broken(failure) from failure
+    made = io.BytesIO()
+    try:
+        reduced_image(content, file, _PIXELS).save(made, "WEBP", quality=_QUALITY, method=2)
+    except Exception as error:  # broken files raise a dozen classes
+        raise _broken(error) from error
+    return made.getvalue()
 
 
 def _broken(error: Exception) -> RefusedError:
     return RefusedError(f"This image cannot be decoded ({type(error).__name__}).")
-
-
-def _shrunk(content: bytes) -> bytes:
-    from PIL import Image
-
-    made = io.BytesIO()
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        image.draft("RGB", _PIXELS)
-        image.thumbnail(_PIXELS)
-        small = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
-        small.save(made, "WEBP", quality=_QUALITY, method=2)
-    return made.getvalue()

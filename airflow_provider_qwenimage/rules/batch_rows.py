@@ -7,6 +7,7 @@ runs, IN_PROGRESS. No I/O.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from itertools import islice
@@ -79,9 +80,41 @@ def manifest_name(map_index: int | None, iteration: int | None = None) -> str:
         map_index: The map index of the Airflow task; -1 or None if it is not mapped.
         iteration: The iteration of the loop that the task is in, or None.
     """
-    in_loop = "" if iteration is None else f"-i{iteration}"
-    mapped = "" if map_index is None or map_index < 0 else f"-{map_index}"
-    return f"manifest{in_loop}{mapped}.jsonl"
+    mapped = f"-{map_index}" if _is_mapped(map_index) else ""
+    return f"manifest{_in_loop(iteration)}{mapped}.jsonl"
+
+
+def contact_sheet_name(map_index: int | None, iteration: int | None = None, page: int = 1) -> str:
+    """Return the file name of a batch's contact sheet, next to its manifest.
+
+    Args:
+        map_index: As for `manifest_name`. It has a letter, so that the second page of a batch is not the first one of
+            another batch.
+        iteration: As for `manifest_name`.
+        page: Counted from 1.
+    """
+    return f"{_sheet_stem(map_index, iteration)}{'' if page == 1 else f'-{page}'}.jpg"
+
+
+def page_of_contact_sheet(name: str, map_index: int | None, iteration: int | None = None) -> int | None:
+    """Return which page of a batch's contact sheet has a file name; None if none has it. See `contact_sheet_name`."""
+    found = re.fullmatch(rf"{_sheet_stem(map_index, iteration)}(?:-([1-9]\d{{0,8}}))?\.jpg", name, re.ASCII)
+    if found is None or found[1] == "1":
+        return None
+    return int(found[1] or 1)
+
+
+def _sheet_stem(map_index: int | None, iteration: int | None) -> str:
+    mapped = f"-m{map_index}" if _is_mapped(map_index) else ""
+    return f"contact-sheet{_in_loop(iteration)}{mapped}"
+
+
+def _is_mapped(map_index: int | None) -> bool:
+    return map_index is not None and map_index >= 0
+
+
+def _in_loop(iteration: int | None) -> str:
+    return "" if iteration is None else f"-i{iteration}"
 
 
 def rows_name(writer: str) -> str:

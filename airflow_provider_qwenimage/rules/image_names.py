@@ -16,8 +16,8 @@ MAX_NAME_BYTES = 150
 _REFUSED_CHARACTERS = '/\\:*?"<>|#%[]'
 _REFUSED = re.compile(f"[{re.escape(_REFUSED_CHARACTERS)}]")
 _OWN_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|jsonl?|part)$", re.IGNORECASE)
-# A batch's list of its rows, and an image that was not what was requested.
-_OWN_NAME = re.compile(r"manifest(-\d+)?|.*\.refused(-\d+)?", re.IGNORECASE | re.DOTALL)
+# A batch's list of its rows and its contact sheet, and an image that was not what was requested.
+_OWN_NAME = re.compile(r"manifest(-\d+)?|contact-sheet(-[im]?\d+)*|.*\.refused(-\d+)?", re.IGNORECASE | re.DOTALL)
 # Devices, whatever suffix follows.
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE | re.DOTALL)
 
@@ -52,7 +52,7 @@ def check_image_name(name: str, value: object) -> str | None:
     if _OWN_NAME.fullmatch(text) or _WINDOWS_DEVICE.fullmatch(text):
         raise ValueError(
             f"{name} is {shown(text)}; it must be another name, because this one is reserved for files of this package "
-            "(manifest, manifest-1, ….refused) or for devices of Windows (con, nul, …)."
+            "(manifest, manifest-1, contact-sheet, ….refused) or for devices of Windows (con, nul, …)."
         )
     if not _is_allowed(text):
         raise ValueError(f"{name} is {shown(text)}; it must be {A_NAME}.")

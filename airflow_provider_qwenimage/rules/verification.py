@@ -17,8 +17,8 @@ from airflow_provider_qwenimage.rules.png_file import PngFile
 from airflow_provider_qwenimage.rules.webp_file import WebpFile
 from airflow_provider_qwenimage.text.messages import printable
 
-# An image that was not requested is decoded up to this size, ten times the largest that can be requested.
-_MOST_PIXELS = 16 * 1024**2
+# An image that is not known is decoded up to this size, ten times the largest that can be requested.
+MOST_PIXELS = 16 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ def open_image(content: bytes) -> tuple[str, JpegFile | PngFile | WebpFile]:
 
 def _check_pixels(difference: str, size: tuple[int, int]) -> None:
     """Refuse a decompression bomb before any pixel is decoded."""
-    if size[0] * size[1] > _MOST_PIXELS:
+    if size[0] * size[1] > MOST_PIXELS:
         raise QwenImageImageError(
-            f"{difference} It is not stored, because it has more than {_MOST_PIXELS} pixels; the service delivers "
+            f"{difference} It is not stored, because it has more than {MOST_PIXELS} pixels; the service delivers "
             "something else than it documents.",
             permanent=True,
         )

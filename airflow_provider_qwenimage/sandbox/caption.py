@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from airflow_provider_qwenimage.text.glyphs import drawable, has_glyph
+from airflow_provider_qwenimage.text.wrapping import keep_lines, wrap
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -13,7 +15,6 @@ _INK = (248, 248, 250)
 _FAINT_INK = (168, 170, 180)
 _LARGEST, _SMALLEST = 0.036, 0.017
 _PLACEHOLDER = "·"
-_ELLIPSIS = "…"
 
 
 def add_caption(image: Image.Image, prompt: str, mark: str) -> None:
@@ -27,7 +28,7 @@ def add_caption(image: Image.Image, prompt: str, mark: str) -> None:
     unit = min(image.size)
     margin, padding = round(unit * 0.03), round(unit * 0.028)
     measure = width - 2 * (margin + padding)
-    text = _drawable(" ".join(prompt.split()))
+    text = drawable(" ".join(prompt.split()), _has_glyph, _PLACEHOLDER)
     font, lines, leading = _fit(text, unit, measure, height * 0.24)
     small = ImageFont.load_default(max(9.0, unit * 0.0145))
     # The mark goes on the last line of the prompt if it fits there, else on its own line.
@@ -60,70 +61,15 @@ def _fit(text: str, unit: int, measure: float, most_height: float) -> tuple[_Fon
     while True:
         font = ImageFont.load_default(unit * share)
         leading = unit * share * 1.32
-        lines = _wrap(text, font, measure)
+        lines = wrap(text, font.getlength, measure)
         most_lines = max(1, int(most_height / leading))
         if len(lines) <= most_lines:
             return font, lines, leading
         if share <= _SMALLEST:
-            kept = lines[:most_lines]
-            kept[-1] = _shorten(kept[-1], font, measure)
-            return font, kept, leading
+            return font, keep_lines(lines, most_lines, font.getlength, measure), leading
         share = max(_SMALLEST, share * 0.86)
-
-
-def _wrap(text: str, font: _Font, measure: float) -> list[str]:
-    lines = [""]
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= measure:
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        *heads, lines[-1] = _pieces(word, font, measure)
-        lines[-1:-1] = heads
-    return lines
-
-
-def _pieces(word: str, font: _Font, measure: float) -> list[str]:
-    """Split a word into pieces that each fit on a line."""
-    pieces = []
-    while (length := font.getlength(word)) > measure and len(word) > 1:
-        most = max(1, int(len(word) * measure / length))
-        while most > 1 and font.getlength(word[:most]) > measure:
-            most -= 1
-        pieces.append(word[:most])
-        word = word[most:]
-    return [*pieces, word]
-
-
-def _shorten(line: str, font: _Font, measure: float) -> str:
-    while line and font.getlength(line + _ELLIPSIS) > measure:
-        line = line[:-1]
-    return line.rstrip(" ,.;:") + _ELLIPSIS
-
-
-def _drawable(text: str) -> str:
-    """Replace each character that the font lacks by its base character or by a dot; drop combining marks."""
-    shown = ""
-    for character in text:
-        for part in (character, *_base_character(character)):
-            if _has_glyph(part):
-                shown += part
-                break
-        else:
-            shown += "" if unicodedata.category(character) in ("Mn", "Me", "Cf") else _PLACEHOLDER
-    return shown or _PLACEHOLDER
-
-
-def _base_character(character: str) -> str:
-    return unicodedata.normalize("NFKD", character)[:1]
 
 
 @lru_cache(maxsize=4096)
 def _has_glyph(character: str) -> bool:
-    if character == " ":
-        return True
-    font = ImageFont.load_default(32)
-    # The font draws the same box for every character that it lacks; U+F8FF (private use) is one.
-    return bytes(font.getmask(character)) != bytes(font.getmask("\uf8ff"))
+    return has_glyph(ImageFont.load_default(32), character)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_qwenimage.exceptions import QwenImageImageError
+from airflow_provider_qwenimage.publish.contact_sheets import ContactSheets
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.storage.images import Obstacle, StoredFile, StoredImages, find_images, verify_and_store
 from airflow_provider_qwenimage.storage.paths import open_output_path
@@ -61,3 +62,19 @@ def test_an_image_that_was_not_requested_is_kept_once(bucket: Bucket) -> None:
         assert isinstance(put(bucket, picture(output_format="jpeg")), QwenImageImageError)
     assert bucket.keys == ["x/my fox.refused.jpg", "x/my fox.refused.json"]
     assert bucket.content_type("x/my fox.refused.jpg") == "image/jpeg"
+
+
+def test_a_contact_sheet_is_drawn_from_stored_images_and_is_a_jpeg(bucket: Bucket) -> None:
+    path = put(bucket, picture())
+    row = {"row": 1, "status": "SUCCESS", "prompt": "A fox", "size": "768*1024", "seed": 7, "paths": [path]}
+    made_by = {"dag_id": "foxes", "run_id": "r", "task_id": "draw", "map_index": -1, "max_tries": 0}
+    sheets = ContactSheets(open_output_path(f"{bucket.url}/x"), lambda: iter([row]), made_by)
+    sheets.check(1)
+    assert sheets.put() == [f"{bucket.url}/x/contact-sheet.jpg"]
+    assert bucket.content_type("x/contact-sheet.jpg") == "image/jpeg"
+    # Again, on top of its own one.
+    sheets.check(1)
+    assert sheets.put() == [f"{bucket.url}/x/contact-sheet.jpg"]
+    bucket.put("x/contact-sheet.jpg", picture(output_format="jpeg"))
+    with pytest.raises(ValueError, match="is not the contact sheet of a batch"):
+        sheets.check(1)

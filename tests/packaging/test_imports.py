@@ -8,8 +8,10 @@ import pytest
 import airflow_provider_qwenimage
 from tests.packaging.conftest import RunScript
 
-# The server and the drawing of the sandbox, which are imported when a sandbox starts.
+# The drawing of contact sheets. The server and the drawing of the sandbox, which are imported when a sandbox starts.
 NEED_AIOHTTP_OR_PILLOW = {
+    "airflow_provider_qwenimage.publish.lettering",
+    "airflow_provider_qwenimage.publish.sheet_drawing",
     "airflow_provider_qwenimage.sandbox.caption",
     "airflow_provider_qwenimage.sandbox.control",
     "airflow_provider_qwenimage.sandbox.painting",

@@ -1,0 +1,57 @@
+"""Breaks a text into lines of a width, and cuts off what is too long. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+_ELLIPSIS = "…"
+
+# Returns how wide a text is.
+Length = Callable[[str], float]
+
+
+def wrap(text: str, length: Length, measure: float) -> list[str]:
+    """Return the lines of a text.
+
+    Args:
+        text: Words with single spaces between them. A word that is too long for a line is split.
+        length: Returns how wide a text is.
+        measure: How wide a line may be.
+    """
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if length(longer) <= measure:
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        *heads, lines[-1] = _pieces(word, length, measure)
+        lines[-1:-1] = heads
+    return lines
+
+
+def keep_lines(lines: list[str], most: int, length: Length, measure: float) -> list[str]:
+    """Return at most so many lines, the last one with an ellipsis for what is left out."""
+    if len(lines) <= most:
+        return lines
+    return [*lines[: most - 1], cut_off(lines[most - 1], length, measure)]
+
+
+def cut_off(line: str, length: Length, measure: float) -> str:
+    """Return as much of a line as fits, with an ellipsis at its end."""
+    while line and length(line + _ELLIPSIS) > measure:
+        line = line[:-1]
+    return line.rstrip(" ,.;:") + _ELLIPSIS
+
+
+def _pieces(word: str, length: Length, measure: float) -> list[str]:
+    """Split a word into pieces that each fit on a line."""
+    pieces = []
+    while (width := length(word)) > measure and len(word) > 1:
+        most = max(1, int(len(word) * measure / width))
+        while most > 1 and length(word[:most]) > measure:
+            most -= 1
+        pieces.append(word[:most])
+        word = word[most:]
+    return [*pieces, word]
