@@ -10,6 +10,7 @@ from airflow_provider_qwenimage._version import __version__
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
     from airflow_provider_qwenimage.operators import QwenImageBatchOperator, QwenImageGenerateOperator
+    from airflow_provider_qwenimage.publish.sweeps import sweep
     from airflow_provider_qwenimage.retry_policies import QwenImageRetryPolicy
     from airflow_provider_qwenimage.sensors import QwenImageStatusSensor
     from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
@@ -23,6 +24,7 @@ __all__ = [
     "QwenImageStatusSensor",
     "QwenImageStatusTrigger",
     "__version__",
+    "sweep",
 ]
 
 _MODULES = {
@@ -33,6 +35,7 @@ _MODULES = {
     "QwenImageRetryPolicy": "retry_policies",
     "QwenImageStatusSensor": "sensors",
     "QwenImageStatusTrigger": "triggers",
+    "sweep": "publish.sweeps",
 }
 
 

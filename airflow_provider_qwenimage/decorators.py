@@ -139,9 +139,23 @@ class _QwenImageDecoratedOperator(_DecoratedOperator, QwenImageGenerateOperator)
         from airflow_provider_qwenimage.rules.arguments import check_named_image
         from airflow_provider_qwenimage.rules.returned_request import read_returned_request
 
+        fields = {argument: field for field, argument in self.field_arguments.items()}
         for name, value in read_returned_request(function, returned).items():
-            setattr(self, name, value)
+            setattr(self, fields.get(name, name), value)
         check_named_image(self.image_name, self.output_path)
+
+    def execute_complete(self, context: Context, event: Any = None) -> Any:
+        """Store and return the image; the function is not called again, so its label is the one that was pushed."""
+        if self._was_mapped:
+            from airflow_provider_qwenimage.rules.image_texts import check_label
+            from airflow_provider_qwenimage.tasks.failures import logging_errors
+
+            ti = context["ti"]
+            with logging_errors("the label"):
+                pushed = ti.xcom_pull(task_ids=ti.task_id, key="request", map_indexes=ti.map_index)
+                self.image_label = check_label("label", pushed.get("label")) or self.image_label
+            self.show_label(context)
+        return super().execute_complete(context, event)
 
 
 class _QwenImageBatchDecoratedOperator(_DecoratedOperator, QwenImageBatchOperator):
@@ -185,6 +199,7 @@ def qwenimage_task(
     max_consecutive_failures: SupportsIndex = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
     output_path: Folder | None = None,
     image_name: Text | Number | None = None,
+    label: Text | Number | None = None,
     max_image_bytes: SupportsIndex = contract.DEFAULT_MAX_IMAGE_BYTES,
     overwrite: bool = False,
     durable: bool = True,
@@ -197,10 +212,10 @@ def qwenimage_task(python_callable: Callable[..., Any] | None = None, **argument
     """Draw the image that a function asks for. Costs credits (5 for each image, as documented).
 
     The function returns a prompt, or a dict with ``prompt`` and, if needed, ``size``, ``seed``, ``output_format``,
-    ``callback_url`` and ``image_name``, which take precedence over the decorator's. Nothing in it is rendered as a
-    template. The task returns what `QwenImageGenerateOperator` returns, pushes the same XComs and records what it
-    submits in the same way. The function is called in each try, and not when a deferred task is resumed; a retry
-    resumes what is submitted, whatever the function then returns.
+    ``callback_url``, ``image_name`` and ``label``, which take precedence over the decorator's. Nothing in it is
+    rendered as a template. The task returns what `QwenImageGenerateOperator` returns, pushes the same XComs and records
+    what it submits in the same way. The function is called in each try, and not when a deferred task is resumed; a
+    retry resumes what is submitted, whatever the function then returns.
 
     Args:
         python_callable: The function, which is not async.

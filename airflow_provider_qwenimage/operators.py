@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, BaseOperatorLink, conf
 
@@ -19,6 +19,7 @@ from airflow_provider_qwenimage.tasks.lineage import ReportsLineage
 if TYPE_CHECKING:
     from typing import SupportsIndex
 
+    import jinja2
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_qwenimage.rules.arguments import Number, Seconds
@@ -72,6 +73,9 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
             one from the request; None or empty for that one. It identifies the image, whatever the map index: a request
             that is stored under this name is not paid again, and another request under it is refused before anything
             is paid, unless `overwrite` is set. Templated.
+        label: What people see of the image in the gallery and, if the task is mapped without a `map_index_template`,
+            instead of the map index in Airflow's UI: at most 200 characters. It is no part of the image, and the API is
+            not told. In the task it is the attribute `image_label`. Templated.
         max_image_bytes: The limit for a download in bytes. Default 50 MiB.
         overwrite: Whether to draw a new image if the image of the request is already stored, and to replace any file
             that has its name. Without it, a file that is not the image which its sidecar describes fails the task
@@ -93,7 +97,9 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
             the task then fails without a retry.
     """
 
-    template_fields: Sequence[str] = (*REQUEST_FIELDS, "qwenimage_conn_id", "output_path", "image_name")
+    template_fields: Sequence[str] = (*REQUEST_FIELDS, "qwenimage_conn_id", "output_path", "image_name", "image_label")
+    # Any task of Airflow has a label already, which names it in the graph.
+    field_arguments: ClassVar[Mapping[str, str]] = {"image_label": "label"}
     operator_extra_links: Collection[BaseOperatorLink] = (GENERATED_IMAGES, IMAGE)
     ui_color = "#dcd3fb"
 
@@ -114,6 +120,7 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
         max_consecutive_failures: SupportsIndex = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         output_path: Folder | None = None,
         image_name: Text | Number | None = None,
+        label: Text | Number | None = None,
         max_image_bytes: SupportsIndex = contract.DEFAULT_MAX_IMAGE_BYTES,
         overwrite: bool = False,
         durable: bool = True,
@@ -137,6 +144,7 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
         self.max_consecutive_failures: Any = max_consecutive_failures
         self.output_path: Any = output_path
         self.image_name: Any = image_name
+        self.image_label: Any = label
         self.max_image_bytes: Any = max_image_bytes
         self.overwrite = overwrite
         self.durable = durable
@@ -168,7 +176,25 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
         Returns:
             The API's task id, or the dict described above.
         """
+        self.show_label(context)
         return self._start(context).run()
+
+    def render_template(
+        self, content: Any, context: Any, jinja_env: jinja2.Environment | None = None, seen_oids: set[int] | None = None
+    ) -> Any:
+        """Render as `TaskArguments` does, and show the label of a mapped task before it begins."""
+        if content is not None and content is self.image_label:
+            self.show_label(context)
+        return super().render_template(content, context, jinja_env, seen_oids)
+
+    def show_label(self, context: Any) -> None:
+        """Have Airflow show the label of a mapped task instead of its map index.
+
+        Args:
+            context: The task's context, from which Airflow takes the template of what it shows.
+        """
+        if self._was_mapped and self.image_label is not None and context.get("map_index_template") is None:
+            context["map_index_template"] = "{{ task.image_label or ti.map_index }}"
 
     def execute_complete(self, context: Context, event: Any = None) -> Any:
         """Store and return the image when the trigger fired.

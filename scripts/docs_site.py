@@ -26,6 +26,7 @@ REFERENCE = {
     "sensors": "Sensors",
     "triggers": "Triggers",
     "retry_policies": "Retry policies",
+    "publish.sweeps": "Sweeps",
     "hooks": "Hooks",
     "contract": "Requests and results",
     "exceptions": "Errors",

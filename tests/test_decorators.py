@@ -223,7 +223,8 @@ def test_an_argument_of_the_function_is_not_checked_as_an_equal_one_of_the_task(
 
 def test_the_function_sets_the_arguments_that_it_returns() -> None:
     operator = operator_of(qwenimage_task(size="768*1024", seed=7)(fox))
-    operator.take_returned("fox", {"prompt": "A {{ fox }}", "seed": 8})
+    operator.take_returned("fox", {"prompt": "A {{ fox }}", "seed": 8, "label": "fox 8"})
+    assert operator.image_label == "fox 8"
     assert (operator.prompt, operator.size, operator.seed) == ("A {{ fox }}", "768*1024", 8)
     with pytest.raises(ValueError, match="image_name is 'fox' and output_path is None; it must be left out"):
         operator.take_returned("fox", {"prompt": "A fox", "image_name": "fox"})

@@ -38,6 +38,7 @@ async def coroutine() -> str:
         ({"prompt": "A fox", "seed": "7", "image_name": " fox "}, {"prompt": "A fox", "seed": 7, "image_name": "fox"}),
         # As in a row of a batch, None and blank values count as left out.
         ({"prompt": "A fox", "size": None, "output_format": "", "image_name": ""}, {"prompt": "A fox"}),
+        ({"prompt": "A fox", "label": " red "}, {"prompt": "A fox", "label": "red"}),
         (UserDict(prompt="A fox", size="768*1024"), {"prompt": "A fox", "size": "768*1024"}),
         ({"prompt": "A fox", "callback_url": TOKEN}, {"prompt": "A fox", "callback_url": TOKEN}),
     ],
@@ -65,6 +66,7 @@ def test_a_prompt_or_the_fields_of_a_request_are_read(returned: Any, fields: dic
         ({"prompt": "A fox", "size": "5*5"}, "size is '5*5'; it must be one of 1024*1024"),
         ({"prompt": "A fox", "seed": float("nan")}, "seed is nan; it must be"),
         ({"prompt": "A fox", "image_name": "../fox"}, "image_name is '../fox'; it must be"),
+        ({"prompt": "A fox", "label": ["red"]}, "label is ['red']; it must be a text of at most 200 characters"),
         ({"prompt": "A fox", "callback_url": "ftp://a.example?token=secret"}, "callback_url is 'ftp://a.example"),
         ({"promt": "A fox"}, "the key 'promt' (did you mean 'prompt'?); its keys must be among prompt, size, seed"),
         ({"prompt": "A fox", "output_path": "/data"}, "the key 'output_path'"),

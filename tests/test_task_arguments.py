@@ -11,8 +11,14 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, Param, TaskGroup, XComArg, task
+from jinja2.sandbox import SandboxedEnvironment
 
-from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage import (
+    QwenImageBatchOperator,
+    QwenImageGenerateOperator,
+    QwenImageStatusSensor,
+    sweep,
+)
 
 Kind = type[QwenImageGenerateOperator] | type[QwenImageBatchOperator] | type[QwenImageStatusSensor]
 GOOD: dict[Kind, dict[str, Any]] = {
@@ -51,6 +57,7 @@ BAD: list[tuple[Kind, str, Any]] = [
     (QwenImageGenerateOperator, "output_path", 5),
     (QwenImageGenerateOperator, "output_path", Path("/data/a.png")),
     (QwenImageGenerateOperator, "image_name", "a/b"),
+    (QwenImageGenerateOperator, "label", "x" * 201),
     (QwenImageGenerateOperator, "retry_delay", "1"),
     (QwenImageGenerateOperator, "retry_delay", math.nan),
     (QwenImageGenerateOperator, "seed", task(lambda: 7)),
@@ -180,7 +187,7 @@ def test_an_object_storage_path_with_options_that_a_url_cannot_contain_is_refuse
 
 
 @pytest.mark.parametrize(
-    "name", ["prompt", "size", "seed", "output_format", "callback_url", "output_path", "image_name"]
+    "name", ["prompt", "size", "seed", "output_format", "callback_url", "output_path", "image_name", "label"]
 )
 def test_values_that_are_known_only_when_the_task_runs_are_not_checked_earlier(name: str, dag: DAG) -> None:
     output: Any = upstream()
@@ -188,7 +195,7 @@ def test_values_that_are_known_only_when_the_task_runs_are_not_checked_earlier(n
     for number, value in enumerate(later):
         others = {"prompt": "A fox", "output_path": "/data"}
         draw = QwenImageGenerateOperator(**{"task_id": f"draw_{number}"} | others | {name: value})
-        assert getattr(draw, name) is value
+        assert getattr(draw, "image_label" if name == "label" else name) is value
         assert not isinstance(value, XComArg) or draw.upstream_task_ids == {"upstream"}
         if name != "prompt":
             mapped = QwenImageGenerateOperator.partial(**{"task_id": f"mapped_{number}", name: value})
@@ -244,6 +251,40 @@ def test_an_image_name_may_be_given_before_the_folder_is_mapped() -> None:
     QwenImageGenerateOperator.partial(task_id="mapped", prompt="A fox", image_name="fox").expand(
         output_path=["/data/a", "/data/b"]
     )
+
+
+def test_a_label_is_no_name_of_the_task() -> None:
+    draw = QwenImageGenerateOperator(task_id="draw", prompt="A fox", label=" red fox\n")
+    assert (draw.image_label, draw.label) == ("red fox", "draw"), "Airflow's graph shows tasks by this attribute"
+    draw.image_label = "a template that was rendered " + "x" * 200
+    with pytest.raises(ValueError, match="^label is 'a template.*it must be a text of at most 200 characters"):
+        draw.check_rendered()
+    QwenImageGenerateOperator.partial(task_id="mapped").expand_kwargs(sweep("a {red|blue} fox"))
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_the_label_of_a_mapped_task_is_shown_instead_of_its_map_index(*, mapped: bool) -> None:
+    draw = QwenImageGenerateOperator(task_id="draw", prompt="A fox", label="{{ params.x }} fox")
+    # As Airflow itself sets it.
+    vars(draw)["_BaseOperator__from_mapped"] = mapped
+    context: Any = {"params": {"x": "red"}, "map_index_template": None, "task": draw}
+    draw.render_template_fields(context, SandboxedEnvironment())
+    template = context["map_index_template"]
+    assert (template and SandboxedEnvironment().from_string(template).render(context)) == (
+        "red fox" if mapped else None
+    )
+    # The user's own template takes precedence.
+    context["map_index_template"] = "{{ ds }}"
+    draw.show_label(context)
+    assert context["map_index_template"] == "{{ ds }}"
+
+
+def test_a_template_of_a_label_without_a_value_is_refused() -> None:
+    draw = QwenImageGenerateOperator(task_id="draw", prompt="A fox", label="{{ params.nothing }}")
+    context: Any = {"params": {"nothing": None}}
+    draw.render_template_fields(context, SandboxedEnvironment())
+    with pytest.raises(ValueError, match="^label is '{{ params.nothing }}', which does not render as intended"):
+        draw.check_rendered()
 
 
 def test_an_argument_takes_precedence_over_a_default_and_defaults_of_other_operators_are_not_checked() -> None:

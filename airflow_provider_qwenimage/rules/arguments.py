@@ -17,6 +17,7 @@ from typing import Any, SupportsIndex, TypeAlias
 
 from airflow_provider_qwenimage.contract import MAX_SEED, RANDOM_SEED, GenerateRequest
 from airflow_provider_qwenimage.rules.image_names import check_image_name
+from airflow_provider_qwenimage.rules.image_texts import check_label
 from airflow_provider_qwenimage.rules.numbers import integer_of, integer_of_text, number_or_nan, text_of_number
 from airflow_provider_qwenimage.rules.task_ids import is_usable, printable_id
 from airflow_provider_qwenimage.text.messages import check_text, is_blank, shown
@@ -331,6 +332,7 @@ ARGUMENTS: Mapping[str, Reader] = {
     **dict.fromkeys(REQUEST_FIELDS, _request_field),
     "requests": _requests,
     "image_name": check_image_name,
+    "label": check_label,
     "image_task_id": _image_task_id,
     "qwenimage_conn_id": _conn_id,
     "output_path": _or_none(_folder),

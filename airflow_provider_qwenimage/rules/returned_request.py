@@ -7,10 +7,12 @@ from typing import Any
 
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, is_left_out, read_request
 from airflow_provider_qwenimage.rules.image_names import check_image_name
+from airflow_provider_qwenimage.rules.image_texts import check_label
 from airflow_provider_qwenimage.rules.request_rows import near_field
 from airflow_provider_qwenimage.text.messages import shown
 
-RETURNED_FIELDS = (*REQUEST_FIELDS, "image_name")
+_OWN_FIELDS = {"image_name": check_image_name, "label": check_label}
+RETURNED_FIELDS = (*REQUEST_FIELDS, *_OWN_FIELDS)
 _KEYS = ", ".join(RETURNED_FIELDS)
 _ALLOWED = f"a prompt (a non-empty string), or a dict with a prompt, whose keys are among {_KEYS}"
 _ALLOWED_LATER = "For a list of prompts use @task.qwenimage_batch, or map this task over them."
@@ -38,12 +40,12 @@ def read_returned_request(function: str, returned: object) -> dict[str, Any]:
             f"{_KEYS}."
         )
     try:
-        image_name = check_image_name("image_name", fields.get("image_name"))
-        request = read_request({name: value for name, value in fields.items() if name != "image_name"})
+        own = {name: check(name, fields.get(name)) for name, check in _OWN_FIELDS.items()}
+        request = read_request({name: value for name, value in fields.items() if name not in own})
     except ValueError as error:
         raise ValueError(f"The function {function} returned a request that is not valid: {error}") from None
     read = {name: getattr(request, name) for name in REQUEST_FIELDS if not is_left_out(fields.get(name))}
-    return read if image_name is None else read | {"image_name": image_name}
+    return read | {name: value for name, value in own.items() if value is not None}
 
 
 def not_allowed(function: str, returned: object, allowed: str) -> ValueError:

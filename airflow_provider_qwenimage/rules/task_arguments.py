@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     Dataset: TypeAlias = Literal["imagefolder"]
 
 _Arguments = ParamSpec("_Arguments")
-_MAY_BE_LEFT_OUT = (*REQUEST_FIELDS, "image_name")
+_MAY_BE_LEFT_OUT = (*REQUEST_FIELDS, "image_name", "label")
 
 
 def reads_arguments(init: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
@@ -89,11 +89,14 @@ class TaskArguments:
 
     Attributes:
         argument_readers: The function that reads each argument.
+        field_arguments: The arguments of template fields that are named differently, because each task of Airflow has
+            an attribute with the name of the argument.
         native_fields: The template fields that may become a list or an object in a DAG with native rendering. All
             other fields are rendered as texts: otherwise the prompt 007 would become a number.
     """
 
     argument_readers: ClassVar[Mapping[str, Reader]] = ARGUMENTS
+    field_arguments: ClassVar[Mapping[str, str]] = {}
     native_fields: ClassVar[Sequence[str]] = ()
     template_fields: Sequence[str]
 
@@ -180,7 +183,8 @@ class TaskArguments:
         """
         if value is inspect.Parameter.empty:
             raise ValueError(f"{name} is missing; it is required.")
-        if name in cls.template_fields and is_rendered_later(value):
+        templated = (cls.field_arguments.get(field, field) for field in cls.template_fields)
+        if name in templated and is_rendered_later(value):
             # Airflow renders texts, not paths.
             return value if (text := read_path(name, value)) is None else text
         read = cls.argument_readers[name](name, value)
@@ -198,7 +202,7 @@ class TaskArguments:
         field = None
         if self._holder is None:
             field = next((name for name in self.template_fields if getattr(self, name, None) is content), None)
-            self._rendered_field = field or self._rendered_field
+            self._rendered_field = self.field_arguments.get(field, field) if field else self._rendered_field
         render: Any = super().render_template  # type: ignore[misc]  # BaseOperator's
         if self._rendered_field not in self.argument_readers:
             # An argument of a decorated function may be the same object as one of the task.
@@ -209,7 +213,8 @@ class TaskArguments:
             return self._render_watched(content, context, environment, render, is_whole=field is not None)
         with self._inside(content):
             rendered = render(content, context, jinja_env, seen_oids)
-        if rendered is None and content is not None and field is not None and field not in _MAY_BE_LEFT_OUT:
+        may_be_none = field is None or self._rendered_field in _MAY_BE_LEFT_OUT
+        if rendered is None and content is not None and not may_be_none:
             self._refuse(content, "is None when the task runs")
         return rendered
 
@@ -290,9 +295,10 @@ class TaskArguments:
         for name, refusal in self.refusals.items():
             if name in names or not names:
                 raise refusal
-        for name in names or self.template_fields:
+        for field in names or self.template_fields:
+            name = self.field_arguments.get(field, field)
             if name in self.argument_readers and name not in self.native_fields:
-                setattr(self, name, self.argument_readers[name](name, getattr(self, name)))
+                setattr(self, field, self.argument_readers[name](name, getattr(self, field)))
 
 
 def _find_names(operator: type[Any]) -> frozenset[str]:

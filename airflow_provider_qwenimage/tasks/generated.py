@@ -24,6 +24,7 @@ class GeneratingOperator(deferral.DeferrableTask, Protocol):
     max_consecutive_failures: Any
     output_path: Any
     image_name: Any
+    image_label: Any
     max_image_bytes: Any
     provenance: Any
     overwrite: bool

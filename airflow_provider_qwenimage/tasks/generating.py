@@ -232,7 +232,7 @@ class Generating:
             if self._folder is not None:
                 check_storing(self._folder, writer_of(self._instance))
             # Before the submission, so that the gallery shows a failure with its prompt.
-            self._push("request", identity.description())
+            self._push_request(identity)
 
         return Drawing(identity, self._ledger, options, check=check, pause_before_resend=hook.pause_before_resend)
 
@@ -320,10 +320,14 @@ class Generating:
         pushed = self._pushed("request")
         if pushed is None:
             return self._identity()
-        request = GenerateRequest(**{name: value for name, value in pushed.items() if name != "name"})
+        request = GenerateRequest(**{name: value for name, value in pushed.items() if name not in ("name", "label")})
         # Others may have written the XCom, and this becomes the name of a file.
         name = check_image_name("image_name", pushed.get("name", self._operator.image_name))
         return replace(self._identity(request), name=name)
+
+    def _push_request(self, identity: ImageIdentity) -> None:
+        label = self._operator.image_label
+        self._push("request", identity.description() | ({} if label is None else {"label": label}))
 
     def _pushed(self, key: str) -> Any:
         return self._ti.xcom_pull(task_ids=self._ti.task_id, key=key, map_indexes=self._ti.map_index)
@@ -343,7 +347,7 @@ class Generating:
         self._image_task_id, self._hook = submitted.image_task_id, hook
         with self._keeping_what_is_paid(submitted.image_task_id):
             if not submitted.is_new:
-                self._push("request", submitted.identity.description())
+                self._push_request(submitted.identity)
             self._push("task_id", submitted.image_task_id)
             if not self._operator.wait_for_completion and self._folder is None:
                 self._ledger.finish()
@@ -440,7 +444,7 @@ class Generating:
                 stored.image_task_id,
             )
         self._push("task_id", stored.image_task_id)
-        self._push("request", identity.description())
+        self._push_request(identity)
         self._push("consumed_credits", consumed_credits)
         return self._return(
             Outcome(

@@ -85,6 +85,13 @@ def test_a_stored_image_is_done_with_all_known_fields() -> None:
     assert (done.request, done.consumed_credits, done.at_risk, done.reused) == (REQUEST, 5, 0, False)
 
 
+def test_a_task_shows_the_label_that_it_has_pushed_with_its_request() -> None:
+    xcoms = {**SUBMITTED, "request": REQUEST | {"label": "red fox"}}
+    assert record("running", xcoms).label == "red fox"
+    assert record("success", {**xcoms, "return_value": STORED}).label == "red fox"
+    assert record("failed", {**xcoms, "request": "odd"}).label is None
+
+
 def test_a_reused_image_is_marked_and_costs_nothing() -> None:
     result = STORED | {"reused": True, "consumed_credits": 0}
     reused = record("success", {**SUBMITTED, "return_value": result, "consumed_credits": 0})

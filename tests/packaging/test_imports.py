@@ -109,6 +109,17 @@ def test_the_public_names_exist() -> None:
         assert getattr(airflow_provider_qwenimage, name) is not None
 
 
+def test_a_sweep_is_made_without_airflow(run_script: RunScript) -> None:
+    script = """
+import json, sys
+from airflow_provider_qwenimage import sweep
+count = len(sweep("a {red|blue} fox", seed=range(2)))
+heavy = ("airflow", "jinja2", "PIL", "aiohttp", "requests")
+print(json.dumps([count, [name for name in heavy if name in sys.modules]]))
+"""
+    assert run_script(script) == [4, []]
+
+
 def test_the_provider_info_loads_without_airflow(run_script: RunScript) -> None:
     loaded = run_script(
         "import json, sys\n"

@@ -18,6 +18,7 @@ IMPORTS = (
     "from typing import Any",
     "from airflow.sdk import DAG, ObjectStoragePath, task",
     "from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, QwenImageStatusSensor",
+    "from airflow_provider_qwenimage import sweep",
     "from airflow_provider_qwenimage.decorators import qwenimage_batch_task, qwenimage_task",
     "from airflow_provider_qwenimage.hooks import QwenImageHook",
 )
@@ -60,6 +61,10 @@ QwenImageGenerateOperator(task_id="a", prompt="A fox", timeout=Index(), max_imag
 QwenImageGenerateOperator(task_id="a", prompt=DAG("a").param("prompt"), output_path=DAG("a").param("folder", "/data"))
 QwenImageGenerateOperator.partial(task_id="a", size="1024*768").expand(prompt=["A fox"])
 QwenImageGenerateOperator.partial(task_id="a").expand_kwargs(rows())
+QwenImageGenerateOperator.partial(task_id="a").expand_kwargs(sweep("a {red|blue} fox", seed=range(4)))
+QwenImageGenerateOperator(task_id="a", prompt="A fox", label=prompt())
+QwenImageBatchOperator(task_id="a", requests=sweep(["A fox", 7], size=["768*1024", None]), output_path="/data")
+QwenImageBatchOperator(task_id="a", requests=sweep(prompt(), seed=Index(), limit=None), output_path="/data")
 QwenImageStatusSensor(task_id="a", image_task_id=submit.output, timeout=timedelta(minutes=30))
 QwenImageStatusSensor(task_id="a", image_task_id="n43abc", poke_interval=5, timeout=600.5, mode="poke")
 QwenImageStatusSensor.partial(task_id="a").expand(image_task_id=submit.output)
@@ -85,6 +90,7 @@ QwenImageGenerateOperator(task_id="a", prompt="A fox", overwrite="False")
 QwenImageGenerateOperator(task_id="a", prompt="A fox", timeout="60")
 QwenImageGenerateOperator(task_id="a", prompt="A fox", max_consecutive_failures=0.5)
 QwenImageGenerateOperator(task_id="a", prompt="A fox", output_path=5)
+QwenImageGenerateOperator(task_id="a", prompt="A fox", label=["red"])
 QwenImageBatchOperator(task_id="a", requests={"A fox"}, output_path="/data")
 QwenImageBatchOperator(task_id="a", requests=(text for text in ["A fox"]), output_path="/data")
 QwenImageBatchOperator(task_id="a", requests=["A fox"], output_path=None)
@@ -98,6 +104,10 @@ qwenimage_task(output_path="/data")(number)
 qwenimage_batch_task(output_path="/data", requests=["A fox"])
 qwenimage_batch_task(max_in_flight=8)
 qwenimage_batch_task(output_path="/data")(number)
+sweep(None)
+sweep("A fox", size=7)
+sweep("A fox", callback_url=["https://a.b"])
+sweep("A fox", limit=2.5)
 QwenImageStatusSensor(task_id="a", image_task_id=7)
 QwenImageStatusSensor(task_id="a", image_task_id="n43abc", deferrable="no")
 """
