@@ -12,11 +12,14 @@ from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
 from airflow_provider_qwenimage.plugin.bounds import (
     MOST_IMAGES_OF_A_BATCH,
     MOST_NAME,
+    MOST_PAGES,
     error_fields,
     label_of,
     mapping,
     number,
+    path,
     request_fields,
+    sequence,
     text,
 )
 from airflow_provider_qwenimage.plugin.image_records import (
@@ -83,7 +86,14 @@ def records_of_batch(
             changed_at=task.changed_at,
         )
         images = [failure]
-    return Records(images, [BatchRecord(task=task, progress=progress, problem=problem)], is_cut=is_cut)
+    batch = BatchRecord(
+        task=task,
+        progress=progress,
+        problem=problem,
+        manifest=path(xcoms.get("manifest")),
+        sheet_pages=len(sequence(xcoms.get("contact_sheet"), MOST_PAGES)),
+    )
+    return Records(images, [batch], is_cut=is_cut)
 
 
 def _records_of_row(task: TaskInstance, row: Mapping[str, Any], first: int) -> list[ImageRecord]:

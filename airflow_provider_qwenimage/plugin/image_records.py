@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from airflow_provider_qwenimage.rules.made_by import Region
+from airflow_provider_qwenimage.rules.batch_rows import contact_sheet_name, manifest_name
+from airflow_provider_qwenimage.rules.made_by import Region, writer_of
 
 ENDED_BADLY = frozenset({"failed", "upstream_failed"})
 # About the memory of a record without its texts.
@@ -69,6 +70,11 @@ class TaskInstance:
     def has_ended(self) -> bool:
         """Whether the state is final unless the task is cleared."""
         return self.state in _ENDED
+
+    @property
+    def writer(self) -> str:
+        """The name of the writer of its files; see `made_by.writer_of`."""
+        return writer_of(asdict(self))
 
     def matches(self, task_id: str, map_index: int | None, region: Region | None = None) -> bool:
         """Whether it is an instance of a task with this map index; None matches every map index.
@@ -160,11 +166,26 @@ class BatchRecord:
         task: The task instance of the batch.
         progress: The numbers of the XCom `progress`.
         problem: Why its images cannot be listed, or None.
+        manifest: The path of its manifest, as it was pushed, or None.
+        sheet_pages: The number of the pages of its contact sheet.
     """
 
     task: TaskInstance
     progress: Mapping[str, float]
     problem: str | None = None
+    manifest: str | None = None
+    sheet_pages: int = 0
+
+    def sheet(self, page: int) -> str | None:
+        """Return the path of a page of its contact sheet, counted from 1; None if there is no such page.
+
+        The sheet is next to the manifest, whatever paths were pushed for it.
+        """
+        folder, _, name = (self.manifest or "").rpartition("/")
+        task = self.task
+        if not 0 < page <= self.sheet_pages or name != manifest_name(task.map_index, task.iteration):
+            return None
+        return f"{folder}/{contact_sheet_name(task.map_index, task.iteration, page)}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Stored images, their thumbnails and their details."""
+"""Stored images, their thumbnails and their details; and the contact sheets of batches."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from airflow_provider_qwenimage.configuration import text_option, whole_option
-from airflow_provider_qwenimage.plugin import stored_images
-from airflow_provider_qwenimage.plugin.access import may_read_xcoms
+from airflow_provider_qwenimage.plugin import stored_images, stored_sheets
+from airflow_provider_qwenimage.plugin.access import may_read_every_dag, may_read_xcoms
 from airflow_provider_qwenimage.plugin.data_routes import RegionDep
 from airflow_provider_qwenimage.plugin.image_records import ImageRecord
 from airflow_provider_qwenimage.plugin.runs import READS, RUNS, ImageKey
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, storage_of
 from airflow_provider_qwenimage.plugin.thumbnails import MEDIA_TYPE, ThumbnailCache
 from airflow_provider_qwenimage.plugin.time_limits import Shares
+from airflow_provider_qwenimage.rules.made_by import Region
 
 Result = TypeVar("Result")
 
 _IMAGE = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/images/{number}"
+_SHEET = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/sheets/{page}"
 _HEADERS = {
     # Nothing runs and nothing loads; a browser scales an image that is opened by itself with inline styles.
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; sandbox",
@@ -140,3 +142,89 @@ async def send_details(requested: ImageDep) -> JSONResponse:
     return await _SHARES.run(
         requested.dag_id, lambda: JSONResponse({**requested.sidecar(), "path": requested.record.path})
     )
+
+
+@dataclass(frozen=True)
+class _RequestedSheet:
+    """A page of the contact sheet of a batch, as the user may see it."""
+
+    request: Request
+    user: Any
+    dag_id: str
+    run_id: str
+    key: tuple[str, int, Region | None]
+    page: int
+
+    @cached_property
+    def file(self) -> stored_sheets.StoredSheet:
+        """The file, unopened.
+
+        Raises:
+            HTTPException: If the task recorded no such page.
+        """
+        batch = RUNS.find_sheet(self.dag_id, self.run_id, self.key, self.page)
+        path = None if batch is None else batch.sheet(self.page)
+        if batch is None or path is None:
+            raise HTTPException(404, "This task recorded no such contact sheet.")
+        return stored_sheets.StoredSheet(path, batch.task.writer)
+
+    def check(self) -> None:
+        """Check that the user may see all images of the sheet, also those that another DAG drew.
+
+        Raises:
+            RefusedError: If not, or the file is not the sheet of this task.
+        """
+        dags = self.read(self.file.comment).other_dags
+        if dags is None:
+            is_allowed = may_read_every_dag(self.request, self.user)
+        else:
+            is_allowed = all(may_read_xcoms(self.request, self.user, dag_id) for dag_id in sorted(dags))
+        if not is_allowed:
+            raise RefusedError("This contact sheet has images that were drawn in another DAG.")
+
+    def read(self, function: Callable[[], Result]) -> Result:
+        """Return the result of a read of storage, limited in time."""
+        return READS.run(self.dag_id, storage_of(self.file.path), function)
+
+
+def _requested_sheet(
+    *,
+    request: Request,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    page: int,
+    user: GetUserDep,
+    region: RegionDep,
+    map_index: int = -1,
+) -> _RequestedSheet:
+    return _RequestedSheet(request, user, dag_id, run_id, (task_id, map_index, region), page)
+
+
+SheetDep = Annotated[_RequestedSheet, Depends(_requested_sheet)]
+
+
+@router.get(_SHEET)
+async def send_sheet(requested: SheetDep) -> Response:
+    """Send a page of the contact sheet of a batch."""
+
+    def read() -> Response:
+        requested.check()
+        content = requested.read(requested.file.content)
+        return Response(content, media_type=stored_sheets.MEDIA_TYPE, headers=_HEADERS)
+
+    return await _SHARES.run(requested.dag_id, read)
+
+
+@router.get(f"{_SHEET}/thumbnail")
+async def send_sheet_thumbnail(requested: SheetDep) -> Response:
+    """Send the thumbnail of a page of the contact sheet of a batch."""
+
+    def read() -> Response:
+        requested.check()
+        file = requested.file
+        version = requested.read(file.version)
+        content = _thumbnails().get(file.path, version, lambda: requested.read(file.content))
+        return Response(content, media_type=MEDIA_TYPE, headers=_HEADERS)
+
+    return await _SHARES.run(requested.dag_id, read)

@@ -9,9 +9,11 @@ from urllib.parse import urlencode
 
 from airflow_provider_qwenimage.plugin.addresses import linkable_address
 from airflow_provider_qwenimage.plugin.image_records import BatchRecord, ImageRecord, Records, Totals, totals_of
-from airflow_provider_qwenimage.rules.gallery_urls import image_path, run_page, task_page
+from airflow_provider_qwenimage.rules.gallery_urls import image_path, run_page, sheet_path, task_page
 
 _MOST_BATCHES = 200
+# Of a batch; a page has a hundred images.
+_MOST_SHEETS = 12
 _NOT_LINKED = (
     "This image is not stored. Its address is not linked here, because it is on Airflow's own host or is not an https "
     "URL; the task's XComs contain it."
@@ -127,5 +129,16 @@ def _batch(root: str, batch: BatchRecord) -> dict[str, Any]:
         "has_ended": task.has_ended,
         "progress": dict(batch.progress),
         "problem": batch.problem,
+        "sheets": [_sheet(root, batch, page) for page in range(1, min(batch.sheet_pages, _MOST_SHEETS) + 1)],
+        "sheet_pages": batch.sheet_pages,
         "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index, region=task.region)}",
     }
+
+
+def _sheet(root: str, batch: BatchRecord, page: int) -> dict[str, str]:
+    task = batch.task
+    # With the time of the task's end: a sheet that is made again has another URL, so no cache has its old version.
+    made = urlencode({"made": task.changed_at or ""})
+    key = task.dag_id, task.run_id, task.task_id, task.map_index, page
+    urls = {"image": "", "thumbnail": "thumbnail"}
+    return {name: f"{root}{sheet_path(*key, region=task.region, kind=kind)}&{made}" for name, kind in urls.items()}

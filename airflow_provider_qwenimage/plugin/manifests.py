@@ -23,7 +23,6 @@ from airflow_provider_qwenimage.plugin.storage_access import (
     version_of,
 )
 from airflow_provider_qwenimage.rules.batch_rows import manifest_name, rows_name
-from airflow_provider_qwenimage.rules.made_by import writer_of
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.plugin.image_records import TaskInstance
@@ -92,22 +91,13 @@ def read_rows(
     Returns:
         The rows, and why some or all are missing, as a sentence for the page, or None.
     """
-    writer = writer_of(
-        {
-            "dag_id": task.dag_id,
-            "run_id": task.run_id,
-            "task_id": task.task_id,
-            "map_index": task.map_index,
-            "iteration": task.iteration,
-        }
-    )
     progress = xcoms.get("progress")
     listed = progress.get("rows") if isinstance(progress, Mapping) else None
     manifest = xcoms.get("manifest")
     if isinstance(manifest, str):
         recorded, name = path(manifest), manifest_name(task.map_index, task.iteration)
     elif isinstance(listed, str):
-        recorded, name = path(listed), rows_name(writer)
+        recorded, name = path(listed), rows_name(task.writer)
     else:
         return (), next((value.reason for value in (manifest, progress) if isinstance(value, UnreadableXCom)), None)
     if recorded is None:
@@ -116,7 +106,7 @@ def read_rows(
         found = reads.run(task.dag_id, storage_of(recorded), lambda: _read(recorded, name), deadline)
     except RefusedError as refusal:
         return (), str(refusal)
-    own = [row for row in found.rows if row.get("writer") == writer]
+    own = [row for row in found.rows if row.get("writer") == task.writer]
     if found.rows and not own:
         return (), (
             "A later batch replaced the manifest of this one. To keep the images of each run in the gallery, give each "

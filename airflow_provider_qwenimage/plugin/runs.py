@@ -75,6 +75,11 @@ class Run:
         """Return the record of an image, or None if no task recorded it."""
         return self._images.get(image)
 
+    def find_batch(self, task_id: str, map_index: int, region: Region | None) -> BatchRecord | None:
+        """Return the record of a batch, or None if no task instance with this address is one."""
+        keys = ((batch.task.task_id, batch.task.map_index, batch.task.region, batch) for batch in self.records.batches)
+        return next((batch for *key, batch in keys if key == [task_id, map_index, region]), None)
+
     def refresh(self, seconds: float = _FRESH_SECONDS, deadline: float | None = None) -> None:
         """Read what has changed, unless the run was read within the last seconds.
 
@@ -170,6 +175,14 @@ class Runs:
         # A page requests the images that it has just listed: dozens at once, and rarely a new one.
         run = self.get(dag_id, run_id, _FRESH_SECONDS_OF_AN_IMAGE)
         return run.find(image) or self.get(dag_id, run_id).find(image)
+
+    def find_sheet(
+        self, dag_id: str, run_id: str, task: tuple[str, int, Region | None], page: int
+    ) -> BatchRecord | None:
+        """Return the batch of a task instance whose contact sheet has a page, or None."""
+        ages = _FRESH_SECONDS_OF_AN_IMAGE, _FRESH_SECONDS
+        batches = (self.get(dag_id, run_id, seconds).find_batch(*task) for seconds in ages)
+        return next((batch for batch in batches if batch is not None and batch.sheet(page) is not None), None)
 
     def get(self, dag_id: str, run_id: str, seconds: float = _FRESH_SECONDS, deadline: float | None = None) -> Run:
         """Return a run as it was at most some seconds ago; one without images if it does not exist."""

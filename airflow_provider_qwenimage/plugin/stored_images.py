@@ -118,7 +118,7 @@ def read_image(record: ImageRecord, sidecar: Mapping[str, Any]) -> StoredImage:
         raise RefusedError("This image no longer exists in the storage.")
     if len(content) != size or hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
         raise RefusedError("This file has changed since the image was verified and stored.")
-    return StoredImage(image.name, _media_type(content), content)
+    return StoredImage(image.name, media_type_of(content), content)
 
 
 def _read(file: ObjectStoragePath, most: int) -> bytes | None:
@@ -135,7 +135,12 @@ def _open(record: ImageRecord) -> ObjectStoragePath:
     return image
 
 
-def _media_type(content: bytes) -> str:
+def media_type_of(content: bytes) -> str:
+    """Return the media type of an image.
+
+    Raises:
+        RefusedError: If it is not an image, or has too many pixels.
+    """
     try:
         kind, file = open_image(content)
     except Exception as error:  # broken files raise many classes

@@ -31,7 +31,7 @@ _KINDS: Mapping[str | None, TaskKind] = {
 }
 OPERATORS = tuple(name for name in _KINDS if name is not None)
 # The XComs that describe images.
-XCOM_KEYS = ("request", "task_id", "return_value", "consumed_credits", "error", "progress", "manifest")
+XCOM_KEYS = ("request", "task_id", "return_value", "consumed_credits", "error", "progress", "manifest", "contact_sheet")
 
 
 def kind_of(task: TaskInstance, xcoms: Mapping[str, Any]) -> TaskKind | None:

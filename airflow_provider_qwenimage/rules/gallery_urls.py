@@ -84,6 +84,31 @@ def image_path(
     return f"{path}{f'/{kind}' if kind else ''}{_query(region, map_index=map_index)}"
 
 
+def sheet_path(
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int,
+    page: int,
+    *,
+    region: Region | None = None,
+    kind: str = "",
+) -> str:
+    """Return the path of a page of a batch's contact sheet, as the plugin serves it.
+
+    Args:
+        dag_id: The DAG.
+        run_id: The DAG run.
+        task_id: The task.
+        map_index: -1 where the task is not mapped.
+        page: Counted from 1.
+        region: Of a task in a loop; see `made_by.region_of`.
+        kind: ``thumbnail`` instead of the page itself.
+    """
+    path = f"{PREFIX}{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}/sheets/{page}"
+    return f"{path}{f'/{kind}' if kind else ''}{_query(region, map_index=map_index)}"
+
+
 def quoted(name: str) -> str:
     """Return an id as one segment of a path."""
     return quote(name, safe="")

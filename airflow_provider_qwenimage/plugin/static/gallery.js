@@ -41,6 +41,7 @@ let loading = false;
 let timer = 0;
 let shown = -1;
 let generation = 0;
+let sheetsShown = "[]";
 
 // --- Airflow around the page
 
@@ -292,6 +293,34 @@ function showBatches(batches) {
   );
 }
 
+// The contact sheets of batches that have one, each page with a link to its full size.
+function showSheets(batches) {
+  const found = batches.filter((batch) => batch.sheets.length);
+  const text = JSON.stringify(found.map((batch) => [batch.task_url, batch.sheet_pages, batch.sheets]));
+  // Unchanged pages are not loaded again.
+  if (text === sheetsShown) return;
+  sheetsShown = text;
+  at("sheets").replaceChildren(
+    ...found.map((batch) => {
+      const left = batch.sheet_pages - batch.sheets.length;
+      const pages = batch.sheet_pages > 1 ? `, ${number.format(batch.sheet_pages)} pages` : "";
+      return element(
+        "div",
+        { className: "sheet" },
+        element("p", {}, taskLink(batch, taskName(batch)), ` · contact sheet${pages}`),
+        element("div", { className: "pages" }, ...batch.sheets.map((sheet, index) => sheetLink(batch, sheet, index + 1))),
+        left ? element("p", { className: "note", textContent: `${number.format(left)} more pages are next to the manifest.` }) : null,
+      );
+    }),
+  );
+}
+
+function sheetLink(batch, sheet, page) {
+  const name = `Contact sheet of ${taskName(batch)}, page ${page}`;
+  const image = imageAt({ prompt: name }, sheet.thumbnail, "none", { loading: "lazy", decoding: "async" });
+  return element("a", { href: sheet.image, target: "_blank", rel: "noopener", title: "Open in full size" }, image);
+}
+
 function duration(seconds) {
   return seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
 }
@@ -333,6 +362,7 @@ async function load(offset, limit) {
     if (slots.length > found) cut(found);
     showTotals(listing.totals);
     showBatches(listing.batches);
+    showSheets(listing.batches);
     showState(listing);
   } catch (error) {
     if (mine === generation) at("more").textContent = `${error.message || error} Retrying.`;
