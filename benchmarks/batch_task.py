@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 SETTINGS = Settings.of_environment()
+PROVENANCE: Any = SETTINGS.provenance or False
 
 
 class MeasuredBatchOperator(QwenImageBatchOperator):
@@ -44,6 +45,8 @@ with DAG("measured_batch", schedule=None) as dag:
         output_path=str(SETTINGS.output("batch")),
         max_in_flight=SETTINGS.in_flight,
         poll_interval=SETTINGS.poll_interval,
+        provenance=PROVENANCE,
+        contact_sheet=SETTINGS.contact_sheet,
     )
 
 if __name__ == "__main__":

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 
+import pendulum
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
+from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, GenerateRequest, TaskSnapshot, TaskStatus
+from airflow_provider_qwenimage.publish.provenance import ProvenanceMark
+from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
+from airflow_provider_qwenimage.sandbox.painting import paint
 from benchmarks.image_requests import image_requests, write_requests
 from benchmarks.painted_once import PaintedOnceSandbox
 from benchmarks.sandbox_process import ROOT
-from benchmarks.settings import COMPILED, Settings
+from benchmarks.settings import COMPILED, Settings, settings_in_environment
 from benchmarks.tables import machine, table
 from benchmarks.usage import Usage
 from scripts.local_airflow import CannotGoOnError, run_to_the_end
@@ -33,6 +40,7 @@ _MIB = 1024 * 1024
 _MOST_WALL = 1.1
 _MOST_CPU = 1.5
 _MOST_CPU_OF_BOOKS = 1.15
+_MOST_SHARE_OF_MARKS = 0.03
 # A process that uses more than this share of a core limits the wall time.
 _BUSY = 0.8
 _NAMES = ("the batch operator", "the bare script")
@@ -61,7 +69,17 @@ class Result:
     sandbox_share: float
 
 
-_BOOKS_HEADER = ("images", "rounds", "CPU ratio", "CPU s", "CPU s without", "wall ratio", "CPU ratio of each round")
+_COMPARED = ("rounds", "CPU ratio", "CPU s", "CPU s without", "wall ratio", "CPU ratio of each round")
+_BOOKS_HEADER = ("images", *_COMPARED)
+_PUBLISHING_HEADER = ("images", "with", *_COMPARED)
+# The first is what the others are compared with.
+_PUBLISHING = {
+    "neither": settings_in_environment(provenance="", contact_sheet=False),
+    "marks": settings_in_environment(provenance="mark", contact_sheet=False),
+    "marks and a contact sheet": settings_in_environment(provenance="mark", contact_sheet=True),
+}
+_PICTURES = 8
+_MARKS = 200
 
 Pair = tuple[Result, Result]
 
@@ -90,7 +108,15 @@ def _read_arguments() -> argparse.Namespace:
         action="store_true",
         help="compare the operator with books and a budget, on a temporary PostgreSQL server, with it without",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of --books, whose medians count (default: 5)")
+    parser.add_argument(
+        "--publishing",
+        action="store_true",
+        help="compare the operator with marks in the files of the images, and with a contact sheet as well, with it "
+        "without",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of --books and --publishing, whose medians count (default: 5)"
+    )
     return parser.parse_args()
 
 
@@ -104,6 +130,9 @@ def _run(arguments: argparse.Namespace) -> None:
                 contest.prepare()
             if arguments.books:
                 _compare_books(contest, arguments, progress)
+                return
+            if arguments.publishing:
+                _compare_publishing(contest, arguments, progress)
                 return
             pairs: dict[int, Pair] = {}
             for images in arguments.images:
@@ -122,22 +151,77 @@ def _compare_books(contest: _Contest, arguments: argparse.Namespace, progress: P
     rows, ratios = [], []
     with Postgres() as server:
         for images in arguments.images:
-            pairs: list[Pair] = []
+            with_books: list[Result] = []
+            without: list[Result] = []
             for number in range(1, arguments.rounds + 1):
                 database = server.new_database()
+                variants = [(without, {}), (with_books, contest.books_in(database))]
                 with progress.step(f"{images} images, with books and without, round {number} of {arguments.rounds}"):
-                    # Each goes first in every other round: what a machine has just done changes its speed.
-                    books = [database, None] if number % 2 else [None, database]
-                    first, second = (contest.draw("batch", images, one) for one in books)
-                pairs.append((first, second) if number % 2 else (second, first))
+                    _draw_round(contest, images, variants, number)
                 _check_books(database, images)
-            rows.append(_books_cells(images, pairs))
-            ratios.append(median(_cpu_ratio(pair) for pair in pairs))
+            rows.append([f"{images:,}", *_compared_cells(with_books, without)])
+            ratios.append(_cpu_ratio(with_books, without))
     print(f"\n{table(_BOOKS_HEADER, rows)}\n")
     print(machine())
-    print(f"Medians; {arguments.in_flight} images in flight, {arguments.seconds_per_image:g} s per image.")
+    print(_medians(arguments))
     print(f"Goal, with {arguments.images[-1]:,} images:")
     print(_goal(f"  CPU at most {_MOST_CPU_OF_BOOKS:g} times that without books", ratios[-1], _MOST_CPU_OF_BOOKS))
+
+
+def _compare_publishing(contest: _Contest, arguments: argparse.Namespace, progress: Progress) -> None:
+    """Print what marks and a contact sheet add to a batch: each round draws as many images with and without them."""
+    rows = []
+    for images in arguments.images:
+        results: dict[str, list[Result]] = {name: [] for name in _PUBLISHING}
+        for number in range(1, arguments.rounds + 1):
+            with progress.step(f"{images} images, in {len(results)} ways, round {number} of {arguments.rounds}"):
+                variants = [(results[name], settings) for name, settings in _PUBLISHING.items()]
+                _draw_round(contest, images, variants, number)
+        plain, *others = results
+        rows += [[f"{images:,}", name, *_compared_cells(results[name], results[plain])] for name in others]
+    per_image = median(result.usage.cpu_seconds for result in results[plain]) / images
+    marking = _seconds_to_mark(arguments.size)
+    print(f"\n{table(_PUBLISHING_HEADER, rows)}\n")
+    print(machine())
+    print(_medians(arguments))
+    print(f"In a loop, marking an image and computing its second SHA-256 took {marking * 1e6:.0f} µs of CPU.")
+    print(f"Goal, with {arguments.images[-1]:,} images:")
+    print(
+        _goal(
+            f"  that is at most {_MOST_SHARE_OF_MARKS:.0%} of the batch's CPU",
+            marking / per_image,
+            _MOST_SHARE_OF_MARKS,
+        )
+    )
+
+
+def _seconds_to_mark(size: str) -> float:
+    """Return the CPU time for the mark of an image, as the median over several pictures of the sandbox."""
+    request = GenerateRequest(prompt="A picture", size=size)
+    pictures = [paint("A picture", seed, request.pixel_size, request.output_format) for seed in range(_PICTURES)]
+    snapshot = TaskSnapshot(task_id="n" * 32, status=TaskStatus.SUCCESS, created_at=pendulum.now("UTC"))
+    mark, identity = ProvenanceMark("mark"), ImageIdentity(request)
+
+    def seconds(content: bytes) -> float:
+        began = time.process_time()
+        for _ in range(_MARKS):
+            hashlib.sha256(mark(content, request.output_format, snapshot, identity, {}).content).hexdigest()
+        return (time.process_time() - began) / _MARKS
+
+    return median(seconds(content) for content in pictures)
+
+
+def _draw_round(
+    contest: _Contest, images: int, variants: Sequence[tuple[list[Result], Mapping[str, str]]], number: int
+) -> None:
+    """Draw with each variant; another one goes first in each round: what a machine has just done changes its speed."""
+    first = number % len(variants)
+    for results, environment in [*variants[first:], *variants[:first]]:
+        results.append(contest.draw("batch", images, environment))
+
+
+def _medians(arguments: argparse.Namespace) -> str:
+    return f"Medians; {arguments.in_flight} images in flight, {arguments.seconds_per_image:g} s per image."
 
 
 def _check_books(database: Database, images: int) -> None:
@@ -149,19 +233,22 @@ def _check_books(database: Database, images: int) -> None:
         raise CannotGoOnError(f"The books should have {images} images, but have {done}, and {used} credits.")
 
 
-def _cpu_ratio(pair: Pair) -> float:
-    return pair[0].usage.cpu_seconds / pair[1].usage.cpu_seconds
+def _cpu_ratio(results: Sequence[Result], others: Sequence[Result]) -> float:
+    return median(_cpu_ratios(results, others))
 
 
-def _books_cells(images: int, pairs: Sequence[Pair]) -> list[str]:
-    ratios = [_cpu_ratio(pair) for pair in pairs]
+def _cpu_ratios(results: Sequence[Result], others: Sequence[Result]) -> list[float]:
+    return [one.usage.cpu_seconds / other.usage.cpu_seconds for one, other in zip(results, others, strict=True)]
+
+
+def _compared_cells(results: Sequence[Result], others: Sequence[Result]) -> list[str]:
+    walls = [one.usage.wall_seconds / other.usage.wall_seconds for one, other in zip(results, others, strict=True)]
     return [
-        f"{images:,}",
-        f"{len(pairs)}",
-        f"{median(ratios):.2f}",
-        *(f"{median(pair[index].usage.cpu_seconds for pair in pairs):.2f}" for index in (0, 1)),
-        f"{median(books.usage.wall_seconds / without.usage.wall_seconds for books, without in pairs):.2f}",
-        " ".join(f"{ratio:.2f}" for ratio in ratios),
+        f"{len(results)}",
+        f"{_cpu_ratio(results, others):.2f}",
+        *(f"{median(one.usage.cpu_seconds for one in each):.2f}" for each in (results, others)),
+        f"{median(walls):.2f}",
+        " ".join(f"{ratio:.2f}" for ratio in _cpu_ratios(results, others)),
     ]
 
 
@@ -190,13 +277,13 @@ class _Contest:
         shutil.copy(Path(__file__).with_name("batch_task.py"), dags)
         self._call([sys.executable, "-m", "airflow", "db", "migrate"], {})
 
-    def draw(self, contestant: str, images: int, database: Database | None = None) -> Result:
+    def draw(self, contestant: str, images: int, environment: Mapping[str, str] = MappingProxyType({})) -> Result:
         """Let a contestant draw images with prompts that no other contestant uses.
 
         Args:
             contestant: "bare" or "batch".
             images: How many images.
-            database: That of the operator's books; None for no books.
+            environment: Environment variables for the operator's process only.
         """
         arguments, folder = self._arguments, self._folder / f"{contestant}-{images}"
         folder.mkdir()
@@ -215,12 +302,13 @@ class _Contest:
             command += ["--url", self._api.url, "--in-flight", str(arguments.in_flight)]
             usage = json.loads(self._call([*command, "--poll-interval", str(arguments.poll_interval)], {}))
         else:
-            environment = settings.to_environment() | ({} if database is None else self._books_in(database))
-            self._call([sys.executable, str(self._home / "dags" / "batch_task.py")], environment)
+            command = [sys.executable, str(self._home / "dags" / "batch_task.py")]
+            self._call(command, settings.to_environment() | dict(environment))
             usage = json.loads((folder / "usage.json").read_text())
         sandbox_used = self._api.cpu_seconds() - sandbox_began
         sent = self._api.take_counts().requests
-        found = len(list(settings.output(contestant).rglob("*.jp*g")))
+        stored = settings.output(contestant).rglob("*.jp*g")
+        found = sum(not file.name.startswith("contact-sheet") for file in stored)
         submitted = sent.get("generate", 0)
         if not images == found == submitted:
             raise CannotGoOnError(
@@ -230,7 +318,8 @@ class _Contest:
         shutil.rmtree(folder)
         return Result(Usage(**usage), sum(sent.values()), sandbox_used / max(usage["wall_seconds"], sandbox_used))
 
-    def _books_in(self, database: Database) -> dict[str, str]:
+    def books_in(self, database: Database) -> dict[str, str]:
+        """Return the environment in which the operator keeps books."""
         extra = {"books_conn_id": "books", "credits_per_day": 10**6, "credits_per_month": 10**7}
         return {
             "AIRFLOW_CONN_BOOKS": database.connection_json(),

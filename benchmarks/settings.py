@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
@@ -30,22 +31,33 @@ class Settings:
         in_flight: Images at the same time, for contestants that can limit them.
         poll_interval: In seconds.
         folder: The folder that contains a folder of images for each contestant.
+        provenance: The operator's argument; empty for False.
+        contact_sheet: Whether the batch makes a contact sheet.
     """
 
     images: int
     in_flight: int
     poll_interval: float
     folder: str
+    provenance: str = "mark"
+    contact_sheet: bool = False
 
     @classmethod
     def of_environment(cls) -> Self:
         """Read the settings from the environment variables of `to_environment`."""
-        kinds = {"images": int, "in_flight": int, "poll_interval": float, "folder": str}
+        kinds: dict[str, Callable[[str], Any]] = {
+            "images": int,
+            "in_flight": int,
+            "poll_interval": float,
+            "folder": str,
+            "provenance": str,
+            "contact_sheet": "True".__eq__,
+        }
         return cls(**{name: kind(os.environ[_PREFIX + name.upper()]) for name, kind in kinds.items()})
 
     def to_environment(self) -> dict[str, str]:
         """Return the settings as environment variables."""
-        return {_PREFIX + each.name.upper(): str(getattr(self, each.name)) for each in fields(self)}
+        return settings_in_environment(**{each.name: getattr(self, each.name) for each in fields(self)})
 
     def image_requests(self, contestant: str) -> list[dict[str, Any]]:
         """Return the requests of a contestant."""
@@ -54,6 +66,11 @@ class Settings:
     def output(self, contestant: str) -> Path:
         """Return the folder of a contestant's images."""
         return Path(self.folder) / contestant
+
+
+def settings_in_environment(**settings: Any) -> dict[str, str]:
+    """Return some settings as environment variables."""
+    return {_PREFIX + name.upper(): str(value) for name, value in settings.items()}
 
 
 def save_image(image_urls: list[str], folder: Path) -> list[str]:
