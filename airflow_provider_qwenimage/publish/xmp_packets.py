@@ -9,8 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from xml.etree import ElementTree as ET
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _META = "adobe:ns:meta/"
@@ -19,7 +22,7 @@ _HEADER = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
 _TRAILER = '<?xpacket end="w"?>'
 # Far more than programs write; a larger one is not read.
 MAX_PACKET_BYTES = 1024 * 1024
-_NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _END_OF_RDF = re.compile(rb"</(?:[\w.-]+:)?RDF\s*>")
 
 
@@ -128,12 +131,15 @@ def _about_in(packet: bytes) -> str:
     return ""
 
 
-def _descriptions(packet: bytes) -> Iterable[ET.Element]:
+def _descriptions(packet: bytes) -> Iterable[Element]:
     if len(packet) > MAX_PACKET_BYTES:
         raise ValueError(f"the XMP packet has more than {MAX_PACKET_BYTES} bytes")
     # Nothing that declares entities is parsed.
     if b"<!DOCTYPE" in packet or b"<!ENTITY" in packet or b"\0" in packet:
         raise ValueError("the XMP packet is not plain XML in UTF-8")
+    # Few images come with metadata.
+    from xml.etree import ElementTree as ET
+
     try:
         packet.decode()
         root = ET.fromstring(packet.strip(b" \t\r\n\xef\xbb\xbf"))  # noqa: S314  without a DOCTYPE
