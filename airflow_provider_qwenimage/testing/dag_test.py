@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.listeners import hookimpl
-from airflow.providers.common.compat.sdk import DAG, AssetAlias, BaseOperator
+from airflow.providers.common.compat.sdk import DAG, Asset, AssetAlias, BaseOperator
 
 from airflow_provider_qwenimage.airflow_versions import CALLS_TRIGGER_ON_KILL, HAS_PLUGIN_PAGES, HAS_SUPERVISOR
 from airflow_provider_qwenimage.testing.time_limit import TimeIsUp, postponed_interruption
@@ -35,8 +35,9 @@ def make_known(dag: Any) -> None:
     if not HAS_SUPERVISOR:
         # Tables of Airflow 2 refer to those of these models, which only the creation of a database imports.
         import_module("airflow.providers.fab.auth_manager.models")
-        if any(isinstance(outlet, AssetAlias) for task in dag.tasks for outlet in getattr(task, "outlets", None) or ()):
-            # It runs DAGs that are not known, but an asset can be added to a known alias only.
+        outlets = [outlet for task in dag.tasks for outlet in getattr(task, "outlets", None) or ()]
+        if any(isinstance(outlet, Asset | AssetAlias) for outlet in outlets):
+            # It runs DAGs that are not known, but only known assets have events, and only known aliases have assets.
             dag.bulk_write_to_db([dag])
         return
     from airflow.configuration import conf
