@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pkgutil
 import re
@@ -10,15 +11,23 @@ import socket
 import subprocess
 import sys
 import tomllib
+from io import BytesIO
 from pathlib import Path
 
+import pendulum
 import pytest
+from PIL import Image
 
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage import exceptions, provider_info
 from airflow_provider_qwenimage.cli import definition
 from airflow_provider_qwenimage.client.connection import ConnectionSettings
+from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
+from airflow_provider_qwenimage.publish.imagefolder import metadata_records
+from airflow_provider_qwenimage.publish.provenance import TRAINED_ALGORITHMIC_MEDIA, ProvenanceMark
+from airflow_provider_qwenimage.rules.arguments import PROVENANCES
 from airflow_provider_qwenimage.rules.batch_plans import BatchPlan
+from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.tasks.drawing import answer_seconds
 from scripts.docs_site import REFERENCE
@@ -36,9 +45,9 @@ PAGES = {
         *sorted((ROOT / "docs").rglob("*.md")),
     ]
 }
-COMMAND_LINE, CONNECTION, ERRORS, PAYMENT, TESTING, VERSIONS = (
+COMMAND_LINE, CONNECTION, ERRORS, PAYMENT, PUBLISHING, TESTING, VERSIONS = (
     PAGES[f"docs/{name}.md"]
-    for name in ("command-line", "connection", "errors", "what-you-pay-for", "testing", "versions")
+    for name in ("command-line", "connection", "errors", "what-you-pay-for", "publishing", "testing", "versions")
 )
 
 TEST_COMMAND = "python -m pytest"
@@ -198,6 +207,40 @@ def test_the_facts_about_a_submission_have_the_names_that_are_explained(tmp_path
 def test_the_time_that_an_answer_may_take_is_the_one_explained() -> None:
     (seconds,) = re.findall(r"^(\d+) seconds by default", PAYMENT, re.MULTILINE)
     assert answer_seconds(ConnectionSettings("https://example.com", "sk-key")) == int(seconds)
+
+
+def properties_of_a_mark(provenance: str) -> dict[str, str]:
+    """Return the properties that are written into a file, as Pillow reads them."""
+    stream = BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "JPEG")
+    task = TaskSnapshot(task_id="n1", status=TaskStatus.SUCCESS, created_at=pendulum.datetime(2026, 1, 2))
+    identity = ImageIdentity(GenerateRequest(prompt="A red fox", seed=7))
+    made_by = {"dag_id": "nightly", "run_id": "manual", "task_id": "draw"}
+    image = ProvenanceMark(provenance)(stream.getvalue(), "jpeg", task, identity, made_by)
+    with Image.open(BytesIO(image.content)) as opened:
+        packet = opened.info["xmp"].decode()
+    found = re.findall(r"<((?!rdf:|x:)\w+:\w+)>(.*?)</", packet)
+    return {name: re.sub("<.*?>", "", value) for name, value in found}
+
+
+def test_the_table_of_marks_has_what_is_written_into_a_file() -> None:
+    written = {provenance: properties_of_a_mark(provenance) for provenance in PROVENANCES}
+    (_, *rows) = table(PUBLISHING, "property")
+    for provenance, properties in written.items():
+        assert [row[0].strip("`") for row in rows if f"`{provenance}`" in row[2]] == list(properties)
+    values = {row[0].strip("`"): row[1] for row in rows}
+    assert values["Iptc4xmpExt:DigitalSourceType"] == f"`{TRAINED_ALGORITHMIC_MEDIA}`"
+    assert values["Iptc4xmpExt:AISystemUsed"] == f"`{written['mark']['Iptc4xmpExt:AISystemUsed']}`"
+    assert {f"`{json.dumps(provenance)}`" for provenance in PROVENANCES} < {
+        row[0].removesuffix(" (default)") for row in table(PUBLISHING, "`provenance`")
+    }
+
+
+def test_the_table_of_a_dataset_has_its_columns() -> None:
+    request = {"prompt": "A red fox", "size": "1024*768", "seed": 7, "output_format": "png"}
+    rows = [{"row": 1, "status": "SUCCESS", "task_id": "n1", "paths": ["/images/fox.png"], **request}]
+    (record,) = metadata_records(rows)
+    assert [row[0].strip("`") for row in table(PUBLISHING, "column")[1:]] == list(record)
 
 
 def test_every_option_of_a_plan_and_every_key_of_its_json_is_explained() -> None:
