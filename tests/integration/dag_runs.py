@@ -278,6 +278,19 @@ def records(dag: TestDag, folder: Path) -> list[str]:
         return [str(row.value) for row in session.scalars(mine)]
 
 
+def labels_in_the_ui(dag: TestDag, task_id: str) -> list[Any]:
+    """Return what Airflow stores to be shown instead of the map indexes of a task of the last run."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    model: Any = TaskInstance
+    with create_session() as session:
+        mine = select(model).where(model.dag_id == dag.dag.dag_id, model.run_id == dag.run_id, model.task_id == task_id)
+        instances = sorted(session.scalars(mine), key=lambda instance: instance.map_index)
+        return [instance.rendered_map_index for instance in instances]
+
+
 def _last_run_id(dag_id: str) -> str:
     from airflow.models.dagrun import DagRun as AirflowDagRun
     from airflow.utils.session import create_session

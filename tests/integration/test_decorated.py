@@ -14,7 +14,7 @@ from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.tasks import deferral
 from tests.airflows import HAS_TASK_STATES
-from tests.integration.dag_runs import TestDag, crash_once, visible_files
+from tests.integration.dag_runs import TestDag, crash_once, labels_in_the_ui, visible_files
 
 
 def prompts(api: Sandbox) -> list[str]:
@@ -77,8 +77,8 @@ def test_mapped_tasks_and_a_batch_draw_what_their_functions_return(connected_api
     with (dag := TestDag()).dag:
 
         @task.qwenimage(wait_for_completion=True, poll_interval=0.01, multiple_outputs=True)
-        def draw(animal: str, place: str) -> str:
-            return f"A {animal} in {place}"
+        def draw(animal: str, place: str) -> dict[str, Any]:
+            return {"prompt": f"A {animal} in {place}", "label": animal}
 
         @task.qwenimage_batch(output_path=str(tmp_path), poll_interval=0.01)
         def draw_all(number: int) -> Iterator[dict[str, Any]]:
@@ -93,6 +93,7 @@ def test_mapped_tasks_and_a_batch_draw_what_their_functions_return(connected_api
     drawn = ["A fox in snow", "A owl in snow", "Hare 0 {{ ds }}", "Hare 1 {{ ds }}"]
     assert prompts(connected_api) == drawn
     assert [end.xcoms["request"]["prompt"] for end in run.mapped("draw")] == drawn[:2]
+    assert labels_in_the_ui(dag, "draw") == ["fox", "owl"]
     assert all(end.xcoms["image_urls"] == end.returned["image_urls"] for end in run.mapped("draw"))
     assert run["draw_all"].returned["images"] == 2
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]

@@ -9,7 +9,7 @@ from typing import Any
 from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator, sweep
 from airflow_provider_qwenimage.decorators import qwenimage_task
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.integration.dag_runs import TestDag, dag_serialization
+from tests.integration.dag_runs import TestDag, dag_serialization, labels_in_the_ui
 
 
 def dag_with_sweeps(folder: Path) -> TestDag:
@@ -25,19 +25,6 @@ def dag_with_sweeps(folder: Path) -> TestDag:
             sweep("a {red|blue} fox", seed=7)
         )
     return dag
-
-
-def labels_in_the_ui(dag: TestDag, task_id: str) -> list[Any]:
-    """Return what Airflow stores to be shown instead of the map indexes of a task of the last run."""
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-    from sqlalchemy import select
-
-    model: Any = TaskInstance
-    with create_session() as session:
-        mine = select(model).where(model.dag_id == dag.dag.dag_id, model.run_id == dag.run_id, model.task_id == task_id)
-        instances = sorted(session.scalars(mine), key=lambda instance: instance.map_index)
-        return [instance.rendered_map_index for instance in instances]
 
 
 def test_a_sweep_in_a_dag_is_serialized_as_a_list_and_the_same_each_time(tmp_path: Path) -> None:

@@ -156,6 +156,9 @@ def test_labels_are_distinct_and_short() -> None:
         "fox (2)",
         "fox (3)",
     ]
+    # The number is that of the prompt, whatever follows.
+    numbered = ["fox · seed 0", "fox · seed 1", "fox (2) · seed 0", "fox (2) · seed 1"]
+    assert labels(sweep(["fox", "fox "], seed=range(2))) == labels(sweep("{fox|fox }", seed=range(2))) == numbered
     rows = sweep(["x" * 500 + str(n) for n in range(20)], seed=[MAX_SEED, -1], size=SIZES, output_format=OUTPUT_FORMATS)
     assert len(set(labels(rows))) == len(rows)
     assert max(map(len, labels(rows))) <= MAX_LABEL_CHARACTERS
