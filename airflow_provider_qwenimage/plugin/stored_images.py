@@ -47,6 +47,8 @@ _FIELDS = (
     "output_format",
     "size_bytes",
     "sha256",
+    "provenance",
+    "not_marked_because",
     "created_at",
     "stored_at",
     "made_by",

@@ -144,9 +144,11 @@ class ImagePair:
 
         One as it came counts, too: a try that stored it, perhaps of an earlier version, was killed before its sidecar.
         """
-        if creates_exclusively(self.image) and create_bytes(self.content, self.image, writer=self.writer):
+        is_exclusive = creates_exclusively(self.image)
+        if is_exclusive and create_bytes(self.content, self.image, writer=self.writer):
             return True
         found = read_beginning(self.image, max(len(self.content), len(self.downloaded)) + 1)
-        if found in (None, self.downloaded):
+        if found == self.downloaded or (found is None and not is_exclusive):
             put_bytes(self.content, self.image, writer=self.writer)
-        return found in (None, self.content, self.downloaded)
+            return True
+        return found == self.content

@@ -66,6 +66,7 @@ def test_a_new_user_connects_draws_and_finds_the_credits(  # noqa: PLR0915  each
     expect(viewer.get_by_role("img", name=crane)).to_be_visible()
     expect(viewer.get_by_text("1024 \N{MULTIPLICATION SIGN} 768")).to_be_visible()
     expect(viewer.get_by_text("SHA-256")).to_be_visible()
+    expect(viewer.get_by_text("marked in the file")).to_be_visible()
     with page.expect_download() as download:
         viewer.get_by_role("link", name="Download").click()
     assert re.fullmatch(r"a-crane-made-of-.*\.jpg", download.value.suggested_filename)

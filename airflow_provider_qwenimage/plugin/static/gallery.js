@@ -478,6 +478,12 @@ async function copy(text) {
   }
 }
 
+function provenance(sidecar) {
+  if (sidecar?.not_marked_because) return `not marked in the file: ${sidecar.not_marked_because}`;
+  if (!sidecar?.provenance) return null;
+  return sidecar.provenance === "full" ? "marked in the file, with the prompt" : "marked in the file";
+}
+
 function showFacts(item, sidecar) {
   const facts = {
     Status: stateName(item),
@@ -498,6 +504,7 @@ function showFacts(item, sidecar) {
     Stored: moment(sidecar?.stored_at) ?? (item.details ? moment(item.time) : null),
     Path: sidecar?.path,
     "SHA-256": sidecar?.sha256,
+    Provenance: provenance(sidecar),
     "Drawn by": sidecar && sidecar.made_by?.run_id !== item.run_id ? `${sidecar.made_by?.dag_id}, ${sidecar.made_by?.run_id}` : null,
   };
   at("facts").replaceChildren(
