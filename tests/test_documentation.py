@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pkgutil
@@ -13,22 +14,26 @@ import sys
 import tomllib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pendulum
 import pytest
 from PIL import Image
 
 import airflow_provider_qwenimage
-from airflow_provider_qwenimage import exceptions, provider_info
+from airflow_provider_qwenimage import exceptions, provider_info, sweep
 from airflow_provider_qwenimage.cli import definition
 from airflow_provider_qwenimage.client.connection import ConnectionSettings
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.publish.imagefolder import metadata_records
 from airflow_provider_qwenimage.publish.provenance import TRAINED_ALGORITHMIC_MEDIA, ProvenanceMark
+from airflow_provider_qwenimage.publish.xmp_packets import Property, packet_of
 from airflow_provider_qwenimage.rules.arguments import PROVENANCES
 from airflow_provider_qwenimage.rules.batch_plans import BatchPlan
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.sandbox import Sandbox
+from airflow_provider_qwenimage.storage.images import StoredFile, verify_and_store
+from airflow_provider_qwenimage.storage.paths import open_output_path
 from airflow_provider_qwenimage.tasks.drawing import answer_seconds
 from scripts.docs_site import REFERENCE
 from tests.airflow_features import FEATURES, versions
@@ -209,22 +214,40 @@ def test_the_time_that_an_answer_may_take_is_the_one_explained() -> None:
     assert answer_seconds(ConnectionSettings("https://example.com", "sk-key")) == int(seconds)
 
 
-def properties_of_a_mark(provenance: str) -> dict[str, str]:
-    """Return the properties that are written into a file, as Pillow reads them."""
+MADE_BY = {"dag_id": "nightly", "run_id": "manual", "task_id": "draw"}
+
+
+def store_fox(folder: Path, mark: ProvenanceMark | None, xmp: bytes = b"") -> tuple[Path, dict[str, Any]]:
+    """Store an image and return its file and sidecar."""
+    request = GenerateRequest(prompt="A red fox", size="768*1024", seed=7)
     stream = BytesIO()
-    Image.new("RGB", (8, 8)).save(stream, "JPEG")
-    task = TaskSnapshot(task_id="n1", status=TaskStatus.SUCCESS, created_at=pendulum.datetime(2026, 1, 2))
-    identity = ImageIdentity(GenerateRequest(prompt="A red fox", seed=7))
-    made_by = {"dag_id": "nightly", "run_id": "manual", "task_id": "draw"}
-    image = ProvenanceMark(provenance)(stream.getvalue(), "jpeg", task, identity, made_by)
-    with Image.open(BytesIO(image.content)) as opened:
+    Image.new("RGB", (768, 1024)).save(stream, "JPEG", xmp=xmp)
+    created_at = pendulum.datetime(2026, 1, 2)
+    snapshot = TaskSnapshot(
+        task_id="n1", status=TaskStatus.SUCCESS, image_urls=("https://example.com/1",), created_at=created_at
+    )
+    stored = verify_and_store(
+        *(stream.getvalue(), snapshot, ImageIdentity(request), open_output_path(str(folder))),
+        number=1,
+        made_by=MADE_BY,
+        mark=mark,
+    )
+    assert isinstance(stored, StoredFile)
+    file = Path(stored.path)
+    return file, json.loads(file.with_suffix(".json").read_text())
+
+
+def properties_of_a_mark(provenance: str, folder: Path) -> dict[str, str]:
+    """Return the properties that are written into a file, as Pillow reads them."""
+    file, _ = store_fox(folder / provenance, ProvenanceMark(provenance))
+    with Image.open(file) as opened:
         packet = opened.info["xmp"].decode()
     found = re.findall(r"<((?!rdf:|x:)\w+:\w+)>(.*?)</", packet)
     return {name: re.sub("<.*?>", "", value) for name, value in found}
 
 
-def test_the_table_of_marks_has_what_is_written_into_a_file() -> None:
-    written = {provenance: properties_of_a_mark(provenance) for provenance in PROVENANCES}
+def test_the_table_of_marks_has_what_is_written_into_a_file(tmp_path: Path) -> None:
+    written = {provenance: properties_of_a_mark(provenance, tmp_path) for provenance in PROVENANCES}
     (_, *rows) = table(PUBLISHING, "property")
     for provenance, properties in written.items():
         assert [row[0].strip("`") for row in rows if f"`{provenance}`" in row[2]] == list(properties)
@@ -234,6 +257,32 @@ def test_the_table_of_marks_has_what_is_written_into_a_file() -> None:
     assert {f"`{json.dumps(provenance)}`" for provenance in PROVENANCES} < {
         row[0].removesuffix(" (default)") for row in table(PUBLISHING, "`provenance`")
     }
+
+
+def test_the_table_of_a_marks_sidecar_has_its_fields(tmp_path: Path) -> None:
+    _, plain = store_fox(tmp_path / "plain", None)
+    _, marked = store_fox(tmp_path / "marked", ProvenanceMark("mark"))
+    (number,) = re.findall(r"the XMP of a JPEG can have ([\d,]+) bytes", PUBLISHING)
+    most = int(number.replace(",", ""))
+    packet = packet_of([Property("urn:a", "a", "b", "x")])
+    filling = most - len(packet)
+    _, unmarked = store_fox(
+        tmp_path / "unmarked", ProvenanceMark("mark"), packet.replace(b"x<", b"x" * filling + b"x<")
+    )
+    assert f"has room for {most} bytes" in unmarked["not_marked_because"]
+    named = {name for row in table(PUBLISHING, "field of the sidecar")[1:] for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == (marked | unmarked).keys() - plain.keys() | {
+        name for name in ("sha256", "size_bytes") if marked[name] != plain[name]
+    }
+
+
+def test_the_sweep_shown_has_the_images_and_the_price_that_are_stated() -> None:
+    (example,) = re.findall(r"requests=(sweep\(.+\)),", PUBLISHING)
+    (images, price) = re.findall(r"^These are (\d+) images, for (\d+) credits", PUBLISHING, re.MULTILINE)[0]
+    rows = eval(example, {"sweep": sweep, "range": range})  # noqa: S307  of our own page
+    assert f"{images} images, about {price} credits" in repr(rows)
+    (limit,) = re.findall(r"more than ([\d,]+) rows is refused", PUBLISHING)
+    assert int(limit.replace(",", "")) == inspect.signature(sweep).parameters["limit"].default
 
 
 def test_the_table_of_a_dataset_has_its_columns() -> None:
