@@ -29,6 +29,7 @@ class Publishing:
         scratch: A local folder for temporary files.
         contact_sheet: Whether to make a contact sheet.
         dataset: The form of the dataset, or None.
+        is_marked: Whether the contact sheet, like the images, says in its file that a generative model made them.
     """
 
     def __init__(
@@ -40,12 +41,13 @@ class Publishing:
         *,
         contact_sheet: bool,
         dataset: str | None,
+        is_marked: bool = True,
     ) -> None:
         self._folder = folder
         self._manifest = manifest
         self._made_by = made_by
         self._scratch = scratch
-        self._contact_sheets = self._open_contact_sheets() if contact_sheet else None
+        self._contact_sheets = self._open_contact_sheets(is_marked=is_marked) if contact_sheet else None
         self._dataset = dataset
         # For the events of assets.
         self.facts: dict[str, Any] = {}
@@ -92,7 +94,7 @@ class Publishing:
             log.warning("The contact sheet could not be stored. Images and manifest are not affected.", exc_info=True)
             return []
 
-    def _open_contact_sheets(self) -> ContactSheets:
+    def _open_contact_sheets(self, *, is_marked: bool) -> ContactSheets:
         from airflow_provider_qwenimage.publish.contact_sheets import ContactSheets
 
-        return ContactSheets(self._folder, self._manifest.rows, self._made_by)
+        return ContactSheets(self._folder, self._manifest.rows, self._made_by, is_marked=is_marked)

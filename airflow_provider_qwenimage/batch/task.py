@@ -288,7 +288,13 @@ def opened_batch(operator: BatchOperator, context: Context) -> Iterator[BatchTas
         )
         manifest = BatchManifest(folder, batch, made_by, scratch)
         publishing = Publishing(
-            folder, manifest, made_by, scratch, contact_sheet=operator.contact_sheet, dataset=operator.dataset
+            folder,
+            manifest,
+            made_by,
+            scratch,
+            contact_sheet=operator.contact_sheet,
+            is_marked=operator.provenance is not False,
+            dataset=operator.dataset,
         )
         yield BatchTask(ti, batch, manifest, publishing)
         marker.remove()

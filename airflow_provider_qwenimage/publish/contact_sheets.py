@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage.configuration import text_option
+from airflow_provider_qwenimage.publish.provenance import mark_composite
 from airflow_provider_qwenimage.publish.sheet_cells import (
     Cell,
     cell_of,
@@ -80,12 +81,16 @@ class ContactSheets:
         folder: The folder of the batch.
         rows: Returns the rows of its manifest, as they are now.
         made_by: The description of the Airflow task; see `made_by.description_of`.
+        is_marked: Whether the files say that they are composed of generated images.
     """
 
-    def __init__(self, folder: ObjectStoragePath, rows: Rows, made_by: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: ObjectStoragePath, rows: Rows, made_by: Mapping[str, Any], *, is_marked: bool = True
+    ) -> None:
         self._folder = folder
         self._rows = rows
         self._made_by = made_by
+        self._is_marked = is_marked
         self._writer = writer_of(made_by)
         self._instance = made_by["map_index"], iteration_in(made_by)
         self._stopped = threading.Event()
@@ -176,7 +181,8 @@ class ContactSheets:
             if picture.image is not None and cell.reused and other_dags is not None:
                 other_dags = None if picture.other_dag is None else other_dags | {picture.other_dag}
         known = None if other_dags is None else frozenset(other_dags) - {self._made_by["dag_id"]}
-        return page.to_jpeg(SheetComment(self._writer, known).to_bytes())
+        content = page.to_jpeg(SheetComment(self._writer, known).to_bytes())
+        return mark_composite(content) if self._is_marked else content
 
     def _picture(self, cell: Cell, layout: Layout) -> _Picture:
         if cell.image is None or self._stopped.is_set():

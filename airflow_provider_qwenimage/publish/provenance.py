@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # The IPTC's term for "created by a model that was trained on sampled content".
 TRAINED_ALGORITHMIC_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+# "A composite of several elements, at least one of which a model made": a contact sheet.
+COMPOSITE_SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeSynthetic"
 _MODEL = "Qwen-Image-2512"
 _IPTC = ("http://iptc.org/std/Iptc4xmpExt/2008-02-29/", "Iptc4xmpExt")
 _XMP = ("http://ns.adobe.com/xap/1.0/", "xmp")
@@ -32,6 +34,8 @@ _DUBLIN_CORE = ("http://purl.org/dc/elements/1.1/", "dc")
 # Of this package: the standards have no property for these.
 _OWN = ("urn:airflow-provider-qwenimage:xmp:1.0/", "qwenimage")
 _SOURCE_TYPE = Property(*_IPTC, "DigitalSourceType", TRAINED_ALGORITHMIC_MEDIA)
+_SYSTEM = Property(*_IPTC, "AISystemUsed", _MODEL)
+_TOOL = Property(*_XMP, "CreatorTool", f"airflow-provider-qwenimage {__version__}")
 # A manifest may also be stored elsewhere, under the URL that this property has.
 _REMOTE_MANIFEST = "{http://purl.org/dc/terms/}provenance"
 _REASON_CHARACTERS = 300
@@ -90,6 +94,12 @@ class ProvenanceMark:
         return MarkedImage(content, {"provenance": None, "not_marked_because": reason})
 
 
+def mark_composite(jpeg: bytes) -> bytes:
+    """Return a JPEG that this package has composed of generated images, with a mark that says so."""
+    source_type = Property(*_IPTC, "DigitalSourceType", COMPOSITE_SYNTHETIC)
+    return put_xmp(jpeg, "jpeg", find_xmp(jpeg, "jpeg"), packet_of([source_type, _SYSTEM, _TOOL]))
+
+
 def _marked(content: bytes, output_format: str, properties: list[Property]) -> bytes:
     place = find_xmp(content, output_format)
     if place.is_signed or (place.packet is not None and value_in(place.packet, _REMOTE_MANIFEST) is not None):
@@ -107,8 +117,8 @@ def _properties(
 ) -> Iterator[Property]:
     """Yield what is written: nothing that changes if a killed task stores the image again."""
     yield _SOURCE_TYPE
-    yield Property(*_IPTC, "AISystemUsed", _MODEL)
-    yield Property(*_XMP, "CreatorTool", f"airflow-provider-qwenimage {__version__}")
+    yield _SYSTEM
+    yield _TOOL
     if snapshot.created_at is not None:
         yield Property(*_XMP, "CreateDate", snapshot.created_at.in_timezone("UTC").format("YYYY-MM-DDTHH:mm:ss[Z]"))
     yield Property(*_DUBLIN_CORE, "identifier", snapshot.task_id)

@@ -80,8 +80,8 @@ def image_path(
         region: Of a task in a loop; see `made_by.region_of`.
         kind: ``thumbnail`` or ``details`` instead of the image itself.
     """
-    path = f"{PREFIX}{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}/images/{number}"
-    return f"{path}{f'/{kind}' if kind else ''}{_query(region, map_index=map_index)}"
+    task = f"{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}"
+    return _file_path(task, f"images/{number}", kind, region, map_index)
 
 
 def sheet_path(
@@ -105,8 +105,12 @@ def sheet_path(
         region: Of a task in a loop; see `made_by.region_of`.
         kind: ``thumbnail`` instead of the page itself.
     """
-    path = f"{PREFIX}{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}/sheets/{page}"
-    return f"{path}{f'/{kind}' if kind else ''}{_query(region, map_index=map_index)}"
+    task = f"{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}"
+    return _file_path(task, f"sheets/{page}", kind, region, map_index)
+
+
+def _file_path(task: str, file: str, kind: str, region: Region | None, map_index: int) -> str:
+    return f"{PREFIX}{task}/{file}{f'/{kind}' if kind else ''}{_query(region, map_index=map_index)}"
 
 
 def quoted(name: str) -> str:

@@ -17,6 +17,7 @@ from airflow_provider_qwenimage.batch.publishing import Publishing
 from airflow_provider_qwenimage.contract import SIZES
 from airflow_provider_qwenimage.publish import contact_sheets, sheet_drawing
 from airflow_provider_qwenimage.publish.contact_sheets import ContactSheets
+from airflow_provider_qwenimage.publish.provenance import COMPOSITE_SYNTHETIC
 from airflow_provider_qwenimage.publish.sheet_cells import cell_of, heading_of, totals_of
 from airflow_provider_qwenimage.publish.sheet_drawing import Layout
 from airflow_provider_qwenimage.rules.batch_rows import contact_sheet_name, manifest_row, page_of_contact_sheet
@@ -198,6 +199,21 @@ def test_each_hundred_rows_have_a_page_and_pages_of_a_longer_batch_are_removed(f
     folder.sheets().put()
     assert folder.names == sorted([*pages[:2], *foreign])
     assert {name: (folder.path / name).read_bytes() for name in foreign} == foreign
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_sheet_is_marked_as_its_images_are(folder: Folder, *, is_marked: bool) -> None:
+    folder.add()
+    (path,) = ContactSheets(
+        open_output_path(str(folder.path)), lambda: iter(folder.rows), MADE_BY, is_marked=is_marked
+    ).put()
+    content = Path(path.removeprefix("file://")).read_bytes()
+    assert (COMPOSITE_SYNTHETIC.encode() in content) == is_marked
+    # Its own comment, by which the next batch knows it, is found behind the mark.
+    assert read_comment(content) == SheetComment(WRITER, frozenset())
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        assert ("xmp" in image.info) == is_marked
 
 
 def test_equal_rows_have_equal_bytes(folder: Folder) -> None:
