@@ -27,6 +27,7 @@ from airflow_provider_qwenimage.client.connection import ConnectionSettings
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.publish.imagefolder import metadata_records
 from airflow_provider_qwenimage.publish.provenance import TRAINED_ALGORITHMIC_MEDIA, ProvenanceMark
+from airflow_provider_qwenimage.publish.xmp_in_files import find_xmp, put_xmp
 from airflow_provider_qwenimage.publish.xmp_packets import Property, packet_of
 from airflow_provider_qwenimage.rules.arguments import PROVENANCES
 from airflow_provider_qwenimage.rules.batch_plans import BatchPlan
@@ -217,17 +218,20 @@ def test_the_time_that_an_answer_may_take_is_the_one_explained() -> None:
 MADE_BY = {"dag_id": "nightly", "run_id": "manual", "task_id": "draw"}
 
 
-def store_fox(folder: Path, mark: ProvenanceMark | None, xmp: bytes = b"") -> tuple[Path, dict[str, Any]]:
-    """Store an image and return its file and sidecar."""
+def store_fox(folder: Path, mark: ProvenanceMark | None, xmp: bytes | None = None) -> tuple[Path, dict[str, Any]]:
+    """Store an image, which comes with metadata or without, and return its file and sidecar."""
     request = GenerateRequest(prompt="A red fox", size="768*1024", seed=7)
     stream = BytesIO()
-    Image.new("RGB", (768, 1024)).save(stream, "JPEG", xmp=xmp)
+    Image.new("RGB", (768, 1024)).save(stream, "JPEG")
+    content = stream.getvalue()
+    if xmp is not None:
+        content = put_xmp(content, "jpeg", find_xmp(content, "jpeg"), xmp)
     created_at = pendulum.datetime(2026, 1, 2)
     snapshot = TaskSnapshot(
         task_id="n1", status=TaskStatus.SUCCESS, image_urls=("https://example.com/1",), created_at=created_at
     )
     stored = verify_and_store(
-        *(stream.getvalue(), snapshot, ImageIdentity(request), open_output_path(str(folder))),
+        *(content, snapshot, ImageIdentity(request), open_output_path(str(folder))),
         number=1,
         made_by=MADE_BY,
         mark=mark,
@@ -238,11 +242,11 @@ def store_fox(folder: Path, mark: ProvenanceMark | None, xmp: bytes = b"") -> tu
 
 
 def properties_of_a_mark(provenance: str, folder: Path) -> dict[str, str]:
-    """Return the properties that are written into a file, as Pillow reads them."""
+    """Return the properties that are written into a file."""
     file, _ = store_fox(folder / provenance, ProvenanceMark(provenance))
-    with Image.open(file) as opened:
-        packet = opened.info["xmp"].decode()
-    found = re.findall(r"<((?!rdf:|x:)\w+:\w+)>(.*?)</", packet)
+    packet = find_xmp(file.read_bytes(), "jpeg").packet
+    assert packet is not None
+    found = re.findall(r"<((?!rdf:|x:)\w+:\w+)>(.*?)</", packet.decode())
     return {name: re.sub("<.*?>", "", value) for name, value in found}
 
 
