@@ -79,11 +79,17 @@ def test_what_shows_nothing_is_neither_drawn_as_a_box_nor_reported(caplog: pytes
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "\x00", "a\ud800b", "\U0010ffff"])
-def test_text_that_cannot_be_encoded_is_replaced(text: str) -> None:
-    fonts = Lettering(found=())
+@pytest.mark.parametrize("is_shaped", [False, True])
+def test_text_that_cannot_be_encoded_is_replaced(tmp_path: Path, text: str, is_shaped: bool) -> None:
+    fonts = Lettering(found=[own_font_in(tmp_path, "a.ttf")] if is_shaped else ())
     (line,) = fonts.lines(text, 20.0, 1000, 1)
     assert lettering._PLACEHOLDER in line
     drawn(fonts, line)
+
+
+def test_a_mark_that_a_font_lacks_is_not_drawn_as_a_box(tmp_path: Path) -> None:
+    fonts = Lettering(found=[own_font_in(tmp_path, "a.ttf")])
+    assert fonts.lines("a\u0e34b", 20.0, 1000, 1) == ["ab"]
 
 
 def test_the_named_font_is_preferred(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
