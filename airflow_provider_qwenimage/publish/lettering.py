@@ -117,7 +117,7 @@ class Lettering:
     def _clean(self, text: str) -> str:
         """Return a text as one line of characters that can be drawn, with placeholders for the others."""
         line = " ".join(unicodedata.normalize("NFC", text[:_MOST_CHARACTERS]).split())
-        return drawable("".join(map(_shown, line)), self._can_draw, _PLACEHOLDER) if line else ""
+        return drawable(line, self._can_draw, _PLACEHOLDER) if line else ""
 
     def _can_draw(self, character: str) -> bool:
         can_draw = self._first_font(character) is not None
@@ -169,7 +169,7 @@ class Lettering:
     def _plain_font(self, index: int) -> _Font | None:
         """Return a font that draws each character by itself; None if it cannot be opened.
 
-        Raqm draws a mark that stands alone with a dotted circle, also in a font that lacks it.
+        Raqm composes a character that a font lacks of parts, which it may lack as well.
         """
         if index not in self._plain:
             font = self._open(index, _ANY_SIZE)
@@ -204,11 +204,6 @@ def _opened(file: Path, size: float) -> _Font | None:
 
 def _own_font(size: float) -> _Font:
     return ImageFont.load_default(size)
-
-
-def _shown(character: str) -> str:
-    # A lone surrogate cannot be encoded; control characters show nothing.
-    return _PLACEHOLDER if unicodedata.category(character) in ("Cc", "Cs") else character
 
 
 def _about_missing(missing: set[str]) -> str:
