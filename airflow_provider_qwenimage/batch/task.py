@@ -172,8 +172,7 @@ class BatchTask:
         else:
             errors += self._push("manifest", manifest)
             self.facts["manifest"] = manifest
-            # Airflow kills a task that it ends soon after.
-            sheets = [] if self._batch.interruption else self._publishing.put_contact_sheet()
+            sheets = self._publishing.put_contact_sheet()
             if sheets:
                 # Without it, only the gallery shows less.
                 self._push("contact_sheet", sheets)

@@ -139,7 +139,7 @@ class ContactSheets:
                 cells = [cell_of(row) for row in page_rows]
                 head = *heading_of(self._made_by), totals.text(), _position_of(number, totals.pages)
                 content = self._drawn(cells, head, min(totals.rows, ROWS_OF_A_PAGE), lettering, readers)
-                if self._stopped.is_set():
+                if content is None:
                     log.warning("The contact sheet was not finished, because the task was ended from outside.")
                     return paths
                 self._check_own(number)
@@ -166,7 +166,10 @@ class ContactSheets:
         most_cells: int,
         lettering: Lettering,
         readers: ThreadPoolExecutor,
-    ) -> bytes:
+    ) -> bytes | None:
+        """Return a page as a JPEG file; None if `stop` was called."""
+        if self._stopped.is_set():
+            return None
         from airflow_provider_qwenimage.publish.sheet_drawing import Layout, Page
 
         layout = Layout.of(cells, most_cells)
@@ -181,6 +184,8 @@ class ContactSheets:
             if picture.image is not None and cell.reused and other_dags is not None:
                 other_dags = None if picture.other_dag is None else other_dags | {picture.other_dag}
         known = None if other_dags is None else frozenset(other_dags) - {self._made_by["dag_id"]}
+        if self._stopped.is_set():
+            return None
         content = page.to_jpeg(SheetComment(self._writer, known).to_bytes())
         return mark_composite(content) if self._is_marked else content
 

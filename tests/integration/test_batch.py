@@ -753,7 +753,8 @@ def test_a_killed_batch_stops_within_seconds_and_records_every_paid_image(
     api: Sandbox, tmp_path: Path, running: list[QwenImageBatchOperator]
 ) -> None:
     api.configure(seconds_per_image=3600)
-    dag = dag_with_batch(tmp_path, requests=[f"Fox {number}" for number in range(20)], max_in_flight=4, retries=0)
+    requests = [f"Fox {number}" for number in range(20)]
+    dag = dag_with_batch(tmp_path, requests=requests, max_in_flight=4, retries=0, contact_sheet=True)
     stopped_at: list[float] = []
 
     def kill() -> None:
@@ -772,6 +773,9 @@ def test_a_killed_batch_stops_within_seconds_and_records_every_paid_image(
     assert {row["task_id"] for row in manifest(tmp_path) if row["status"] == "UNFINISHED"} == accepted
     # The next try, or a cleared task, resumes them.
     assert recorded_ids(tmp_path) == accepted
+    # There is no time for it.
+    assert "contact_sheet" not in end.xcoms
+    assert not (tmp_path / "contact-sheet.jpg").exists()
 
 
 def test_a_killed_batch_waits_a_few_seconds_for_the_answer_of_a_pending_submission(
