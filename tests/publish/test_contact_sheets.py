@@ -432,3 +432,17 @@ def test_several_images_are_read_at_once_from_slow_storage() -> None:
     (path,) = ContactSheets(folder, lambda: iter(rows), MADE_BY).put()
     assert path.endswith("images/contact-sheet.jpg")
     assert not both.broken
+
+
+def test_a_page_that_is_being_drawn_when_it_is_stopped_is_not_stored() -> None:
+    class Stopping(MemoryStore):
+        def cat_file(self, path: str, *args: Any, **kwargs: Any) -> Any:
+            if path.endswith(".png"):
+                sheets.stop()
+            return super().cat_file(path, *args, **kwargs)
+
+    folder = ObjectStoragePath(f"{attach(Stopping('gs'), 'gs')}bucket/images")
+    files.put_bytes(picture(), folder / "1.png")
+    sheets = ContactSheets(folder, lambda: iter([row(1, "1.png")]), MADE_BY)
+    assert sheets.put() == []
+    assert not (folder / "contact-sheet.jpg").exists()
