@@ -114,6 +114,28 @@ def test_a_failure_shows_its_reason_and_links_its_task(
     expect(page.get_by_role("link", name="Image", exact=True)).to_have_count(0)
 
 
+def test_the_contact_sheet_of_a_batch_is_above_its_images_and_opens_in_full_size(
+    world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
+) -> None:
+    run_id = world.draw("contact_sheet")
+    page = open_page()
+    gallery = steps.open_tab(page, steps.run_path("contact_sheet", run_id))
+    sheet = gallery.get_by_role("img", name="Contact sheet of draw, page 1")
+    expect(sheet).to_be_visible()
+    steps.expect_pictures(page, gallery, 3)
+    expect(sheet).to_have_js_property("complete", True)
+    assert sheet.evaluate("image => image.naturalWidth") > 100
+    top, below = (
+        found.evaluate("shown => shown.getBoundingClientRect().top") for found in (sheet, steps.cards(gallery).first)
+    )
+    assert top < below
+    photograph(page, "gallery-contact-sheet")
+    with page.context.expect_page() as opened:
+        gallery.get_by_role("region", name="Contact sheets").get_by_role("link").last.click()
+    expect(opened.value.locator("img")).to_have_js_property("complete", True)
+    assert opened.value.locator("img").evaluate("image => image.naturalWidth") > 1000
+
+
 def test_an_image_that_is_not_stored_is_linked_and_never_loaded(
     world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
 ) -> None:
@@ -138,6 +160,10 @@ def test_an_image_that_is_not_stored_is_linked_and_never_loaded(
     expect(link).to_have_attribute("href", "https://cdn.example/cdn/a.png")
     expect(link).to_have_attribute("rel", "noopener noreferrer")
     photograph(page, "image-not-stored")
+    page.context.route("https://cdn.example/**", lambda route: route.fulfill(body="An image."))
+    with page.context.expect_page() as opened:
+        link.click()
+    expect(opened.value.get_by_text("An image.")).to_be_visible()
     assert not [url for url in requested if "/cdn/" in url]
     page.goto(steps.run_path("not_stored", run_id) + "/tasks/draw/details")
     address = page.get_by_role("link", name="Image", exact=True).get_attribute("href")

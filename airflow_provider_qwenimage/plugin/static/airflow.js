@@ -33,11 +33,12 @@ export function followTheme() {
   }
 }
 
-// The frame of a tab may not navigate the window, but Airflow's page may.
+// The frame of a tab may neither navigate the window nor open another one, but Airflow's page may.
 export function openInAirflow(event) {
   if (window.parent === window || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   const link = window.parent.document.createElement("a");
-  link.href = event.currentTarget.href;
+  const { href, target, rel, referrerPolicy } = event.currentTarget;
+  Object.assign(link, { href, target: target === "_blank" ? target : "", rel, referrerPolicy });
   link.click();
 }

@@ -318,7 +318,9 @@ function showSheets(batches) {
 function sheetLink(batch, sheet, page) {
   const name = `Contact sheet of ${taskName(batch)}, page ${page}`;
   const image = imageAt({ prompt: name }, sheet.thumbnail, "none", { loading: "lazy", decoding: "async" });
-  return element("a", { href: sheet.image, target: "_blank", rel: "noopener", title: "Open in full size" }, image);
+  const link = element("a", { href: sheet.image, target: "_blank", rel: "noopener", title: "Open in full size" }, image);
+  link.addEventListener("click", openInAirflow);
+  return link;
 }
 
 function duration(seconds) {
@@ -448,7 +450,9 @@ function showActions(item) {
   }
   if (item.address) {
     const properties = { target: "_blank", rel: "noopener noreferrer", referrerPolicy: "no-referrer" };
-    actions.push(element("a", { href: item.address, textContent: "Open at the API", ...properties }));
+    const link = element("a", { href: item.address, textContent: "Open at the API", ...properties });
+    link.addEventListener("click", openInAirflow);
+    actions.push(link);
   }
   actions.push(taskLink(item, "Open the task"));
   at("actions").replaceChildren(...actions);

@@ -55,6 +55,16 @@ with DAG("many_images", schedule=None, start_date=START, params={"number": 500, 
         poll_interval=POLL_INTERVAL,
     )
 
+with DAG("contact_sheet", schedule=None, start_date=START):
+    QwenImageBatchOperator(
+        task_id="draw",
+        requests=[{"prompt": "A fox in the snow", "label": "Fox"}, "A hare", "狐狸", "An owl [fail]"],
+        output_path=f"{FOLDER}/contact_sheet",
+        max_failures=1,
+        contact_sheet=True,
+        poll_interval=POLL_INTERVAL,
+    )
+
 with DAG("not_stored", schedule=None, start_date=START):
     QwenImageGenerateOperator(
         task_id="draw",
