@@ -171,6 +171,10 @@ def plan_task(operator: BatchOperator, context: Context) -> dict[str, Any]:
             from airflow_provider_qwenimage.publish.dataset_folder import check_dataset
 
             check_dataset(folder)
+        if operator.contact_sheet:
+            from airflow_provider_qwenimage.publish.contact_sheets import ContactSheets
+
+            ContactSheets(folder, lambda: iter(()), made_by).check(plan.rows)
         for line in plan.table():
             log.info("%6d rows, %g credits: %s.", line["rows"], line["credits"], line["what"])
         for note in plan.notes():

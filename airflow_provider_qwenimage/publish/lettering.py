@@ -172,10 +172,9 @@ class Lettering:
         Raqm composes a character that a font lacks of parts, which it may lack as well.
         """
         if index not in self._plain:
-            font = self._open(index, _ANY_SIZE)
-            if isinstance(font, ImageFont.FreeTypeFont):
-                font = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
-            self._plain[index] = font
+            is_own = index == len(self._files)
+            plain = ImageFont.Layout.BASIC
+            self._plain[index] = _own_font(_ANY_SIZE) if is_own else _opened(self._files[index], _ANY_SIZE, plain)
         return self._plain[index]
 
     def _font(self, index: int, size: float) -> _Font:
@@ -195,9 +194,9 @@ def is_right_to_left(line: str) -> bool:
     return next((direction in ("R", "AL") for direction in directions if direction in ("L", "R", "AL")), False)
 
 
-def _opened(file: Path, size: float) -> _Font | None:
+def _opened(file: Path, size: float, layout: ImageFont.Layout | None = None) -> _Font | None:
     try:
-        return ImageFont.truetype(str(file), size)
+        return ImageFont.truetype(str(file), size, layout_engine=layout)
     except (OSError, ValueError):
         return None
 

@@ -65,12 +65,14 @@ def test_a_dry_run_returns_what_the_command_prints_and_what_the_batch_then_does(
 def test_a_dry_run_fails_once_if_a_row_is_bad_or_too_many_would_fail(connected_api: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "hare.jpg").write_bytes(b"mine")
     (tmp_path / "metadata.csv").write_bytes(b"mine")
+    (tmp_path / "contact-sheet.jpg").write_bytes(b"mine")
     dag = TestDag(params={"requests": "to be replaced"})
     arguments: dict[str, Any] = {"output_path": str(tmp_path), "dry_run": True}
     with dag:
         QwenImageBatchOperator(task_id="bad", requests="{{ params.requests }}", **arguments)
         QwenImageBatchOperator(task_id="blocked", requests=ROWS, **arguments)
         QwenImageBatchOperator(task_id="dataset", requests=ROWS[:1], dataset="imagefolder", **arguments)
+        QwenImageBatchOperator(task_id="sheet", requests=ROWS[:1], contact_sheet=True, **arguments)
         QwenImageBatchOperator(task_id="allowed", requests=ROWS, max_failures=1, **arguments)
         QwenImageBatchOperator.partial(task_id="mapped", **arguments).expand(requests=[ROWS[:1], ROWS[:2]])
     run = dag.run(run_conf={"requests": '["A fox", ""]'})
@@ -81,6 +83,8 @@ def test_a_dry_run_fails_once_if_a_row_is_bad_or_too_many_would_fail(connected_a
     assert "hare.jpg exists and has no sidecar" in str(run["blocked"].error)
     assert (run["dataset"].state, run["dataset"].tries) == ("failed", 1)
     assert "has a file metadata.csv" in str(run["dataset"].error)
+    assert (run["sheet"].state, run["sheet"].tries) == ("failed", 1)
+    assert "contact-sheet.jpg is not the contact sheet of a batch" in str(run["sheet"].error)
     assert (run["allowed"].returned["blocked"], run["allowed"].returned["to_submit"]) == (1, 2)
     assert [end.returned["to_submit"] for end in run.mapped("mapped")] == [1, 2]
     assert connected_api.requests == []
