@@ -26,7 +26,7 @@ from airflow_provider_qwenimage.cli import definition
 from airflow_provider_qwenimage.client.connection import ConnectionSettings
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.publish.imagefolder import metadata_records
-from airflow_provider_qwenimage.publish.provenance import TRAINED_ALGORITHMIC_MEDIA, ProvenanceMark
+from airflow_provider_qwenimage.publish.provenance import COMPOSITE_SYNTHETIC, TRAINED_ALGORITHMIC_MEDIA, ProvenanceMark
 from airflow_provider_qwenimage.publish.xmp_in_files import find_xmp, put_xmp
 from airflow_provider_qwenimage.publish.xmp_packets import Property, packet_of
 from airflow_provider_qwenimage.rules.arguments import PROVENANCES
@@ -255,6 +255,7 @@ def test_the_table_of_marks_has_what_is_written_into_a_file(tmp_path: Path) -> N
     (_, *rows) = table(PUBLISHING, "property")
     for provenance, properties in written.items():
         assert [row[0].strip("`") for row in rows if f"`{provenance}`" in row[2]] == list(properties)
+    assert f"`{COMPOSITE_SYNTHETIC}`" in PUBLISHING
     values = {row[0].strip("`"): row[1] for row in rows}
     assert values["Iptc4xmpExt:DigitalSourceType"] == f"`{TRAINED_ALGORITHMIC_MEDIA}`"
     assert values["Iptc4xmpExt:AISystemUsed"] == f"`{written['mark']['Iptc4xmpExt:AISystemUsed']}`"
