@@ -95,7 +95,7 @@ with DAG(
             "%s images for %s rows in %s, %s credits",
             *map(facts.get, ("images", "rows", "folder", "consumed_credits")),
         )
-        lines = ObjectStoragePath(facts["metadata"]).read_text(encoding="utf-8").splitlines()
-        return {record["file_name"]: record["text"] for record in map(json.loads, lines)}
+        with ObjectStoragePath(facts["metadata"]).open(encoding="utf-8") as lines:
+            return {record["file_name"]: record["text"] for record in map(json.loads, lines)}
 
     released = release()

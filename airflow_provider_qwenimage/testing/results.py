@@ -181,7 +181,7 @@ def _texts(value: Any) -> list[str]:
 def _rows(manifest: str) -> Iterable[Mapping[str, Any]]:
     from airflow_provider_qwenimage.storage.paths import path_of
 
-    return [json.loads(line) for line in path_of(manifest).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path_of(manifest).read_bytes().splitlines()]
 
 
 def read_run(dag_id: str, run_id: str, errors: Mapping[Key, list[BaseException]]) -> DagRunResult:

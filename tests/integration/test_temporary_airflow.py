@@ -63,7 +63,11 @@ def test_a_whole_dag_of_a_test_runs_and_shows_its_images(
             task_id="wait", image_task_id=submit.output, deferrable=False, mode="reschedule", poke_interval=0.05
         )
         batch = QwenImageBatchOperator(
-            task_id="batch", requests=["A heron", "A [policy] crane"], output_path=folder, max_failures=1, **quick
+            task_id="batch",
+            requests=["A heron\u2028in reeds", "A [policy] crane"],
+            output_path=folder,
+            max_failures=1,
+            **quick,
         )
         drawn >> submit >> sensor >> batch
 
