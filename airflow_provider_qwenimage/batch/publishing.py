@@ -89,10 +89,13 @@ class Publishing:
         if self._contact_sheets is None:
             return []
         try:
-            return self._contact_sheets.put()
+            paths = self._contact_sheets.put()
         except Exception:  # any storage's; the images are what was asked for first
             log.warning("The contact sheet could not be stored. Images and manifest are not affected.", exc_info=True)
             return []
+        # The others are named after the first page.
+        self.facts |= {"contact_sheet": paths[0]} if paths else {}
+        return paths
 
     def _open_contact_sheets(self, *, is_marked: bool) -> ContactSheets:
         from airflow_provider_qwenimage.publish.contact_sheets import ContactSheets

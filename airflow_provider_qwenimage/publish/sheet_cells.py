@@ -84,17 +84,19 @@ def number_of_pages(rows: int) -> int:
 def cell_of(row: Mapping[str, Any]) -> Cell:
     """Return what is shown of a row of a manifest."""
     image = _image_of(row)
-    seed = row.get("seed")
+    label = row.get("label") or row.get("prompt") or ""
+    seed = "random seed" if row.get("seed") in (None, _RANDOM) else f"seed {row['seed']}"
     same_as = row.get("same_as")
     more = len(row.get("paths") or ()) - 1
     details = [
         f"{row['row']}",
-        "random seed" if seed in (None, _RANDOM) else f"seed {seed}",
+        # The label of a sweep often ends with it.
+        "" if label.endswith(seed) else seed,
         "" if same_as is None else f"same as {same_as}",
         f"+ {counted(more, 'image')}" if image is not None and more > 0 else "",
     ]
     return Cell(
-        label=row.get("label") or row.get("prompt") or "",
+        label=label,
         details=" · ".join(filter(None, details)),
         image=image,
         reused=bool(row.get("reused")),

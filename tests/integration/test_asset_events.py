@@ -67,6 +67,7 @@ def test_events_of_tasks_that_wait_reuse_submit_and_draw_a_batch(
             task_id="batch",
             requests=["a fox", "an owl"],
             dataset="imagefolder",
+            contact_sheet=True,
             outlets=[AssetAlias("folders")],
             **common,
         )
@@ -94,6 +95,7 @@ def test_events_of_tasks_that_wait_reuse_submit_and_draw_a_batch(
         "manifest_sha256": hashlib.sha256((folder / "manifest.jsonl").read_bytes()).hexdigest(),
         "dataset": "imagefolder",
         "metadata": str(folder / "metadata.jsonl"),
+        "contact_sheet": str(folder / "contact-sheet.jpg"),
     }
     assert events["batch"] == [(uri, run["batch"].returned | files)]
     assert connected_api.api_key not in str(events)

@@ -168,6 +168,9 @@ def test_a_cell_has_the_label_or_the_prompt_with_the_seed_and_the_number_of_the_
     plain, labelled = row(7, "a.png", seed=42), row(8, "b.png", label="red", paths=["/x/b.png", "/x/b-2.png"])
     assert (cell_of(plain).label, cell_of(plain).details) == ("Prompt 7", "7 · seed 42")
     assert (cell_of(labelled).label, cell_of(labelled).details) == ("red", "8 · random seed · + 1 image")
+    # The label of a sweep has the seed already; that of another one may have another number.
+    assert cell_of(row(9, "c.png", label="red · seed 4", seed=4)).details == "9"
+    assert cell_of(row(9, "c.png", label="red · seed 4", seed=42)).details == "9 · seed 42"
 
 
 def test_the_text_of_a_cell_is_drawn_below_its_image(folder: Folder) -> None:
