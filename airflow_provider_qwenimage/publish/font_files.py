@@ -73,7 +73,11 @@ def _files_below(folders: list[Path]) -> Iterator[Path]:
 
 
 def _folders() -> list[Path]:
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError:
+        # A container's user may have neither a home nor an entry in the list of users.
+        home = Path("/nonexistent")
     if sys.platform == "darwin":
         return [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"]
     if sys.platform == "win32":

@@ -189,3 +189,11 @@ def test_fonts_are_found_in_order_of_preference(tmp_path: Path, monkeypatch: pyt
 def test_each_system_has_folders_for_fonts(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", platform)
     assert len(font_files._folders()) >= 2
+
+
+def test_a_user_without_a_home_has_the_fonts_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert Path("/usr/share/fonts") in font_files._folders()
