@@ -120,6 +120,27 @@ print(json.dumps([count, [name for name in heavy if name in sys.modules]]))
     assert run_script(script) == [4, []]
 
 
+def test_nothing_of_publishing_is_loaded_by_who_does_not_use_it(run_script: RunScript) -> None:
+    script = """
+import json, sys
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator
+from airflow_provider_qwenimage.batch.task import opened_batch
+from airflow_provider_qwenimage.tasks import generating
+from airflow_provider_qwenimage.tasks.opening import mark_of
+
+def loaded():
+    return [name for name in sys.modules if name.startswith("airflow_provider_qwenimage.publish")]
+
+QwenImageGenerateOperator(task_id="draw", prompt="A fox", output_path="/x", provenance="full")
+QwenImageBatchOperator(task_id="batch", requests=["A fox"], output_path="/x", contact_sheet=True, dataset="imagefolder")
+assert mark_of(False) is None
+parsed = loaded()
+mark_of("mark")
+print(json.dumps([parsed, "airflow_provider_qwenimage.publish.provenance" in loaded()]))
+"""
+    assert run_script(script) == [[], True]
+
+
 def test_the_provider_info_loads_without_airflow(run_script: RunScript) -> None:
     loaded = run_script(
         "import json, sys\n"
