@@ -95,7 +95,8 @@ with DAG(
             "%s images for %s rows in %s, %s credits",
             *map(facts.get, ("images", "rows", "folder", "consumed_credits")),
         )
-        with ObjectStoragePath(facts["metadata"]).open(encoding="utf-8") as lines:
-            return {record["file_name"]: record["text"] for record in map(json.loads, lines)}
+        # As bytes, which have no other ends of lines: a caption may have some.
+        lines = ObjectStoragePath(facts["metadata"]).read_bytes().splitlines()
+        return {record["file_name"]: record["text"] for record in map(json.loads, lines)}
 
     released = release()
