@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_qwenimage._version import __version__
@@ -18,6 +19,8 @@ from airflow_provider_qwenimage.storage.images import MarkedImage
 from airflow_provider_qwenimage.text.messages import printable, shorten
 
 if TYPE_CHECKING:
+    import pendulum
+
     from airflow_provider_qwenimage.contract import TaskSnapshot
     from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 
@@ -75,8 +78,8 @@ class ProvenanceMark:
             identity: The request.
             made_by: The Airflow task that submitted it; see `made_by.description_of`.
         """
-        properties = list(_properties(self._provenance, snapshot, identity, made_by))
         try:
+            properties = list(_properties(self._provenance, snapshot, identity, made_by))
             marked = _marked(content, output_format, properties)
         except Exception as error:  # noqa: BLE001  the image is paid: it is stored without a mark
             reason = shorten(printable(str(error)), _REASON_CHARACTERS)
@@ -120,7 +123,7 @@ def _properties(
     yield _SYSTEM
     yield _TOOL
     if snapshot.created_at is not None:
-        yield Property(*_XMP, "CreateDate", snapshot.created_at.in_timezone("UTC").format("YYYY-MM-DDTHH:mm:ss[Z]"))
+        yield Property(*_XMP, "CreateDate", _date(snapshot.created_at))
     yield Property(*_DUBLIN_CORE, "identifier", snapshot.task_id)
     if provenance != "full":
         return
@@ -132,3 +135,10 @@ def _properties(
     for name, field in (("DagId", "dag_id"), ("RunId", "run_id"), ("TaskId", "task_id")):
         if made_by.get(field) is not None:
             yield Property(*_OWN, name, str(made_by[field]))
+
+
+def _date(time: pendulum.DateTime) -> str:
+    """Return a time in UTC; with its own offset, if it is beyond the first or the last year there."""
+    with suppress(OverflowError):
+        time = time.in_timezone("UTC")
+    return time.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -346,6 +346,22 @@ def test_without_a_time_of_the_api_the_mark_has_none() -> None:
     assert b"<qwenimage:" not in packet
 
 
+@pytest.mark.parametrize(
+    ("reported", "written"),
+    [
+        ("2026-01-02T03:04:05.6+02:00", "2026-01-02T01:04:05Z"),
+        ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
+        ("0001-01-01T00:00:00+14:00", "0001-01-01T00:00:00+14:00"),
+        ("9999-12-31T23:59:59-14:00", "9999-12-31T23:59:59-14:00"),
+    ],
+)
+def test_any_time_that_the_api_reports_is_written(reported: str, written: str) -> None:
+    snapshot = TaskSnapshot.from_data({"task_id": "n1", "status": "PENDING", "created_at": reported})
+    identity = ImageIdentity(request("png"))
+    found = ProvenanceMark("mark")(image_file("png"), "png", snapshot, identity, MADE_BY)
+    assert value_in(packet_in(found.content, "png"), "{http://ns.adobe.com/xap/1.0/}CreateDate") == written
+
+
 NAMES = [Property(f"urn:{number}/", f"p{number}", "name", "x") for number in range(3)]
 
 
