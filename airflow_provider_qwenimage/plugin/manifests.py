@@ -91,13 +91,15 @@ def read_rows(
     Returns:
         The rows, and why some or all are missing, as a sentence for the page, or None.
     """
+    # It is the hash of all that names the task: not for each of the rows.
+    writer = task.writer
     progress = xcoms.get("progress")
     listed = progress.get("rows") if isinstance(progress, Mapping) else None
     manifest = xcoms.get("manifest")
     if isinstance(manifest, str):
         recorded, name = path(manifest), manifest_name(task.map_index, task.iteration)
     elif isinstance(listed, str):
-        recorded, name = path(listed), rows_name(task.writer)
+        recorded, name = path(listed), rows_name(writer)
     else:
         return (), next((value.reason for value in (manifest, progress) if isinstance(value, UnreadableXCom)), None)
     if recorded is None:
@@ -106,7 +108,7 @@ def read_rows(
         found = reads.run(task.dag_id, storage_of(recorded), lambda: _read(recorded, name), deadline)
     except RefusedError as refusal:
         return (), str(refusal)
-    own = [row for row in found.rows if row.get("writer") == task.writer]
+    own = [row for row in found.rows if row.get("writer") == writer]
     if found.rows and not own:
         return (), (
             "A later batch replaced the manifest of this one. To keep the images of each run in the gallery, give each "
