@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_qwenimage.rules.batch_rows import manifest_name, manifest_row, rows_name
+from airflow_provider_qwenimage.rules.batch_rows import first_row, manifest_name, manifest_row, rows_name
 from airflow_provider_qwenimage.rules.made_by import iteration_in, writer_of
 from airflow_provider_qwenimage.storage.files import (
+    check_own,
     check_replaceable,
     put_file,
-    read_beginning,
     remove_file,
     remove_leftovers,
 )
@@ -141,20 +141,11 @@ def check_manifest(folder: ObjectStoragePath, name: str) -> None:
         ValueError: If a file of that name is not a manifest.
         OSError: If it cannot be read, or something other than a file has that name.
     """
-    target = folder / name
-    check_replaceable(target)
-    beginning = read_beginning(target, _FIRST_ROW_BYTES)
-    if beginning and not _is_a_row(beginning):
-        raise ValueError(
-            f"output_path is {str(folder)!r}, and its file {name} is not the manifest of a batch, so it is not "
-            "replaced. Move that file away, or store the images in another folder."
-        )
+    check_replaceable(folder / name)
+    check_own(folder, name, _FIRST_ROW_BYTES, _is_a_row, "is not the manifest of a batch")
 
 
 def _is_a_row(beginning: bytes) -> bool:
     """Whether a file begins with a row of a manifest, of this version of the package or an earlier one."""
-    try:
-        row = json.loads(beginning.partition(b"\n")[0])
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and "row" in row and "status" in row
+    row = first_row(beginning)
+    return row is not None and "row" in row and "status" in row

@@ -28,6 +28,7 @@ from airflow_provider_qwenimage.rules.made_by import iteration_in, writer_of
 from airflow_provider_qwenimage.rules.reduced_images import reduced_image
 from airflow_provider_qwenimage.rules.verification import MOST_PIXELS, open_image
 from airflow_provider_qwenimage.storage.files import (
+    check_own,
     check_replaceable,
     list_names,
     put_bytes,
@@ -215,19 +216,18 @@ class ContactSheets:
         return page_of_contact_sheet(name, *self._instance)
 
     def _check_own(self, page: int) -> None:
-        file = self._file(page)
-        beginning = read_beginning(file, COMMENT_BYTES)
-        if beginning and read_comment(beginning) is None:
-            raise ValueError(
-                f"output_path is {str(self._folder)!r}, and its file {file.name} is not the contact sheet of a batch, "
-                "so it is not replaced. Move that file away, or store the images in another folder."
-            )
+        name = contact_sheet_name(*self._instance, page)
+        check_own(self._folder, name, COMMENT_BYTES, _is_sheet, "is not the contact sheet of a batch")
 
     def _remove_pages_after(self, last: int) -> None:
         for page in self._stored_pages():
             beginning = read_beginning(self._file(page), COMMENT_BYTES) if page > last else None
-            if beginning and read_comment(beginning) is not None:
+            if beginning and _is_sheet(beginning):
                 remove_file(self._file(page))
+
+
+def _is_sheet(beginning: bytes) -> bool:
+    return read_comment(beginning) is not None
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from airflow_provider_qwenimage.publish.imagefolder import (
     metadata_line,
     metadata_records,
 )
-from airflow_provider_qwenimage.rules.made_by import iteration_in, writer_of
-from airflow_provider_qwenimage.storage.files import check_replaceable, create_json, put_file, read_beginning
+from airflow_provider_qwenimage.rules.made_by import is_mapped, iteration_in, writer_of
+from airflow_provider_qwenimage.storage.files import check_own, check_replaceable, create_json, put_file, read_beginning
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -34,14 +34,8 @@ def check_dataset(folder: ObjectStoragePath) -> None:
         ValueError: If it would replace another file, or another file would keep `datasets` from loading the folder.
         OSError: If a file cannot be read, or something other than a file has that name.
     """
-    target = folder / METADATA_NAME
-    check_replaceable(target)
-    beginning = read_beginning(target, FIRST_LINE_BYTES)
-    if beginning and not is_metadata(beginning):
-        raise ValueError(
-            f"output_path is {str(folder)!r}, and its file {METADATA_NAME} was not written by this package, so it is "
-            "not replaced. Move that file away, or store the images in another folder."
-        )
+    check_replaceable(folder / METADATA_NAME)
+    check_own(folder, METADATA_NAME, FIRST_LINE_BYTES, is_metadata, "was not written by this package")
     for name in OTHER_METADATA_NAMES:
         if read_beginning(folder / name, 1) is not None:
             raise ValueError(
@@ -60,7 +54,7 @@ def claim_folder(folder: ObjectStoragePath, made_by: Mapping[str, Any]) -> None:
         OSError: If the file cannot be written.
     """
     own = {"map_index": made_by["map_index"], "iteration": iteration_in(made_by)}
-    if own["map_index"] < 0 and own["iteration"] is None:
+    if not is_mapped(own["map_index"]) and own["iteration"] is None:
         return
     siblings = json.dumps([made_by[name] for name in ("dag_id", "run_id", "task_id")]).encode()
     claim = folder / f".dataset-{hashlib.sha256(siblings).hexdigest()[:16]}.json"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from airflow_provider_qwenimage.contract import RANDOM_SEED
-from airflow_provider_qwenimage.rules.batch_rows import RowStatus
+from airflow_provider_qwenimage.rules.batch_rows import RowStatus, first_row
 from airflow_provider_qwenimage.text.storable import storable_text
 
 METADATA_NAME = "metadata.jsonl"
@@ -83,11 +83,8 @@ def metadata_line(record: Mapping[str, Any]) -> bytes:
 
 def is_metadata(beginning: bytes) -> bool:
     """Whether a file begins with a line of this package's, of this version or an earlier one."""
-    try:
-        record = json.loads(beginning.partition(b"\n")[0])
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and record.keys() >= _OWN_COLUMNS
+    record = first_row(beginning)
+    return record is not None and record.keys() >= _OWN_COLUMNS
 
 
 def has_split_word(file_name: str) -> bool:

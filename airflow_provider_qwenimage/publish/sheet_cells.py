@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_qwenimage.contract import RANDOM_SEED
 from airflow_provider_qwenimage.rules.batch_rows import RowStatus
 from airflow_provider_qwenimage.rules.contact_sheets import ROWS_OF_A_PAGE
-from airflow_provider_qwenimage.rules.made_by import iteration_in
+from airflow_provider_qwenimage.rules.made_by import is_mapped, iteration_in
 
 _SIZE = re.compile(r"([1-9]\d{0,4})\*([1-9]\d{0,4})", re.ASCII)
-_RANDOM = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def cell_of(row: Mapping[str, Any]) -> Cell:
     """Return what is shown of a row of a manifest."""
     image = _image_of(row)
     label = row.get("label") or row.get("prompt") or ""
-    seed = "random seed" if row.get("seed") in (None, _RANDOM) else f"seed {row['seed']}"
+    seed = "random seed" if row.get("seed") in (None, RANDOM_SEED) else f"seed {row['seed']}"
     same_as = row.get("same_as")
     more = len(row.get("paths") or ()) - 1
     details = [
@@ -112,7 +112,7 @@ def heading_of(made_by: Mapping[str, Any]) -> tuple[str, str]:
         made_by: The description of the Airflow task; see `made_by.description_of`.
     """
     map_index, iteration = made_by["map_index"], iteration_in(made_by)
-    mapped = f" [{map_index}]" if map_index is not None and map_index >= 0 else ""
+    mapped = f" [{map_index}]" if is_mapped(map_index) else ""
     in_loop = "" if iteration is None else f", iteration {iteration}"
     return str(made_by["dag_id"]), f"{made_by['task_id']}{mapped}{in_loop} · {made_by['run_id']}"
 

@@ -7,12 +7,14 @@ runs, IN_PROGRESS. No I/O.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from itertools import islice
 from typing import Any
 
+from airflow_provider_qwenimage.rules.made_by import is_mapped
 from airflow_provider_qwenimage.text.storable import MAX_MESSAGE_CHARACTERS, storable_text
 
 # Messages name so many rows and count the others.
@@ -80,7 +82,7 @@ def manifest_name(map_index: int | None, iteration: int | None = None) -> str:
         map_index: The map index of the Airflow task; -1 or None if it is not mapped.
         iteration: The iteration of the loop that the task is in, or None.
     """
-    mapped = f"-{map_index}" if _is_mapped(map_index) else ""
+    mapped = f"-{map_index}" if is_mapped(map_index) else ""
     return f"manifest{_in_loop(iteration)}{mapped}.jsonl"
 
 
@@ -105,12 +107,8 @@ def page_of_contact_sheet(name: str, map_index: int | None, iteration: int | Non
 
 
 def _sheet_stem(map_index: int | None, iteration: int | None) -> str:
-    mapped = f"-m{map_index}" if _is_mapped(map_index) else ""
+    mapped = f"-m{map_index}" if is_mapped(map_index) else ""
     return f"contact-sheet{_in_loop(iteration)}{mapped}"
-
-
-def _is_mapped(map_index: int | None) -> bool:
-    return map_index is not None and map_index >= 0
 
 
 def _in_loop(iteration: int | None) -> str:
@@ -138,6 +136,15 @@ def manifest_row(
         writer: The Airflow task that writes it; see `writer_of`.
     """
     return {"row": number, "status": str(RowStatus.NOT_SUBMITTED), **request, **(outcome or {}), "writer": writer}
+
+
+def first_row(beginning: bytes) -> dict[str, Any] | None:
+    """Return the first row of a file in JSON Lines, by the first bytes of the file; None if it has none."""
+    try:
+        row = json.loads(beginning.partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def row_error(error: BaseException) -> dict[str, Any]:

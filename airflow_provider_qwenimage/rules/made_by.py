@@ -44,6 +44,11 @@ def map_index_of(ti: Any) -> int:
     return -1 if ti.map_index is None else int(ti.map_index)
 
 
+def is_mapped(map_index: int | None) -> bool:
+    """Whether a map index is that of a mapped task: Airflow has -1 or None for others."""
+    return map_index is not None and map_index >= 0
+
+
 def iteration_of(ti: Any) -> int | None:
     """Return the iteration of the loop that a running task instance is in, counted from 0; None outside loops.
 

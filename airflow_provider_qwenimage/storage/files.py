@@ -319,6 +319,28 @@ def check_replaceable(target: ObjectStoragePath) -> None:
         local_files.check_replaceable(file)
 
 
+def check_own(folder: ObjectStoragePath, name: str, most: int, is_own: Callable[[bytes], bool], problem: str) -> None:
+    """Check that a file of a folder, if it exists, is one that this package has written and may replace.
+
+    Args:
+        folder: The `output_path` of a task.
+        name: The name of the file.
+        most: How many of its first bytes tell.
+        is_own: Whether these bytes are those of such a file. A file without any is nobody's.
+        problem: What another file is, for the error: "is not the manifest of a batch".
+
+    Raises:
+        ValueError: If it is another file.
+        OSError: If it cannot be read.
+    """
+    beginning = read_beginning(folder / name, most)
+    if beginning and not is_own(beginning):
+        raise ValueError(
+            f"output_path is {str(folder)!r}, and its file {name} {problem}, so it is not replaced. Move that file "
+            "away, or store the images in another folder."
+        )
+
+
 def _replace(target: ObjectStoragePath, writer: str, write: _Write) -> None:
     """Write a hidden file that replaces the target once it is complete; after an exception it is removed.
 

@@ -176,8 +176,9 @@ def test_only_one_map_index_or_iteration_of_a_run_may_have_a_folder(tmp_path: Pa
         claim_folder(folder, made_by | other | {"run_id": "next"})
 
 
-def test_a_batch_that_is_not_mapped_leaves_no_hidden_file(tmp_path: Path) -> None:
-    claim_folder(open_output_path(str(tmp_path)), MADE_BY)
+@pytest.mark.parametrize("map_index", [-1, None])
+def test_a_batch_that_is_not_mapped_leaves_no_hidden_file(map_index: int | None, tmp_path: Path) -> None:
+    claim_folder(open_output_path(str(tmp_path)), MADE_BY | {"map_index": map_index})
     assert list(tmp_path.iterdir()) == []
 
 
