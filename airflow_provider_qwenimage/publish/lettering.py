@@ -178,7 +178,7 @@ class Lettering:
         return self._plain[index]
 
     def _font(self, index: int, size: float) -> _Font:
-        return self._open(index, size) or ImageFont.load_default(size)
+        return self._open(index, size) or _own_font(size)
 
     def _open(self, index: int, size: float) -> _Font | None:
         """Return a font; None if it cannot be opened in this size, as fonts of coloured pictures cannot."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from airflow_provider_qwenimage.publish.xmp_packets import MAX_PACKET_BYTES
 from airflow_provider_qwenimage.rules import jpeg_file, png_file, webp_file
@@ -88,8 +88,7 @@ def _find_in_jpeg(content: bytes) -> XmpPlace:
         if may_insert_later:
             insert_at = end
         at = end
-    place = found or XmpPlace(insert_at, insert_at)
-    return XmpPlace(place.start, place.end, place.packet, is_signed)
+    return replace(found or XmpPlace(insert_at, insert_at), is_signed=is_signed)
 
 
 def _put_in_jpeg(content: bytes, place: XmpPlace, packet: bytes) -> bytes:
@@ -110,8 +109,7 @@ def _find_in_png(content: bytes) -> XmpPlace:
         is_signed |= kind == b"caBX"
         if kind == b"iTXt" and chunk[8:].startswith(_XMP_IN_PNG + b"\0") and found is None:
             found = XmpPlace(at - len(chunk), at, _packet_in_png(chunk[8 + len(_XMP_IN_PNG) + 1 : -4]))
-    place = found or XmpPlace(after_header, after_header)
-    return XmpPlace(place.start, place.end, place.packet, is_signed)
+    return replace(found or XmpPlace(after_header, after_header), is_signed=is_signed)
 
 
 def _packet_in_png(data: bytes) -> bytes:

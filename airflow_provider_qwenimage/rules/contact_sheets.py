@@ -6,6 +6,8 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from airflow_provider_qwenimage.rules.jpeg_file import next_segment
+
 # The images of a page.
 ROWS_OF_A_PAGE = 100
 # So much of a file has the comment.
@@ -15,7 +17,7 @@ _KIND = "contact sheet of airflow-provider-qwenimage"
 _MOST_DAG_CHARACTERS = 8_000
 _APP_SEGMENTS = range(0xE0, 0xF0)
 _COMMENT = 0xFE
-_MARKER = 0xFF
+_START = b"\xff\xd8"
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,18 @@ def _texts(value: object) -> frozenset[str] | None:
 
 
 def _comment_of(beginning: bytes) -> bytes:
-    """Return the first comment of a JPEG file, if only application data precede it."""
-    position = 2 if beginning.startswith(b"\xff\xd8\xff") else len(beginning)
-    while position + 4 <= len(beginning):
-        marker = beginning[position + 1]
-        end = position + 2 + int.from_bytes(beginning[position + 2 : position + 4])
-        if beginning[position] == _MARKER and marker == _COMMENT:
-            return beginning[position + 4 : end]
-        if beginning[position] != _MARKER or marker not in _APP_SEGMENTS:
-            break
-        position = end
-    return b""
+    """Return the first comment of a JPEG file, if only application data precede it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    at = len(_START)
+    if not beginning.startswith(_START):
+        raise ValueError("not a JPEG")
+    while True:
+        marker, start, end = next_segment(beginning, at)
+        if marker == _COMMENT:
+            return beginning[start + 4 : end]
+        if marker not in _APP_SEGMENTS:
+            raise ValueError("no comment before the image")
+        at = end
