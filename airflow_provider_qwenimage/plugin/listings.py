@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from airflow_provider_qwenimage.plugin.addresses import linkable_address
 from airflow_provider_qwenimage.plugin.image_records import BatchRecord, ImageRecord, Records, Totals, totals_of
-from airflow_provider_qwenimage.rules.gallery_urls import image_path, run_page, sheet_path, task_page
+from airflow_provider_qwenimage.rules.gallery_urls import image_path, run_page, task_page
 
 _MOST_BATCHES = 200
 # Of a batch; a page has a hundred images.
@@ -140,5 +140,6 @@ def _sheet(root: str, batch: BatchRecord, page: int) -> dict[str, str]:
     # With the time of the task's end: a sheet that is made again has another URL, so no cache has its old version.
     made = urlencode({"made": task.changed_at or ""})
     key = task.dag_id, task.run_id, task.task_id, task.map_index, page
-    urls = {"image": "", "thumbnail": "thumbnail"}
-    return {name: f"{root}{sheet_path(*key, region=task.region, kind=kind)}&{made}" for name, kind in urls.items()}
+    kinds = {"image": "", "thumbnail": "thumbnail"}
+    paths = {name: image_path(*key, region=task.region, kind=kind, files="sheets") for name, kind in kinds.items()}
+    return {name: f"{root}{path}&{made}" for name, path in paths.items()}

@@ -160,12 +160,17 @@ def _plain(value: object) -> Any:
 
 
 def _flag(name: str, value: object) -> bool:
+    if (flag := _flag_of(value)) is None:
+        raise _refused(name, value, "True or False")
+    return flag
+
+
+def _flag_of(value: object) -> bool | None:
+    """Return True or False, also as numpy has them, whose class is not derived from bool; None for anything else."""
     if isinstance(value, bool):
         return value
-    # numpy's bool is not a subclass of bool.
-    if getattr(getattr(value, "dtype", None), "kind", None) == "b" and getattr(value, "ndim", None) == 0:
-        return bool(value)
-    raise _refused(name, value, "True or False")
+    is_numpys = getattr(getattr(value, "dtype", None), "kind", None) == "b" and getattr(value, "ndim", None) == 0
+    return bool(value) if is_numpys else None
 
 
 def _whole(at_least: int) -> Reader:
@@ -194,9 +199,9 @@ def _seconds(*, zero: bool = False) -> Reader:
 
 
 def _provenance(name: str, value: object) -> str | bool:
-    if value is False or (isinstance(value, str) and value in PROVENANCES):
-        return _plain(value)  # type: ignore[no-any-return]  # False or a text
-    if getattr(getattr(value, "dtype", None), "kind", None) == "b" and not value:
+    if isinstance(value, str) and value in PROVENANCES:
+        return _plain(value)  # type: ignore[no-any-return]  # a text stays a text
+    if _flag_of(value) is False:
         return False
     raise _refused(name, value, f"{' or '.join(map(repr, PROVENANCES))}, or False to store the bytes as they came")
 

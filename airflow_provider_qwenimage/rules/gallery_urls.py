@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from airflow_provider_qwenimage.rules.made_by import Region
 
 # The mount point of the plugin's own pages in the API server.
@@ -68,6 +70,7 @@ def image_path(
     *,
     region: Region | None = None,
     kind: str = "",
+    files: Literal["images", "sheets"] = "images",
 ) -> str:
     """Return the path of a stored image, or of what belongs to it, as the plugin serves it.
 
@@ -79,38 +82,10 @@ def image_path(
         number: The image's place among those of the task instance, counted from 1.
         region: Of a task in a loop; see `made_by.region_of`.
         kind: ``thumbnail`` or ``details`` instead of the image itself.
+        files: ``sheets`` for a page of a batch's contact sheet instead, which has no details.
     """
-    task = f"{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}"
-    return _file_path(task, f"images/{number}", kind, region, map_index)
-
-
-def sheet_path(
-    dag_id: str,
-    run_id: str,
-    task_id: str,
-    map_index: int,
-    page: int,
-    *,
-    region: Region | None = None,
-    kind: str = "",
-) -> str:
-    """Return the path of a page of a batch's contact sheet, as the plugin serves it.
-
-    Args:
-        dag_id: The DAG.
-        run_id: The DAG run.
-        task_id: The task.
-        map_index: -1 where the task is not mapped.
-        page: Counted from 1.
-        region: Of a task in a loop; see `made_by.region_of`.
-        kind: ``thumbnail`` instead of the page itself.
-    """
-    task = f"{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}"
-    return _file_path(task, f"sheets/{page}", kind, region, map_index)
-
-
-def _file_path(task: str, file: str, kind: str, region: Region | None, map_index: int) -> str:
-    return f"{PREFIX}{task}/{file}{f'/{kind}' if kind else ''}{_query(region, map_index=map_index)}"
+    path = f"{PREFIX}{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}/{files}/{number}"
+    return f"{path}{f'/{kind}' if kind else ''}{_query(region, map_index=map_index)}"
 
 
 def quoted(name: str) -> str:

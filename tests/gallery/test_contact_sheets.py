@@ -22,18 +22,10 @@ from airflow_provider_qwenimage.rules.contact_sheets import SheetComment
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
 from tests.gallery.test_access import push
+from tests.gallery.test_thumbnails import TASK as ANY_TASK
 from tests.integration.dag_runs import TestDag
 
-TASK = TaskInstance(
-    dag_id="foxes",
-    run_id="r",
-    task_id="draw",
-    map_index=-1,
-    state="success",
-    operator="QwenImageBatchOperator",
-    try_number=1,
-    changed_at=None,
-)
+TASK = replace(ANY_TASK, operator="QwenImageBatchOperator")
 
 
 def batch_of(prompts: list[str], folder: Path) -> TestDag:

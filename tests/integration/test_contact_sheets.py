@@ -7,26 +7,15 @@ from typing import Any
 
 from PIL import Image
 
-from airflow_provider_qwenimage import QwenImageBatchOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.integration.dag_runs import TaskEnd, TestDag
-from tests.integration.test_batch import manifest
+from tests.integration.dag_runs import TaskEnd
+from tests.integration.test_batch import dag_with_batch, manifest
 from tests.publish.test_contact_sheets import Sheet, is_crossed
 
 
 def draw(folder: Path, requests: list[Any], **arguments: Any) -> TaskEnd:
-    dag = TestDag()
-    with dag:
-        QwenImageBatchOperator(
-            task_id="draw",
-            requests=requests,
-            output_path=str(folder),
-            contact_sheet=True,
-            poll_interval=0.01,
-            retries=0,
-            **arguments,
-        )
-    return dag.run()["draw"]
+    batch = dag_with_batch(folder, requests=requests, contact_sheet=True, retries=0, **arguments)
+    return batch.run()["draw"]
 
 
 def test_a_batch_stores_its_contact_sheet_also_if_it_fails(connected_api: Sandbox, tmp_path: Path) -> None:

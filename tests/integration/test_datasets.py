@@ -8,26 +8,16 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import QwenImageBatchOperator
 from airflow_provider_qwenimage.batch.publishing import Publishing
 from airflow_provider_qwenimage.sandbox import Sandbox
-from tests.integration.dag_runs import TaskEnd, TestDag
+from tests.integration.dag_runs import TaskEnd
+from tests.integration.test_batch import dag_with_batch
 
 CAPTIONED = [{"prompt": "A fox", "text": "a fox, in style x", "label": "fox"}, "A hare"]
 
 
 def draw(folder: Path, requests: list[Any], **arguments: Any) -> TaskEnd:
-    dag = TestDag()
-    with dag:
-        QwenImageBatchOperator(
-            task_id="draw",
-            requests=requests,
-            output_path=str(folder),
-            dataset="imagefolder",
-            poll_interval=0.01,
-            **arguments,
-        )
-    return dag.run()["draw"]
+    return dag_with_batch(folder, requests=requests, dataset="imagefolder", **arguments).run()["draw"]
 
 
 def test_a_dataset_is_written_by_a_retry_if_it_could_not_be_and_is_the_same_for_the_same_images(
