@@ -10,6 +10,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
 
+from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.provider_info import CONFIG_OPTIONS, CONFIG_SECTION
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,17 @@ def whole_option(name: str, at_least: int) -> int:
         _report(name, f"is not an integer of at least {at_least}")
         return default
     return value
+
+
+def callback_base_url() -> str | None:
+    """Return the option `callback_base_url`, or None if the API is not to call back: before Airflow 3.1, never."""
+    from airflow_provider_qwenimage.rules.callbacks import is_base_url
+
+    text = text_option("callback_base_url") if HAS_PLUGIN_PAGES else ""
+    if not text or is_base_url(text):
+        return text or None
+    _report("callback_base_url", "is not an http:// or https:// URL without user, query and fragment")
+    return None
 
 
 def _default_of(name: str) -> str:

@@ -94,6 +94,17 @@ CONFIG_OPTIONS: Mapping[str, Mapping[str, Any]] = {
         # Some 15,000 thumbnails.
         "default": "256",
     },
+    "callback_base_url": {
+        "description": (
+            "The URL at which the Qwen-Image API reaches Airflow's API server. With it, the API's callback wakes "
+            "deferred operators as soon as their image is drawn, and they poll only every 30 s. Set it on the workers "
+            "and on the API servers (Airflow 3.1 and later). Empty: no callbacks.\n"
+        ),
+        "version_added": "0.1.0",
+        "type": "string",
+        "example": "https://airflow.example.com",
+        "default": "",
+    },
     "contact_sheet_font": {
         "description": (
             "The font file (TrueType or OpenType) on the workers for the texts of contact sheets; for characters that "

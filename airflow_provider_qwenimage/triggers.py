@@ -25,7 +25,7 @@ from airflow_provider_qwenimage.exceptions import (
     is_bad_argument,
     without_advice,
 )
-from airflow_provider_qwenimage.rules import polling, wait_defaults
+from airflow_provider_qwenimage.rules import callbacks, polling, wait_defaults
 from airflow_provider_qwenimage.rules.snapshots import read_snapshot
 from airflow_provider_qwenimage.rules.submissions import what_stays_paid
 from airflow_provider_qwenimage.rules.task_ids import printable_id
@@ -59,6 +59,8 @@ class QwenImageStatusTrigger(BaseTrigger):
         end_time: The deadline in epoch seconds, or None for none. A restarted triggerer keeps it.
         max_consecutive_failures: How many failed reads in a row end the wait.
         try_number: The try of the Airflow task that waits. The event repeats it.
+        callback: If the API calls back, the digest of the secret, with which the API server checks a callback before it
+            wakes the task. The trigger of such a task polls every 30 s only.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class QwenImageStatusTrigger(BaseTrigger):
         max_consecutive_failures: int = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
         *,
         try_number: int | None = None,
+        callback: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's own has no annotations
         self.image_task_id = image_task_id
@@ -78,6 +81,7 @@ class QwenImageStatusTrigger(BaseTrigger):
             poll_interval=poll_interval, end_time=end_time, max_consecutive_failures=max_consecutive_failures
         )
         self.try_number = try_number
+        self.callback = callback
         self._hook: QwenImageAsyncHook | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -91,7 +95,9 @@ class QwenImageStatusTrigger(BaseTrigger):
                 "end_time": self.policy.end_time,
                 "max_consecutive_failures": self.policy.max_consecutive_failures,
                 "try_number": self.try_number,
-            },
+            }
+            # A triggerer with an earlier version of this package knows no such argument.
+            | ({} if self.callback is None else {"callback": self.callback}),
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -111,26 +117,42 @@ class QwenImageStatusTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Log what stays paid when the task is marked or cleared while it waits (Airflow 3.3 and later).
 
-        It does nothing else: Airflow also calls this when a trigger only moves to another triggerer.
+        It does nothing else: Airflow also calls this when a trigger only moves to another triggerer, and after a
+        callback of the API has woken the task.
         """
         self._log_what_stays_paid()
 
     def _log_what_stays_paid(self) -> None:
+        if self.callback is not None:
+            # Nothing here tells whether a callback or a user has ended the wait, and a callback is no cause for alarm.
+            self.log.info(
+                "The wait for image task %s in the triggerer is over: either a callback of the API has woken the "
+                "Airflow task, or a user has ended it, and the image task continues at the API and is paid.",
+                printable_id(self.image_task_id),
+            )
+            return
         consumed_credits = self._hook.last_credits if self._hook else None
         self.log.warning("%s", what_stays_paid(self.image_task_id, consumed_credits))
 
     async def _wait(self) -> dict[str, Any]:
         from airflow_provider_qwenimage.hooks import QwenImageAsyncHook
 
-        delay = self.policy.first_delay(time.time())
+        policy = self._policy()
+        delay = policy.first_delay(time.time())
         try:
             async with QwenImageAsyncHook(self.qwenimage_conn_id) as self._hook:
-                end = await self._hook.follow(self.image_task_id, self.policy, first_delay=delay)
+                end = await self._hook.follow(self.image_task_id, policy, first_delay=delay)
                 has_books = self._hook.has_books
             event = event_of(end, self.image_task_id)
             return event | {_HAS_BOOKS: True} if has_books else event
         except Exception as error:  # noqa: BLE001  Airflow would encode the text of what is raised as it is
             return event_of(polling.GiveUp(self._failure(error)), self.image_task_id)
+
+    def _policy(self) -> polling.PollPolicy:
+        # Under `dag.test()`, where a trigger has no id, no callback wakes the task.
+        if self.callback is None or self.trigger_id is None:
+            return self.policy
+        return replace(self.policy, poll_interval=max(self.policy.poll_interval, callbacks.POLL_INTERVAL_SECONDS))
 
     def _failure(self, error: Exception) -> QwenImageError:
         """Return the error of a wait that something other than the API ended."""

@@ -384,10 +384,10 @@ def between_look_and_claim(drawing: Drawing, happening: Callable[[], object]) ->
     """Have something happen after the next look, before the claim."""
     intend = drawing.ledger.intend
 
-    def late(asking: Any) -> bool:
+    def late(asking: Any, callback: str | None = None) -> bool:
         drawing.ledger.intend = intend  # type: ignore[method-assign]
         happening()
-        return intend(asking)
+        return intend(asking, callback)
 
     drawing.ledger.intend = late  # type: ignore[method-assign]
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 PREFIX = "/qwenimage"
 # Below it.
 CREDITS_PATH = "/credits"
+CALLBACK_PATH = "/callback"
 # What Airflow calls the gallery's tabs and page in its own URLs; each has to differ from the others.
 NAV_ROUTE = "qwenimage"
 CREDITS_ROUTE = "qwenimage_credits"

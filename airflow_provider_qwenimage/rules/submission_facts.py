@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from airflow_provider_qwenimage.contract import GenerateRequest
+from airflow_provider_qwenimage.rules.callbacks import is_digest
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.image_names import check_image_name
 from airflow_provider_qwenimage.rules.task_ids import is_usable, printable_id
@@ -58,6 +59,7 @@ class Intent:
         intended_at: When it was recorded, in ISO 8601.
         made_in: The try that recorded it.
         by: The Airflow task that recorded it; see `made_by.description_of`.
+        callback: The digest of the secret in its callback URL, or None; see `callbacks.digest_of`.
     """
 
     submission_id: str
@@ -68,6 +70,7 @@ class Intent:
     variant: int = 0
     name: str | None = None
     by: Mapping[str, Any] = field(default_factory=dict)
+    callback: str | None = None
 
     @property
     def is_readable(self) -> bool:
@@ -96,6 +99,7 @@ class Intent:
                 "try": self.made_in.to_json(),
                 "by": dict(self.by),
             }
+            | ({} if self.callback is None else {"callback": self.callback})
         )
         return written
 
@@ -120,6 +124,7 @@ class Intent:
     def _read(cls, value: Mapping[str, Any]) -> Intent:
         made_in = Try.from_json(value["try"])
         variant, name, by = value.get("variant", 0), value.get("name"), value.get("by")
+        callback = value.get("callback")
         is_valid = (
             made_in is not None
             and isinstance(value["submission"], str)
@@ -145,6 +150,7 @@ class Intent:
             by={line(str(key)): line(part) if isinstance(part, str) else storable(part) for key, part in by.items()}
             if isinstance(by, Mapping)
             else {},
+            callback=callback if is_digest(callback) else None,
         )
         _ = intent.identity
         return intent

@@ -37,18 +37,22 @@ class DeferrableTask(Protocol):
         """Raise `TaskDeferred`."""
 
 
-def end_time_of(task: DeferrableTask, timeout: float) -> float:
+def end_time_of(task: DeferrableTask, timeout: float, since: float | None = None) -> float:
     """Return a wait's deadline in epoch seconds: its own timeout, or shortly before `execution_timeout`.
 
     Args:
         task: The task that waits. Airflow does not enforce its `execution_timeout` while it is deferred, but
             Airflow 2 ends a task that is resumed after it before the task can report anything.
         timeout: The wait's own timeout in seconds.
+        since: When the wait began, in epoch seconds, if this process resumes it.
     """
+    now = time.time()
+    if since is not None:
+        timeout = min(timeout, since + timeout - now)
     if task.execution_timeout is not None:
         limit = task.execution_timeout.total_seconds()
         timeout = min(timeout, limit - min(_RESUME_SECONDS, _RESUME_SHARE * limit))
-    return time.time() + timeout
+    return now + timeout
 
 
 def is_of_an_earlier_try(event: object, try_number: int) -> bool:
@@ -59,7 +63,13 @@ def is_of_an_earlier_try(event: object, try_number: int) -> bool:
 
 
 def wait_deferred(
-    task: DeferrableTask, hook: QwenImageHook, image_task_id: str, policy: polling.PollPolicy, *, try_number: int
+    task: DeferrableTask,
+    hook: QwenImageHook,
+    image_task_id: str,
+    policy: polling.PollPolicy,
+    *,
+    try_number: int,
+    callback: str | None = None,
 ) -> TaskSnapshot:
     """Check once, and defer to the triggerer if the image task has not ended yet.
 
@@ -72,6 +82,7 @@ def wait_deferred(
         image_task_id: The API's id of the image task.
         policy: The wait's pace and bounds.
         try_number: The task's try.
+        callback: See `QwenImageStatusTrigger`.
 
     Returns:
         The snapshot with status ``SUCCESS``, if the image task has ended so.
@@ -99,6 +110,7 @@ def wait_deferred(
                 end_time=policy.end_time,
                 max_consecutive_failures=policy.max_consecutive_failures,
                 try_number=try_number,
+                callback=callback,
             ),
             method_name="execute_complete",
             timeout=None

@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTim
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageImageError, QwenImageSubmissionUnknownError
 from airflow_provider_qwenimage.rules.book_rows import Change, done
+from airflow_provider_qwenimage.rules.callbacks import digest_of, new_secret
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.made_by import writer_of
 from airflow_provider_qwenimage.rules.retries import SubmissionTries, is_plain_server_error
@@ -72,6 +73,7 @@ class Submitted:
         is_own: Whether this is the task that runs.
         is_new: Whether this process has submitted it.
         unrecorded: Why its id could not be recorded; None if it is.
+        callback: If the API calls this task back, the digest of the secret; see `Intent`.
     """
 
     image_task_id: str
@@ -80,6 +82,7 @@ class Submitted:
     is_own: bool = True
     is_new: bool = False
     unrecorded: str | None = None
+    callback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class DrawingOptions:
         folder: The folder for the images, or None.
         overwrite: Whether to draw a new image if one is stored already.
         answer_seconds: How long the answer to a submission may take.
+        callback_url: Returns the URL with a secret that the API calls at the end; None for that of the request.
     """
 
     instance: Mapping[str, Any]
@@ -111,6 +115,7 @@ class DrawingOptions:
     folder: ObjectStoragePath | None = None
     overwrite: bool = False
     answer_seconds: float = 60.0
+    callback_url: Callable[[str], str] | None = None
 
 
 class Drawing:
@@ -230,14 +235,14 @@ class Drawing:
 
     def _submit(self, step: Submit) -> Generator[Post | Pause, Answer, Submitted | None]:
         """Submit the image; return None if another task was faster."""
-        request = self.identity.request
+        request, callback = self._called_back()
         tries = SubmissionTries(self._pause_before_resend, step.server_errors)
         while True:
             self.at_risk = step.at_risk
             self._check(step)
             if step.notice:
                 log.warning("%s", step.notice)
-            if not self._intend():
+            if not self._intend(callback):
                 return None
             answer = yield Post(request)
             if answer is None:
@@ -247,7 +252,12 @@ class Drawing:
                 count_submission()
                 log.info("Submitted image task %s (%s, %s).", answer, request.size, request.output_format)
                 return Submitted(
-                    answer, self.identity, self._options.instance, is_new=True, unrecorded=self._accept(answer)
+                    answer,
+                    self.identity,
+                    self._options.instance,
+                    is_new=True,
+                    unrecorded=self._accept(answer),
+                    callback=callback,
                 )
             with logging_errors("the end of the submission"):
                 self._record_refusal(answer)
@@ -257,12 +267,20 @@ class Drawing:
             step = replace(step, server_errors=tries.server_errors, notice=None)
             yield Pause(pause)
 
-    def _intend(self) -> bool:
+    def _called_back(self) -> tuple[GenerateRequest, str | None]:
+        """Return the request to send, and the digest of the secret in its callback URL if that wakes the task."""
+        request = self.identity.request
+        if self._options.callback_url is None or request.callback_url is not None:
+            return request, None
+        secret = new_secret()
+        return replace(request, callback_url=self._options.callback_url(secret)), digest_of(secret)
+
+    def _intend(self, callback: str | None) -> bool:
         """Record the intent and reserve its credits; return False if the submission is not needed any more."""
         while True:
             # Before the intent, which says to others, and to the next try, that the request may be under way.
             self.ledger.await_books()
-            if not self.ledger.intend(self._asking()):
+            if not self.ledger.intend(self._asking(), callback):
                 return False
             try:
                 is_needed = not self._is_settled_meanwhile()
@@ -351,7 +369,14 @@ def resumed(submission: Submission, identity: ImageIdentity, instance: Mapping[s
     intent = submission.intent
     # A record of an earlier version does not tell the map index.
     asked_for = intent.identity if submission.number else replace(identity, request=intent.identity.request)
-    return Submitted(str(submission.image_task_id), asked_for, instance if is_own else intent.by, is_own=is_own)
+    return Submitted(
+        str(submission.image_task_id),
+        asked_for,
+        instance if is_own else intent.by,
+        is_own=is_own,
+        # The callback of another task's submission wakes that task.
+        callback=intent.callback if is_own else None,
+    )
 
 
 def ended_from_outside() -> AirflowException:

@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_qwenimage.configuration import callback_base_url
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageError, QwenImageTaskFailedError
 from airflow_provider_qwenimage.hooks import QwenImageHook
@@ -21,6 +24,7 @@ from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE, PendingLin
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, read_request
 from airflow_provider_qwenimage.rules.book_rows import done
+from airflow_provider_qwenimage.rules.callbacks import callback_url
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.image_names import check_image_name
 from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
@@ -101,6 +105,8 @@ class Generating:
         self._folder: ObjectStoragePath | None = None
         self._ledger: Ledger
         self._books: TaskBooks | None = None
+        # In epoch seconds, if an earlier process of this try has begun to wait.
+        self._waits_since: float | None = None
 
     def run(self) -> Any:
         """Submit the image, unless it is stored or submitted already; wait for it and store it if asked.
@@ -163,7 +169,8 @@ class Generating:
             submitted = self._submitted(event)
             self._pushed_values["task_id"] = submitted.image_task_id
             if event is None:
-                # The API knows how far the image task is.
+                # A callback of the API, for example: the API knows how far the image task is.
+                self._waits_since = self._submitted_at()
                 return self._follow(hook, submitted)
             with self._keeping_what_is_paid(submitted.image_task_id):
                 snapshot = snapshot_of(event)
@@ -223,6 +230,7 @@ class Generating:
             folder=self._folder,
             overwrite=self._operator.overwrite,
             answer_seconds=answer_seconds(hook.settings),
+            callback_url=self._callback_url(),
         )
 
         def check(step: Submit) -> None:
@@ -235,6 +243,13 @@ class Generating:
             self._push_request(identity)
 
         return Drawing(identity, self._ledger, options, check=check, pause_before_resend=hook.pause_before_resend)
+
+    def _callback_url(self) -> Callable[[str], str] | None:
+        """Return what makes the URL by which the API wakes this task; None if nothing would wait for that."""
+        operator = self._operator
+        waits = operator.wait_for_completion or self._folder is not None
+        base_url = callback_base_url() if operator.deferrable and waits else None
+        return None if base_url is None else partial(callback_url, base_url, self._ti.id)
 
     def _draw(self, drawing: Drawing, hook: QwenImageHook) -> StoredImages | Submitted:
         """Take the steps of a drawing until it is found or submitted."""
@@ -357,23 +372,39 @@ class Generating:
                 return submitted.image_task_id
             if not self._operator.deferrable:
                 self._links.store_gallery(self._ti)
-            return self._finish(hook, submitted, self._wait(hook, submitted.image_task_id))
+            return self._finish(hook, submitted, self._wait(hook, submitted))
 
-    def _wait(self, hook: QwenImageHook, image_task_id: str) -> TaskSnapshot:
+    def _submitted_at(self) -> float | None:
+        """Return when this try has submitted the image task, in epoch seconds; None if that is not known."""
+        current = self._ledger.current
+        if current is None or current.intent.made_in != try_of(self._context):
+            return None
+        with suppress(ValueError, OverflowError):
+            return datetime.fromisoformat(current.intent.intended_at).timestamp()
+        return None
+
+    def _wait(self, hook: QwenImageHook, submitted: Submitted) -> TaskSnapshot:
         operator = self._operator
         if not operator.deferrable:
             return hook.wait_for_completion(
-                image_task_id,
+                submitted.image_task_id,
                 poll_interval=operator.poll_interval,
                 timeout=operator.timeout,
                 max_consecutive_failures=operator.max_consecutive_failures,
             )
         policy = polling.PollPolicy(
             poll_interval=operator.poll_interval,
-            end_time=deferral.end_time_of(operator, operator.timeout),
+            end_time=deferral.end_time_of(operator, operator.timeout, self._waits_since),
             max_consecutive_failures=operator.max_consecutive_failures,
         )
-        return deferral.wait_deferred(operator, hook, image_task_id, policy, try_number=self._ti.try_number)
+        return deferral.wait_deferred(
+            operator,
+            hook,
+            submitted.image_task_id,
+            policy,
+            try_number=self._ti.try_number,
+            callback=submitted.callback,
+        )
 
     def _finish(self, hook: QwenImageHook, submitted: Submitted, snapshot: TaskSnapshot) -> dict[str, Any]:
         consumed_credits = snapshot.consumed_credits if submitted.is_own else 0

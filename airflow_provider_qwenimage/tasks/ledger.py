@@ -136,8 +136,12 @@ class Ledger:
             self._make_current(self._shared, image_task_id)
         return self._current
 
-    def intend(self, asking: Asking) -> bool:
+    def intend(self, asking: Asking, callback: str | None = None) -> bool:
         """Record that a request is about to be submitted. Before that, nothing may be sent.
+
+        Args:
+            asking: The image, and who asks for it.
+            callback: See `Intent`.
 
         Returns:
             Whether it may be sent: False if another task has recorded its intent for the same image in between.
@@ -156,6 +160,7 @@ class Ledger:
             intended_at=pendulum.now("UTC").isoformat(timespec="seconds"),
             made_in=self._made_in,
             by=self._instance,
+            callback=callback,
         )
         self._current = Submission(number=0, intent=intent)
         self._is_reserved = False
