@@ -94,3 +94,13 @@ def test_a_long_text_is_read_at_once(text: str) -> None:
 def test_any_text_can_be_shown(text: str) -> None:
     assert "secret" not in displayed_url(f"https://user:secret@h.example/{text}?token=secret")
     displayed_url(text)
+
+
+@pytest.mark.parametrize("slash", ["/", "\\/", "\\\\/", "%2F", "%2f", "%252F"])
+def test_the_secret_of_a_callback_url_is_not_shown(slash: str) -> None:
+    secret, instance = "S3cret_-" * 5, "019344f4-2a6e-7c11-b7fb-0123456789ab"
+    url = f"https://airflow.example/base/qwenimage/callback/{instance}/".replace("/", slash)
+    shown = without_access(f'{{"message": "cannot call {url}{secret}: no route"}}')
+    assert secret not in shown
+    assert instance in shown
+    assert "no route" in shown

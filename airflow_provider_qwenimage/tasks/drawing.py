@@ -235,13 +235,14 @@ class Drawing:
 
     def _submit(self, step: Submit) -> Generator[Post | Pause, Answer, Submitted | None]:
         """Submit the image; return None if another task was faster."""
-        request, callback = self._called_back()
         tries = SubmissionTries(self._pause_before_resend, step.server_errors)
         while True:
             self.at_risk = step.at_risk
             self._check(step)
             if step.notice:
                 log.warning("%s", step.notice)
+            # A response that refuses a submission may quote its secret, so each submission has one of its own.
+            request, callback = self._called_back()
             if not self._intend(callback):
                 return None
             answer = yield Post(request)

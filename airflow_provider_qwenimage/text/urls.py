@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 
 # The scheme's slashes, plain or escaped for JSON, and the rest of the URL.
 _URL_IN_TEXT = re.compile(r"(\\{0,16}/\\{0,16}/)([^\s\"'<>]*)")
+# The end of a callback URL of this package is a secret. A slash may be escaped for JSON or for a URL.
+_SLASH = r"(?:\\{0,16}/|%(?:25){0,8}2[Ff])"
+_CALLBACK = re.compile(rf"({_SLASH}qwenimage{_SLASH}callback{_SLASH}[0-9A-Fa-f-]{{1,64}}{_SLASH})[\w-]+", re.ASCII)
 _QUERY_OR_FRAGMENT = re.compile("[?#]")
 # What follows the first colon is a port if it is a number, and otherwise a password.
 _PASSWORD = re.compile(r"(://)(?:[^/:]*:[^/]*@|[^/:@]+:(?!\d*(?:/|\Z))[^@]{0,200}@)")
@@ -32,8 +35,9 @@ def public_url(url: str) -> str:
 
 
 def without_access(text: str) -> str:
-    """Return a text with `public_url` applied to each URL in it."""
-    return _URL_IN_TEXT.sub(lambda url: url[1] + public_url(f"//{url[2]}")[2:], text)
+    """Return a text with `public_url` applied to each URL in it, and without the secrets of callback URLs."""
+    without_secrets = _CALLBACK.sub(r"\1***", text)
+    return _URL_IN_TEXT.sub(lambda url: url[1] + public_url(f"//{url[2]}")[2:], without_secrets)
 
 
 def without_user(url: str) -> str:
