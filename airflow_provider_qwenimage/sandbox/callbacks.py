@@ -1,4 +1,4 @@
-"""Call the callback_url of a task when the task completes."""
+"""Call the callback_url of a task, which normally happens when the task ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # The API documents neither the payload nor retries: the payload is the status data, the retries are few and quick.
 _PAUSES_SECONDS = (0.0, 0.5, 1.0)
 _TIMEOUT_SECONDS = 5.0
+_MOST_AT_ONCE = 50
 
 
 class Callbacks:
@@ -22,13 +23,21 @@ class Callbacks:
         self._books = books
         self._session: aiohttp.ClientSession | None = None
         self._calls: set[asyncio.Task[None]] = set()
+        # Not left to the session, which counts the time that a call waits for a connection as part of its timeout.
+        self._free = asyncio.Semaphore(_MOST_AT_ONCE)
 
-    def schedule(self, task: Task, image_url: str) -> None:
-        """Post the task's status data to its ``callback_url`` when the task has ended."""
+    def schedule(self, task: Task, image_url: str, moment: float) -> None:
+        """Post the task's status data to its ``callback_url``, if it has one.
+
+        Args:
+            task: The task.
+            image_url: The URL of its image.
+            moment: When, in epoch seconds; at once if that is past.
+        """
         url = task.request.callback_url
         if url is None:
             return
-        call = asyncio.get_running_loop().create_task(self._call(task, url, image_url))
+        call = asyncio.get_running_loop().create_task(self._call(task, url, image_url, moment))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
@@ -40,15 +49,16 @@ class Callbacks:
         if self._session is not None:
             await self._session.close()
 
-    async def _call(self, task: Task, url: str, image_url: str) -> None:
+    async def _call(self, task: Task, url: str, image_url: str, moment: float) -> None:
         # A millisecond more, because a timer may fire slightly early, while the task is still in progress.
-        await asyncio.sleep(task.ends_at - self._books.clock() + 0.001)
+        await asyncio.sleep(moment - self._books.clock() + 0.001)
         for pause in _PAUSES_SECONDS:
             await asyncio.sleep(pause)
-            # A reset deletes the task, and its callback with it.
-            if self._books.find(task.task_id) is None:
-                return
-            status = await self._post(url, task, image_url)
+            async with self._free:
+                # A reset deletes the task, and its callback with it.
+                if self._books.find(task.task_id) is None:
+                    return
+                status = await self._post(url, task, image_url)
             self._books.note_callback(
                 CallbackRecord(task_id=task.task_id, url=url, time=self._books.clock(), status=status)
             )

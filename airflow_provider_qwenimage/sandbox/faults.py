@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from airflow_provider_qwenimage.sandbox.settings import (
+    CALLBACKS,
     FAULT_PATHS,
     REQUEST_SHARES,
     TASK_SHARES,
@@ -36,7 +37,8 @@ _IMAGE = ("truncate", "truncate_with_length", "wrong_format", "wrong_size", "ove
 
 # These change the new task, not the answer to the request.
 _OUTCOMES = ("failure", "policy")
-_TASK = (*_OUTCOMES, "slow")
+_CALLBACKS = {f"callback_{name}": name for name in CALLBACKS}
+_TASK = (*_OUTCOMES, "slow", *_CALLBACKS)
 
 BEHAVIOURS: Mapping[str, tuple[str, ...]] = {
     "generate": (*_EVERY_ROUTE, *_API, *_TASK),
@@ -141,6 +143,27 @@ def task_seconds(prompt: str, behaviour: str, settings: SandboxSettings) -> floa
     """Return how long a new task takes, in seconds: ten times as long with ``[slow]`` in its prompt."""
     slow = behaviour == "slow" or "[slow]" in prompt.lower()
     return settings.seconds_per_image * (_SLOW_FACTOR if slow else 1)
+
+
+def callback_of(behaviour: str, settings: SandboxSettings) -> str:
+    """Return when the `callback_url` of a new task is called: as scripted, else as set; one of `CALLBACKS`."""
+    return _CALLBACKS.get(behaviour, settings.callback)
+
+
+def callback_times(callback: str, ends_at: float, delay: float) -> tuple[float, ...]:
+    """Return the times at which the `callback_url` of a task is called, in epoch seconds.
+
+    Args:
+        callback: One of `CALLBACKS`.
+        ends_at: When the task ends, in epoch seconds.
+        delay: The setting `callback_delay_seconds`.
+    """
+    return {
+        "on_time": (ends_at,),
+        "late": (ends_at + delay,),
+        "twice": (ends_at, ends_at + delay),
+        "early": (ends_at - delay, ends_at),
+    }.get(callback, ())
 
 
 def _read_item(item: object) -> tuple[str, int]:

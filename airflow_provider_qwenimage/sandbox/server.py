@@ -19,7 +19,7 @@ from airflow_provider_qwenimage.sandbox.answers import Answer
 from airflow_provider_qwenimage.sandbox.books import RequestRecord, Task
 from airflow_provider_qwenimage.sandbox.callbacks import Callbacks
 from airflow_provider_qwenimage.sandbox.control import add_control_routes
-from airflow_provider_qwenimage.sandbox.faults import task_seconds
+from airflow_provider_qwenimage.sandbox.faults import callback_of, callback_times, task_seconds
 from airflow_provider_qwenimage.sandbox.pictures import Pictures
 from airflow_provider_qwenimage.sandbox.replay import ReplayedAnswer, ReplayedTask
 from airflow_provider_qwenimage.sandbox.state import SandboxState
@@ -215,7 +215,7 @@ class SandboxServer:
             return answers.PAYMENT_REQUIRED
         state.save(task)
         record.task_id = task.task_id
-        self._callbacks.schedule(task, self._image_url(task, request))
+        self._schedule_callbacks(task, self._image_url(task, request), behaviour)
         return Answer(200, "success", {"task_id": task.task_id, "status": "IN_PROGRESS"})
 
     async def _replayed(self, request: web.Request, record: RequestRecord) -> ReplayedAnswer | None:
@@ -248,10 +248,15 @@ class SandboxServer:
             return None
         record.task_id = task_id
         image_url = self._image_url(accepted, request)
-        self._callbacks.schedule(accepted, image_url)
+        self._schedule_callbacks(accepted, image_url, record.behaviour)
         task = ReplayedTask(image, task_id, asked, image_url, accepted.accepted_at)
         replay.begin(task)
         return replay.submission(image, task)
+
+    def _schedule_callbacks(self, task: Task, image_url: str, behaviour: str) -> None:
+        settings = self._state.settings
+        for moment in callback_times(callback_of(behaviour, settings), task.ends_at, settings.callback_delay_seconds):
+            self._callbacks.schedule(task, image_url, moment)
 
     def _look_up(self, request: web.Request, record: RequestRecord) -> Answer:
         task_id = request.query.get("task_id")

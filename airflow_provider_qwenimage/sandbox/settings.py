@@ -9,6 +9,7 @@ from typing import Any
 
 FAULT_PATHS = ("generate", "status", "image")
 WIRE_STYLES = ("http", "envelope")
+CALLBACKS = ("on_time", "late", "twice", "early", "never")
 DEFAULT_API_KEY = "sk-sandbox"
 
 _INFINITY = 1e300
@@ -79,6 +80,7 @@ _LOG_SIZE = Kind(
     "INTEGER",
 )
 _STYLE = Kind(" or ".join(WIRE_STYLES), lambda value: value in WIRE_STYLES, str, str, "STYLE")
+_CALLBACK = Kind(f"{', '.join(CALLBACKS[:-1])} or {CALLBACKS[-1]}", lambda value: value in CALLBACKS, str, str, "WHEN")
 _KEYS = Kind(
     "a list of at least one key without spaces",
     lambda value: _is_list_of(value, _is_key) and bool(value),
@@ -122,6 +124,16 @@ class SandboxSettings:
         None,
         _or_none(_AMOUNT),
         "the account's credits; a submission that exceeds them is answered 402; none = no limit",
+    )
+
+    callback: str = _setting(
+        "on_time",
+        _CALLBACK,
+        "when the callback_url of a new task is called: on_time = at its end; late = after its end; twice = at its end "
+        "and after it; early = before its end and at it; never",
+    )
+    callback_delay_seconds: float = _setting(
+        5.0, _SECONDS, "how long after the task's end a callback is late or repeated, or how long before it early"
     )
 
     failure_share: float = _setting(0.0, _SHARE, "share of tasks that end as FAILED")

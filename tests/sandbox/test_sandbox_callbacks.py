@@ -1,4 +1,4 @@
-"""The sandbox calls a callback_url when its task completes."""
+"""The sandbox calls a callback_url when its task ends, or as its settings and scripts tell it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 
-from airflow_provider_qwenimage.sandbox import callbacks
+from airflow_provider_qwenimage.sandbox import Sandbox, callbacks
+from airflow_provider_qwenimage.sandbox.faults import callback_times
 from tests.events import wait_until
 
 if TYPE_CHECKING:
@@ -125,3 +127,97 @@ def test_a_reset_cancels_pending_callbacks(api: Api, receiver: Receiver, held_ca
     held_callback.release()
     assert receiver.received.empty()
     assert api.sandbox.callbacks == []
+
+
+@pytest.mark.parametrize(
+    ("callback", "times"),
+    [("on_time", [100.0]), ("late", [107.0]), ("twice", [100.0, 107.0]), ("early", [93.0, 100.0]), ("never", [])],
+)
+def test_a_callback_can_be_late_repeated_early_or_missing(callback: str, times: list[float]) -> None:
+    assert list(callback_times(callback, 100.0, 7.0)) == times
+
+
+def statuses(api: Api, number: int) -> list[tuple[str, int | None]]:
+    """Wait for so many tries of callbacks, and return the task and the result of each."""
+    wait_until(lambda: len(api.sandbox.callbacks) >= number, f"{number} tries of callbacks")
+    return [(record.task_id, record.status) for record in api.sandbox.callbacks]
+
+
+def test_a_late_callback_comes_after_the_end(api: Api, receiver: Receiver) -> None:
+    api.sandbox.configure(callback="late", callback_delay_seconds=0.3)
+    task_id = api.submit(callback_url=receiver.url)
+    assert statuses(api, 1) == [(task_id, 200)]
+    assert api.sandbox.callbacks[0].time >= api.sandbox.submissions[0].accepted_at + 0.3
+
+
+def test_a_repeated_callback_comes_twice_with_the_same_payload(api: Api, receiver: Receiver) -> None:
+    api.sandbox.configure(callback="twice", callback_delay_seconds=0)
+    task_id = api.submit(callback_url=receiver.url)
+    assert statuses(api, 2) == [(task_id, 200)] * 2
+    assert receiver.received.get_nowait() == receiver.received.get_nowait()
+
+
+def test_an_early_callback_comes_while_the_task_is_not_finished(api: Api, receiver: Receiver) -> None:
+    api.sandbox.configure(seconds_per_image=3600, callback="early", callback_delay_seconds=3600)
+    task_id = api.submit(callback_url=receiver.url)
+    assert statuses(api, 1) == [(task_id, 200)]
+    payload = receiver.received.get_nowait()
+    assert (payload["status"], payload["response"]) == ("PENDING", None)
+
+
+def test_the_callback_of_each_submission_can_be_scripted(api: Api, receiver: Receiver) -> None:
+    api.sandbox.configure(callback="never")
+    api.sandbox.script("generate", "callback_on_time", "callback_never", "ok", ("callback_on_time", 1))
+    called = [api.submit(callback_url=receiver.url) for _ in range(4)]
+    assert {task_id for task_id, _ in statuses(api, 2)} == {called[0], called[3]}
+    assert len(api.sandbox.callbacks) == 2
+
+
+def test_a_changed_setting_applies_to_submissions_after_it(api: Api, receiver: Receiver) -> None:
+    api.sandbox.configure(seconds_per_image=0.3)
+    task_id = api.submit(callback_url=receiver.url)
+    api.sandbox.configure(callback="never")
+    api.submit(callback_url=receiver.url)
+    assert statuses(api, 1) == [(task_id, 200)]
+
+
+def test_many_callbacks_at_once_share_a_few_connections_and_lose_no_time_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(callbacks, "_MOST_AT_ONCE", 3)
+    monkeypatch.setattr(callbacks, "_TIMEOUT_SECONDS", 2.0)
+    lock, open_now, most_open, answered = threading.Lock(), 0, 0, 0
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            nonlocal open_now, most_open, answered
+            with lock:
+                open_now += 1
+                most_open = max(most_open, open_now)
+            threading.Event().wait(0.3)
+            with lock:
+                open_now -= 1
+                answered += 1
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the standard library's name
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        with Sandbox(seconds_per_image=0.5) as sandbox, requests.Session() as session:
+            session.headers["Authorization"] = f"Bearer {sandbox.api_key}"
+            url = f"http://127.0.0.1:{server.server_address[1]}/done"
+            for _ in range(30):
+                session.post(f"{sandbox.url}/api/generate", json={"prompt": "a cat", "callback_url": url})
+            wait_until(lambda: len(sandbox.callbacks) >= 30, "all callbacks")
+            # They take longer in all than the timeout of one.
+            assert [record.status for record in sandbox.callbacks] == [200] * 30
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert (most_open, answered) == (3, 30)
