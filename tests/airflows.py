@@ -92,6 +92,7 @@ DEPEND_ON_TASK_STATES = (
     "test_drawing.py",
     "test_ledger.py",
     "test_ledger_stores.py",
+    "test_lettering.py",
     "test_records.py",
 )
 
@@ -123,7 +124,6 @@ OLDEST_AND_NEWEST = (
     "integration/test_datasets.py",
     "publish/test_contact_sheets.py",
     "publish/test_imagefolder.py",
-    "publish/test_lettering.py",
     "publish/test_provenance.py",
     "integration/test_contact_sheets.py",
     "books/test_budgets_of_processes.py",

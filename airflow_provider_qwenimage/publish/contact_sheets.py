@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
     from PIL import Image
 
-    from airflow_provider_qwenimage.publish.lettering import Lettering
+    from airflow_provider_qwenimage.lettering.drawn_texts import Lettering
     from airflow_provider_qwenimage.publish.sheet_drawing import Layout
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class ContactSheets:
         Raises:
             Exception: Any error of the storage or the drawing.
         """
-        from airflow_provider_qwenimage.publish.lettering import Lettering
+        from airflow_provider_qwenimage.lettering.drawn_texts import Lettering
 
         totals = totals_of(self._rows())
         lettering = Lettering(text_option("contact_sheet_font"))

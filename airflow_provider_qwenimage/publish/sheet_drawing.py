@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw
 
-from airflow_provider_qwenimage.publish.lettering import Lettering, is_right_to_left
+from airflow_provider_qwenimage.lettering.drawn_texts import Lettering, is_right_to_left
 from airflow_provider_qwenimage.publish.sheet_cells import Cell
 
 _Box = tuple[int, int, int, int]

@@ -89,6 +89,35 @@ def image_path(
     return f"{path}{f'/{kind}' if kind else ''}{_query(region, map_index=map_index)}"
 
 
+def candidate_path(
+    dag_id: str, run_id: str, task_id: str, map_index: int, number: int, *, region: Region | None = None
+) -> str:
+    """Return the path of a picture of a candidate: numbered, with its prompt and seed, at most 300 pixels wide.
+
+    It shows what the task offers when the picture is requested, which a cleared task offers anew.
+
+    Args:
+        dag_id: The DAG.
+        run_id: The DAG run.
+        task_id: The task that has a person choose.
+        map_index: -1 where the task is not mapped.
+        number: The candidate's place among those of the task instance, counted from 1.
+        region: Of a task in a loop; see `made_by.region_of`.
+    """
+    return f"{_candidates(dag_id, run_id, task_id)}/{number}{_query(region, map_index=map_index)}"
+
+
+def candidates_note_path(
+    dag_id: str, run_id: str, task_id: str, map_index: int, *, region: Region | None = None
+) -> str:
+    """Return the path of a picture that says what is asked, as it is asked now; see `candidate_path`."""
+    return f"{_candidates(dag_id, run_id, task_id)}/note{_query(region, map_index=map_index)}"
+
+
+def _candidates(dag_id: str, run_id: str, task_id: str) -> str:
+    return f"{PREFIX}{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}/candidates"
+
+
 def quoted(name: str) -> str:
     """Return an id as one segment of a path."""
     return quote(name, safe="")

@@ -10,7 +10,7 @@ from tests.packaging.conftest import RunScript
 
 # The drawing of contact sheets. The server and the drawing of the sandbox, which are imported when a sandbox starts.
 NEED_AIOHTTP_OR_PILLOW = {
-    "airflow_provider_qwenimage.publish.lettering",
+    "airflow_provider_qwenimage.lettering.drawn_texts",
     "airflow_provider_qwenimage.publish.sheet_drawing",
     "airflow_provider_qwenimage.sandbox.caption",
     "airflow_provider_qwenimage.sandbox.control",

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from airflow_provider_qwenimage.publish import font_files, lettering
-from airflow_provider_qwenimage.publish.lettering import Lettering, is_right_to_left
+from airflow_provider_qwenimage.lettering import drawn_texts, font_files
+from airflow_provider_qwenimage.lettering.drawn_texts import Lettering, is_right_to_left
 
 CHINESE = "狐狸在雪地里"
 
@@ -45,9 +45,9 @@ def test_a_long_text_has_two_lines_that_fit_and_an_ellipsis() -> None:
 def test_characters_that_no_font_has_are_replaced_visibly_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
     fonts = Lettering(found=())
     lines = [line for _ in range(2) for line in fonts.lines(f"Fox {CHINESE}", 20.0, 1000, 1)]
-    assert lines == [f"Fox {len(CHINESE) * lettering._PLACEHOLDER}"] * 2
+    assert lines == [f"Fox {len(CHINESE) * drawn_texts._PLACEHOLDER}"] * 2
     blank = Image.new("RGB", (400, 60)).tobytes()
-    assert drawn(fonts, lettering._PLACEHOLDER) != blank
+    assert drawn(fonts, drawn_texts._PLACEHOLDER) != blank
     fonts.report()
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "狐 U+72D0" in warning
@@ -83,13 +83,13 @@ def test_what_shows_nothing_is_neither_drawn_as_a_box_nor_reported(caplog: pytes
 def test_text_that_cannot_be_encoded_is_replaced(tmp_path: Path, text: str, is_shaped: bool) -> None:
     fonts = Lettering(found=[own_font_in(tmp_path, "a.ttf")] if is_shaped else ())
     (line,) = fonts.lines(text, 20.0, 1000, 1)
-    assert lettering._PLACEHOLDER in line
+    assert drawn_texts._PLACEHOLDER in line
     drawn(fonts, line)
 
 
 def test_a_vowel_that_a_font_lacks_is_not_drawn_with_its_boxes(tmp_path: Path) -> None:
     fonts = Lettering(found=[own_font_in(tmp_path, "a.ttf")])
-    assert fonts.lines("a\N{THAI CHARACTER SARA AM}b", 20.0, 1000, 1) == [f"a{lettering._PLACEHOLDER}b"]
+    assert fonts.lines("a\N{THAI CHARACTER SARA AM}b", 20.0, 1000, 1) == [f"a{drawn_texts._PLACEHOLDER}b"]
 
 
 def test_the_named_font_is_preferred(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -151,7 +151,7 @@ def test_a_text_that_no_font_has_is_drawn_in_runs_of_several() -> None:
 def test_random_characters_are_looked_up_a_bounded_number_of_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lettering, "_MOST_LOOKUPS", 50)
+    monkeypatch.setattr(drawn_texts, "_MOST_LOOKUPS", 50)
     fonts = Lettering(found=[own_font_in(tmp_path, f"{number}.ttf") for number in range(10)])
     for start in range(0x4E00, 0x4E00 + 1000, 100):
         fonts.lines("".join(map(chr, range(start, start + 100))), 20.0, 500, 1)

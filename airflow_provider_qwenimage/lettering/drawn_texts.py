@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from PIL import ImageDraw, ImageFont
 
-from airflow_provider_qwenimage.publish.font_files import font_files
+from airflow_provider_qwenimage.lettering.font_files import font_files
 from airflow_provider_qwenimage.text.glyphs import drawable, has_glyph
 from airflow_provider_qwenimage.text.wrapping import keep_lines, wrap
 
