@@ -9,7 +9,11 @@ from airflow_provider_qwenimage._version import __version__
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.hooks import QwenImageAsyncHook, QwenImageHook
-    from airflow_provider_qwenimage.operators import QwenImageBatchOperator, QwenImageGenerateOperator
+    from airflow_provider_qwenimage.operators import (
+        QwenImageBatchOperator,
+        QwenImageChooseOperator,
+        QwenImageGenerateOperator,
+    )
     from airflow_provider_qwenimage.publish.sweeps import sweep
     from airflow_provider_qwenimage.retry_policies import QwenImageRetryPolicy
     from airflow_provider_qwenimage.sensors import QwenImageStatusSensor
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "QwenImageAsyncHook",
     "QwenImageBatchOperator",
+    "QwenImageChooseOperator",
     "QwenImageGenerateOperator",
     "QwenImageHook",
     "QwenImageRetryPolicy",
@@ -30,6 +35,7 @@ __all__ = [
 _MODULES = {
     "QwenImageAsyncHook": "hooks",
     "QwenImageBatchOperator": "operators",
+    "QwenImageChooseOperator": "operators",
     "QwenImageGenerateOperator": "operators",
     "QwenImageHook": "hooks",
     "QwenImageRetryPolicy": "retry_policies",

@@ -14,6 +14,8 @@ HASHES_ALIAS_EVENTS = _VERSION < (3, 1)
 RESUMES_RETRIES = _VERSION == (3, 0)
 # Plugins can add pages to Airflow's UI.
 HAS_PLUGIN_PAGES = _VERSION >= (3, 1)
+# Tasks can wait for a person's answer.
+HAS_HUMAN_IN_THE_LOOP = _VERSION >= (3, 1)
 # The number of Clears of a run counts each Clear that may run the DAG again. Before, only those of a finished run.
 COUNTS_EVERY_CLEAR = _VERSION >= (3, 2)
 # A trigger is told that a user ended its task. Before, it is only cancelled, as when the triggerer stops.

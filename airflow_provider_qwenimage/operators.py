@@ -1,4 +1,4 @@
-"""The operator for one image, which submits it and, if asked, waits for it and stores it; and the one for batches."""
+"""The operators: for one image, for batches, and for a person's choice among images."""
 
 from __future__ import annotations
 
@@ -22,11 +22,21 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_qwenimage.choosing.operator import QwenImageChooseOperator
     from airflow_provider_qwenimage.rules.arguments import Number, Seconds
     from airflow_provider_qwenimage.rules.task_arguments import Folder, Provenance, Text
     from airflow_provider_qwenimage.tasks.generating import Generating
 
-__all__ = ["QwenImageBatchOperator", "QwenImageGenerateOperator"]
+__all__ = ["QwenImageBatchOperator", "QwenImageChooseOperator", "QwenImageGenerateOperator"]
+
+
+def __getattr__(name: str) -> Any:
+    # Only the DAG files that use it load Airflow's human in the loop.
+    if name == "QwenImageChooseOperator":
+        from airflow_provider_qwenimage.choosing import operator
+
+        return operator.QwenImageChooseOperator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any, SupportsIndex, TypeAlias
 
 from airflow_provider_qwenimage.contract import MAX_SEED, RANDOM_SEED, GenerateRequest
+from airflow_provider_qwenimage.rules.choices import read_defaults
 from airflow_provider_qwenimage.rules.image_names import check_image_name
 from airflow_provider_qwenimage.rules.image_texts import check_label
 from airflow_provider_qwenimage.rules.numbers import integer_of, integer_of_text, number_or_nan, text_of_number
@@ -325,6 +326,33 @@ def _requests(name: str, value: object) -> Any:
     raise _refused(name, value, ALLOWED_REQUESTS)
 
 
+def _images(name: str, value: object) -> Any:
+    """Return images in a form that Airflow can serialize with the DAG; `choosing.candidates` reads them."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
+        return value if isinstance(value, list | tuple) else list(value)
+    raise _refused(name, value, "the output of tasks that store images, or a list of what they returned")
+
+
+def _subject(name: str, value: object) -> str:
+    if not isinstance(value, str) or is_blank(value):
+        raise _refused(name, value, "a non-empty string")
+    check_text(name, value)
+    return _plain(value)  # type: ignore[no-any-return]  # a text stays a text
+
+
+def _users(name: str, value: object) -> list[dict[str, str]]:
+    users = [value] if isinstance(value, Mapping) else value
+    allowed = "a dict with the id and the name of a user, or a list of them"
+    if not isinstance(users, list | tuple):
+        raise _refused(name, value, allowed)
+    for user in users:
+        if not isinstance(user, Mapping) or not all(isinstance(user.get(key), str) for key in ("id", "name")):
+            raise _refused(name, value, allowed)
+    return [{"id": user["id"], "name": user["name"]} for user in users]
+
+
 def _or_none(read: Reader) -> Reader:
     def read_unless_none(name: str, value: object) -> Any:
         return None if value is None else read(name, value)
@@ -377,5 +405,15 @@ ARGUMENTS: Mapping[str, Reader] = {
 }
 # A batch stores its images in the folder only, so it needs one.
 BATCH_ARGUMENTS: Mapping[str, Reader] = {**ARGUMENTS, "output_path": _folder}
+CHOOSE_ARGUMENTS: Mapping[str, Reader] = {
+    **ARGUMENTS,
+    "images": _images,
+    "subject": _subject,
+    "at_least": _whole(at_least=1),
+    "at_most": _or_none(_whole(at_least=1)),
+    "defaults": lambda _, value: read_defaults(value),
+    "response_timeout": _or_none(_seconds()),
+    "assigned_users": _or_none(_users),
+}
 # A sensor, and a wait of the hooks, may poll just once, or have no limit: a sensor then has Airflow's own.
 WAIT_ARGUMENTS: Mapping[str, Reader] = {**ARGUMENTS, "timeout": _or_none(_seconds(zero=True))}
