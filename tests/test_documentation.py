@@ -166,7 +166,17 @@ def test_every_example_has_a_page_that_shows_its_code() -> None:
 
 def test_every_public_module_is_in_the_reference() -> None:
     internal = {
-        *("airflow_versions", "batch", "books", "cli", "client", "configuration", "plugin", "provider_info"),
+        *(
+            "airflow_versions",
+            "batch",
+            "books",
+            "choosing",
+            "cli",
+            "client",
+            "configuration",
+            "plugin",
+            "provider_info",
+        ),
         *("publish", "recordings"),
         *("rules", "storage", "tasks", "text"),
     }
