@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageChooseOperator, QwenImageGenerateOperator
+from airflow_provider_qwenimage import QwenImageChooseOperator, QwenImageGenerateOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.airflows import AIRFLOW
 from tests.integration.dag_runs import DagRun, TestDag
