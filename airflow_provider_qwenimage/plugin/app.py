@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from airflow_provider_qwenimage.plugin import credits_routes, data_routes, image_routes, page_routes
+from airflow_provider_qwenimage.plugin import candidate_routes, credits_routes, data_routes, image_routes, page_routes
 from airflow_provider_qwenimage.plugin.access import requires_xcom_access
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError
 from airflow_provider_qwenimage.plugin.time_limits import BusyError
@@ -54,7 +54,7 @@ app = FastAPI(
     openapi_url=None,
 )
 app.add_middleware(_DefaultHeaders)
-for routes in (page_routes, data_routes, image_routes, credits_routes):
+for routes in (page_routes, data_routes, image_routes, candidate_routes, credits_routes):
     app.include_router(routes.router)
 
 

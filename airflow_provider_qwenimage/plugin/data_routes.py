@@ -36,10 +36,12 @@ def _read_window(
     limit: Annotated[int, Query(ge=0, le=_MOST_ITEMS)] = 60,
     status: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
     text: Annotated[str, Query(max_length=_MOST_TEXT)] = "",
+    *,
+    chosen: bool = False,
 ) -> Window:
     if status and status not in set(Status):
         raise HTTPException(422, f"status is {status!r}; it must be one of {', '.join(Status)}.")
-    return Window(offset, limit, status, text.casefold().split())
+    return Window(offset, limit, status, text.casefold().split(), only_chosen=chosen)
 
 
 def read_region(
@@ -99,7 +101,10 @@ async def list_task(
         run = RUNS.get(dag_id, run_id)
         images = [record for record in run.records.images if record.belongs_to(task_id, map_index, region)]
         batches = [batch for batch in run.records.batches if batch.task.matches(task_id, map_index, region)]
-        return _listing(request, window, Records(images, batches), is_active=run.is_active, note=_note_on(run))
+        choices = [choice for choice in run.records.choices if choice.task.matches(task_id, map_index, region)]
+        offered = [candidate for choice in choices for candidate in choice.candidates]
+        records = Records([*images, *offered], batches, choices=choices)
+        return _listing(request, window, records, is_active=run.is_active, note=_note_on(run))
 
     return await _SHARES.run(dag_id, read)
 
@@ -115,7 +120,8 @@ def _list_newest(request: Request, window: Window, dag_ids: set[str], may_read: 
     images = [record for run in runs for record in run.records.images]
     batches = [batch for run in runs for batch in run.records.batches if not batch.task.has_ended]
     note = f"This page shows the newest {len(runs)} runs with images. Each older run has its own page."
-    records = Records(images, batches)
+    choices = [choice for run in runs for choice in run.records.choices if choice.is_waiting]
+    records = Records(images, batches, choices=choices)
     is_active = any(run.is_active for run in runs)
     return _listing(request, window, records, is_active=is_active, note=note if has_more else None)
 

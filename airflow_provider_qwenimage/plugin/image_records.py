@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from airflow_provider_qwenimage.rules.batch_rows import contact_sheet_name, manifest_name
@@ -15,6 +17,8 @@ from airflow_provider_qwenimage.rules.made_by import Region, writer_of
 ENDED_BADLY = frozenset({"failed", "upstream_failed"})
 # About the memory of a record without its texts.
 _RECORD_BYTES = 1000
+# Since Airflow 3.3 a task that waits for a person has a state of its own; before, a trigger waits.
+_WAITING_FOR_INPUT = frozenset({"awaiting_input", "deferred"})
 _ENDED = ENDED_BADLY | {"success", "skipped", "removed"}
 
 
@@ -39,6 +43,14 @@ class Status(StrEnum):
     DONE = "done"
     FAILED = "failed"
     UNKNOWN = "unknown"
+
+
+class Outcome(StrEnum):
+    """What has become of an image among which a person chooses, the least important one first."""
+
+    NOT_CHOSEN = "not_chosen"
+    OFFERED = "offered"
+    CHOSEN = "chosen"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +100,20 @@ class TaskInstance:
         return None in (region, self.region) or region == self.region
 
 
+@dataclass(frozen=True)
+class Mark:
+    """That an image is a candidate of a task in which a person chooses.
+
+    Attributes:
+        number: Its number there, counted from 1.
+        task: The choosing task instance.
+    """
+
+    outcome: Outcome
+    number: int
+    task: TaskInstance
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
     """One image.
@@ -109,6 +135,7 @@ class ImageRecord:
         message: The message of that error, or a note on the image.
         changed_at: When it was stored, or its task started or ended, in ISO 8601.
         waited_for_by: The sensor that waits for it.
+        mark: Of an image among which a person chooses. A candidate is one of its `task` itself.
     """
 
     task: TaskInstance
@@ -127,6 +154,17 @@ class ImageRecord:
     message: str | None = None
     changed_at: str | None = None
     waited_for_by: TaskInstance | None = None
+    mark: Mark | None = None
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether the task does not draw the image, but has a person choose among images of other tasks."""
+        return self.mark is not None and self.mark.task == self.task
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether a person chose it."""
+        return self.mark is not None and self.mark.outcome is Outcome.CHOSEN
 
     @property
     def weight(self) -> int:
@@ -188,9 +226,74 @@ class BatchRecord:
         return f"{folder}/{contact_sheet_name(task.map_index, task.iteration, page)}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was chosen.
+
+    Attributes:
+        chosen: How many candidates.
+        by: The name of the user; None if nobody answered in time.
+        at: When, in ISO 8601.
+        timed_out: Whether nobody answered in time, so that the task's defaults were chosen.
+    """
+
+    chosen: int
+    by: str | None
+    at: str | None
+    timed_out: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceRecord:
+    """A task instance in which a person chooses among images.
+
+    Attributes:
+        task: The choosing task instance.
+        candidates: The images, in the order of their numbers. They are images of other tasks as well.
+        note: What was wrong with the last answer, or None.
+        at_least: How many have to be chosen.
+        at_most: How many may be chosen.
+        deadline: Until when an answer is waited for, in epoch seconds; None if for ever.
+        verdict: What was chosen; None before.
+        problem: Why its candidates cannot be listed, or None.
+    """
+
+    task: TaskInstance
+    candidates: Sequence[ImageRecord] = ()
+    note: str | None = None
+    at_least: int = 1
+    at_most: int = 1
+    deadline: float | None = None
+    verdict: Verdict | None = None
+    problem: str | None = None
+
+    def candidate(self, number: int) -> ImageRecord | None:
+        """Return a candidate by its number, or None if there are not so many."""
+        return self.candidates[number - 1] if 1 <= number <= len(self.candidates) else None
+
+    @property
+    def how_many(self) -> str:
+        """How many to choose, in words."""
+        if self.at_least == self.at_most:
+            return str(self.at_least)
+        return f"{self.at_least} to {self.at_most}"
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for an answer."""
+        return bool(self.candidates) and self.verdict is None and self.task.state in _WAITING_FOR_INPUT
+
+    @cached_property
+    def version(self) -> str:
+        """A value that changes when other images are offered, or another question is asked."""
+        paths = [(candidate.path, candidate.image_task_id) for candidate in self.candidates]
+        facts = paths, self.note, self.at_least, self.at_most, self.deadline, self.task.try_number
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
 @dataclass(frozen=True)
 class Records:
-    """The images and batches of some task instances.
+    """The images, batches and choices of some task instances.
 
     Attributes:
         is_partial: Whether something could not be read that a later read may find.
@@ -203,22 +306,35 @@ class Records:
     is_partial: bool = False
     is_cut: bool = False
     weight: int = 0
+    choices: Sequence[ChoiceRecord] = ()
 
     def within(self, most_bytes: int) -> Records:
         """Return the records with their weight counted, and with only the first images that fit into `most_bytes`."""
-        weights = list(itertools.accumulate(image.weight for image in self.images))
+        offered = sum(candidate.weight for choice in self.choices for candidate in choice.candidates)
+        if offered > most_bytes:
+            return Records(is_partial=self.is_partial, is_cut=True)
+        weights = list(itertools.accumulate((image.weight for image in self.images), initial=offered))
         fitting = [weight for weight in weights if weight <= most_bytes]
         return replace(
             self,
-            images=self.images[: len(fitting)],
+            images=self.images[: len(fitting) - 1],
             is_cut=self.is_cut or len(fitting) < len(weights),
-            weight=fitting[-1] if fitting else 0,
+            weight=fitting[-1],
         )
 
     @property
     def has_problem(self) -> bool:
         """Whether something could not be read and has to be read again."""
-        return self.is_partial or any(batch.problem for batch in self.batches)
+        return (
+            self.is_partial
+            or any(batch.problem for batch in self.batches)
+            or any(choice.problem for choice in self.choices)
+        )
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a person has yet to choose. A wrong answer changes the XComs, and else nothing of the task."""
+        return any(choice.is_waiting for choice in self.choices)
 
 
 @dataclass(frozen=True)
@@ -229,12 +345,14 @@ class Totals:
         images: The number of images.
         counts: The number of images by status.
         at_risk: Credits that may have been consumed, if this will not become known.
+        chosen: The number of images that a person chose.
     """
 
     images: int
     counts: Mapping[str, int]
     consumed_credits: float
     at_risk: float
+    chosen: int
 
 
 def totals_of(records: Records) -> Totals:
@@ -256,4 +374,5 @@ def totals_of(records: Records) -> Totals:
         counts[Status.FAILED] += int(progress.get("failed", 0))
         counts[Status.DRAWING] += int(progress.get("in_flight", 0))
         spent += progress.get("consumed_credits", 0)
-    return Totals(sum(counts.values()), counts, spent, at_risk)
+    chosen = sum(record.is_chosen for record in records.images)
+    return Totals(sum(counts.values()), counts, spent, at_risk, chosen)

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from airflow_provider_qwenimage.configuration import text_option, whole_option
 from airflow_provider_qwenimage.plugin import stored_images, stored_sheets
 from airflow_provider_qwenimage.plugin.access import may_read_every_dag, may_read_xcoms
+from airflow_provider_qwenimage.plugin.bounds import mapping, sequence
 from airflow_provider_qwenimage.plugin.data_routes import RegionDep
 from airflow_provider_qwenimage.plugin.image_records import ImageRecord
 from airflow_provider_qwenimage.plugin.runs import READS, RUNS, ImageKey
@@ -29,14 +30,14 @@ Result = TypeVar("Result")
 
 _IMAGE = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/images/{number}"
 _SHEET = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/sheets/{page}"
-_HEADERS = {
+HEADERS = {
     # Nothing runs and nothing loads; a browser scales an image that is opened by itself with inline styles.
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; sandbox",
     # The image at an address never changes, and whoever has seen it may see it again for a while.
     "Cache-Control": "private, max-age=3600",
 }
 # Also limits how many images are in memory at once.
-_SHARES = Shares(6, of_dag=2)
+SHARES = Shares(6, of_dag=2)
 
 router = APIRouter()
 
@@ -48,14 +49,19 @@ def _thumbnails() -> ThumbnailCache:
 
 
 @dataclass(frozen=True)
-class _RequestedImage:
-    """A stored image, as the user may see it."""
+class RequestedImage:
+    """A stored image, as the user may see it.
+
+    Attributes:
+        found: Its record, if it is known already.
+    """
 
     request: Request
     user: Any
     dag_id: str
     run_id: str
     key: ImageKey
+    found: ImageRecord | None = None
 
     def sidecar(self) -> Mapping[str, Any]:
         """Return the sidecar of the image; see `stored_images.read_sidecar`.
@@ -73,6 +79,17 @@ class _RequestedImage:
         """Return the image itself; see `stored_images.read_image`."""
         return self._read(lambda: stored_images.read_image(self.record, sidecar))
 
+    def readable_verdicts(self, verdicts: object) -> list[Any]:
+        """Return those verdicts of a sidecar that tasks of DAGs gave that the user may read."""
+        found = [verdict for verdict in sequence(verdicts) if isinstance(verdict, Mapping)]
+        dags = {str(mapping(verdict.get("task")).get("dag_id")) for verdict in found}
+        readable = {dag_id for dag_id in dags if may_read_xcoms(self.request, self.user, dag_id)}
+        return [verdict for verdict in found if str(mapping(verdict.get("task")).get("dag_id")) in readable]
+
+    def thumbnail(self, sidecar: Mapping[str, Any]) -> bytes:
+        """Return the thumbnail of the image, from the cache if it has it."""
+        return _thumbnails().get(str(self.record.path), sidecar["sha256"], lambda: self.image(sidecar).content)
+
     def _read(self, function: Callable[[], Result]) -> Result:
         return READS.run(self.dag_id, storage_of(str(self.record.path)), function)
 
@@ -83,7 +100,7 @@ class _RequestedImage:
         Raises:
             HTTPException: If the task recorded no such image.
         """
-        record = RUNS.find(self.dag_id, self.run_id, self.key)
+        record = self.found or RUNS.find(self.dag_id, self.run_id, self.key)
         if record is None or record.path is None:
             raise HTTPException(404, "This task recorded no such image.")
         return record
@@ -99,11 +116,11 @@ def _requested_image(
     user: GetUserDep,
     region: RegionDep,
     map_index: int = -1,
-) -> _RequestedImage:
-    return _RequestedImage(request, user, dag_id, run_id, (task_id, map_index, region, number))
+) -> RequestedImage:
+    return RequestedImage(request, user, dag_id, run_id, (task_id, map_index, region, number))
 
 
-ImageDep = Annotated[_RequestedImage, Depends(_requested_image)]
+ImageDep = Annotated[RequestedImage, Depends(_requested_image)]
 
 
 @router.get(_IMAGE)
@@ -114,13 +131,13 @@ async def send_image(request: Request, requested: ImageDep, *, download: bool = 
         sidecar = requested.sidecar()
         etag = f'"{sidecar["sha256"]}"'
         if not download and request.headers.get("if-none-match") == etag:
-            return Response(status_code=304, headers={"ETag": etag, **_HEADERS})
+            return Response(status_code=304, headers={"ETag": etag, **HEADERS})
         image = requested.image(sidecar)
         disposition = f"{'attachment' if download else 'inline'}; filename*=UTF-8''{quote(image.name)}"
-        headers = {"ETag": etag, "Content-Disposition": disposition, **_HEADERS}
+        headers = {"ETag": etag, "Content-Disposition": disposition, **HEADERS}
         return Response(image.content, media_type=image.media_type, headers=headers)
 
-    return await _SHARES.run(requested.dag_id, read)
+    return await SHARES.run(requested.dag_id, read)
 
 
 @router.get(f"{_IMAGE}/thumbnail")
@@ -128,20 +145,23 @@ async def send_thumbnail(requested: ImageDep) -> Response:
     """Send the thumbnail of a stored image."""
 
     def read() -> Response:
-        sidecar = requested.sidecar()
-        path = str(requested.record.path)
-        content = _thumbnails().get(path, sidecar["sha256"], lambda: requested.image(sidecar).content)
-        return Response(content, media_type=MEDIA_TYPE, headers=_HEADERS)
+        content = requested.thumbnail(requested.sidecar())
+        return Response(content, media_type=MEDIA_TYPE, headers=HEADERS)
 
-    return await _SHARES.run(requested.dag_id, read)
+    return await SHARES.run(requested.dag_id, read)
 
 
 @router.get(f"{_IMAGE}/details")
 async def send_details(requested: ImageDep) -> JSONResponse:
     """Send the sidecar of a stored image, with the path of the image."""
-    return await _SHARES.run(
-        requested.dag_id, lambda: JSONResponse({**requested.sidecar(), "path": requested.record.path})
-    )
+
+    def read() -> JSONResponse:
+        sidecar = requested.sidecar()
+        if "verdicts" in sidecar:
+            sidecar = {**sidecar, "verdicts": requested.readable_verdicts(sidecar["verdicts"])}
+        return JSONResponse({**sidecar, "path": requested.record.path})
+
+    return await SHARES.run(requested.dag_id, read)
 
 
 @dataclass(frozen=True)
@@ -211,9 +231,9 @@ async def send_sheet(requested: SheetDep) -> Response:
     def read() -> Response:
         requested.check()
         content = requested.read(requested.file.content)
-        return Response(content, media_type=stored_sheets.MEDIA_TYPE, headers=_HEADERS)
+        return Response(content, media_type=stored_sheets.MEDIA_TYPE, headers=HEADERS)
 
-    return await _SHARES.run(requested.dag_id, read)
+    return await SHARES.run(requested.dag_id, read)
 
 
 @router.get(f"{_SHEET}/thumbnail")
@@ -225,6 +245,6 @@ async def send_sheet_thumbnail(requested: SheetDep) -> Response:
         file = requested.file
         version = requested.read(file.version)
         content = _thumbnails().get(file.path, version, lambda: requested.read(file.content))
-        return Response(content, media_type=MEDIA_TYPE, headers=_HEADERS)
+        return Response(content, media_type=MEDIA_TYPE, headers=HEADERS)
 
-    return await _SHARES.run(requested.dag_id, read)
+    return await SHARES.run(requested.dag_id, read)

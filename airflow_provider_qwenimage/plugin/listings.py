@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 from airflow_provider_qwenimage.plugin.addresses import linkable_address
-from airflow_provider_qwenimage.plugin.image_records import BatchRecord, ImageRecord, Records, Totals, totals_of
-from airflow_provider_qwenimage.rules.gallery_urls import image_path, run_page, task_page
+from airflow_provider_qwenimage.plugin.image_records import (
+    BatchRecord,
+    ChoiceRecord,
+    ImageRecord,
+    Mark,
+    Records,
+    Totals,
+    totals_of,
+)
+from airflow_provider_qwenimage.rules.gallery_urls import answer_path, image_path, run_page, task_page, task_tab
 
 _MOST_BATCHES = 200
+_MOST_CHOICES = 200
 # Of a batch; a page has a hundred images.
 _MOST_SHEETS = 12
 _NOT_LINKED = (
@@ -28,6 +37,7 @@ class Window:
     limit: int
     status: str
     words: list[str]
+    only_chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,14 @@ def listing(
     found: Sequence[ImageRecord] = records.images
     if window.status or window.words:
         found = [record for record in found if record.matches(window.status, window.words)]
+    if window.only_chosen:
+        found = [record for record in found if record.is_chosen]
     return {
         "totals": _totals(totals_of(records)),
         "found": len(found),
         "items": [_item(context, record) for record in found[window.offset : window.offset + window.limit]],
         "batches": [_batch(context.root, batch) for batch in records.batches[:_MOST_BATCHES]],
+        "choices": [_choice(context.root, choice) for choice in records.choices[:_MOST_CHOICES]],
         "is_active": is_active,
         "note": note,
     }
@@ -73,6 +86,7 @@ def _totals(totals: Totals) -> dict[str, Any]:
         "counts": dict(totals.counts),
         "credits": totals.consumed_credits,
         "at_risk": totals.at_risk,
+        "chosen": totals.chosen,
     }
 
 
@@ -97,6 +111,9 @@ def _item(context: PageContext, record: ImageRecord) -> dict[str, Any]:
         "error": record.error,
         "message": record.message,
         "time": record.changed_at,
+        "number": record.number,
+        "is_candidate": record.is_candidate,
+        "mark": None if record.mark is None else _mark(record.mark),
         "waited_for_by": record.waited_for_by.task_id if record.waited_for_by else None,
         "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index, region=task.region)}",
         "run_url": f"{root}{run_page(task.dag_id, task.run_id)}",
@@ -116,6 +133,35 @@ def _item(context: PageContext, record: ImageRecord) -> dict[str, Any]:
         if item["address"] is None:
             item["message"] = record.message or _NOT_LINKED
     return item
+
+
+def _mark(mark: Mark) -> dict[str, Any]:
+    task = mark.task
+    return {"outcome": str(mark.outcome), "number": mark.number, "task_id": task.task_id, "map_index": task.map_index}
+
+
+def _choice(root: str, choice: ChoiceRecord) -> dict[str, Any]:
+    task, verdict = choice.task, choice.verdict
+    key = task.dag_id, task.run_id, task.task_id, task.map_index
+    return {
+        "task_id": task.task_id,
+        "run_id": task.run_id,
+        "map_index": task.map_index,
+        "iteration": task.iteration,
+        "state": task.state,
+        "is_waiting": choice.is_waiting,
+        "candidates": len(choice.candidates),
+        "at_least": choice.at_least,
+        "at_most": choice.at_most,
+        "note": choice.note,
+        "deadline": choice.deadline,
+        "problem": choice.problem,
+        "version": choice.version,
+        "verdict": None if verdict is None else asdict(verdict),
+        "task_url": f"{root}{task_page(*key, region=task.region)}",
+        "tab_url": f"{root}{task_tab(*key, region=task.region)}",
+        "answer_url": f"{root}{answer_path(*key, region=task.region)}",
+    }
 
 
 def _batch(root: str, batch: BatchRecord) -> dict[str, Any]:

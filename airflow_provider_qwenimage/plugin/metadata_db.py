@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance as AirflowTaskInstance
 from airflow.models.xcom import XComModel
-from sqlalchemy import Text, case, cast, func, null, or_, select
+from sqlalchemy import Text, and_, case, cast, func, null, or_, select
 
 from airflow_provider_qwenimage.airflow_versions import HAS_LOOPS
 from airflow_provider_qwenimage.plugin.image_records import TaskInstance
-from airflow_provider_qwenimage.plugin.task_kinds import OPERATORS, XCOM_KEYS
-from airflow_provider_qwenimage.plugin.xcom_values import MOST_BYTES
+from airflow_provider_qwenimage.plugin.task_kinds import OPERATORS, XCOM_KEYS, XCOM_KEYS_OF_OPERATORS
+from airflow_provider_qwenimage.plugin.xcom_values import LARGE_KEYS, MOST_BYTES, MOST_BYTES_OF_LARGE
 from airflow_provider_qwenimage.rules.made_by import Region
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[Tas
     model = AirflowTaskInstance
     # Operators that are derived from ours have names of their own.
     with_xcoms = select(XComModel.task_id).where(
-        XComModel.dag_id == dag_id, XComModel.run_id == run_id, XComModel.key.in_(("request", "progress"))
+        XComModel.dag_id == dag_id, XComModel.run_id == run_id, XComModel.key.in_(XCOM_KEYS_OF_OPERATORS)
     )
     columns = (
         model.task_id,
@@ -136,7 +136,11 @@ def xcoms_of(session: Session, dag_id: str, run_id: str, tasks: Collection[TaskK
     """
     xcoms: dict[TaskKey, StoredXComs] = {task: {} for task in tasks}
     value = cast(XComModel.value, Text)
-    limited = case((func.length(value) <= MOST_BYTES, value), else_=None)
+    limited = case(
+        (func.length(value) <= MOST_BYTES, value),
+        (and_(XComModel.key.in_(LARGE_KEYS), func.length(value) <= MOST_BYTES_OF_LARGE), value),
+        else_=None,
+    )
     columns = (XComModel.task_id, _instance_of_xcom(), XComModel.key)
     remaining = _MOST_CHARACTERS
     for condition in _conditions(dag_id, run_id, tasks):

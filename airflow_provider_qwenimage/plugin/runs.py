@@ -12,8 +12,10 @@ from airflow.utils.session import create_session
 from airflow_provider_qwenimage.plugin import metadata_db
 from airflow_provider_qwenimage.plugin.batch_records import records_of_batch
 from airflow_provider_qwenimage.plugin.bounded_cache import BoundedCache
+from airflow_provider_qwenimage.plugin.choice_records import marked, records_of_choice
 from airflow_provider_qwenimage.plugin.image_records import (
     BatchRecord,
+    ChoiceRecord,
     ImageRecord,
     Records,
     TaskInstance,
@@ -65,6 +67,7 @@ class Run:
     records: Records = field(default_factory=Records)
     is_active: bool = True
     _images: dict[ImageKey, ImageRecord] = field(default_factory=dict)
+    _choices: dict[tuple[str, int, Region | None], ChoiceRecord] = field(default_factory=dict)
     _version: object = None
     _read_at: float = float("-inf")
     # The version of each task instance, and what was read of it.
@@ -72,13 +75,19 @@ class Run:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def find(self, image: ImageKey) -> ImageRecord | None:
-        """Return the record of an image, or None if no task recorded it."""
-        return self._images.get(image)
+        """Return the record of an image or of a candidate, or None if no task recorded it."""
+        task_id, map_index, region, number = image
+        choice = self.find_choice(task_id, map_index, region)
+        return self._images.get(image) or (None if choice is None else choice.candidate(number))
 
     def find_batch(self, task_id: str, map_index: int, region: Region | None) -> BatchRecord | None:
         """Return the record of a batch, or None if no task instance with this address is one."""
         keys = ((batch.task.task_id, batch.task.map_index, batch.task.region, batch) for batch in self.records.batches)
         return next((batch for *key, batch in keys if key == [task_id, map_index, region]), None)
+
+    def find_choice(self, task_id: str, map_index: int, region: Region | None) -> ChoiceRecord | None:
+        """Return the choice of a task instance, or None if no task instance with this address has one."""
+        return self._choices.get((task_id, map_index, region))
 
     def refresh(self, seconds: float = _FRESH_SECONDS, deadline: float | None = None) -> None:
         """Read what has changed, unless the run was read within the last seconds.
@@ -129,6 +138,9 @@ class Run:
             (record.task.task_id, record.task.map_index, record.task.region, record.number): record
             for record in self.records.images
         }
+        self._choices = {
+            (choice.task.task_id, choice.task.map_index, choice.task.region): choice for choice in self.records.choices
+        }
         # Set last: a run whose reading failed half-way is read again.
         self._version = version
 
@@ -137,13 +149,16 @@ class Run:
         if task.state == "running":
             return False
         known_version, records = self._tasks.get(key, (None, None))
-        return records is not None and known_version == version and not records.has_problem
+        return records is not None and known_version == version and not (records.has_problem or records.is_waiting)
 
 
 def _read_records(task: TaskInstance, stored: Mapping[str, str | None], deadline: float) -> Records:
     xcoms = read_values(task, stored, READS, deadline)
     is_partial = any(isinstance(value, UnreadableXCom) and value.is_temporary for value in xcoms.values())
-    if kind_of(task, xcoms) is TaskKind.BATCH:
+    kind = kind_of(task, xcoms)
+    if kind is TaskKind.CHOICE:
+        return replace(records_of_choice(task, xcoms), is_partial=is_partial)
+    if kind is TaskKind.BATCH:
         rows, problem = read_rows(task, xcoms, READS, deadline)
         return replace(records_of_batch(task, xcoms, rows, problem), is_partial=is_partial)
     return Records(records_of_task(task, xcoms), is_partial=is_partial)
@@ -153,9 +168,11 @@ def _merged(parts: Collection[Records], *, has_ended: bool) -> Records:
     """Return the records of a run from those of its task instances."""
     images: list[ImageRecord] = [image for records in parts for image in records.images]
     batches: list[BatchRecord] = [batch for records in parts for batch in records.batches]
+    choices: list[ChoiceRecord] = [choice for records in parts for choice in records.choices]
     return Records(
-        merge_waits(images, has_ended=has_ended),
+        marked(merge_waits(images, has_ended=has_ended), choices),
         batches,
+        choices=choices,
         is_partial=any(records.is_partial for records in parts),
         is_cut=any(records.is_cut for records in parts),
         weight=sum(records.weight for records in parts),
@@ -171,7 +188,7 @@ class Runs:
         )
 
     def find(self, dag_id: str, run_id: str, image: ImageKey) -> ImageRecord | None:
-        """Return the record of an image, or None if no task recorded it."""
+        """Return the record of an image or of a candidate, or None if no task recorded it."""
         # A page requests the images that it has just listed: dozens at once, and rarely a new one.
         run = self.get(dag_id, run_id, _FRESH_SECONDS_OF_AN_IMAGE)
         return run.find(image) or self.get(dag_id, run_id).find(image)

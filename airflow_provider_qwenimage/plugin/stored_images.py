@@ -53,6 +53,7 @@ _FIELDS = (
     "stored_at",
     "made_by",
     "package_version",
+    "verdicts",
 )
 
 

@@ -7,11 +7,12 @@ from enum import Enum, auto
 from typing import Any
 
 from airflow_provider_qwenimage.contract import SIZES
-from airflow_provider_qwenimage.plugin.bounds import mapping, request_fields
+from airflow_provider_qwenimage.plugin.bounds import mapping, path, request_fields, sequence
 from airflow_provider_qwenimage.plugin.image_records import TaskInstance
 
 BATCH_OPERATOR = "QwenImageBatchOperator"
 SENSOR = "QwenImageStatusSensor"
+CHOOSE_OPERATOR = "QwenImageChooseOperator"
 
 
 class TaskKind(Enum):
@@ -20,6 +21,7 @@ class TaskKind(Enum):
     IMAGE = auto()
     BATCH = auto()
     SENSOR = auto()
+    CHOICE = auto()
 
 
 _KINDS: Mapping[str | None, TaskKind] = {
@@ -28,10 +30,25 @@ _KINDS: Mapping[str | None, TaskKind] = {
     BATCH_OPERATOR: TaskKind.BATCH,
     "_QwenImageBatchDecoratedOperator": TaskKind.BATCH,
     SENSOR: TaskKind.SENSOR,
+    CHOOSE_OPERATOR: TaskKind.CHOICE,
 }
 OPERATORS = tuple(name for name in _KINDS if name is not None)
 # The XComs that describe images.
-XCOM_KEYS = ("request", "task_id", "return_value", "consumed_credits", "error", "progress", "manifest", "contact_sheet")
+XCOM_KEYS = (
+    "request",
+    "task_id",
+    "return_value",
+    "consumed_credits",
+    "error",
+    "progress",
+    "manifest",
+    "contact_sheet",
+    "candidates",
+    "question",
+    "verdict",
+)
+# By these, an operator that is derived from one of this package is found.
+XCOM_KEYS_OF_OPERATORS = ("request", "progress", "candidates")
 
 
 def kind_of(task: TaskInstance, xcoms: Mapping[str, Any]) -> TaskKind | None:
@@ -43,6 +60,14 @@ def kind_of(task: TaskInstance, xcoms: Mapping[str, Any]) -> TaskKind | None:
         return _KINDS[task.operator]
     if "requests" in mapping(xcoms.get("progress")):
         return TaskKind.BATCH
+    if any(_is_candidate(value) for value in sequence(xcoms.get("candidates"), 1)):
+        return TaskKind.CHOICE
     # Other operators may push an XCom with the key "request" as well.
     request = request_fields(xcoms.get("request"))
     return TaskKind.IMAGE if "prompt" in request and request.get("size") in SIZES else None
+
+
+def _is_candidate(value: object) -> bool:
+    # Tasks of other packages may push an XCom with the key "candidates" as well.
+    fields = mapping(value)
+    return path(fields.get("path")) is not None and request_fields(fields).get("size") in SIZES

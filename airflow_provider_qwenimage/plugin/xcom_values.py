@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # In stored form: several times what the tasks of this package push.
 MOST_BYTES = 256 * 1024
+# A list of a thousand candidates is larger.
+LARGE_KEYS = ("candidates",)
+MOST_BYTES_OF_LARGE = 4 * 1024 * 1024
 _MOST_CACHED_CHARACTERS = 32 * 1024 * 1024
 _MOST_CACHED_VALUES = 100_000
 # The XComs that are JSON objects when they are pushed.
@@ -58,7 +61,8 @@ def read_values(
         return values
     for key, value in values.items():
         if isinstance(value, str) and backend is not None and _may_be_a_path(value):
-            values[key] = _read(task, value, backend, reads, deadline)
+            most = MOST_BYTES_OF_LARGE if key in LARGE_KEYS else MOST_BYTES
+            values[key] = _read(task, value, backend, most, partial(reads.run, deadline=deadline))
     if any(isinstance(values.get(key), str) for key in _OBJECTS):
         # The pushed values are elsewhere, and these texts only identify them.
         return {key: _FOREIGN if isinstance(value, str) else value for key, value in values.items()}
@@ -97,7 +101,7 @@ def _may_be_a_path(value: str) -> bool:
     return "/" in value and len(value) <= MOST_BYTES
 
 
-def _read(task: TaskInstance, value: str, base: str, reads: TimeLimitedReads, deadline: float | None) -> Any:
+def _read(task: TaskInstance, value: str, base: str, most: int, run: Callable[..., str | None]) -> Any:
     cached = _cache.get(value)
     if cached is not None and _is_own(task, value, base):
         return decoded(cached)
@@ -106,10 +110,10 @@ def _read(task: TaskInstance, value: str, base: str, reads: TimeLimitedReads, de
         # The backend records paths as ObjectStoragePath formats them.
         if not any(_is_own(task, value, start) for start in (base, str(ObjectStoragePath(base)).rstrip("/"))):
             return None
-        return _content(value)
+        return _content(value, most)
 
     try:
-        content = reads.run(task.dag_id, storage_of(base), read, deadline)
+        content = run(task.dag_id, storage_of(base), read)
     except RefusedError as refusal:
         reason = f"An XCom of this task is in object storage and cannot be read: {refusal}"
         return UnreadableXCom(reason, is_temporary=True)
@@ -128,19 +132,19 @@ def _is_own(task: TaskInstance, value: str, start: str) -> bool:
     return folders[:1] == [task.dag_id] and task.run_id in folders and task.task_id in folders
 
 
-def _content(value: str) -> str:
+def _content(value: str, most: int) -> str:
     from fsspec.compression import compr
     from fsspec.utils import infer_compression
 
     file = open_recorded(value)
     with refusing_errors(file, value):
-        content = read_file(file, MOST_BYTES)
+        content = read_file(file, most)
         compression = infer_compression(file.name)
-        if compression is not None and content is not None and len(content) <= MOST_BYTES:
+        if compression is not None and content is not None and len(content) <= most:
             # Limited when unpacked as well.
-            content = compr[compression](io.BytesIO(content), mode="rb").read(MOST_BYTES + 1)
+            content = compr[compression](io.BytesIO(content), mode="rb").read(most + 1)
     if content is None:
         raise RefusedError(f"{file.name} no longer exists.")
-    if len(content) > MOST_BYTES:
+    if len(content) > most:
         raise RefusedError(_TOO_LARGE.reason)
     return content.decode("utf-8", "replace")

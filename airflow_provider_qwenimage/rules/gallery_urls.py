@@ -114,6 +114,12 @@ def candidates_note_path(
     return f"{_candidates(dag_id, run_id, task_id)}/note{_query(region, map_index=map_index)}"
 
 
+def answer_path(dag_id: str, run_id: str, task_id: str, map_index: int, *, region: Region | None = None) -> str:
+    """Return the path of Airflow's own route for the question of a task instance to a person, and for the answer."""
+    run = f"/api/v2/dags/{quoted(dag_id)}/dagRuns/{quoted(run_id)}"
+    return f"{run}/taskInstances/{quoted(task_id)}/{map_index}/hitlDetails{_query(region)}"
+
+
 def _candidates(dag_id: str, run_id: str, task_id: str) -> str:
     return f"{PREFIX}{run_page(dag_id, run_id)}/tasks/{quoted(task_id)}/candidates"
 

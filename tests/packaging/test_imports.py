@@ -8,9 +8,11 @@ import pytest
 import airflow_provider_qwenimage
 from tests.packaging.conftest import RunScript
 
-# The drawing of contact sheets. The server and the drawing of the sandbox, which are imported when a sandbox starts.
+# The drawing of contact sheets, and of candidates. The server and the drawing of the sandbox, which are imported when a
+# sandbox starts.
 NEED_AIOHTTP_OR_PILLOW = {
     "airflow_provider_qwenimage.lettering.drawn_texts",
+    "airflow_provider_qwenimage.plugin.candidate_pictures",
     "airflow_provider_qwenimage.publish.sheet_drawing",
     "airflow_provider_qwenimage.sandbox.caption",
     "airflow_provider_qwenimage.sandbox.control",
@@ -23,7 +25,17 @@ SESSIONS = {"airflow_provider_qwenimage.client.aiohttp_session", "airflow_provid
 # The gallery's pages, which only the API server of Airflow 3.1 and later imports.
 PAGES = {
     f"airflow_provider_qwenimage.plugin.{name}"
-    for name in ("access", "app", "credits_routes", "data_routes", "image_routes", "metadata_db", "page_routes", "runs")
+    for name in (
+        "access",
+        "app",
+        "candidate_routes",
+        "credits_routes",
+        "data_routes",
+        "image_routes",
+        "metadata_db",
+        "page_routes",
+        "runs",
+    )
 }
 MODULES = sorted(
     {
