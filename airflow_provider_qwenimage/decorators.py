@@ -197,6 +197,7 @@ def qwenimage_task(
     poll_interval: Seconds = wait_defaults.DEFAULT_POLL_INTERVAL,
     timeout: Seconds = wait_defaults.DEFAULT_TIMEOUT,
     max_consecutive_failures: SupportsIndex = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+    defer_after: Seconds = wait_defaults.DEFAULT_DEFER_AFTER,
     output_path: Folder | None = None,
     image_name: Text | Number | None = None,
     label: Text | Number | None = None,

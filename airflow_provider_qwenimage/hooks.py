@@ -7,11 +7,12 @@ answer means, whether a request is sent again and how a wait goes on.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from airflow_provider_qwenimage import contract
 from airflow_provider_qwenimage.books.calls import booked_calls, settle_end
@@ -51,6 +52,9 @@ class QwenImageHook(CommonHook):
         connection: The Airflow connection, if it was looked up already.
         log_statuses: Whether a wait logs each new status of its image task.
     """
+
+    # What the last `check` returned, for the message of a wait that is ended from outside.
+    last_read: TaskSnapshot | QwenImageError | None = None
 
     # Airflow 3.1 and older look for these in the class that the provider info names, but not in its bases.
     @classmethod
@@ -181,7 +185,9 @@ class QwenImageHook(CommonHook):
         try:
             snapshot = self._transport.send(answers.status_call(image_task_id), seconds)
         except QwenImageError as error:
-            return self._name_connection(error)
+            self.last_read = self._name_connection(error)
+            return self.last_read
+        self.last_read = snapshot
         self.last_credits = snapshot.consumed_credits
         return snapshot
 
@@ -210,21 +216,38 @@ class QwenImageHook(CommonHook):
             QwenImageError: If too many reads failed in a row.
         """
         policy = polling.PollPolicy.for_timeout(timeout, poll_interval, max_consecutive_failures, now=time.time())
+        decision = self.follow(image_task_id, policy)
+        _settle_booked(self, self.settings.books, decision)
+        if isinstance(decision, polling.GiveUp):
+            raise decision.error
+        return decision.snapshot
+
+    @overload
+    def follow(self, image_task_id: str, policy: polling.PollPolicy) -> polling.Done | polling.GiveUp: ...
+    @overload
+    def follow(self, image_task_id: str, policy: polling.PollPolicy, *, defer_at: float) -> polling.Decision: ...
+    def follow(self, image_task_id: str, policy: polling.PollPolicy, *, defer_at: float = math.inf) -> polling.Decision:
+        """Wait until an image task ends, and return the end; or what is next, if the wait is to be deferred.
+
+        Args:
+            image_task_id: The id that a submission returned.
+            policy: The wait's pace and limits.
+            defer_at: When the wait is to be deferred, in epoch seconds. One that has passed polls once.
+        """
         state = polling.PollState()
         with span("wait", task_id=image_task_id) as wait:
             while True:
                 outcome = self.check(image_task_id, seconds=policy.seconds_for_a_read(time.time()))
                 decision = polling.decide(policy, state, outcome, image_task_id=image_task_id, now=time.time())
                 self._log_notice(decision)
-                if isinstance(decision, polling.Wait):
-                    state = decision.state
-                    time.sleep(decision.delay)
-                    continue
-                wait.note_end(decision)
-                _settle_booked(self, self.settings.books, decision)
-                if isinstance(decision, polling.GiveUp):
-                    raise decision.error
-                return decision.snapshot
+                if not isinstance(decision, polling.Wait):
+                    wait.note_end(decision)
+                    return decision
+                delay = polling.delay_before_deferral(decision, time.time(), defer_at)
+                if delay is None:
+                    return decision
+                state = decision.state
+                time.sleep(delay)
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the connection works, and what is wrong otherwise, after 10 s at most. Costs no credit."""

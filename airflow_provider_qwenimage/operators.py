@@ -76,6 +76,9 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
         poll_interval: Seconds between the first polls; it grows up to 10 s (the API's documented range).
         timeout: Seconds to wait at most, as a number or a timedelta; up to ten years.
         max_consecutive_failures: How many failed reads in a row end the wait.
+        defer_after: With `deferrable`, seconds to wait in the worker before the task is deferred, as a number or a
+            timedelta: an image that is ready by then needs no second process, but the task has a worker slot for so
+            long.
         output_path: The folder to store images in: a path or any URL of Airflow's object storage, such as
             ``s3://aws_default@bucket/images``, as a text, Path or ObjectStoragePath. Templated. File names come from
             the request; with a random seed also from the map index.
@@ -128,6 +131,7 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
         poll_interval: Seconds = wait_defaults.DEFAULT_POLL_INTERVAL,
         timeout: Seconds = wait_defaults.DEFAULT_TIMEOUT,
         max_consecutive_failures: SupportsIndex = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        defer_after: Seconds = wait_defaults.DEFAULT_DEFER_AFTER,
         output_path: Folder | None = None,
         image_name: Text | Number | None = None,
         label: Text | Number | None = None,
@@ -152,6 +156,7 @@ class QwenImageGenerateOperator(ReportsLineage, TaskArguments, BaseOperator):
         self.poll_interval: Any = poll_interval
         self.timeout: Any = timeout
         self.max_consecutive_failures: Any = max_consecutive_failures
+        self.defer_after: Any = defer_after
         self.output_path: Any = output_path
         self.image_name: Any = image_name
         self.image_label: Any = label

@@ -47,6 +47,9 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
             sensors do.
         max_consecutive_failures: How many failed reads in a row end the wait (in "reschedule" mode, where
             every poke is a new process, only `timeout` bounds them).
+        defer_after: With `deferrable`, seconds to wait in the worker before the task is deferred, as a number or a
+            timedelta: an image that is ready by then needs no second process, but the task has a worker slot for so
+            long.
         **kwargs: What every sensor takes: `mode`, `retries`, … In every mode, `soft_fail` skips the task if the image
             task failed or the timeout passed, `never_fail` skips it after any error, and `silent_fail` waits until the
             timeout, however many reads fail.
@@ -71,6 +74,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         poke_interval: Seconds = wait_defaults.DEFAULT_POLL_INTERVAL,
         timeout: Seconds = wait_defaults.DEFAULT_TIMEOUT,
         max_consecutive_failures: SupportsIndex = wait_defaults.DEFAULT_MAX_CONSECUTIVE_FAILURES,
+        defer_after: Seconds = wait_defaults.DEFAULT_DEFER_AFTER,
         **kwargs: Any,
     ) -> None:
         # As `reads_arguments` converted them.
@@ -80,6 +84,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
         self.qwenimage_conn_id: Any = qwenimage_conn_id
         self.deferrable = deferrable
         self.max_consecutive_failures: Any = max_consecutive_failures
+        self.defer_after: Any = defer_after
         # The wait of this process.
         self._sensing: Sensing | None = None
         # For the link "Image": what the image task ended with.
@@ -122,7 +127,7 @@ class QwenImageStatusSensor(TaskArguments, BaseSensorOperator):
             return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
-        """Log what stays paid when the task is ended from outside while it pokes."""
+        """Log what stays paid when the task is ended from outside while it waits in the worker."""
         if self._sensing is not None:
             self._sensing.log_what_stays_paid()
 

@@ -34,7 +34,7 @@ FLAGS = (
     *("wait_for_completion", "deferrable", "overwrite", "durable", "prompt_in_asset_events"),
     *("soft_fail", "never_fail", "log_statuses"),
 )
-SECONDS = ("poll_interval", "poke_interval", "timeout", "timeout_seconds", "retry_delay")
+SECONDS = ("poll_interval", "poke_interval", "timeout", "timeout_seconds", "retry_delay", "defer_after")
 WHOLES = ("max_consecutive_failures", "max_image_bytes", "max_in_flight", "max_failures", "retry_limit")
 
 

@@ -62,6 +62,7 @@ def test_the_ui_shows_decorated_tasks_as_those_of_the_operators() -> None:
     [
         ({"size": "5x5"}, "size is '5x5'; it must be one of"),
         ({"overwrite": "False"}, "overwrite is 'False'; it must be True or False"),
+        ({"defer_after": -1}, "defer_after is -1; it must be seconds of at least 0 and at most 315360000"),
         ({"image_name": "a/b"}, "image_name is 'a/b'; it must be"),
         ({"overrite": True}, "'overrite' is not an argument of @task.qwenimage .did you mean 'overwrite'"),
         ({"prompt": "A fox"}, "prompt is 'A fox'; it must be left out, because the decorated function returns it"),

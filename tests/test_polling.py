@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +23,16 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageServerError,
     QwenImageTimeoutError,
 )
-from airflow_provider_qwenimage.rules.polling import Decision, Done, GiveUp, PollPolicy, PollState, Wait, decide
+from airflow_provider_qwenimage.rules.polling import (
+    Decision,
+    Done,
+    GiveUp,
+    PollPolicy,
+    PollState,
+    Wait,
+    decide,
+    delay_before_deferral,
+)
 
 NOW = 1_000_000.0
 PENDING = TaskSnapshot(task_id="n43", status=TaskStatus.PENDING)
@@ -204,3 +216,69 @@ def test_no_wait_outlives_its_deadline(
             break
         state, now = decision.state, now + decision.delay
         assert now <= NOW + timeout + 1e-6
+
+
+def polls_in_the_worker(defer_after: float, outcome: TaskSnapshot | QwenImageError, **policy: Any) -> list[float]:
+    """Return when a wait polls before it is deferred, if reads take no time."""
+    limits, state, now, polls = PollPolicy(**policy), PollState(), NOW, []
+    while True:
+        polls.append(now - NOW)
+        decision = after(outcome, limits, state, now)
+        if not isinstance(decision, Wait):
+            return polls
+        delay = delay_before_deferral(decision, now, NOW + defer_after)
+        if delay is None:
+            return polls
+        state, now = decision.state, now + delay
+
+
+@pytest.mark.parametrize(
+    ("defer_after", "expected"),
+    [
+        (0, [0]),
+        (2, [0, 2]),
+        (5, [0, 5]),
+        (8, [0, 4, 8]),
+        (10, [0, 5, 10]),
+        (15, [0, 5, 10, 15]),
+        (30, [0, 5, 11, 18.2, 24.1, 30]),
+    ],
+)
+def test_the_last_poll_in_the_worker_comes_when_the_wait_is_deferred(defer_after: float, expected: list[float]) -> None:
+    assert [round(at, 2) for at in polls_in_the_worker(defer_after, DRAWING)] == expected
+
+
+@pytest.mark.parametrize(
+    ("defer_after", "expected"),
+    [(0, [0]), (2, [0]), (5, [0, 5]), (7, [0, 7]), (8, [0, 5]), (12, [0, 5, 12]), (16.5, [0, 5, 11])],
+)
+def test_a_failed_read_in_the_worker_is_not_repeated_sooner_than_elsewhere(
+    defer_after: float, expected: list[float]
+) -> None:
+    assert [round(at, 2) for at in polls_in_the_worker(defer_after, TRANSIENT)] == expected
+
+
+def test_a_wait_that_the_api_asks_to_slow_down_is_not_sooner_in_the_worker() -> None:
+    slow = QwenImageRateLimitError("slow", code=429, retry_after=30)
+    assert polls_in_the_worker(20, slow) == [0]
+    assert polls_in_the_worker(40, slow) == [0, 40]
+
+
+def test_the_deadline_ends_a_wait_in_the_worker() -> None:
+    assert polls_in_the_worker(3600, DRAWING, end_time=NOW + 12) == [0, 5, 11, 12]
+    assert polls_in_the_worker(12, DRAWING, end_time=NOW + 12) == [0, 5, 8.5, 12]
+
+
+@given(
+    left=st.floats(-1e9, 1e9) | st.just(math.inf),
+    delay=st.floats(0, 1e9),
+    failures=st.integers(0, 3),
+)
+def test_a_poll_in_the_worker_never_comes_after_the_deferral(left: float, delay: float, failures: int) -> None:
+    seconds = delay_before_deferral(Wait(delay, PollState(failures=failures)), 0.0, left)
+    if seconds is None:
+        assert left < delay or left <= 0
+        return
+    assert seconds <= left
+    assert seconds >= (delay if failures else min(delay / 2, left))
+    assert seconds <= (1.5 * delay if failures else delay)

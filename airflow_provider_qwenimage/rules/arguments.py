@@ -381,6 +381,7 @@ ARGUMENTS: Mapping[str, Reader] = {
     "poll_interval": _seconds(),
     "poke_interval": _seconds(),
     "timeout": _seconds(),
+    "defer_after": _seconds(zero=True),
     "end_time": _end_time,
     "max_consecutive_failures": _whole(at_least=1),
     "max_image_bytes": _whole(at_least=1),

@@ -234,6 +234,31 @@ def _after_failure(
     return Wait(delay, replace(state, polls=state.polls + 1, failures=failures), notice)
 
 
+def delay_before_deferral(wait: Wait, now: float, defer_at: float) -> float | None:
+    """Return the seconds to the next poll of a wait that is deferred later, or None if it is to be deferred now.
+
+    The last poll comes when the wait is deferred, so that an image which is ready by then needs no trigger. So that it
+    does not follow another one directly, the last two pauses may be as short as half of what `decide` said, or half as
+    long again after a failed read, which is not repeated sooner.
+
+    Args:
+        wait: What `decide` returned.
+        now: Epoch seconds.
+        defer_at: When the wait is deferred, in epoch seconds.
+    """
+    left = defer_at - now
+    if left >= 2 * wait.delay:
+        return wait.delay
+    if wait.state.failures:
+        # The API may have asked to slow down.
+        if left < wait.delay:
+            return None
+        return left if left < 1.5 * wait.delay else wait.delay
+    if left <= 0:
+        return None
+    return left if left <= wait.delay else left / 2
+
+
 def log_notice(log: Any, wait: Wait) -> None:
     """Log the notice of a wait, if it has one: as a warning if the read failed."""
     if wait.notice:

@@ -1,4 +1,4 @@
-"""The deferred wait that the sensor and the operator share: one check in the worker, then the triggerer."""
+"""The deferred wait that the sensor and the operator share: at first in the worker, then in the triggerer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from airflow_provider_qwenimage.airflow_versions import RESUMES_RETRIES
-from airflow_provider_qwenimage.client.spans import span
 from airflow_provider_qwenimage.rules import polling
 from airflow_provider_qwenimage.rules.task_ids import printable_id
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
@@ -69,12 +68,13 @@ def wait_deferred(
     policy: polling.PollPolicy,
     *,
     try_number: int,
+    defer_after: float = 0.0,
     callback: str | None = None,
 ) -> TaskSnapshot:
-    """Check once, and defer to the triggerer if the image task has not ended yet.
+    """Wait in the worker at first, and defer to the triggerer if the image task has not ended by then.
 
-    A trigger that fires within a second or two of the deferral can fail its own task, so a task that has
-    already ended must not get as far as a trigger.
+    It checks at least once: a trigger that fires within a second or two of the deferral can fail its own task, so a
+    task that has already ended must not get as far as a trigger.
 
     Args:
         task: The task that waits. Airflow resumes it with ``execute_complete(context, event)``.
@@ -82,6 +82,7 @@ def wait_deferred(
         image_task_id: The API's id of the image task.
         policy: The wait's pace and bounds.
         try_number: The task's try.
+        defer_after: Seconds to wait in the worker; 0 checks once.
         callback: See `QwenImageStatusTrigger`.
 
     Returns:
@@ -91,16 +92,10 @@ def wait_deferred(
         TaskDeferred: If the image task has not ended.
         QwenImageError: If it FAILED, or cannot be waited for.
     """
-    with span("wait", task_id=image_task_id) as wait:
-        outcome = hook.check(image_task_id, seconds=policy.seconds_for_a_read(time.time()))
-        now = time.time()
-        decision = polling.decide(policy, polling.PollState(), outcome, image_task_id=image_task_id, now=now)
-        if not isinstance(decision, polling.Wait):
-            wait.note_end(decision)
+    decision = hook.follow(image_task_id, policy, defer_at=time.time() + defer_after)
     if isinstance(decision, polling.Done):
         return decision.snapshot
     if isinstance(decision, polling.Wait):
-        polling.log_notice(task.log, decision)
         task.log.info("Waiting for image task %s in the triggerer.", printable_id(image_task_id))
         task.defer(
             trigger=QwenImageStatusTrigger(
@@ -115,6 +110,6 @@ def wait_deferred(
             method_name="execute_complete",
             timeout=None
             if policy.end_time is None
-            else timedelta(seconds=policy.end_time - now + _FRAMEWORK_GRACE_SECONDS),
+            else timedelta(seconds=policy.end_time - time.time() + _FRAMEWORK_GRACE_SECONDS),
         )
     raise decision.error

@@ -22,6 +22,7 @@ class GeneratingOperator(deferral.DeferrableTask, Protocol):
     poll_interval: Any
     timeout: Any
     max_consecutive_failures: Any
+    defer_after: Any
     output_path: Any
     image_name: Any
     image_label: Any

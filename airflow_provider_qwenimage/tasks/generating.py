@@ -105,6 +105,8 @@ class Generating:
         self._folder: ObjectStoragePath | None = None
         self._ledger: Ledger
         self._books: TaskBooks | None = None
+        # Seconds to wait in the worker before a deferral.
+        self._defer_after: float = operator.defer_after
         # In epoch seconds, if an earlier process of this try has begun to wait.
         self._waits_since: float | None = None
 
@@ -170,6 +172,7 @@ class Generating:
             self._pushed_values["task_id"] = submitted.image_task_id
             if event is None:
                 # A callback of the API, for example: the API knows how far the image task is.
+                self._defer_after = 0.0
                 self._waits_since = self._submitted_at()
                 return self._follow(hook, submitted)
             with self._keeping_what_is_paid(submitted.image_task_id):
@@ -370,7 +373,7 @@ class Generating:
                     self._operator, self._context, {"task_id": submitted.image_task_id}, submitted.identity.request
                 )
                 return submitted.image_task_id
-            if not self._operator.deferrable:
+            if not self._operator.deferrable or self._defer_after:
                 self._links.store_gallery(self._ti)
             return self._finish(hook, submitted, self._wait(hook, submitted))
 
@@ -403,6 +406,7 @@ class Generating:
             submitted.image_task_id,
             policy,
             try_number=self._ti.try_number,
+            defer_after=self._defer_after,
             callback=submitted.callback,
         )
 

@@ -47,6 +47,7 @@ class WaitingSensor(deferral.DeferrableTask, Protocol):
     poke_interval: Any
     timeout: Any
     max_consecutive_failures: Any
+    defer_after: Any
     soft_fail: bool
     never_fail: bool
     silent_fail: bool
@@ -71,8 +72,7 @@ class Sensing:
         self._links = PendingLinks(sensor)
         self._poll_state = polling.PollState()
         self._end_time: float | None = None
-        self._last_read: TaskSnapshot | QwenImageError | None = None
-        # One client for all pokes of this process: a kept-alive connection instead of a new one each time.
+        # One client for all polls of this process: a kept-alive connection instead of a new one each time.
         self._hook: QwenImageHook | None = None
         # Knows the connection, if it was needed.
         self._asked: QwenImageHook | None = None
@@ -97,9 +97,16 @@ class Sensing:
         with self.skipping_softly(), self.failing_as_sensors_do(), QwenImageHook(sensor.qwenimage_conn_id) as hook:
             self._push("task_id", storable(sensor.image_task_id))
             policy = self._policy(deferral.end_time_of(sensor, sensor.timeout))
-            self._asked = hook
+            self._asked = self._hook = hook
+            if sensor.defer_after:
+                self._links.store_gallery(self._ti)
             snapshot = deferral.wait_deferred(
-                sensor, hook, sensor.image_task_id, policy, try_number=self._ti.try_number
+                sensor,
+                hook,
+                sensor.image_task_id,
+                policy,
+                try_number=self._ti.try_number,
+                defer_after=sensor.defer_after,
             )
             return self._finish(snapshot)
 
@@ -158,7 +165,7 @@ class Sensing:
         with self.failing_as_sensors_do():
             seconds = self._policy(self._end_time).seconds_for_a_read(time.time())
             self._asked = hook = self._hook or QwenImageHook(sensor.qwenimage_conn_id)
-            outcome = self._last_read = hook.check(sensor.image_task_id, seconds=seconds)
+            outcome = hook.check(sensor.image_task_id, seconds=seconds)
             # Airflow itself ends the pokes at the timeout.
             decision = polling.decide(
                 self._policy(), self._poll_state, outcome, image_task_id=sensor.image_task_id, now=time.time()
@@ -174,7 +181,7 @@ class Sensing:
             return False
 
     def log_what_stays_paid(self) -> None:
-        """Log what stays paid when the task is ended from outside while it pokes."""
+        """Log what stays paid when the task is ended from outside while it waits in the worker."""
         if self._hook is not None:
             self._log.warning("%s", what_stays_paid(self._sensor.image_task_id, self._hook.last_credits))
 
@@ -211,6 +218,10 @@ class Sensing:
                 name = "never_fail" if sensor.never_fail else "soft_fail"
                 raise AirflowSkipException(f"Skipped because of {name}: {error}") from error
             raise
+
+    @property
+    def _last_read(self) -> TaskSnapshot | QwenImageError | None:
+        return None if self._asked is None else self._asked.last_read
 
     def _policy(self, end_time: float | None = None) -> polling.PollPolicy:
         sensor = self._sensor

@@ -89,6 +89,32 @@ def test_the_link_to_the_gallery_is_stored_before_the_worker_waits(
     assert before == [["request", "task_id", GENERATED_IMAGES.xcom_key]]
 
 
+@with_gallery
+@pytest.mark.parametrize(("defer_after", "last"), [(0, "task_id"), (60, GENERATED_IMAGES.xcom_key)])
+def test_the_link_to_the_gallery_is_stored_before_a_task_that_is_deferred_later_waits(
+    connected_api: Sandbox,
+    pushed: list[tuple[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    defer_after: float,
+    last: str,
+) -> None:
+    wait = QwenImageHook.follow
+    before: list[str] = []
+
+    def note(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before.append(pushed[-1][0])
+        return wait(self, *args, **kwargs)
+
+    monkeypatch.setattr(QwenImageHook, "follow", note)
+    dag_that_draws(wait_for_completion=True, deferrable=True, defer_after=defer_after).run()
+    dag = TestDag()
+    with dag:
+        draw = QwenImageGenerateOperator(task_id="draw", prompt="A fox")
+        QwenImageStatusSensor(task_id="wait", image_task_id=draw.output, poke_interval=0.01, defer_after=defer_after)
+    dag.run()
+    assert before == [last, last]
+
+
 @pytest.fixture
 def stored_links(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """The links that a task stores itself, or that Airflow stores when a process defers or ends, in order."""
@@ -115,6 +141,8 @@ def stored_links(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         ({}, ["gallery"]),
         ({"wait_for_completion": True}, ["gallery", "image"]),
         ({"wait_for_completion": True, "deferrable": True}, ["gallery", "image"]),
+        ({"wait_for_completion": True, "deferrable": True, "defer_after": 60}, ["gallery", "image"]),
+        ({"wait_for_completion": True, "deferrable": True, "defer_after": 0.001}, ["gallery", "image"]),
         ({"wait_for_completion": True, "deferrable": True, "prompt": "Fog [policy]"}, ["gallery"]),
         ({"wait_for_completion": True, "prompt": "Fog [policy]"}, ["gallery"]),
     ],
