@@ -53,7 +53,7 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-slow test-browser test-airflow test-python test-mariadb test-datasets test-lowest screenshots
 .PHONY: chaos cluster-test fuzz release-check
-.PHONY: bench-wait bench-dag bench-batch bench-gallery bench-start check docs dist constraints clean
+.PHONY: bench-wait bench-dag bench-batch bench-gallery bench-start bench-doorbell check docs dist constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -127,6 +127,9 @@ bench-gallery: env-dev ## Show a run of 5,000 images and measure how much that s
 
 bench-start: env-dev ## Measure what the package adds to a start of `airflow` and to parsing a DAG file (ARGS="--help")
 	@$(VENV)/bin/python -m benchmarks.starts $(ARGS)
+
+bench-doorbell: env-dev ## Measure how soon a deferred task continues if the API calls back, and if it polls (ARGS="--help")
+	@$(VENV)/bin/python -m benchmarks.callbacks $(ARGS)
 
 check: env-dev ## Check style, types and imports
 	$(VENV)/bin/python -m ruff check .
