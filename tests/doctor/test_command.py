@@ -43,7 +43,7 @@ def test_each_check_is_one_line(tmp_path: Path, airflow_database: None) -> None:
         ("proxy", "skipped"),
         ("storage", "ok"),
     ]
-    assert [line[1] for line in lines[6:]] == ["books", "triggerer", "gallery"]
+    assert [line[1] for line in lines[6:]] == ["books", "triggerer", "gallery", "callbacks"]
     assert lines[1][2].startswith("Connection 'missing' isn't defined. Create it")
 
 
@@ -90,7 +90,9 @@ def test_the_formats_say_the_same(output: str, capsys: pytest.CaptureFixture[str
         names = [check["name"] for check in yaml.safe_load(printed)["checks"]]
     else:
         names = [line.split()[1] for line in printed.splitlines()]
-    assert names == ["versions", "connection", "key", "TLS", "proxy", "storage", "books", "triggerer", "gallery"]
+    assert names == [
+        *("versions", "connection", "key", "TLS", "proxy", "storage", "books", "triggerer", "gallery", "callbacks"),
+    ]
 
 
 def test_a_failed_check_is_exit_code_1_and_warnings_are_not(

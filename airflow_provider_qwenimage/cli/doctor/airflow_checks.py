@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import http.client
 import platform
-from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
-from urllib.parse import quote, urlsplit
 
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_qwenimage._version import __version__
 from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
+from airflow_provider_qwenimage.cli.doctor.asking import ask
 from airflow_provider_qwenimage.cli.doctor.findings import FAILED, OK, SKIPPED, WARNING, Finding
-from airflow_provider_qwenimage.client.diagnosis import TEST_SECONDS, describe
-from airflow_provider_qwenimage.client.network_environment import tls_context
+from airflow_provider_qwenimage.client.diagnosis import describe
 from airflow_provider_qwenimage.rules.gallery_urls import PREFIX
 from airflow_provider_qwenimage.text.urls import is_http_url, public_url
 
@@ -91,12 +89,13 @@ def check_gallery() -> Finding:
         )
     url = f"{public_url(base_url)}{_GALLERY_FILE}"
     try:
-        status, content_type = _ask(url)
+        answer = ask(url)
     except (OSError, http.client.HTTPException) as error:
         return Finding(
             WARNING,
             f"{url} cannot be reached from here: {describe(error)} Check that the API server runs, and [api] base_url.",
         )
+    status, content_type = answer.status, answer.content_type
     if status in _ANSWERS_OF_THE_GALLERY or (status < 300 and content_type.startswith("image/svg")):  # noqa: PLR2004  HTTP
         return Finding(OK, f"The API server at {public_url(base_url)} has the gallery.")
     if 300 <= status < 400 or status >= 500:  # noqa: PLR2004  HTTP
@@ -110,17 +109,3 @@ def check_gallery() -> Finding:
         f"{url} answered HTTP {status} with {content_type or 'no content type'}: that server does not have the "
         "gallery. Install this package where the API server runs and restart it, and check [api] base_url.",
     )
-
-
-def _ask(url: str) -> tuple[int, str]:
-    parts = urlsplit(url)
-    if parts.scheme == "https":
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            parts.hostname or "", parts.port, timeout=TEST_SECONDS, context=tls_context(verify=True)
-        )
-    else:
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TEST_SECONDS)
-    with closing(connection):
-        connection.request("GET", quote(parts.path, safe="/%"))
-        response = connection.getresponse()
-        return response.status, response.headers.get("Content-Type", "")[:100]

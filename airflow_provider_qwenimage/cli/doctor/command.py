@@ -19,6 +19,7 @@ from airflow_provider_qwenimage.cli.doctor.airflow_checks import (
 )
 from airflow_provider_qwenimage.cli.doctor.api_checks import ApiChecks
 from airflow_provider_qwenimage.cli.doctor.books_check import check_books
+from airflow_provider_qwenimage.cli.doctor.callback_check import check_callbacks
 from airflow_provider_qwenimage.cli.doctor.drawing import Drawing
 from airflow_provider_qwenimage.cli.doctor.findings import FAILED, OK, WARNING, Check, Finding, run_check
 from airflow_provider_qwenimage.cli.doctor.kept_images import keep_image
@@ -96,6 +97,7 @@ def _run_checks(api: ApiChecks, arguments: Namespace, report: _Report) -> None:
         "books": lambda: check_books(api.settings, arguments.conn_id),
         "triggerer": check_triggerer,
         "gallery": check_gallery,
+        "callbacks": check_callbacks,
     }
     for name, check in checks.items():
         report.check(run_check(name, check, without_key=api.without_key))
