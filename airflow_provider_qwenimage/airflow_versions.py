@@ -26,3 +26,5 @@ HAS_RETRY_POLICIES = _VERSION >= (3, 3)
 HAS_RESCHEDULING_POLICIES = _VERSION >= (3, 4)
 # Tasks can be in a loop: each iteration has task instances of its own, which their regions tell apart.
 HAS_LOOPS = _VERSION >= (3, 4)
+# Each try of a task is a task instance of its own. Before, earlier tries are in the history of task instances.
+KEEPS_TRIES = _VERSION >= (3, 4)

@@ -6,6 +6,7 @@ Every Airflow process may load this module, so it imports very little. A bad val
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
@@ -55,12 +56,20 @@ def whole_option(name: str, at_least: int) -> int:
 
 
 def callback_base_url() -> str | None:
-    """Return the option `callback_base_url`, or None if the API is not to call back: before Airflow 3.1, never."""
+    """Return the option `callback_base_url`, or None if the API is not to call back: before Airflow 3.1, never.
+
+    A process reports a bad value once.
+    """
+    text = text_option("callback_base_url") if HAS_PLUGIN_PAGES else ""
+    return _checked_base_url(text) if text else None
+
+
+@lru_cache(maxsize=1)
+def _checked_base_url(text: str) -> str | None:
     from airflow_provider_qwenimage.rules.callbacks import is_base_url
 
-    text = text_option("callback_base_url") if HAS_PLUGIN_PAGES else ""
-    if not text or is_base_url(text):
-        return text or None
+    if is_base_url(text):
+        return text
     _report("callback_base_url", "is not an http:// or https:// URL without user, query and fragment")
     return None
 

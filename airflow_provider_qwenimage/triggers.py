@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import traceback
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_qwenimage import exceptions
@@ -29,6 +26,7 @@ from airflow_provider_qwenimage.rules import callbacks, polling, wait_defaults
 from airflow_provider_qwenimage.rules.snapshots import read_snapshot
 from airflow_provider_qwenimage.rules.submissions import what_stays_paid
 from airflow_provider_qwenimage.rules.task_ids import printable_id
+from airflow_provider_qwenimage.settling import settle
 from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten
 from airflow_provider_qwenimage.text.storable import MAX_MESSAGE_CHARACTERS, storable, storable_text
 
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
 _SUCCESS, _ERROR = "success", "error"
 # Without it, the resumed task need not look up the connection.
 _HAS_BOOKS = "has_books"
-_DEFAULT_HEARTBEAT_SECONDS = 5
-_SETTLING_STEP_SECONDS = 1.0
 
 
 class QwenImageStatusTrigger(BaseTrigger):
@@ -107,7 +103,7 @@ class QwenImageStatusTrigger(BaseTrigger):
             event = await self._wait()
             # Only a triggerer gives a trigger its id; `dag.test()` runs it inside the task.
             if self.trigger_id is not None:
-                await _settle(time.monotonic() - started)
+                await settle(time.monotonic() - started)
         except asyncio.CancelledError:
             if not CALLS_TRIGGER_ON_KILL:
                 self._log_what_stays_paid()
@@ -166,28 +162,6 @@ class QwenImageStatusTrigger(BaseTrigger):
             f"{type(error).__name__} ({printable(shorten(str(error)))}) at {frame.filename}:{frame.lineno}. "
             "Try again; if it persists, report it to the maintainers of this package."
         )
-
-
-async def _settle(waited: float) -> None:
-    """Wait until Airflow surely knows that the deferred process ended; see `polling.settling_seconds`.
-
-    Args:
-        waited: Seconds that the trigger already ran.
-    """
-    heartbeat = conf.getint("workers", "min_heartbeat_interval", fallback=_DEFAULT_HEARTBEAT_SECONDS)
-    seconds = 0.0
-    while waited < (seconds := max(seconds, polling.settling_seconds(heartbeat, _load()))):
-        # Counted in requested seconds, not by the clock: if this process is held up, others may be as well.
-        step = min(_SETTLING_STEP_SECONDS, seconds - waited)
-        await asyncio.sleep(step)
-        waited += step
-
-
-def _load() -> float:
-    # Some sandboxed machines do not report it.
-    with suppress(OSError):
-        return os.getloadavg()[0] / (os.cpu_count() or 1)
-    return 0.0
 
 
 def event_of(end: polling.Done | polling.GiveUp, image_task_id: str) -> dict[str, Any]:

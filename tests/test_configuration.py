@@ -6,7 +6,7 @@ import re
 import pytest
 
 from airflow_provider_qwenimage import configuration, provider_info
-from airflow_provider_qwenimage.configuration import text_option, whole_option
+from airflow_provider_qwenimage.configuration import callback_base_url, text_option, whole_option
 
 MEGABYTES = "AIRFLOW__QWENIMAGE__THUMBNAILS_MEGABYTES"
 
@@ -62,3 +62,33 @@ def test_a_folder_that_no_file_system_can_have_is_reported(
     monkeypatch.setenv("AIRFLOW__QWENIMAGE__THUMBNAILS_FOLDER", "/var/\x1bcache")
     assert text_option("thumbnails_folder") == ""
     assert "thumbnails_folder" in caplog.text
+
+
+BASE_URL = "AIRFLOW__QWENIMAGE__CALLBACK_BASE_URL"
+
+
+@pytest.mark.airflow_feature("gallery", "yes")
+def test_the_base_url_of_callbacks_is_a_url_or_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert callback_base_url() is None
+    monkeypatch.setenv(BASE_URL, " https://airflow.example.com/team ")
+    assert callback_base_url() == "https://airflow.example.com/team"
+    monkeypatch.setenv(BASE_URL, " ")
+    assert callback_base_url() is None
+
+
+@pytest.mark.airflow_feature("gallery", "no")
+def test_without_a_route_for_them_there_are_no_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BASE_URL, "https://airflow.example.com")
+    assert callback_base_url() is None
+
+
+@pytest.mark.airflow_feature("gallery", "yes")
+def test_a_bad_base_url_of_callbacks_is_reported_once_and_ignored(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(BASE_URL, "https://user:s3cr3t@airflow.example.com")
+    assert [callback_base_url() for _ in range(3)] == [None] * 3
+    (message,) = caplog.messages
+    assert "callback_base_url" in message
+    assert "without user, query and fragment; the default (empty) is used. Correct it." in message
+    assert "s3cr3t" not in message

@@ -1,4 +1,4 @@
-"""The gallery in Airflow's web UI (3.1 and later).
+"""The gallery in Airflow's web UI, and the route of the API's callbacks (Airflow 3.1 and later).
 
 Every Airflow process loads this module, so it imports very little. The API server loads the pages themselves at the
 first request.
@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import AirflowPlugin, conf
 
 from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
-from airflow_provider_qwenimage.configuration import text_option
+from airflow_provider_qwenimage.configuration import callback_base_url, text_option
 from airflow_provider_qwenimage.rules.gallery_urls import (
+    CALLBACK_PATH,
     CREDITS_PATH,
     CREDITS_ROUTE,
     DAG_ROUTE,
@@ -25,6 +26,7 @@ from airflow_provider_qwenimage.rules.gallery_urls import (
 
 _NAME = "Generated images"
 _CREDITS_NAME = "Image credits"
+_CALLBACKS_NAME = "Callbacks of the image API"
 # Short, because with a longer name the tabs of a mapped task take two lines.
 _TAB_NAME = "Images"
 # Airflow 3.4 shows a tab of a task only if the task has one of these template fields; older versions ignore it. Unlike
@@ -40,6 +42,27 @@ class GalleryApp:
         from airflow_provider_qwenimage.plugin.app import app
 
         await app(scope, receive, send)
+
+
+class CallbackApp:
+    """The ASGI application that the API's callbacks reach, loaded at the first one. It needs no login."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on to the application."""
+        from airflow_provider_qwenimage.plugin.callback_app import app
+
+        await app(scope, receive, send)
+
+
+def _apps() -> list[dict[str, Any]]:
+    if not HAS_PLUGIN_PAGES:
+        return []
+    gallery = {"app": GalleryApp(), "url_prefix": PREFIX, "name": _NAME}
+    if callback_base_url() is None:
+        return [gallery]
+    callbacks = {"app": CallbackApp(), "url_prefix": f"{PREFIX}{CALLBACK_PATH}", "name": _CALLBACKS_NAME}
+    # First, because the gallery's prefix is the beginning of this one.
+    return [callbacks, gallery]
 
 
 def _tagged_dags() -> dict[str, list[str]]:
@@ -67,7 +90,7 @@ class QwenImagePlugin(AirflowPlugin):
     """Adds the gallery to Airflow's UI: a page, and a tab on each DAG, DAG run and task instance."""
 
     name = "qwenimage"
-    fastapi_apps = [{"app": GalleryApp(), "url_prefix": PREFIX, "name": _NAME}] if HAS_PLUGIN_PAGES else []
+    fastapi_apps = _apps()
     external_views = (
         [
             _view("nav", NAV_ROUTE, "/") | {"category": "browse"},

@@ -58,6 +58,28 @@ def test_it_has_two_pages_and_three_tabs_of_different_routes() -> None:
 
 
 @pytest.mark.airflow_feature("gallery", "yes")
+@pytest.mark.parametrize(
+    ("option", "prefixes"),
+    [
+        ("", ["/qwenimage"]),
+        ("nonsense", ["/qwenimage"]),
+        # Airflow asks the first application whose prefix fits.
+        ("https://airflow.example.com", ["/qwenimage/callback", "/qwenimage"]),
+    ],
+)
+def test_the_api_can_call_back_only_if_the_option_for_it_is_set(
+    run_script: RunScript, option: str, prefixes: list[str]
+) -> None:
+    mounted = run_script(
+        "import json, os\n"
+        f"os.environ['AIRFLOW__QWENIMAGE__CALLBACK_BASE_URL'] = {option!r}\n"
+        "from airflow_provider_qwenimage.plugin import QwenImagePlugin\n"
+        "print(json.dumps([app['url_prefix'] for app in QwenImagePlugin.fastapi_apps]))"
+    )
+    assert mounted == prefixes
+
+
+@pytest.mark.airflow_feature("gallery", "yes")
 def test_its_pages_are_below_the_base_url_of_airflow(run_script: RunScript) -> None:
     hrefs = run_script(
         "import json, os\n"
