@@ -45,12 +45,12 @@ def form() -> dict[str, Any]:
     """Return the fields of the form, as Airflow's parameters."""
     from airflow.sdk import Param
 
+    # Without a section of its own, above which Airflow's page would show the whole text, with all pictures, again.
     return {
         NUMBERS: Param(
             None,
             type=["null", "string"],
             title="Numbers",
             description="Candidates by their numbers, such as 3, 70. If it is filled in, no chosen option counts.",
-            section="More candidates",
         )
     }

@@ -30,8 +30,9 @@ _CALLBACKS_NAME = "Callbacks of the image API"
 # Short, because with a longer name the tabs of a mapped task take two lines.
 _TAB_NAME = "Images"
 # Airflow 3.4 shows a tab of a task only if the task has one of these template fields; older versions ignore it. Unlike
-# the name of an operator, a derived operator and a decorated task have it as well.
-_TASKS = {"task.template_fields": ["qwenimage_conn_id"]}
+# the name of an operator, a derived operator and a decorated task have it as well. A task in which a person chooses has
+# no connection, but images.
+_TASKS = {"task.template_fields": ["qwenimage_conn_id", "images"]}
 
 
 class GalleryApp:

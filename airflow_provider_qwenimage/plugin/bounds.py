@@ -21,8 +21,6 @@ MOST_PATH = 2048
 # Images of one image task; the API makes one.
 MOST_IMAGES_OF_A_TASK = 100
 MOST_IMAGES_OF_A_BATCH = 100_000
-# Of a task in which a person chooses.
-MOST_CANDIDATES = 1000
 # Of a contact sheet.
 MOST_PAGES = 1000
 # Of a size such as 1024*1024, or a format.

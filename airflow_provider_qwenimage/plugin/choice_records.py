@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_provider_qwenimage.plugin.bounds import (
-    MOST_CANDIDATES,
     MOST_NAME,
     label_of,
     mapping,
@@ -31,6 +30,7 @@ from airflow_provider_qwenimage.plugin.image_records import (
     UnreadableXCom,
     Verdict,
 )
+from airflow_provider_qwenimage.rules.choices import CANDIDATES, MOST_CANDIDATES, QUESTION, VERDICT
 
 # The year 9999.
 _MOST_SECONDS = 253_370_764_800
@@ -44,9 +44,9 @@ def records_of_choice(task: TaskInstance, xcoms: Mapping[str, Any]) -> Records:
         task: The choosing task instance.
         xcoms: What it pushed, by key.
     """
-    offered = sequence(xcoms.get("candidates"), MOST_CANDIDATES)
-    question = mapping(xcoms.get("question"))
-    pushed = mapping(xcoms.get("verdict"))
+    offered = sequence(xcoms.get(CANDIDATES), MOST_CANDIDATES)
+    question = mapping(xcoms.get(QUESTION))
+    pushed = mapping(xcoms.get(VERDICT))
     # The values of an earlier try are there until the next one starts.
     has_ended = task.state == "success" and bool(pushed)
     chosen = _numbers(pushed.get("chosen"), len(offered)) if has_ended else set()
@@ -63,7 +63,7 @@ def records_of_choice(task: TaskInstance, xcoms: Mapping[str, Any]) -> Records:
         at_most=max(at_least, _count(question.get("at_most"), max(1, len(candidates)))),
         deadline=_seconds(question.get("deadline")),
         verdict=_verdict(pushed, len(chosen)) if has_ended else None,
-        problem=_problem_of(xcoms.get("candidates")),
+        problem=_problem_of(xcoms.get(CANDIDATES)),
     )
     return Records(choices=[choice])
 

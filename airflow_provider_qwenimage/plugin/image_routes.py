@@ -24,6 +24,7 @@ from airflow_provider_qwenimage.plugin.runs import READS, RUNS, ImageKey
 from airflow_provider_qwenimage.plugin.storage_access import RefusedError, storage_of
 from airflow_provider_qwenimage.plugin.thumbnails import MEDIA_TYPE, ThumbnailCache
 from airflow_provider_qwenimage.plugin.time_limits import Shares
+from airflow_provider_qwenimage.rules.choices import VERDICTS
 from airflow_provider_qwenimage.rules.made_by import Region
 
 Result = TypeVar("Result")
@@ -157,8 +158,8 @@ async def send_details(requested: ImageDep) -> JSONResponse:
 
     def read() -> JSONResponse:
         sidecar = requested.sidecar()
-        if "verdicts" in sidecar:
-            sidecar = {**sidecar, "verdicts": requested.readable_verdicts(sidecar["verdicts"])}
+        if VERDICTS in sidecar:
+            sidecar = {**sidecar, VERDICTS: requested.readable_verdicts(sidecar[VERDICTS])}
         return JSONResponse({**sidecar, "path": requested.record.path})
 
     return await SHARES.run(requested.dag_id, read)

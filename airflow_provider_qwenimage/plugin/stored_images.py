@@ -17,6 +17,7 @@ from airflow_provider_qwenimage.plugin.storage_access import (
     read_file,
     refusing_errors,
 )
+from airflow_provider_qwenimage.rules.choices import VERDICTS
 from airflow_provider_qwenimage.rules.verification import open_image
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ _FIELDS = (
     "stored_at",
     "made_by",
     "package_version",
-    "verdicts",
+    VERDICTS,
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from airflow_provider_qwenimage.contract import SIZES
 from airflow_provider_qwenimage.plugin.bounds import mapping, path, request_fields, sequence
 from airflow_provider_qwenimage.plugin.image_records import TaskInstance
+from airflow_provider_qwenimage.rules.choices import CANDIDATES, QUESTION, VERDICT
 
 BATCH_OPERATOR = "QwenImageBatchOperator"
 SENSOR = "QwenImageStatusSensor"
@@ -43,12 +44,12 @@ XCOM_KEYS = (
     "progress",
     "manifest",
     "contact_sheet",
-    "candidates",
-    "question",
-    "verdict",
+    CANDIDATES,
+    QUESTION,
+    VERDICT,
 )
 # By these, an operator that is derived from one of this package is found.
-XCOM_KEYS_OF_OPERATORS = ("request", "progress", "candidates")
+XCOM_KEYS_OF_OPERATORS = ("request", "progress", CANDIDATES)
 
 
 def kind_of(task: TaskInstance, xcoms: Mapping[str, Any]) -> TaskKind | None:
@@ -60,7 +61,7 @@ def kind_of(task: TaskInstance, xcoms: Mapping[str, Any]) -> TaskKind | None:
         return _KINDS[task.operator]
     if "requests" in mapping(xcoms.get("progress")):
         return TaskKind.BATCH
-    if any(_is_candidate(value) for value in sequence(xcoms.get("candidates"), 1)):
+    if any(_is_candidate(value) for value in sequence(xcoms.get(CANDIDATES), 1)):
         return TaskKind.CHOICE
     # Other operators may push an XCom with the key "request" as well.
     request = request_fields(xcoms.get("request"))

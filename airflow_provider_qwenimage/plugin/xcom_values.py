@@ -20,6 +20,7 @@ from airflow_provider_qwenimage.plugin.storage_access import (
     refusing_errors,
     storage_of,
 )
+from airflow_provider_qwenimage.rules.choices import CANDIDATES
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.plugin.image_records import TaskInstance
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 # In stored form: several times what the tasks of this package push.
 MOST_BYTES = 256 * 1024
 # A list of a thousand candidates is larger.
-LARGE_KEYS = ("candidates",)
+LARGE_KEYS = (CANDIDATES,)
 MOST_BYTES_OF_LARGE = 4 * 1024 * 1024
 _MOST_CACHED_CHARACTERS = 32 * 1024 * 1024
 _MOST_CACHED_VALUES = 100_000

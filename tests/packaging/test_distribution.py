@@ -25,6 +25,7 @@ PACKAGE = "airflow_provider_qwenimage"
 # The files of the package that are no modules.
 DATA = {
     "plugin/static/airflow.js",
+    "plugin/static/choice.js",
     "plugin/static/credits.css",
     "plugin/static/credits.js",
     "plugin/static/gallery.css",

@@ -9,6 +9,7 @@ from airflow.providers.common.compat.sdk import DAG, BaseOperator, task
 
 from airflow_provider_qwenimage import (
     QwenImageBatchOperator,
+    QwenImageChooseOperator,
     QwenImageGenerateOperator,
     QwenImageStatusSensor,
     plugin,
@@ -124,6 +125,7 @@ def test_the_tab_of_a_task_is_on_all_tasks_with_images_and_on_no_other() -> None
         QwenImageGenerateOperator(task_id="draw", prompt="A fox")
         QwenImageBatchOperator(task_id="batch", requests=["A fox"], output_path="/tmp/images")  # noqa: S108
         QwenImageStatusSensor(task_id="wait", image_task_id="n43")
+        QwenImageChooseOperator(task_id="choose", images=[], subject="Which one?")
         _OfAUser(task_id="derived", prompt="A fox")
         task.qwenimage(_decorated)()
         task.qwenimage_batch(output_path="/tmp/images")(_decorated_batch)()  # noqa: S108

@@ -2,7 +2,9 @@
 // Values from tasks are inserted as text, never as HTML.
 
 // With the version that this script was loaded with, because browsers cache both.
-const { followTheme, openInAirflow } = await import(`./airflow.js${new URL(import.meta.url).search}`);
+const version = new URL(import.meta.url).search;
+const { followTheme, openInAirflow } = await import(`./airflow.js${version}`);
+const { Choice, countName } = await import(`./choice.js${version}`);
 
 const PAGE = 60;
 const MOST_AT_ONCE = 200;
@@ -25,6 +27,8 @@ const EMPTY = {
   all: ["There are no generated images yet", "Trigger a DAG that uses a Qwen-Image operator: its images appear here."],
 };
 
+const EMPTY_CHOICE = ["This task has no candidates yet", "They appear here when the task asks which images to choose."];
+
 const at = (id) => document.getElementById(id);
 const grid = at("grid");
 const viewer = at("viewer");
@@ -34,7 +38,7 @@ const number = new Intl.NumberFormat();
 // The items of the list in its order, each with its element.
 const slots = [];
 const visible = new Set();
-const filter = { status: "", text: "" };
+const filter = { status: "", text: "", chosen: false };
 let found = 0;
 let active = true;
 let loading = false;
@@ -42,6 +46,7 @@ let timer = 0;
 let shown = -1;
 let generation = 0;
 let sheetsShown = "[]";
+let choicesShown = "[]";
 
 // --- Airflow around the page
 
@@ -124,10 +129,24 @@ async function reasonFor(url) {
   }
 }
 
+// What has become of an image among which a person chooses.
+function markName(mark) {
+  return { chosen: `${mark.number} · Chosen`, not_chosen: `${mark.number} · Not chosen` }[mark.outcome] ?? `Candidate ${mark.number}`;
+}
+
+function badges(item) {
+  const state = element("span", { className: "badge", textContent: stateName(item) });
+  if (!item.mark) return [state];
+  const mark = element("span", { className: "badge mark", textContent: markName(item.mark), dataset: { outcome: item.mark.outcome } });
+  return item.is_candidate ? [mark] : [state, mark];
+}
+
 function makeCard(index, item) {
   const open = element("button", { type: "button", className: "picture" }, picture(item));
-  open.setAttribute("aria-label", `${stateName(item)}: ${item.label ?? item.prompt ?? taskName(item)}`);
-  open.append(element("span", { className: "badge", textContent: stateName(item) }));
+  const marks = badges(item);
+  const names = marks.map((mark) => mark.textContent).join(", ");
+  open.setAttribute("aria-label", `${names}: ${item.label ?? item.prompt ?? taskName(item)}`);
+  open.append(element("span", { className: "badges" }, ...marks));
   open.addEventListener("click", () => view(index));
   const facts = [item.size?.replace("*", " × "), item.output_format, seedName(item), costName(item)];
   const ids = element("p", { className: "ids" }, taskLink(item, taskName(item)));
@@ -137,6 +156,7 @@ function makeCard(index, item) {
     "article",
     { className: "card", dataset: { status: item.status, index } },
     open,
+    item.is_candidate ? choice.control(item) : null,
     element(
       "div",
       { className: "text" },
@@ -216,6 +236,8 @@ function total(name, text, className = "") {
 
 function showTotals(totals) {
   const { counts } = totals;
+  at("only-chosen").hidden = !totals.chosen && !filter.chosen;
+  at("only-chosen").querySelector("span").textContent = number.format(totals.chosen);
   const open = counts.drawing + counts.waiting;
   at("totals").replaceChildren(
     total("images", open || counts.failed || counts.unknown ? `${number.format(counts.done)} of ${number.format(totals.images)}` : number.format(counts.done)),
@@ -232,6 +254,15 @@ function showTotals(totals) {
   }
 }
 
+// Candidates are images of other tasks, which have their credits and failures.
+function showCandidateTotals(totals) {
+  showTotals(totals);
+  const chosen = totals.chosen ? [total("chosen", number.format(totals.chosen))] : [];
+  at("totals").replaceChildren(total(countName(totals.images).replace(/^\S+ /, ""), number.format(totals.images)), ...chosen);
+  at("news").textContent = countName(totals.images);
+  at("statuses").hidden = true;
+}
+
 function makeFilter() {
   for (const [status, name] of [["", "All"], ...Object.entries(STATUSES)]) {
     const button = element("button", { type: "button", dataset: { status } }, `${name} `, element("span"));
@@ -239,6 +270,7 @@ function makeFilter() {
     button.addEventListener("click", () => choose({ status }));
     at("statuses").append(button);
   }
+  at("only-chosen").addEventListener("click", () => choose({ chosen: !filter.chosen }));
   let pause = 0;
   at("text").addEventListener("input", () => {
     clearTimeout(pause);
@@ -255,6 +287,7 @@ function choose(change) {
   for (const button of at("statuses").children) {
     button.setAttribute("aria-pressed", String(button.dataset.status === filter.status));
   }
+  at("only-chosen").setAttribute("aria-pressed", String(filter.chosen));
   generation += 1;
   loading = false;
   cut(0);
@@ -323,6 +356,41 @@ function sheetLink(batch, sheet, page) {
   return link;
 }
 
+// What is asked and what was chosen; on the pages of runs and DAGs with links to the candidates.
+function showChoices(choices) {
+  const text = JSON.stringify(choices);
+  if (text === choicesShown) return;
+  choicesShown = text;
+  at("choices").replaceChildren(
+    ...choices
+      .filter((each) => each.candidates || each.problem)
+      .map((each) => {
+        const link = element("a", { href: each.tab_url, target: "_top", textContent: "Show the candidates" });
+        link.addEventListener("click", openInAirflow);
+        return element(
+          "div",
+          { className: "choice", dataset: { waiting: String(each.is_waiting) } },
+          element("p", {}, taskLink(each, taskName(each)), element("span", { textContent: choiceName(each) }), scope === "task" ? null : link),
+          each.is_waiting && each.note ? element("p", { className: "problem", textContent: each.note }) : null,
+          each.problem ? element("p", { className: "problem", textContent: each.problem }) : null,
+        );
+      }),
+  );
+}
+
+function choiceName(each) {
+  const { verdict } = each;
+  const all = countName(each.candidates);
+  if (verdict) {
+    const by = verdict.by ? ` by ${verdict.by}` : "";
+    const parts = [`${number.format(verdict.chosen)} of ${all} chosen${by}`, moment(verdict.at), verdict.timed_out ? "nobody answered in time" : null];
+    return parts.filter(Boolean).join(" · ");
+  }
+  if (!each.is_waiting) return all;
+  const until = each.deadline ? moment(each.deadline * 1000) : null;
+  return `waits for a choice of ${choice.range(each)} of ${all}${until ? `, until ${until}` : ""}`;
+}
+
 function duration(seconds) {
   return seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
 }
@@ -330,11 +398,12 @@ function duration(seconds) {
 function showState(listing) {
   at("note").hidden = !listing.note;
   at("note").textContent = listing.note ?? "";
-  const isFiltered = filter.status || filter.text;
-  const isEmpty = found === 0 && !(listing.batches.length && !isFiltered);
+  const isFiltered = filter.status || filter.text || filter.chosen;
+  const isEmpty = found === 0 && !((listing.batches.length || listing.choices.some((each) => each.problem)) && !isFiltered);
   at("empty").hidden = !isEmpty;
   if (isEmpty) {
-    const [title, text] = isFiltered ? ["No image matches", "Choose another status, or search for something else."] : EMPTY[scope];
+    const empty = scope === "task" && listing.choices.length ? EMPTY_CHOICE : EMPTY[scope];
+    const [title, text] = isFiltered ? ["No image matches", "Choose another status, or search for something else."] : empty;
     at("empty").replaceChildren(element("strong", { textContent: title }), text);
   }
   at("more").textContent = slots.length < found ? `${number.format(slots.length)} of ${number.format(found)} shown` : "";
@@ -351,6 +420,7 @@ async function load(offset, limit) {
   address.searchParams.set("limit", limit);
   for (const [name, value] of Object.entries(regionOfTab())) address.searchParams.set(name, value);
   if (filter.status) address.searchParams.set("status", filter.status);
+  if (filter.chosen) address.searchParams.set("chosen", "true");
   if (filter.text.trim()) address.searchParams.set("text", filter.text.trim());
   try {
     const answer = await fetch(address, { headers: { Accept: "application/json" } });
@@ -360,9 +430,13 @@ async function load(offset, limit) {
     if (mine !== generation) return;
     found = listing.found;
     active = listing.is_active;
+    choice.update(scope === "task" ? listing.choices : []);
     listing.items.forEach((item, index) => put(offset + index, item));
+    choice.show();
     if (slots.length > found) cut(found);
-    showTotals(listing.totals);
+    if (scope === "task" && listing.choices.length) showCandidateTotals(listing.totals);
+    else showTotals(listing.totals);
+    showChoices(listing.choices);
     showBatches(listing.batches);
     showSheets(listing.batches);
     showState(listing);
@@ -376,6 +450,12 @@ async function load(offset, limit) {
       if (isNearEnd()) more();
     }
   }
+}
+
+// Loads the beginning of the list, after what is being loaded.
+async function reload() {
+  while (loading) await new Promise((done) => { setTimeout(done, 50); });
+  await load(0, PAGE);
 }
 
 async function problemOf(answer) {
@@ -454,6 +534,7 @@ function showActions(item) {
     link.addEventListener("click", openInAirflow);
     actions.push(link);
   }
+  if (item.is_candidate) actions.push(choice.toggle(item));
   actions.push(taskLink(item, "Open the task"));
   at("actions").replaceChildren(...actions);
 }
@@ -488,10 +569,25 @@ function provenance(sidecar) {
   return sidecar.provenance === "full" ? "marked in the file, with the prompt" : "marked in the file";
 }
 
+// Who chose, of all tasks that had a person choose.
+function verdictFacts(sidecar) {
+  const verdicts = Array.isArray(sidecar?.verdicts) ? sidecar.verdicts : [];
+  return Object.fromEntries(
+    verdicts.map((each, index) => {
+      const by = each.by?.name ? `by ${each.by.name}` : each.timed_out ? "nobody answered in time" : null;
+      const where = each.task ? `in ${[each.task.dag_id, each.task.run_id, each.task.task_id].filter(Boolean).join(", ")}` : null;
+      const text = [each.chosen ? "Chosen" : "Not chosen", by, moment(each.at), where].filter(Boolean).join(", ");
+      return [verdicts.length > 1 ? `Verdict ${index + 1}` : "Verdict", text];
+    }),
+  );
+}
+
 function showFacts(item, sidecar) {
   const facts = {
     Status: stateName(item),
     Label: item.label,
+    Choice: item.mark ? `${markName(item.mark)}${item.is_candidate ? "" : ` (${item.mark.task_id})`}` : null,
+    ...verdictFacts(sidecar),
     Error: item.error ? `${item.error}: ${item.message ?? ""}` : null,
     Size: item.size?.replace("*", " × "),
     Format: item.output_format,
@@ -541,6 +637,8 @@ at("close").addEventListener("click", () => viewer.close());
 addEventListener("scroll", () => isNearEnd() && more(), { passive: true });
 addEventListener("resize", () => isNearEnd() && more());
 document.addEventListener("visibilitychange", () => !document.hidden && refresh());
+
+const choice = new Choice(at("answer"), reload);
 
 followTheme();
 makeFilter();

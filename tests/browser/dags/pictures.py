@@ -8,7 +8,7 @@ from typing import Any
 import pendulum
 from airflow.sdk import DAG, Param, task
 
-from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageChooseOperator, QwenImageGenerateOperator
 
 FOLDER = os.environ["QWENIMAGE_OUTPUT_PATH"]
 START = pendulum.datetime(2024, 1, 1)
@@ -64,6 +64,37 @@ with DAG("contact_sheet", schedule=None, start_date=START):
         contact_sheet=True,
         poll_interval=POLL_INTERVAL,
     )
+
+with DAG("choice", schedule=None, start_date=START, params={"number": 6, "folder": "choice"}):
+
+    @task
+    def list_scenes(params: dict[str, Any]) -> list[dict[str, Any]]:
+        names = ["A fox in the snow", "A lighthouse in a storm", "An owl on a branch at night", "A boat made of paper"]
+        return [
+            {"prompt": names[number % len(names)], "seed": number + 1, "size": "1024*768"}
+            for number in range(params["number"])
+        ]
+
+    drawn = QwenImageBatchOperator(
+        task_id="draw",
+        requests=list_scenes(),
+        output_path=f"{FOLDER}/{{{{ params.folder }}}}",
+        max_in_flight=32,
+        poll_interval=POLL_INTERVAL,
+    )
+    picked = QwenImageChooseOperator(
+        task_id="pick",
+        images=drawn.output,
+        subject="Which images do we print?",
+        at_least=1,
+        at_most=3,
+    )
+
+    @task
+    def use(images: list[dict[str, Any]]) -> list[int]:
+        return [image["seed"] for image in images]
+
+    use(picked.output)
 
 with DAG("not_stored", schedule=None, start_date=START):
     QwenImageGenerateOperator(

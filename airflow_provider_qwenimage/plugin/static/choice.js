@@ -1,0 +1,189 @@
+// Lets the user choose among the candidates of a task, and sends the choice through Airflow's own API, which checks
+// that the user may answer.
+
+const number = new Intl.NumberFormat();
+// The form of the question has a text for numbers that are not among its options.
+const NUMBERS = "numbers";
+// After an answer the task needs some time to go on. If it asks the same again, the form is shown again.
+const QUIET_MS = 30000;
+
+export const countName = (count) => `${number.format(count)} ${count === 1 ? "candidate" : "candidates"}`;
+
+const REASONS = {
+  401: "You are logged out of Airflow. Log in and reload this page.",
+  403: "You may not answer this question: it is assigned to other users, or your role may not answer required actions.",
+  404: "This task does not ask anything any more. Reload the page.",
+  409: "Somebody has already answered this question.",
+};
+
+const CHANGED = "The question has changed. Look at the candidates again, and choose.";
+
+export class Choice {
+  // form: The form with the number of chosen candidates and the button.
+  // refresh: Loads the list again.
+  constructor(form, refresh) {
+    this.form = form;
+    this.refresh = refresh;
+    this.asked = null;
+    this.chosen = new Set();
+    this.sent = { version: null, at: 0 };
+    this.isSending = false;
+    this.part = (name) => form.querySelector(`#answer-${name}`);
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.send();
+    });
+    this.part("clear").addEventListener("click", () => {
+      this.chosen.clear();
+      this.say("");
+      this.show();
+    });
+  }
+
+  get isOpen() {
+    if (this.asked === null) return false;
+    return this.asked.version !== this.sent.version || Date.now() - this.sent.at > QUIET_MS;
+  }
+
+  range({ at_least: least, at_most: most }) {
+    return least === most ? number.format(least) : `${number.format(least)} to ${number.format(most)}`;
+  }
+
+  // Takes the choices of the page; one can be answered at a time.
+  update(choices) {
+    const open = choices.filter((choice) => choice.is_waiting);
+    const asked = open.length === 1 ? open[0] : null;
+    if (asked?.version !== this.asked?.version) {
+      const isLost = asked !== null && this.chosen.size > 0;
+      this.chosen.clear();
+      if (isLost) this.say(CHANGED);
+      else if (asked !== null) this.say("");
+      this.asked = asked;
+    }
+    // The page shows it now.
+    if (asked === null && this.sent.version !== null && choices.some((choice) => choice.verdict)) this.say("");
+  }
+
+  // The checkbox of a card, or the radio button if only one candidate can be chosen.
+  control(item) {
+    const label = document.createElement("label");
+    label.className = "pick";
+    const input = document.createElement("input");
+    Object.assign(input, { name: "candidate", value: item.number, checked: this.chosen.has(item.number) });
+    input.type = this.asked?.at_most === 1 ? "radio" : "checkbox";
+    input.setAttribute("aria-label", `Choose candidate ${item.number}`);
+    input.addEventListener("change", () => this.set(item.number, input.checked));
+    label.append(input, "Choose");
+    label.hidden = !this.isOpen;
+    return label;
+  }
+
+  // The button beside the large image.
+  toggle(item) {
+    const button = document.createElement("button");
+    button.type = "button";
+    const show = () => {
+      const isChosen = this.chosen.has(item.number);
+      button.textContent = isChosen ? "✓ In your choice" : "Add to your choice";
+      button.setAttribute("aria-pressed", String(isChosen));
+      button.hidden = !this.isOpen;
+    };
+    button.addEventListener("click", () => {
+      this.set(item.number, !this.chosen.has(item.number));
+      show();
+    });
+    show();
+    return button;
+  }
+
+  set(candidate, isChosen) {
+    if (isChosen && this.asked?.at_most === 1) this.chosen.clear();
+    if (isChosen) this.chosen.add(candidate);
+    else this.chosen.delete(candidate);
+    this.say("");
+    this.show();
+  }
+
+  show() {
+    const { asked, chosen, isOpen } = this;
+    document.body.classList.toggle("choosing", isOpen);
+    this.form.hidden = !isOpen && !this.part("problem").textContent;
+    for (const input of document.querySelectorAll(".pick input")) {
+      input.type = asked?.at_most === 1 ? "radio" : "checkbox";
+      input.checked = chosen.has(Number(input.value));
+      input.parentElement.hidden = !isOpen;
+      input.closest(".card")?.classList.toggle("picked", isOpen && input.checked);
+    }
+    for (const name of ["count", "clear", "send"]) this.part(name).hidden = !isOpen;
+    if (!isOpen) return;
+    const fits = chosen.size >= asked.at_least && chosen.size <= asked.at_most;
+    this.part("count").textContent = `${number.format(chosen.size)} of ${this.range(asked)} chosen`;
+    this.part("clear").disabled = chosen.size === 0 || this.isSending;
+    this.part("send").disabled = !fits || this.isSending;
+  }
+
+  say(text) {
+    this.part("problem").textContent = text;
+  }
+
+  async send() {
+    const asked = this.asked;
+    const numbers = [...this.chosen].sort((one, other) => one - other);
+    this.isSending = true;
+    this.say("");
+    this.show();
+    try {
+      // The candidates may have changed since the page was loaded.
+      await this.refresh();
+      if (this.asked?.version !== asked.version) {
+        this.say(this.asked === null ? REASONS[404] : CHANGED);
+        return;
+      }
+      const problem = await answer(asked.answer_url, numbers);
+      this.say(problem ?? `Your choice was sent: ${numbers.map((each) => number.format(each)).join(", ")}.`);
+      if (problem === null) this.sent = { version: asked.version, at: Date.now() };
+    } catch {
+      this.say("Airflow cannot be reached, so your choice may not have been sent. Try again.");
+    } finally {
+      this.isSending = false;
+      this.show();
+      await this.refresh();
+    }
+  }
+}
+
+// Sends an answer; returns why it was not taken, or null.
+async function answer(address, numbers) {
+  const question = await fetch(address, { headers: { Accept: "application/json" } });
+  if (!question.ok) return reasonOf(question);
+  const { options, multiple, response_received: isAnswered } = await question.json();
+  if (isAnswered) return REASONS[409];
+  const reply = await fetch(address, {
+    method: "PATCH",
+    headers: { Accept: "application/json", "Content-Type": "application/json" },
+    body: JSON.stringify(answerTo(options, numbers, multiple)),
+  });
+  return reply.ok ? null : reasonOf(reply);
+}
+
+// As `rules.choices.answer_to`: Airflow refuses options that the question did not have when it was first asked.
+function answerTo(options, numbers, multiple) {
+  const chosen = numbers.map(String);
+  if (chosen.every((each) => options.includes(each)) && (multiple || chosen.length === 1)) {
+    return { chosen_options: chosen, params_input: { [NUMBERS]: null } };
+  }
+  return { chosen_options: [options[0]], params_input: { [NUMBERS]: chosen.join(", ") } };
+}
+
+async function reasonOf(reply) {
+  const known = REASONS[reply.status];
+  if (known) return known;
+  let detail = "";
+  try {
+    ({ detail } = await reply.json());
+  } catch {
+    // A proxy may answer in HTML.
+  }
+  const said = typeof detail === "string" && detail ? `: ${detail}` : ".";
+  return `Airflow did not take your choice (HTTP ${reply.status})${said}`;
+}
