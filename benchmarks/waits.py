@@ -14,6 +14,7 @@ from airflow.providers.http.triggers.http import HttpEventTrigger
 from airflow.triggers.base import BaseTrigger
 
 from airflow_provider_qwenimage.contract import STATUS_PATH
+from airflow_provider_qwenimage.rules.callbacks import digest_of, new_secret
 from airflow_provider_qwenimage.rules.polling import SLOWEST_RECOMMENDED_INTERVAL, PollPolicy
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
 
@@ -51,6 +52,19 @@ Wait = Callable[[str], Coroutine[Any, Any, None]]
 async def _ours(_api: Api, poll_interval: float) -> AsyncIterator[Wait]:
     async def wait(image_task_id: str) -> None:
         await _fires(QwenImageStatusTrigger(image_task_id=image_task_id, poll_interval=poll_interval))
+
+    yield wait
+
+
+@asynccontextmanager
+async def _called_back(_api: Api, poll_interval: float) -> AsyncIterator[Wait]:
+    async def wait(image_task_id: str) -> None:
+        trigger = QwenImageStatusTrigger(
+            image_task_id=image_task_id, poll_interval=poll_interval, callback=digest_of(new_secret())
+        )
+        # Without an id, which a triggerer gives it, it would poll as if no callback could come.
+        trigger.trigger_id = 1
+        await _fires(trigger)
 
     yield wait
 
@@ -131,6 +145,7 @@ BARE_LOOP = "loop"
 CONTESTANTS: Mapping[str, Contestant] = {
     BARE_LOOP: Contestant("bare aiohttp loop, one session: the limit", _bare_loop),
     "ours": Contestant("QwenImageStatusTrigger", _ours),
+    "called": Contestant("`QwenImageStatusTrigger`, waiting for a callback", _called_back),
     "session": Contestant("a session for each poll", _session_for_each_poll),
     "http": Contestant("http provider's HttpEventTrigger", _http_event_trigger, polls_at_once=True),
 }
