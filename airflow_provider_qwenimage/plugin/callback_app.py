@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MOST_BYTES = 8 * 1024
+# A prompt of 2,000 characters takes up to 24,000 bytes in JSON, and a payload may have it more than once.
+_MOST_BYTES = 64 * 1024
 # Python refuses to read numbers of thousands of digits.
 _MOST_DIGITS = 20
 _READ_SECONDS = 10.0

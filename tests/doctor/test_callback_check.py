@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import uuid
 
 import pytest
 
 from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.cli.doctor.callback_check import check_callbacks
 from airflow_provider_qwenimage.cli.doctor.findings import Check, run_check
+from airflow_provider_qwenimage.rules.callbacks import callback_url, new_secret
+from airflow_provider_qwenimage.rules.gallery_urls import PREFIX
 from tests.raw_server import RawServer
 
 OPTION = "AIRFLOW__QWENIMAGE__CALLBACK_BASE_URL"
@@ -89,3 +92,20 @@ def test_an_address_where_nothing_answers_is_a_warning(monkeypatch: pytest.Monke
 def test_an_older_airflow_takes_no_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OPTION, "http://127.0.0.1:1")
     assert check().state == "skipped"
+
+
+@needs_callbacks
+def test_the_gallery_takes_a_callback_on_an_api_server_without_the_option(
+    airflow_database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastapi.testclient import TestClient
+
+    from airflow_provider_qwenimage.plugin.app import app
+
+    path = callback_url("http://host", uuid.uuid4(), new_secret()).removeprefix(f"http://host{PREFIX}")
+    answer = TestClient(app).post(path)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
+    with RawServer(f"HTTP/1.1 {answer.status_code} .\r\n{headers}\r\n".encode() + answer.content) as server:
+        monkeypatch.setenv(OPTION, server.url)
+        found = check()
+    assert (found.state, "for the API server as well" in found.message) == ("failed", True), found.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ import pytest
 import requests
 from cryptography.fernet import Fernet
 
+from airflow_provider_qwenimage.cli.doctor.callback_check import check_callbacks
+from airflow_provider_qwenimage.cli.doctor.findings import run_check
+from airflow_provider_qwenimage.contract import MAX_PROMPT_CHARACTERS
 from airflow_provider_qwenimage.rules import callbacks
 from airflow_provider_qwenimage.rules.callbacks import digest_of, new_secret
 from airflow_provider_qwenimage.triggers import QwenImageStatusTrigger
@@ -176,6 +180,24 @@ def test_a_task_is_resumed_ten_times_at_most_and_then_its_own_polls_remain(one: 
     # Whoever has not the secret learns nothing about that, and other tasks are resumed.
     assert one.call(waiting, new_secret()).status_code == 404
     assert one.call(rows.add()).status_code == 200
+
+
+@pytest.mark.parametrize(("size", "status"), [(64 * 1024, 200), (64 * 1024 + 1, 413)])
+def test_the_body_may_have_the_longest_prompt_twice(one: ApiServer, rows: Rows, size: int, status: int) -> None:
+    prompt = json.dumps("\U0001f98a" * MAX_PROMPT_CHARACTERS)
+    assert 2 * len(prompt) < 64 * 1024
+    # With a length, and in chunks, which tell none.
+    for body in (size * b" ", iter([prompt.encode(), (size - len(prompt)) * b" "])):
+        waiting = rows.add()
+        assert one.call(waiting, json=None, data=body).status_code == status
+        assert rows.is_woken(waiting) == (status == 200)
+
+
+def test_doctor_recognizes_the_route(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    for server in (servers.one, servers.other):
+        monkeypatch.setenv("AIRFLOW__QWENIMAGE__CALLBACK_BASE_URL", server.url)
+        found = run_check("callbacks", check_callbacks)
+        assert (found.state, server.url in found.message) == ("ok", True), found.message
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
