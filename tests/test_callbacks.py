@@ -133,12 +133,12 @@ def test_any_other_path_is_none_of_a_callback(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "logged"),
     [
-        (PATH, f"/qwenimage/callback/{ID}/***"),
-        (f"/airflow{PATH}", f"/airflow/qwenimage/callback/{ID}/***"),
-        (PATH + PATH, f"/qwenimage/callback/{ID}/***"),
-        (f"{PATH}/{SECRET}", f"/qwenimage/callback/{ID}/***"),
-        (f"/qwenimage/callback/{SECRET}", "/qwenimage/callback/***/***"),
-        (f"/qwenimage/callback//{ID}/{SECRET}", "/qwenimage/callback/***/***"),
+        (PATH, f"/qwenimage/callback/{ID}/masked"),
+        (f"/airflow{PATH}", f"/airflow/qwenimage/callback/{ID}/masked"),
+        (PATH + PATH, f"/qwenimage/callback/{ID}/masked"),
+        (f"{PATH}/{SECRET}", f"/qwenimage/callback/{ID}/masked"),
+        (f"/qwenimage/callback/{SECRET}", "/qwenimage/callback/masked/masked"),
+        (f"/qwenimage/callback//{ID}/{SECRET}", "/qwenimage/callback/masked/masked"),
     ],
 )
 def test_a_secret_is_not_logged(path: str, logged: str) -> None:

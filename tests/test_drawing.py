@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageSubmissionUnknownError,
     QwenImageTaskFailedError,
 )
+from airflow_provider_qwenimage.rules.callbacks import digest_of, is_secret
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.made_by import description_of
 from airflow_provider_qwenimage.rules.retries import RequestRetries
@@ -519,3 +521,54 @@ def test_a_changed_row_that_is_cleared_leaves_the_earlier_image_task_and_names_i
     # Who else asks for the first one gets it for nothing.
     theirs = sharing.submitted(task="paint")
     assert (theirs.image_task_id, theirs.is_own) == ("n1", False)
+
+
+SECRET_URL = "https://airflow.example.com/qwenimage/callback/7/{}".format
+ASKED = GenerateRequest(prompt="A red fox")
+
+
+def test_the_callback_url_of_a_submission_has_a_secret_whose_digest_is_recorded_first(tasks: Tasks) -> None:
+    recorded: list[str] = []
+
+    def answer(_: GenerateRequest) -> str:
+        recorded.append(json.dumps(tasks.place.facts()))
+        return "n1"
+
+    tasks.api.answers = [server_error(), answer]
+    submitted = tasks.submitted(request=ASKED, callback_url=SECRET_URL)
+    first, second = (str(post.callback_url) for post in tasks.api.posts)
+    # The response that refused the first may have quoted its secret.
+    assert first != second
+    secret = second.rpartition("/")[2]
+    assert second == SECRET_URL(secret)
+    assert is_secret(secret)
+    assert submitted.callback == digest_of(secret)
+    if tasks.place.facts():
+        assert all(digest_of(secret) in facts for facts in recorded)
+    assert secret not in repr(submitted) + repr(tasks.api.posts) + json.dumps(tasks.place.facts())
+    assert submitted.identity.request == ASKED
+
+
+def test_each_image_has_a_secret_of_its_own(tasks: Tasks) -> None:
+    digests = {
+        tasks.submitted(request=ASKED, callback_url=SECRET_URL, task=f"draw{n}", name=f"fox{n}").callback
+        for n in (1, 2)
+    }
+    assert None not in digests
+    assert len(digests) == 2
+
+
+def test_a_task_with_a_callback_url_of_its_own_keeps_it(tasks: Tasks) -> None:
+    assert REQUEST.callback_url is not None
+    assert tasks.submitted(callback_url=SECRET_URL).callback is None
+    assert [post.callback_url for post in tasks.api.posts] == [REQUEST.callback_url]
+
+
+def test_a_retry_waits_for_the_callback_of_its_first_try_and_another_task_does_not(tasks: Tasks) -> None:
+    first = tasks.submitted(request=ASKED, callback_url=SECRET_URL)
+    again = tasks.submitted(2, request=ASKED, callback_url=SECRET_URL)
+    assert (again.image_task_id, again.callback) == (first.image_task_id, first.callback)
+    assert len(tasks.api.posts) == 1
+    if "shared" in tasks.place.kind or tasks.place.kind == "files":
+        other = tasks.submitted(request=ASKED, callback_url=SECRET_URL, task="paint")
+        assert (other.image_task_id, other.callback) == (first.image_task_id, None)

@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_qwenimage.contract import GenerateRequest, TaskSnapshot, TaskStatus
 from airflow_provider_qwenimage.exceptions import QwenImageSubmissionUnknownError, QwenImageTaskFailedError
+from airflow_provider_qwenimage.rules.callbacks import digest_of, new_secret
 from airflow_provider_qwenimage.rules.made_by import description_of
 from airflow_provider_qwenimage.rules.snapshots import task_failure
 from airflow_provider_qwenimage.rules.submissions import LookAgain, Resume, Stop, Submit
@@ -110,6 +111,29 @@ def test_a_retry_after_a_crash_resumes_the_submitted_image_task(tmp_path: Path, 
         assert step.image_task_id == "n43"
         assert step.submission.intent.identity.request == GenerateRequest(prompt="A red fox")
         assert "try 1" in step.notice
+
+
+def test_the_digest_of_a_callback_is_recorded_before_the_submission_and_read_by_the_next_try(place: Place) -> None:
+    ledger = place.opened()
+    step_of(ledger, asking_of())
+    digest = digest_of(new_secret())
+    assert ledger.intend(asking_of(), digest)
+    ledger.accept("n43")
+    assert digest in json.dumps(place.facts())
+    step = place.step(2)
+    assert isinstance(step, Resume)
+    assert step.submission.intent.callback == digest
+
+
+@pytest.mark.parametrize("forged", [None, 5, "", [], {"a": 1}, "g" * 64, "a" * 65, "A" * 64, "a" * 63 + "\n"])
+def test_a_record_without_a_digest_or_with_a_forged_one_has_none(place: Place, forged: Any) -> None:
+    ledger = place.opened()
+    step_of(ledger, asking_of())
+    ledger.intend(asking_of(), forged)
+    ledger.accept("n43")
+    step = place.step(2)
+    assert isinstance(step, Resume)
+    assert step.submission.intent.callback is None
 
 
 def test_a_clear_resumes_and_after_two_failures_the_next_clear_submits(place: Place) -> None:

@@ -83,6 +83,29 @@ def test_a_serialized_trigger_contains_only_ids_and_numbers_and_makes_an_equal_t
     assert QwenImageStatusTrigger(**json.loads(json.dumps(kwargs))).serialize() == (path, kwargs)
 
 
+def test_a_trigger_that_waits_for_a_callback_has_one_argument_more_that_older_triggerers_do_not_know() -> None:
+    trigger = QwenImageStatusTrigger(image_task_id="n43", callback="d" * 64)
+    path, kwargs = trigger.serialize()
+    without = QwenImageStatusTrigger(image_task_id="n43").serialize()
+    assert (path, {name: value for name, value in kwargs.items() if name != "callback"}) == without
+    assert QwenImageStatusTrigger(**json.loads(json.dumps(kwargs))).serialize() == (path, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("callback", "trigger_id", "interval", "seconds"),
+    [(None, 7, 2.0, 2.0), ("d" * 64, 7, 2.0, 30.0), ("d" * 64, 7, 60.0, 60.0), ("d" * 64, None, 2.0, 2.0)],
+    ids=["no callback", "callback", "a slower pace", "dag.test()"],
+)
+def test_a_triggerer_that_waits_for_a_callback_polls_every_30_seconds(
+    callback: str | None, trigger_id: int | None, interval: float, seconds: float
+) -> None:
+    trigger = QwenImageStatusTrigger(image_task_id="n43", poll_interval=interval, end_time=5.0, callback=callback)
+    trigger.trigger_id = trigger_id
+    policy = trigger._policy()
+    assert policy.poll_interval == seconds
+    assert (policy.end_time, policy.max_consecutive_failures) == (5.0, trigger.policy.max_consecutive_failures)
+
+
 def test_a_triggerer_fires_no_event_while_the_deferred_process_may_still_be_ending(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +350,14 @@ def test_a_kill_before_the_first_answer_logs_the_documented_price(trigger_log: p
     asyncio.run(QwenImageStatusTrigger(image_task_id="n43").on_kill())
     assert "n43" in trigger_log.text
     assert "5 credits, as documented" in trigger_log.text
+
+
+def test_a_task_that_a_callback_has_woken_is_no_cause_for_alarm(trigger_log: pytest.LogCaptureFixture) -> None:
+    trigger_log.set_level(logging.INFO, __name__)
+    asyncio.run(QwenImageStatusTrigger(image_task_id="n43", callback="d" * 64).on_kill())
+    (record,) = trigger_log.records
+    assert record.levelno == logging.INFO
+    assert "n43" in record.getMessage()
 
 
 @pytest.mark.parametrize(

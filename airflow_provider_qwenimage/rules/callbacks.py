@@ -25,7 +25,8 @@ _SECRET_BYTES = 32
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _TASK_INSTANCE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_MASKED = "***"
+# No character that the access log of a server would quote.
+_MASKED = "masked"
 # The path of a callback, and room for a base URL with a path of its own.
 _MOST_BASE_CHARACTERS = MAX_URL_CHARACTERS // 2
 

@@ -46,12 +46,11 @@ def end_time_of(task: DeferrableTask, timeout: float, since: float | None = None
         since: When the wait began, in epoch seconds, if this process resumes it.
     """
     now = time.time()
-    if since is not None:
-        timeout = min(timeout, since + timeout - now)
     if task.execution_timeout is not None:
         limit = task.execution_timeout.total_seconds()
         timeout = min(timeout, limit - min(_RESUME_SECONDS, _RESUME_SHARE * limit))
-    return now + timeout
+    # Records are written by other machines, or by strangers: no wait becomes longer than its own timeout.
+    return (now if since is None else min(now, since)) + timeout
 
 
 def is_of_an_earlier_try(event: object, try_number: int) -> bool:

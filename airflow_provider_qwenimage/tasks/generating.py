@@ -30,6 +30,7 @@ from airflow_provider_qwenimage.rules.image_names import check_image_name
 from airflow_provider_qwenimage.rules.made_by import description_of, variant_of, writer_of
 from airflow_provider_qwenimage.rules.prices import assumed_price, described_price, is_within
 from airflow_provider_qwenimage.rules.submissions import Submit, what_stays_paid
+from airflow_provider_qwenimage.rules.task_ids import printable_id
 from airflow_provider_qwenimage.storage.files import remove_leftovers
 from airflow_provider_qwenimage.storage.images import StoredFile, StoredImages, find_images, save_images
 from airflow_provider_qwenimage.storage.paths import check_storing, open_output_path
@@ -171,9 +172,12 @@ class Generating:
             submitted = self._submitted(event)
             self._pushed_values["task_id"] = submitted.image_task_id
             if event is None:
-                # A callback of the API, for example: the API knows how far the image task is.
+                self._log.info(
+                    "The task was resumed without a result, as callbacks of the API do. Its image task is %s.",
+                    printable_id(submitted.image_task_id),
+                )
                 self._defer_after = 0.0
-                self._waits_since = self._submitted_at()
+                self._waits_since = self._waiting_since()
                 return self._follow(hook, submitted)
             with self._keeping_what_is_paid(submitted.image_task_id):
                 snapshot = snapshot_of(event)
@@ -377,14 +381,16 @@ class Generating:
                 self._links.store_gallery(self._ti)
             return self._finish(hook, submitted, self._wait(hook, submitted))
 
-    def _submitted_at(self) -> float | None:
-        """Return when this try has submitted the image task, in epoch seconds; None if that is not known."""
+    def _waiting_since(self) -> float | None:
+        """Return when this try has begun to wait, in epoch seconds, or shortly before; None if that is not known."""
         current = self._ledger.current
-        if current is None or current.intent.made_in != try_of(self._context):
-            return None
-        with suppress(ValueError, OverflowError):
-            return datetime.fromisoformat(current.intent.intended_at).timestamp()
-        return None
+        if current is not None and current.intent.made_in == try_of(self._context):
+            # Before its submission, the try may have waited for something else.
+            with suppress(ValueError, OverflowError):
+                return datetime.fromisoformat(current.intent.intended_at).timestamp()
+        # A later try has only resumed the image task. Before Airflow 3.2 this is the start of this process.
+        started = getattr(self._ti, "start_date", None)
+        return started.timestamp() if isinstance(started, datetime) else None
 
     def _wait(self, hook: QwenImageHook, submitted: Submitted) -> TaskSnapshot:
         operator = self._operator

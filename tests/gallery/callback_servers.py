@@ -224,24 +224,28 @@ class Rows:
             "logical_date": now,
             "log_template_id": None,
         }
-        session.execute(sa.insert(DagRun.__table__).values(run))
+        _insert(session, DagRun.__table__, run)
         common = {**names, "pool": "default_pool", "pool_slots": 1, "span_status": "not_started"}
         present = {"id": self._as_stored(tries[-1]), "try_number": len(tries), "state": state, "trigger_id": trigger_id}
         # The columns that Airflow's model fills have to be given to the table itself.
         present |= {"max_tries": 9, "next_method": "execute_complete", "executor_config": None, "priority_weight": 1}
         present |= {"next_kwargs": {"kept": 1}}
-        session.execute(sa.insert(self._instances).values(common | present))
+        _insert(session, self._instances, common | present)
         for number, earlier in enumerate(tries[:-1], start=1):
             values = {"try_number": number, "state": "failed", "executor_config": None}
             if KEEPS_TRIES:
                 archived = {"id": self._as_stored(earlier), "working_set": None, "max_tries": 9}
-                session.execute(sa.insert(self._instances).values(common | values | archived))
+                _insert(session, self._instances, common | values | archived)
             else:
                 from airflow.models.taskinstancehistory import TaskInstanceHistory
 
-                table: Any = TaskInstanceHistory.__table__
                 history = {"task_instance_id": self._as_stored(earlier)}
-                session.execute(sa.insert(table).values(common | values | history))
+                _insert(session, TaskInstanceHistory.__table__, common | values | history)
+
+
+def _insert(session: Session, table: Any, values: Mapping[str, Any]) -> None:
+    # Airflow's versions differ in some columns.
+    session.execute(sa.insert(table).values({name: value for name, value in values.items() if name in table.c}))
 
 
 @dataclass

@@ -1,5 +1,9 @@
 """Resume methods fail closed: only a complete success event counts as a success."""
 
+import json
+import re
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatu
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenImageError
 from airflow_provider_qwenimage.hooks import QwenImageHook
+from airflow_provider_qwenimage.rules.callbacks import digest_of, new_secret
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.made_by import description_of
 from airflow_provider_qwenimage.rules.submissions import Asking, Resume
@@ -212,6 +217,48 @@ def test_an_operator_without_an_event_reads_the_status_and_submits_nothing(
     finish_images(connected_api)
     assert operator.execute_complete(context, None)["task_id"] == drawing
     assert len(connected_api.submissions) == 1
+
+
+@pytest.mark.parametrize("try_number", [1, 2])
+def test_a_false_callback_leaves_the_deadline_and_the_callback_of_a_wait_as_they_were(
+    connected_api: Sandbox, context: Any, tmp_path: Path, try_number: int
+) -> None:
+    connected_api.configure(seconds_per_image=3600)
+    with QwenImageHook() as hook:
+        drawing = hook.generate("A boat")
+    digest = digest_of(new_secret())
+    ledger = _ledger(context, tmp_path)
+    ledger.intend(_asking(context), digest)
+    ledger.accept(drawing)
+    operator = QwenImageGenerateOperator(
+        task_id="draw",
+        prompt="A boat",
+        output_path=str(tmp_path),
+        deferrable=True,
+        timeout=100,
+        execution_timeout=timedelta(seconds=60),
+    )
+    before = time.time()
+    # A later try has only resumed the image task.
+    context["ti"].try_number = try_number
+    started = before - 20
+    if try_number == 1:
+        (record,) = [file for file in tmp_path.rglob("*") if file.is_file() and digest in file.read_text()]
+        written = json.loads(record.read_text())
+        moment = datetime.fromtimestamp(started, UTC).isoformat()
+        record.write_text(re.sub(r'("intended_at": ?)"[^"]*"', rf'\1"{moment}"', json.dumps(written)))
+        assert moment in record.read_text()
+    else:
+        context["ti"].start_date = datetime.fromtimestamp(started, UTC)
+    deadlines = []
+    for _ in range(2):
+        with pytest.raises(TaskDeferred) as deferred:
+            operator.execute_complete(context, None)
+        arguments = deferred.value.trigger.serialize()[1]
+        assert arguments["callback"] == digest
+        deadlines.append(arguments["end_time"])
+    # The limit is 60 s, of which a tenth is left to store the image.
+    assert deadlines == pytest.approx([started + 54] * 2, abs=0.01)
 
 
 def test_a_sensor_accepts_an_event_of_an_earlier_version(sensor: QwenImageStatusSensor, context: Any) -> None:
