@@ -47,9 +47,12 @@ class StandaloneAirflow:
         home: The AIRFLOW_HOME: an empty folder. DAG files go into its ``dags``.
         root: The folder that contains the package, for the import path.
         settings: Additional environment variables, which take precedence.
+        is_called_back: Whether the API is to call its API server.
     """
 
-    def __init__(self, home: Path, root: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, root: Path, settings: Mapping[str, str] | None = None, *, is_called_back: bool = False
+    ) -> None:
         self.home = home
         self.dags = home / "dags"
         self.dags.mkdir()
@@ -89,6 +92,7 @@ class StandaloneAirflow:
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             # A supervisor notices a change of its task this soon; a trigger needs 3 seconds more.
             "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+            **({"AIRFLOW__QWENIMAGE__CALLBACK_BASE_URL": self.url} if is_called_back else {}),
             **(settings or {}),
         }
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -141,6 +145,29 @@ class StandaloneAirflow:
 
     def start_triggerer(self) -> None:
         self._run("triggerer")
+
+    def kill_api_server(self) -> None:
+        """Kill the API server, as a crash does."""
+        self._kill([process.pid for process in self._family() if self._listens(process)])
+        wait_for("the end of the API server", lambda: not any(self._listens(process) for process in self._family()))
+
+    def start_api_server(self) -> None:
+        """Start it again, and return when it answers."""
+        self._run("api-server")
+        wait_for("the API server", self._answers)
+
+    def _listens(self, process: psutil.Process) -> bool:
+        port = int(self.url.rpartition(":")[2])
+        with contextlib.suppress(psutil.Error):
+            return any(
+                entry.status == psutil.CONN_LISTEN and entry.laddr.port == port for entry in process.net_connections()
+            )
+        return False
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(requests.RequestException):
+            return bool(self._call("GET", "monitor/health"))
+        return False
 
     def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
         """Start a DAG run and return its id."""
