@@ -107,8 +107,9 @@ CONFIG_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "contact_sheet_font": {
         "description": (
-            "The font file (TrueType or OpenType) on the workers for the texts of contact sheets; for characters that "
-            "it lacks, and if this is empty, fonts of the system are used.\n"
+            "The font file (TrueType or OpenType) for the texts of contact sheets, on the workers, and of the pictures "
+            "of candidates, on the API server; for characters that it lacks, and if this is empty, fonts of the system "
+            "are used.\n"
         ),
         "version_added": "0.1.0",
         "type": "string",

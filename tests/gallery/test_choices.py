@@ -13,6 +13,7 @@ import pytest
 from airflow.providers.common.compat.sdk import BaseOperator
 from PIL import Image
 
+import airflow_provider_qwenimage
 from airflow_provider_qwenimage import QwenImageGenerateOperator
 from airflow_provider_qwenimage.plugin.candidate_pictures import PICTURES
 from airflow_provider_qwenimage.plugin.runs import RUNS
@@ -432,3 +433,41 @@ def test_a_derived_operator_is_recognized_by_its_candidates(server: Server, choi
         assert page(server, choice.path)["choices"] == []
     finally:
         rename("QwenImageChooseOperator")
+
+
+def dag_that_chooses(images: list[Any]) -> TestDag:
+    dag = TestDag()
+    with dag:
+        airflow_provider_qwenimage.QwenImageChooseOperator(
+            task_id="pick", images=images, subject="Which one?", defaults=1, response_timeout=60
+        )
+    return dag
+
+
+def test_the_details_of_an_image_say_who_chose_in_the_dags_that_the_user_may_read(
+    server: Server, show: Show, hares: Shown
+) -> None:
+    theirs = hares.run["draw"].returned
+    first, second = (show(dag_that_chooses([theirs])) for _ in range(2))
+    assert [item["mark"]["outcome"] for item in page(server, f"{second.path}/tasks/pick")["items"]] == ["chosen"]
+
+    def choosing_dags(*readable: Shown) -> set[str]:
+        user = ",".join(shown.dag_id for shown in readable)
+        details = server.get(f"{hares.path}/tasks/draw/images/1/details", user=user).json()
+        assert all(verdict["chosen"] is True for verdict in details["verdicts"])
+        return {verdict["task"]["dag_id"] for verdict in details["verdicts"]}
+
+    assert choosing_dags(hares) == set()
+    assert choosing_dags(hares, first) == {first.dag_id}
+    assert choosing_dags(hares, first, second) == {first.dag_id, second.dag_id}
+
+
+@pytest.mark.parametrize("verdicts", ["x", 5, {"a": 1}, [5, None, "x", {}, {"task": 5}, {"task": {"dag_id": []}}]])
+def test_forged_verdicts_of_a_sidecar_break_no_details(
+    *, server: Server, show: Show, tmp_path: Path, verdicts: object
+) -> None:
+    owls = show(dag_that_draws(output_path=str(tmp_path), prompt="An owl", seed=1))
+    sidecar = Path(owls.run["draw"].returned["paths"][0]).with_suffix(".json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"verdicts": verdicts}))
+    answer = server.get(f"{owls.path}/tasks/draw/images/1/details", user=owls.dag_id)
+    assert (answer.status_code, answer.json()["verdicts"]) == (200, [])

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageChooseOperator, QwenImageGenerateOperator
 from airflow_provider_qwenimage.links import GENERATED_IMAGES, IMAGE
 from airflow_provider_qwenimage.rules.gallery_urls import TASK_ROUTE
 from tests.airflows import AIRFLOW
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
 from tests.gallery.test_listing import Show, listing, prompts
-from tests.integration.dag_runs import dag_with_a_loop
+from tests.integration.dag_runs import dag_that_draws, dag_with_a_loop
 
 pytestmark = pytest.mark.skipif(AIRFLOW < (3, 4), reason="Airflow has loops since 3.4.")
 
@@ -74,3 +74,30 @@ def test_each_iteration_of_a_task_shows_its_image(server: Server, show: Show, tm
     tabs = {item["task_url"].replace("?", f"/plugin/{TASK_ROUTE}?") for item in items}
     assert stored_links(shown, GENERATED_IMAGES) == tabs
     assert stored_links(shown, IMAGE) == {item["image"].partition("&drawn=")[0] for item in items}
+
+
+def test_each_iteration_of_a_choosing_task_has_its_candidates(server: Server, show: Show, tmp_path: Path) -> None:
+    drawn = show(dag_that_draws(output_path=str(tmp_path), prompts=["A fox", "A hen"], seed=1))
+    images = [end.returned for end in drawn.run.mapped("draw")]
+    dag = dag_with_a_loop(
+        lambda: QwenImageChooseOperator(
+            task_id="pick", images=images, subject="Which one?", defaults=2, response_timeout=60
+        ),
+        iterations=2,
+    )
+    shown = show(dag)
+    choices = listing(server, shown.path)["choices"]
+    assert [choice["iteration"] for choice in choices] == [0, 1]
+    assert all(choice["verdict"]["chosen"] == 1 for choice in choices)
+    for choice in choices:
+        region = query_of(choice)
+        assert choice["answer_url"].partition("?")[2] == choice["task_url"].partition("?")[2]
+        own = listing(server, f"{shown.path}/tasks/again.pick", **region)
+        assert [(item["number"], item["mark"]["outcome"]) for item in own["items"]] == [
+            (1, "not_chosen"),
+            (2, "chosen"),
+        ]
+        assert [item["iteration"] for item in own["items"]] == [choice["iteration"]] * 2
+        candidate = server.get(f"{shown.path}/tasks/again.pick/candidates/2", params={"map_index": -1, **region})
+        assert "ETag" in candidate.headers
+        assert all(server.get(item["image"]).status_code == 200 for item in own["items"])
