@@ -29,6 +29,7 @@ CONTESTANTS = {
     "stock": "HttpOperator, HttpSensor (reschedule), @task",
     "pair": "QwenImageGenerateOperator, QwenImageStatusSensor, @task",
     "mapped": "QwenImageGenerateOperator, mapped, deferrable",
+    "later": "QwenImageGenerateOperator, mapped, deferrable with defer_after",
     "batch": "QwenImageBatchOperator",
     "bare": "a script without Airflow",
 }
@@ -95,6 +96,12 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="run only these ways")
     parser.add_argument("--seconds-per-image", type=float, default=10.0, help="how long an image takes (default: 10)")
     parser.add_argument("--poll-interval", type=float, default=5.0, help="seconds between polls (default: 5)")
+    parser.add_argument(
+        "--defer-after",
+        type=float,
+        default=20.0,
+        help="seconds that a task of the way `later` waits in the worker (default: 20)",
+    )
     parser.add_argument("--in-flight", type=int, default=16, help="images in flight, for batch and bare (default: 16)")
     parser.add_argument(
         "--idle-seconds",
@@ -168,6 +175,7 @@ def _start_bench(arguments: argparse.Namespace, postgres: Postgres, dags: Sequen
                     images=arguments.images,
                     in_flight=arguments.in_flight,
                     poll_interval=arguments.poll_interval,
+                    defer_after=arguments.defer_after,
                     folder=str(folder / "images"),
                 )
                 home = folder / "airflow"

@@ -30,6 +30,7 @@ class Settings:
         images: Images that each contestant draws.
         in_flight: Images at the same time, for contestants that can limit them.
         poll_interval: In seconds.
+        defer_after: Seconds that a deferrable task waits in the worker, for the contestant that does.
         folder: The folder that contains a folder of images for each contestant.
         provenance: The operator's argument; empty for False.
         contact_sheet: Whether the batch makes a contact sheet.
@@ -39,6 +40,7 @@ class Settings:
     in_flight: int
     poll_interval: float
     folder: str
+    defer_after: float = 0.0
     provenance: str = "mark"
     contact_sheet: bool = False
 
@@ -50,6 +52,7 @@ class Settings:
             "in_flight": int,
             "poll_interval": float,
             "folder": str,
+            "defer_after": float,
             "provenance": str,
             "contact_sheet": "True".__eq__,
         }
