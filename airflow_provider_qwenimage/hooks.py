@@ -23,7 +23,7 @@ from airflow_provider_qwenimage.client.connection_lookup import look_up_connecti
 from airflow_provider_qwenimage.client.diagnosis import TEST_SECONDS, judge_connection, one_of_few_tests
 from airflow_provider_qwenimage.client.shared_clients import SharedClient
 from airflow_provider_qwenimage.client.spans import span
-from airflow_provider_qwenimage.client.transport import RequestsTransport
+from airflow_provider_qwenimage.client.transport import AiohttpTransport, RequestsTransport
 from airflow_provider_qwenimage.exceptions import QwenImageError
 from airflow_provider_qwenimage.rules import answers, polling, retries, wait_defaults
 from airflow_provider_qwenimage.rules.arguments import REQUEST_FIELDS, Number, Seconds, read_request
@@ -144,7 +144,7 @@ class QwenImageHook(CommonHook):
                 else:
                     booked.note(image_task_id)
                     if self.settings.books.conn_id is not None:
-                        self.booked_ids.add(image_task_id)
+                        self._note_booked(image_task_id)
                     return image_task_id
                 if pause is None:
                     raise failure
@@ -290,9 +290,22 @@ class QwenImageAsyncHook(CommonHook):
         log_statuses: As for `QwenImageHook`.
     """
 
-    @cached_property
+    # Not a cached property, which makes a dict of the attributes of each of many hooks.
+    _shared: SharedClient | None = None
+
+    @property
     def _client(self) -> SharedClient:
-        return SharedClient(self.qwenimage_conn_id, self._find_connection, self._read_connection)
+        if self._shared is None:
+            self._shared = SharedClient(self.qwenimage_conn_id)
+        return self._shared
+
+    async def _join(self) -> AiohttpTransport:
+        transport = await self._client.join(self._find_connection, self._read_connection)
+        mine, shared = self._settings, transport.settings
+        if mine == shared and mine.ignored == shared.ignored:
+            # One object for thousands of waits.
+            self._settings = shared
+        return transport
 
     async def get_settings(self) -> ConnectionSettings:
         """Return the checked fields of the connection.
@@ -315,7 +328,7 @@ class QwenImageAsyncHook(CommonHook):
         Raises:
             ValueError: If a field of the connection is not usable.
         """
-        return (await self._client.join()).session
+        return (await self._join()).session
 
     async def close(self) -> None:
         """Leave the session; the last hook that leaves closes it. The hook may be used again, which joins again."""
@@ -344,7 +357,7 @@ class QwenImageAsyncHook(CommonHook):
         """Submit a request that is already checked; otherwise like `generate`."""
         tries = retries.SubmissionTries(self.pause_before_resend)
         # The client's own settings: a thousand hooks share one look-up of the connection.
-        books = (self._client.transport or await self._client.join()).books
+        books = (self._client.transport or await self._join()).books
         in_thread = asyncio.to_thread if books.conn_id else _in_place
         booked = await in_thread(booked_calls, books, self.qwenimage_conn_id, request)
         try:
@@ -358,7 +371,7 @@ class QwenImageAsyncHook(CommonHook):
                 else:
                     booked.note(image_task_id)
                     if books.conn_id is not None:
-                        self.booked_ids.add(image_task_id)
+                        self._note_booked(image_task_id)
                     return image_task_id
                 if pause is None:
                     raise failure
@@ -368,7 +381,7 @@ class QwenImageAsyncHook(CommonHook):
 
     async def submit_once(self, request: contract.GenerateRequest) -> str:
         """Submit a request that is already checked, in one POST; see `QwenImageHook.submit_once`."""
-        transport = self._client.transport or await self._client.join()
+        transport = self._client.transport or await self._join()
         with span("submit", size=request.size, output_format=request.output_format) as submission:
             try:
                 image_task_id = await transport.send(answers.submission_call(request))
@@ -385,7 +398,7 @@ class QwenImageAsyncHook(CommonHook):
     async def check(self, image_task_id: str, *, seconds: float | None = None) -> TaskSnapshot | QwenImageError:
         """Read the status once, and return an error instead of raising it; see `QwenImageHook.check`."""
         try:
-            transport = self._client.transport or await self._client.join()
+            transport = self._client.transport or await self._join()
             snapshot = await transport.send(answers.status_call(image_task_id), seconds)
         except QwenImageError as error:
             return self._name_connection(error)
@@ -460,7 +473,7 @@ class QwenImageAsyncHook(CommonHook):
         return self._connection or await look_up_connection_async(self.qwenimage_conn_id)
 
     async def _call(self, call: ApiCall[Result]) -> Result:
-        transport = await self._client.join()
+        transport = await self._join()
         sent_again = 0
         while True:
             try:
@@ -477,7 +490,7 @@ class QwenImageAsyncHook(CommonHook):
 def _settle_booked(hook: CommonHook, books: BooksOptions, end: polling.Done | polling.GiveUp) -> None:
     """Write in the books how an image task ended that the hook itself has submitted."""
     snapshot = end.snapshot if isinstance(end, polling.Done) else getattr(end.error, "snapshot", None)
-    if snapshot is not None and snapshot.task_id in hook.booked_ids:
+    if snapshot is not None and hook.booked_ids and snapshot.task_id in hook.booked_ids:
         hook.booked_ids.discard(snapshot.task_id)
         settle_end(books, hook.qwenimage_conn_id, snapshot)
 

@@ -24,6 +24,8 @@ from airflow_provider_qwenimage.rules.arguments import Seconds, read_argument
 
 # The Test button tests a copy of the connection under an id that nobody has seen.
 _TESTED_CONNECTION = "The connection"
+# Almost every hook has these. Python's garbage collection visits each object that one of many hooks keeps.
+_RETRIES = retries.RequestRetries()
 
 
 class CommonHook(BaseHook):
@@ -37,6 +39,8 @@ class CommonHook(BaseHook):
     # The cost that the last `check` reported, for the message of a wait that is ended from outside. The rest is not
     # kept: an answer can have a mebibyte, and a triggerer has thousands of waits.
     last_credits: float | None = None
+    # The image tasks that it has submitted, if the connection names books: their ends are written there.
+    booked_ids: set[str] | None = None
     _settings: ConnectionSettings | None = None
 
     def __init__(
@@ -54,13 +58,12 @@ class CommonHook(BaseHook):
         self.timeout_seconds: float | None = None
         if timeout_seconds is not None:
             self.timeout_seconds = read_argument("timeout_seconds", timeout_seconds)
-        self.retries = retries.RequestRetries(limit=retry_limit, delay_seconds=retry_delay)
+        own_retries = retries.RequestRetries(limit=retry_limit, delay_seconds=retry_delay)
+        self.retries = _RETRIES if own_retries == _RETRIES else own_retries
         self._connection: AirflowConnection | None = (
             None if connection is None else read_argument("connection", connection)
         )
         self._log_statuses = read_argument("log_statuses", log_statuses)
-        # The image tasks that it has submitted, if the connection names books: their ends are written there.
-        self.booked_ids: set[str] = set()
 
     @classmethod
     def get_connection(cls, conn_id: str) -> Any:
@@ -111,6 +114,12 @@ class CommonHook(BaseHook):
         error.name_connection(self.qwenimage_conn_id)
         return error
 
+    def _note_booked(self, image_task_id: str) -> None:
+        self.booked_ids = self.booked_ids or set()
+        self.booked_ids.add(image_task_id)
+
     def _log_notice(self, decision: polling.Decision) -> None:
         if isinstance(decision, polling.Wait) and (self._log_statuses or decision.state.failures):
             polling.log_notice(self.log, decision)
+            # A logger is ten objects, and a wait has few notices; see `_RETRIES`.
+            self._log = None

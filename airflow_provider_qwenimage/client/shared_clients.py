@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.client.connection import AirflowConnection, ConnectionSettings
 
     LookUp: TypeAlias = Callable[[], Awaitable[AirflowConnection]]
+    Read: TypeAlias = Callable[[AirflowConnection], ConnectionSettings]
 
 # A thousand waits that begin together look their connection up once; a change is seen after that long at most.
 _LOOK_UP_SECONDS = 5.0
@@ -27,36 +28,31 @@ class SharedClient:
 
     Args:
         conn_id: The id of the Airflow connection.
-        look_up: Finds that connection.
-        read: Makes settings of it.
 
     Attributes:
         transport: The client, between `join` and `leave`.
     """
 
-    def __init__(
-        self,
-        conn_id: str,
-        look_up: LookUp,
-        read: Callable[[AirflowConnection], ConnectionSettings],
-    ) -> None:
+    def __init__(self, conn_id: str) -> None:
         self._conn_id = conn_id
-        self._look_up = look_up
-        self._read = read
         self._joining = asyncio.Lock()
         self._connection: _SharedConnection | None = None
         self._session: _SharedSession | None = None
         self.transport: AiohttpTransport | None = None
 
-    async def join(self) -> AiohttpTransport:
+    async def join(self, look_up: LookUp, read: Read) -> AiohttpTransport:
         """Return the client; the first user opens it.
+
+        Args:
+            look_up: Finds the connection.
+            read: Makes settings of it.
 
         Raises:
             ValueError: If the settings are not usable.
         """
         async with self._joining:
             if self.transport is None:
-                self.transport = await self._join()
+                self.transport = await self._join(look_up, read)
             return self.transport
 
     async def leave(self) -> None:
@@ -78,12 +74,12 @@ class SharedClient:
             # It closes even if the user that leaves is being cancelled.
             await asyncio.shield(session.close())
 
-    async def _join(self) -> AiohttpTransport:
+    async def _join(self, look_up: LookUp, read: Read) -> AiohttpTransport:
         connections = _CONNECTIONS.setdefault(asyncio.get_running_loop(), {})
         connection = self._connection = connections.setdefault(self._conn_id, _SharedConnection())
         connection.users += 1
         try:
-            settings = self._read(await connection.look_up(self._look_up))
+            settings = read(await connection.look_up(look_up))
             session = self._session = connection.sessions.setdefault(settings, _SharedSession())
             session.users += 1
             return await session.open(settings, connection.pace)

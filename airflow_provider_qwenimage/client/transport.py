@@ -155,12 +155,13 @@ class AiohttpTransport:
         pace: The rate limit.
 
     Attributes:
+        settings: The settings of the connection.
         session: The client of the session.
         books: The books of the connection.
     """
 
     def __init__(self, settings: ConnectionSettings, session: AiohttpSession, pace: Pace) -> None:
-        self._settings = settings
+        self.settings = settings
         self.books = settings.books
         self._pace = pace
         self._authorization = _authorization(settings)
@@ -191,7 +192,7 @@ class AiohttpTransport:
         Raises:
             QwenImageError: If there is no answer, or it is not a success.
         """
-        settings = self._settings
+        settings = self.settings
         sent_at = await self._pace.turn()
         exchange = _exchange(call, _shorter(seconds, settings.seconds_for_a_call))
         try:
@@ -208,7 +209,7 @@ class AiohttpTransport:
     async def _receive(self, call: ApiCall[Any]) -> bytearray:
         async with self._session.request(
             call.method,
-            self._settings.base_url + call.path,
+            self.settings.base_url + call.path,
             call.params,
             data=call.body,
             headers=_content_headers(call) | self._authorization,
