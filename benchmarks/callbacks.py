@@ -152,14 +152,14 @@ def _compare(arguments: argparse.Namespace, postgres: Postgres) -> None:
     with _start_bench(arguments, postgres) as bench:
         with bench.progress.step("Drawing an image first, because the first one is slower"):
             _run(bench, WARM_UP)
-        with bench.progress.step("Measuring the idle triggerer"):
-            used = bench.airflow.triggerer_cpu_seconds()
-            time.sleep(_SETTLE_SECONDS)
-            idle = (bench.airflow.triggerer_cpu_seconds() - used) / _SETTLE_SECONDS
         for number in range(arguments.rounds):
             for way, title in WAYS.items():
                 with bench.progress.step(f"Round {number + 1}, {arguments.images} images: {title}"):
                     rounds[way].append(_draw(bench, way))
+        with bench.progress.step("Measuring the idle triggerer"):
+            used = bench.airflow.triggerer_cpu_seconds()
+            time.sleep(_SETTLE_SECONDS)
+            idle = (bench.airflow.triggerer_cpu_seconds() - used) / _SETTLE_SECONDS
     print(f"\n{table(_HEADER, [_cells(WAYS[way], found) for way, found in rounds.items()])}\n")
     print(machine())
     print(

@@ -145,7 +145,7 @@ BARE_LOOP = "loop"
 CONTESTANTS: Mapping[str, Contestant] = {
     BARE_LOOP: Contestant("bare aiohttp loop, one session: the limit", _bare_loop),
     "ours": Contestant("QwenImageStatusTrigger", _ours),
-    "called": Contestant("`QwenImageStatusTrigger`, waiting for a callback", _called_back),
+    "called": Contestant("QwenImageStatusTrigger, waiting for a callback", _called_back),
     "session": Contestant("a session for each poll", _session_for_each_poll),
     "http": Contestant("http provider's HttpEventTrigger", _http_event_trigger, polls_at_once=True),
 }
