@@ -229,6 +229,20 @@ class StandaloneAirflow:
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
         return self._call("GET", f"{path}?map_index={map_index}&deserialize=true")["value"]
 
+    def pushed(self, dag_id: str, run_id: str, task_id: str, key: str) -> Any:
+        """Return an XCom of a task that is not mapped."""
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
+        return self._call("GET", f"{path}?map_index=-1&deserialize=true")["value"]
+
+    def hitl_detail(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+        """Return what a task that is not mapped asks people."""
+        return self._call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails")
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, body: dict[str, Any]) -> int:
+        """Answer a task that is not mapped, and return the HTTP status."""
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
+        return self._session.patch(f"{self.url}/api/v2/{path}", json=body, timeout=_ANSWER_SECONDS).status_code
+
     def pool(self) -> dict[str, Any]:
         """Return the slots of the default pool."""
         return self._call("GET", "pools/default_pool")
