@@ -32,7 +32,9 @@ _HOST = "127.0.0.1"
 _READY_SECONDS = 180.0
 _EXAMPLES_SECONDS = 120.0
 _TICK_SECONDS = 0.5
-_ENDED = {"success", "failed"}
+# The state of a run that waits for a person's answer.
+_ASKS = "asks"
+_ENDED = {"success", "failed", _ASKS}
 _SHOWN_LOG_LINES = 20
 
 
@@ -182,9 +184,13 @@ class _Api:
         return self._ask("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None}).get("dag_run_id")
 
     def run_state(self, dag_id: str, run_id: str) -> str:
-        """Return the state of a run, such as ``success``; empty if there is no response."""
-        state: str = self._ask("GET", f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}").get("state", "")
-        return state
+        """Return the state of a run, such as ``success``, or `_ASKS`; empty if there is no response."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
+        state: str = self._ask("GET", path).get("state", "")
+        is_asking = state == "running" and self._ask("GET", f"{path}/hitlDetails?response_received=false&limit=1").get(
+            "total_entries"
+        )
+        return _ASKS if is_asking else state
 
     def totals(self) -> tuple[int, float]:
         """Return how many images the gallery counts as done, and the credits they cost."""
@@ -246,6 +252,9 @@ def _report(unsuccessful: Mapping[tuple[str, str], str], port: int, logs: Path) 
         ended = "failed" if state == "failed" else f"has not ended after {_EXAMPLES_SECONDS:.0f} s; it may be retrying"
         if not run_id:
             print(f"\nThe example {dag_id} has not been started by its asset after {_EXAMPLES_SECONDS:.0f} s.")
+            continue
+        if state == _ASKS:
+            print(f"\nThe example {dag_id} waits for your answer: http://{_HOST}:{port}/required_actions")
             continue
         print(
             f"\nThe example {dag_id} {ended}.\n"

@@ -16,6 +16,14 @@ FEATURES: Mapping[str, Mapping[str, str]] = {
         "3.3.2": "yes",
         "3.4.0b2": "yes",
     },
+    "choosing": {
+        "2.11.2": "no",
+        "3.0.6": "no",
+        "3.1.8": "in the triggerer",
+        "3.2.2": "in the triggerer",
+        "3.3.2": "yes",
+        "3.4.0b2": "yes",
+    },
     "connection form": {
         "2.11.2": "yes",
         "3.0.6": "plain",

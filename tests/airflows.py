@@ -47,6 +47,7 @@ NEWEST_ONLY = (
     "test_arguments.py",
     "test_batch_requests.py",
     "test_batch_totals.py",
+    "test_choices.py",
     "test_books_rules.py",
     "test_contract.py",
     "test_contract_facts.py",
@@ -104,6 +105,7 @@ OLDEST_AND_NEWEST = (
     "test_shared_clients.py",
     # Storage: Airflow 2.11, 3.0 and 3.1 come with universal-pathlib 0.2, later ones with 0.3.
     "object_storage",
+    "test_candidates.py",
     "test_created_files.py",
     "test_files_in_the_way.py",
     "test_images.py",

@@ -138,7 +138,7 @@ class Question:
         if unknown:
             named = ", ".join(map(str, unknown[:_MOST_NAMED]))
             more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
-            raise UnfitAnswerError(f"{named}{more} was chosen; {_allowed_numbers(count)}.")
+            raise UnfitAnswerError(f"There is no candidate {named}{more}; {_allowed_numbers(count)}.")
         if not self.at_least <= len(numbers) <= (count if self.at_most is None else self.at_most):
             raise UnfitAnswerError(f"{_counted(len(numbers))} chosen; choose {self.how_many}.")
 

@@ -32,7 +32,7 @@ SETTINGS = {
 EXAMPLES = {
     *("qwenimage_many_prompts", "qwenimage_prompt_to_file", "qwenimage_submit_and_wait"),
     *("qwenimage_batch", "qwenimage_decorated", "qwenimage_on_new_images"),
-    *("qwenimage_publish", "qwenimage_published"),
+    *("qwenimage_choose", "qwenimage_publish", "qwenimage_published"),
 }
 IMAGES = 4
 

@@ -238,10 +238,15 @@ class StandaloneAirflow:
         """Return what a task that is not mapped asks people."""
         return self._call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails")
 
-    def answer(self, dag_id: str, run_id: str, task_id: str, body: dict[str, Any]) -> int:
-        """Answer a task that is not mapped, and return the HTTP status."""
-        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
-        return self._session.patch(f"{self.url}/api/v2/{path}", json=body, timeout=_ANSWER_SECONDS).status_code
+    def answer(self, dag_id: str, run_id: str, task_id: str, body: dict[str, Any], token: str | None = None) -> int:
+        """Answer a task that is not mapped, as another user if a token is given, and return the HTTP status."""
+        url = f"{self.url}/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        return self._session.patch(url, json=body, headers=headers, timeout=_ANSWER_SECONDS).status_code
+
+    def use_token(self, token: str) -> None:
+        """Send this token with each request; without one, that of an Airflow in which all users are administrators."""
+        self._session.headers["Authorization"] = f"Bearer {token}"
 
     def pool(self) -> dict[str, Any]:
         """Return the slots of the default pool."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import secrets
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.api_fastapi.auth.tokens import JWTGenerator
 
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage.contract import GenerateRequest
@@ -27,6 +30,11 @@ pytestmark = [
     pytest.mark.skipif(AIRFLOW < (3, 1), reason="Airflow 3.1 and later can ask a person"),
 ]
 
+_SECRET = secrets.token_hex(32)
+# No event takes this long, unless it never happens.
+_PATIENCE_SECONDS = 200
+# The scheduler takes a task that ended its wait sooner for a crashed one; nobody reads a question that fast.
+_READING_SECONDS = 3
 _DAGS = '''
 import json
 import os
@@ -71,7 +79,7 @@ def choosing(dag_id, operator=QwenImageChooseOperator, **arguments):
 
 
 choosing("pick")
-choosing("assigned", assigned_users={"id": "somebody else", "name": "Somebody else"})
+choosing("assigned", assigned_users={"id": "user", "name": "User"})
 choosing("with_defaults", at_most=3, defaults=[2, 3], response_timeout=1)
 choosing("without_defaults", response_timeout=timedelta(seconds=1))
 choosing("crashing", Crashing, retries=1, retry_delay=timedelta(0))
@@ -100,16 +108,17 @@ class People:
             state = self.airflow.states(dag_id, run_id)["choose", -1]
             return state in ("awaiting_input", "deferred") and not self.request(dag_id, run_id)["response_received"]
 
-        wait_for(f"the question of {dag_id}", is_asked)
+        wait_for(f"the question of {dag_id}", is_asked, _PATIENCE_SECONDS)
+        time.sleep(_READING_SECONDS)
 
     def request(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return self.airflow.hitl_detail(dag_id, run_id, "choose")
 
-    def answer(self, dag_id: str, run_id: str, *numbers: int) -> int:
+    def answer(self, dag_id: str, run_id: str, *numbers: int, role: str = "ADMIN") -> int:
         """Answer as the gallery does, and return the HTTP status."""
         request = self.request(dag_id, run_id)
         body = answer_to(request["options"], numbers, multiple=request["multiple"])
-        return self.airflow.answer(dag_id, run_id, "choose", body)
+        return self.airflow.answer(dag_id, run_id, "choose", body, token_of(role))
 
     def pushed(self, dag_id: str, run_id: str, key: str) -> Any:
         return self.airflow.pushed(dag_id, run_id, "choose", key)
@@ -123,15 +132,26 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
         patch.setenv("AIRFLOW_CONN_QWENIMAGE_DEFAULT", sandbox.connection_json)
         with QwenImageHook() as hook:
             images = [_stored(hook, folder, seed) for seed in range(6)]
-    settings = {"AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1"}
+    settings = {
+        "AIRFLOW__API_AUTH__JWT_SECRET": _SECRET,
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+        "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1",
+    }
     airflow = StandaloneAirflow(home, Path(airflow_provider_qwenimage.__file__).parents[1], settings)
     (airflow.dags / "choosing.py").write_text(_DAGS)
+    airflow.use_token(token_of("ADMIN"))
     airflow.prepare("{}")
     try:
         airflow.start("pick", "assigned", "with_defaults", "without_defaults", "crashing")
         yield People(airflow, images)
     finally:
         airflow.stop()
+
+
+def token_of(role: str) -> str:
+    """Return a token of a user who is named as the role is."""
+    generator = JWTGenerator(secret_key=_SECRET, audience="apache-airflow", valid_for=3600)
+    return generator.generate({"sub": role.lower(), "role": role})
 
 
 def _stored(hook: QwenImageHook, folder: Path, seed: int) -> dict[str, Any]:
@@ -165,14 +185,14 @@ def test_what_is_chosen_goes_downstream_and_a_cleared_task_offers_what_is_there_
     assert first["multiple"] is False
     assert "candidates/4?map_index=-1" in first["body"]
     assert people.answer("pick", run_id, 3) == 200
-    people.airflow.wait_for_run("pick", run_id)
+    people.airflow.wait_for_run("pick", run_id, _PATIENCE_SECONDS)
 
     (chosen,) = people.airflow.returned("pick", run_id, "choose")
     assert chosen == people.images[2]
     assert people.airflow.returned("pick", run_id, "use") == people.images[2]["paths"]
     verdict = people.pushed("pick", run_id, "verdict")
     assert verdict["chosen"] == [3]
-    assert verdict["by"]["id"]
+    assert verdict["by"] == {"id": "admin", "name": "admin"}
     assert verdict["timed_out"] is False
     task = {"dag_id": "pick", "run_id": run_id, "task_id": "choose", "map_index": -1}
     mine = [[entry for entry in _verdicts(image) if entry["task"] == task] for image in people.images[:4]]
@@ -186,7 +206,7 @@ def test_what_is_chosen_goes_downstream_and_a_cleared_task_offers_what_is_there_
     assert [each["seed"] for each in people.pushed("pick", run_id, "candidates")] == [5, 4, 3, 2, 1, 0]
     assert people.request("pick", run_id)["options"] == first["options"]
     assert people.answer("pick", run_id, 6) == 200
-    people.airflow.wait_for_run("pick", run_id)
+    people.airflow.wait_for_run("pick", run_id, _PATIENCE_SECONDS)
     assert people.airflow.returned("pick", run_id, "choose") == [people.images[0]]
     mine = [[entry for entry in _verdicts(image) if entry["task"] == task] for image in people.images]
     assert [entry["chosen"] for (entry,) in mine] == [True, *[False] * 5]
@@ -196,28 +216,33 @@ def test_an_answer_that_does_not_fit_is_asked_for_again(people: People) -> None:
     run_id = people.ask("pick")
     people.wait_until_asked("pick", run_id)
     assert people.answer("pick", run_id, 1, 2, 9) == 200
-    wait_for("the problem", lambda: people.pushed("pick", run_id, "question")["problem"])
+    wait_for("the problem", lambda: people.pushed("pick", run_id, "question")["problem"], _PATIENCE_SECONDS)
     assert (
-        people.pushed("pick", run_id, "question")["problem"] == "9 was chosen; the candidates have the numbers 1 to 4."
+        people.pushed("pick", run_id, "question")["problem"]
+        == "There is no candidate 9; the candidates have the numbers 1 to 4."
     )
     people.wait_until_asked("pick", run_id)
     assert people.answer("pick", run_id, 1) == 200
-    people.airflow.wait_for_run("pick", run_id)
+    people.airflow.wait_for_run("pick", run_id, _PATIENCE_SECONDS)
     assert people.airflow.returned("pick", run_id, "choose") == [people.images[0]]
     # It took none of its tries for that.
     assert people.airflow.tasks("pick", run_id)["choose", -1]["try_number"] == 1
 
 
-def test_only_assigned_users_may_answer(people: People) -> None:
+def test_who_may_answer_is_decided_by_airflow(people: People) -> None:
     run_id = people.ask("assigned")
     people.wait_until_asked("assigned", run_id)
-    assert people.answer("assigned", run_id, 1) == 403
+    assert people.answer("assigned", run_id, 1, role="ADMIN") == 403
+    assert people.answer("assigned", run_id, 1, role="VIEWER") == 403
+    assert people.answer("assigned", run_id, 1, role="USER") == 200
+    people.airflow.wait_for_run("assigned", run_id, _PATIENCE_SECONDS)
+    assert people.pushed("assigned", run_id, "verdict")["by"] == {"id": "user", "name": "user"}
 
 
 def test_the_defaults_are_chosen_after_the_timeout_and_without_them_the_task_fails(people: People) -> None:
     runs = {dag_id: people.ask(dag_id) for dag_id in ("with_defaults", "without_defaults")}
     for dag_id, run_id in runs.items():
-        people.airflow.wait_for_run(dag_id, run_id)
+        people.airflow.wait_for_run(dag_id, run_id, _PATIENCE_SECONDS)
     assert people.airflow.returned("with_defaults", runs["with_defaults"], "choose") == people.images[1:3]
     verdict = people.pushed("with_defaults", runs["with_defaults"], "verdict")
     assert (verdict["chosen"], verdict["by"], verdict["timed_out"]) == ([2, 3], None, True)
@@ -231,12 +256,14 @@ def test_a_try_that_is_killed_after_its_answer_does_not_ask_again(people: People
     run_id = people.ask("crashing")
     people.wait_until_asked("crashing", run_id)
     assert people.answer("crashing", run_id, 2) == 200
-    before = [_verdicts(image) for image in people.images[:4]]
-    wait_for("the second try", lambda: people.airflow.tasks("crashing", run_id)["choose", -1]["try_number"] == 2)
+    wait_for(
+        "the second try",
+        lambda: people.airflow.tasks("crashing", run_id)["choose", -1]["try_number"] == 2,
+        _PATIENCE_SECONDS,
+    )
     if not HAS_TASK_STATES:
         # Nothing tells it that the answer is about the same images.
         people.wait_until_asked("crashing", run_id)
         assert people.answer("crashing", run_id, 2) == 200
-    people.airflow.wait_for_run("crashing", run_id)
+    people.airflow.wait_for_run("crashing", run_id, _PATIENCE_SECONDS)
     assert people.airflow.returned("crashing", run_id, "choose") == [people.images[1]]
-    del before
