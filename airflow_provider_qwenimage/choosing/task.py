@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 # Airflow refuses a time limit of nothing.
 _SHORTEST_WAIT_SECONDS = 1.0
-# The name of what the task state keeps of the question.
-_ASKED = "asked"
+# The name of what the task state keeps of the answer.
+_ANSWERED = "answered"
 
 
 class Choosing:
@@ -82,10 +82,10 @@ class Choosing:
             if operator.default_numbers is not None and _is_dag_test():
                 self._log.warning("Nobody can answer in dag.test(), so the defaults are chosen at once.")
                 return self._conclude(candidates, operator.default_numbers, {"timedout": True})
-            event = self._answer_to_an_earlier_try(candidates)
-            if event is not None:
+            verdict = self._verdict_of_an_earlier_try(candidates)
+            if verdict is not None:
                 self._log.info("An earlier try of this task was answered, and did not end; its answer is taken.")
-                return self._take(candidates, question, event)
+                return self._return(candidates, verdict)
             timeout = operator.response_timeout
             deadline = None if timeout is None else time.time() + timeout.total_seconds()
             return self._ask(candidates, replace(question, deadline=deadline))
@@ -121,8 +121,6 @@ class Choosing:
 
     def _ask(self, candidates: Sequence[Candidate], question: Question) -> NoReturn:
         self._push(QUESTION, question.to_json())
-        with logging_errors("which candidates were shown"):
-            self._remember(candidates)
         seconds = None
         if question.deadline is not None:
             seconds = max(question.deadline - time.time(), _SHORTEST_WAIT_SECONDS)
@@ -162,13 +160,18 @@ class Choosing:
             at=_time_of(answer.get("responded_at")),
             timed_out=bool(answer.get("timedout")),
         )
+        with logging_errors("the answer for a retry"):
+            self._remember(candidates, verdict)
+        return self._return(candidates, verdict)
+
+    def _return(self, candidates: Sequence[Candidate], verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
         task: dict[str, Any] = dict(instance_of(self._ti)._asdict())
         iteration = iteration_of(self._ti)
         if iteration is not None:
             task["iteration"] = iteration
         record_verdict(candidates, verdict, task, writer_of(description_of(self._ti)))
         self._push(VERDICT, verdict)
-        chosen = [candidates[number - 1] for number in numbers]
+        chosen = [candidates[number - 1] for number in verdict["chosen"]]
         self.facts = {"task_ids": [candidate.task_id for candidate in chosen], "images": len(chosen)}
         return [candidate.to_result() for candidate in chosen]
 
@@ -185,30 +188,27 @@ class Choosing:
         deadline = number_or_nan(asked.get("deadline") if isinstance(asked, Mapping) else None)
         return found, replace(self._operator.question, deadline=deadline if math.isfinite(deadline) else None)
 
-    def _remember(self, candidates: Sequence[Candidate]) -> None:
+    def _remember(self, candidates: Sequence[Candidate], verdict: Mapping[str, Any]) -> None:
         store = self._store()
         if store is not None:
-            fact = {"candidates": _digest(candidates), "try": try_of(self._context).to_json()}
-            store.write(_ASKED, fact, is_last=True)
+            fact = {"candidates": _digest(candidates), "try": try_of(self._context).to_json(), "verdict": dict(verdict)}
+            store.write(_ANSWERED, fact, is_last=True)
 
-    def _answer_to_an_earlier_try(self, candidates: Sequence[Candidate]) -> dict[str, Any] | None:
-        """Return the answer that a try has got that ended before it could return it, for the same candidates."""
-        answer = None
-        with logging_errors("the answer to an earlier try"):
-            store = self._store()
-            asked = None if store is None else store.read(_ASKED)
-            if isinstance(asked, Mapping) and self._may_be_answered(asked, candidates):
-                answer = _stored_answer(self._ti)
-        return answer
-
-    def _may_be_answered(self, asked: Mapping[str, Any], candidates: Sequence[Candidate]) -> bool:
-        earlier, this = Try.from_json(asked.get("try")), try_of(self._context)
-        return (
+    def _verdict_of_an_earlier_try(self, candidates: Sequence[Candidate]) -> Mapping[str, Any] | None:
+        """Return the verdict of a try that was killed before it could return it, about the same candidates."""
+        store = self._store()
+        fact = None if store is None else store.read(_ANSWERED)
+        if not isinstance(fact, Mapping):
+            return None
+        earlier, this = Try.from_json(fact.get("try")), try_of(self._context)
+        is_retry = (
             earlier is not None
             and earlier.number < this.number
             and not this.was_cleared_since(earlier, ended_for_good=True)
-            and asked.get("candidates") == _digest(candidates)
         )
+        verdict = fact.get("verdict")
+        is_known = is_retry and fact.get("candidates") == _digest(candidates) and isinstance(verdict, Mapping)
+        return verdict if is_known else None
 
     def _store(self) -> TaskStateStore | None:
         accessor = self._context.get("task_state_store")
@@ -219,21 +219,6 @@ class Choosing:
 
     def _pushed(self, key: str) -> Any:
         return self._ti.xcom_pull(task_ids=self._ti.task_id, key=key, map_indexes=self._ti.map_index)
-
-
-def _stored_answer(ti: Any) -> dict[str, Any] | None:
-    """Return the answer of a person that Airflow has for a task instance."""
-    from airflow.sdk.execution_time.hitl import get_hitl_detail_content_detail
-
-    found = get_hitl_detail_content_detail(ti_id=ti.id)
-    if not found.response_received or found.responded_by_user is None:
-        return None
-    return {
-        "chosen_options": found.chosen_options,
-        "params_input": found.params_input,
-        "responded_at": found.responded_at,
-        "responded_by_user": found.responded_by_user,
-    }
 
 
 def _read(answer: Mapping[str, Any], question: Question, count: int) -> list[int]:
