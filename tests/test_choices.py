@@ -54,9 +54,10 @@ def test_an_answer_without_numbers_is_refused(written: Any) -> None:
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text() | st.floats(), st.lists))
 def test_any_answer_is_read_or_refused(answer: Any) -> None:
-    for given_answer in ((answer, {}), (["1"], {"numbers": answer}), (answer, answer)):
+    answers: list[tuple[Any, Any]] = [(answer, {}), (["1"], {"numbers": answer}), (answer, answer)]
+    for options, form in answers:
         try:
-            numbers = read_answer(*given_answer)
+            numbers = read_answer(options, form)
         except UnfitAnswerError:
             continue
         assert numbers == sorted(set(numbers))
@@ -139,7 +140,8 @@ def test_users_are_stored_as_short_texts() -> None:
 def test_a_candidate_survives_its_xcom() -> None:
     candidate = Candidate(task_id="n1", path="/images/fox.jpg", prompt="A fox", seed=7, reused=True)
     assert Candidate.from_json(candidate.to_json() | {"of a later version": 1}) == candidate
-    assert all(Candidate.from_json(forged) is None for forged in (None, [], "x", {}, {"task_id": 1, "path": "/x"}))
+    others: list[Any] = [None, [], "x", {}, {"task_id": 1, "path": "/x"}]
+    assert all(Candidate.from_json(other) is None for other in others)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-from airflow_provider_qwenimage.plugin.bounds import MOST_PATH
+from airflow_provider_qwenimage.rules.recorded_paths import check_recorded_path
 from airflow_provider_qwenimage.rules.verification import MOST_PIXELS
 from airflow_provider_qwenimage.storage.files import read_beginning
 from airflow_provider_qwenimage.storage.libraries import LOCAL
@@ -21,8 +21,6 @@ from airflow_provider_qwenimage.text.messages import printable, shorten
 log = logging.getLogger(__name__)
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)", re.IGNORECASE)
-# These could make the API server send requests to any host, or read files that are not stored images.
-_NOT_STORAGE = frozenset({"http", "https", "ftp", "data", "github", "git", "jupyter", "cached", "simplecache", "zip"})
 # Each storage has other fields that change with a file.
 _VERSION_FIELDS = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
 _LOGGED_CHARACTERS = 3000
@@ -92,14 +90,11 @@ def open_recorded(path: str) -> ObjectStoragePath:
     Raises:
         RefusedError: If the path is not allowed, or the API server cannot open the storage.
     """
+    try:
+        check_recorded_path(path)
+    except ValueError as error:
+        raise RefusedError(f"The recorded path {error}.") from error
     scheme = _URL.match(path)
-    if scheme is None and not path.startswith("/"):
-        raise RefusedError("The recorded path is neither an absolute path nor a URL.")
-    if scheme is not None and scheme[1].lower() in _NOT_STORAGE:
-        raise RefusedError(f"The gallery does not read images from {scheme[1]}:// URLs.")
-    # A task never records `..`, which could lead out of the folder.
-    if any(part == ".." for part in re.split(r"[/\\]", path)) or "::" in path or "\0" in path or len(path) > MOST_PATH:
-        raise RefusedError("The recorded path is not one that this package records.")
     try:
         if scheme is not None:
             _connect(scheme[1].lower(), scheme[2].rpartition("@")[0] or None)

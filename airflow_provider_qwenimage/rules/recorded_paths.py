@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# The limit of Linux for a path.
-MOST_CHARACTERS = 4096
+# More than any path of an image that the gallery shows.
+MOST_CHARACTERS = 2048
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 # These could have a process send requests to any host, or read files that are not stored images.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import QwenImageChooseOperator, QwenImageGenerateOperator
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageChooseOperator, QwenImageGenerateOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
 from tests.airflows import AIRFLOW
 from tests.integration.dag_runs import DagRun, TestDag
@@ -35,6 +35,49 @@ def sidecars(folder: Path) -> list[dict[str, Any]]:
     """Return the sidecars of a folder, in the order of their seeds."""
     found = [json.loads(file.read_text()) for file in folder.glob("[!.]*.json")]
     return sorted(found, key=lambda sidecar: sidecar["request"]["seed"])
+
+
+def test_counts_and_defaults_have_to_fit_the_images(connected_api: Sandbox, tmp_path: Path) -> None:
+    drawn = run_with_defaults(tmp_path).mapped("draw")
+    results = [end.xcoms["return_value"] for end in drawn]
+    for arguments, problem in (
+        ({"defaults": 5}, "defaults is [5]; it must be the numbers of candidates: There is no candidate 5"),
+        ({"at_least": 5, "at_most": None, "defaults": None}, "at_least is 5; it must be at most the number of stored"),
+        ({"images": [None]}, "images has no stored image"),
+    ):
+        dag = TestDag()
+        with dag:
+            QwenImageChooseOperator(
+                task_id="choose", **{"images": results, "subject": "Which?", "defaults": 1} | arguments
+            )
+        end = dag.run()["choose"]
+        assert end.state == "failed"
+        assert end.tries == 1
+        assert problem in str(end.error)
+        assert problem in end.xcoms["error"]["message"]
+
+
+def test_images_of_a_batch_and_of_skipped_mapped_tasks(connected_api: Sandbox, tmp_path: Path) -> None:
+    dag = TestDag()
+    with dag:
+        batch = QwenImageBatchOperator(
+            task_id="batch",
+            requests=[{"prompt": "A tin robot", "seed": seed, "label": f"Robot {seed}"} for seed in SEEDS],
+            output_path=str(tmp_path),
+            poll_interval=0.01,
+        )
+        QwenImageChooseOperator(
+            task_id="choose",
+            images=[batch.output, None],
+            subject="Which {{ dag.dag_id }}?",
+            at_most=None,
+            defaults=[1, 4],
+        )
+    end = dag.run()["choose"]
+    assert [each["seed"] for each in end.xcoms["return_value"]] == [11, 14]
+    assert [each["label"] for each in end.xcoms["candidates"]] == [f"Robot {seed}" for seed in SEEDS]
+    # What was chosen does not make it another image.
+    assert dag.run()["batch"].xcoms["return_value"]["reused"] == 4
 
 
 def test_the_defaults_are_chosen_in_a_dag_test(connected_api: Sandbox, tmp_path: Path) -> None:

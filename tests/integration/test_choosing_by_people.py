@@ -21,7 +21,7 @@ from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.storage.images import save_images
 from airflow_provider_qwenimage.storage.paths import open_output_path
-from tests.airflows import AIRFLOW, HAS_TASK_STATES
+from tests.airflows import AIRFLOW
 from tests.integration.standalone import StandaloneAirflow, wait_for
 
 pytestmark = [
@@ -252,6 +252,7 @@ def test_the_defaults_are_chosen_after_the_timeout_and_without_them_the_task_fai
     assert "Clear it to ask again" in error["message"]
 
 
+@pytest.mark.airflow_feature("choosing", "yes")
 def test_a_try_that_is_killed_after_its_answer_does_not_ask_again(people: People) -> None:
     run_id = people.ask("crashing")
     people.wait_until_asked("crashing", run_id)
@@ -261,9 +262,21 @@ def test_a_try_that_is_killed_after_its_answer_does_not_ask_again(people: People
         lambda: people.airflow.tasks("crashing", run_id)["choose", -1]["try_number"] == 2,
         _PATIENCE_SECONDS,
     )
-    if not HAS_TASK_STATES:
-        # Nothing tells it that the answer is about the same images.
-        people.wait_until_asked("crashing", run_id)
-        assert people.answer("crashing", run_id, 2) == 200
     people.airflow.wait_for_run("crashing", run_id, _PATIENCE_SECONDS)
     assert people.airflow.returned("crashing", run_id, "choose") == [people.images[1]]
+
+
+@pytest.mark.airflow_feature("choosing", "in the triggerer")
+def test_a_retry_asks_again_if_nothing_outlives_the_try(people: People) -> None:
+    run_id = people.ask("crashing")
+    people.wait_until_asked("crashing", run_id)
+    assert people.answer("crashing", run_id, 2) == 200
+    wait_for(
+        "the second try",
+        lambda: people.airflow.tasks("crashing", run_id)["choose", -1]["try_number"] == 2,
+        _PATIENCE_SECONDS,
+    )
+    people.wait_until_asked("crashing", run_id)
+    assert people.answer("crashing", run_id, 3) == 200
+    people.airflow.wait_for_run("crashing", run_id, _PATIENCE_SECONDS)
+    assert people.airflow.returned("crashing", run_id, "choose") == [people.images[2]]
