@@ -105,11 +105,16 @@ class Waiting:
 
 
 class Rows:
-    """Task instances in the database, as Airflow stores them."""
+    """Task instances in the database, as Airflow stores them.
 
-    def __init__(self, url: str, fernet_key: bytes) -> None:
+    Args:
+        url: The database's URL.
+        fernet_key: The key that Airflow encrypts the arguments of triggers with; None for that of this process.
+    """
+
+    def __init__(self, url: str, fernet_key: bytes | None = None) -> None:
         self._engine = sa.create_engine(url, poolclass=NullPool)
-        self._fernet = Fernet(fernet_key)
+        self._fernet = None if fernet_key is None else Fernet(fernet_key)
 
     def add(
         self,
@@ -201,10 +206,11 @@ class Rows:
 
         created = datetime.now(UTC) - timedelta(seconds=seconds)
         trigger = Trigger(classpath=classpath, kwargs=dict(kwargs), created_date=created)
-        if stored is None:
+        if stored is None and self._fernet is not None:
             # This process has no key, so they are plain text.
             stored = self._fernet.encrypt(trigger.encrypted_kwargs.encode()).decode()
-        trigger.encrypted_kwargs = stored
+        if stored is not None:
+            trigger.encrypted_kwargs = stored
         session.add(trigger)
         session.flush()
         return int(trigger.id)
