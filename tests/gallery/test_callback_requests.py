@@ -247,9 +247,12 @@ def test_a_websocket_is_refused() -> None:
 
 
 def test_the_log_of_the_server_has_the_task_instance_and_not_the_secret(
-    route: Route, rows: Rows, caplog: pytest.LogCaptureFixture
+    route: Route, rows: Rows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    for logger in (logging.getLogger("uvicorn.access"), callback_app.log):
+        # The creation of the database disables them in Airflow 3.1.
+        monkeypatch.setattr(logger, "disabled", False)
+        caplog.set_level(logging.INFO, logger.name)
     waiting = rows.add(earlier_tries=1)
     for status in (200, 404):
         assert route.call(waiting, params={"a": "b"}).status_code == status
@@ -301,5 +304,6 @@ def test_a_failure_of_the_database_is_one_line_in_the_log(
     answer = route.call(Waiting(uuid.uuid4(), uuid.uuid4(), new_secret()))
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
     (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert record.exc_info is None
     assert "OperationalError" in record.getMessage()
     assert "password" not in caplog.text
