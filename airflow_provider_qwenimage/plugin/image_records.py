@@ -18,7 +18,7 @@ ENDED_BADLY = frozenset({"failed", "upstream_failed"})
 # About the memory of a record without its texts.
 _RECORD_BYTES = 1000
 # Since Airflow 3.3 a task that waits for a person has a state of its own; before, a trigger waits.
-_WAITING_FOR_INPUT = frozenset({"awaiting_input", "deferred"})
+WAITING_FOR_INPUT = frozenset({"awaiting_input", "deferred"})
 _ENDED = ENDED_BADLY | {"success", "skipped", "removed"}
 
 
@@ -281,7 +281,7 @@ class ChoiceRecord:
     @property
     def is_waiting(self) -> bool:
         """Whether it waits for an answer."""
-        return bool(self.candidates) and self.verdict is None and self.task.state in _WAITING_FOR_INPUT
+        return bool(self.candidates) and self.verdict is None and self.task.state in WAITING_FOR_INPUT
 
     @cached_property
     def version(self) -> str:
@@ -330,11 +330,6 @@ class Records:
             or any(batch.problem for batch in self.batches)
             or any(choice.problem for choice in self.choices)
         )
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a person has yet to choose. A wrong answer changes the XComs, and else nothing of the task."""
-        return any(choice.is_waiting for choice in self.choices)
 
 
 @dataclass(frozen=True)

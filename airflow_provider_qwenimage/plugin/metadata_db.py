@@ -13,7 +13,7 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import Text, and_, case, cast, func, null, or_, select
 
 from airflow_provider_qwenimage.airflow_versions import HAS_LOOPS
-from airflow_provider_qwenimage.plugin.image_records import TaskInstance
+from airflow_provider_qwenimage.plugin.image_records import WAITING_FOR_INPUT, TaskInstance
 from airflow_provider_qwenimage.plugin.task_kinds import OPERATORS, XCOM_KEYS, XCOM_KEYS_OF_OPERATORS
 from airflow_provider_qwenimage.plugin.xcom_values import LARGE_KEYS, MOST_BYTES, MOST_BYTES_OF_LARGE
 from airflow_provider_qwenimage.rules.made_by import Region
@@ -73,6 +73,8 @@ def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[Tas
         model.start_date,
         model.end_date,
         model.next_method,
+        # After a wrong answer a task asks again, in the state that it was in.
+        case((model.state.in_(WAITING_FOR_INPUT), model.updated_at), else_=null()),
         *((model.id, model.region_id) if HAS_LOOPS else (model.map_index, null())),
     )
     query = (
@@ -82,7 +84,7 @@ def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[Tas
         .order_by(model.task_id, model.map_index)
     )
     found: list[tuple[TaskKey, TaskInstance, object]] = []
-    for task_id, index, state, operator, try_number, start, end, next_method, own, region_id in session.execute(query):
+    for task_id, index, state, operator, try_number, start, end, *moves, own, region_id in session.execute(query):
         changed_at = end or start
         map_index, region, iteration = _position(task_id, index, region_id, positions)
         instance = TaskInstance(
@@ -97,7 +99,7 @@ def task_instances(session: Session, dag_id: str, run_id: str) -> list[tuple[Tas
             region=region,
             iteration=iteration,
         )
-        found.append(((task_id, own), instance, (own, instance, str(start), next_method)))
+        found.append(((task_id, own), instance, (own, instance, str(start), *map(str, moves))))
     return found
 
 

@@ -149,7 +149,7 @@ class Run:
         if task.state == "running":
             return False
         known_version, records = self._tasks.get(key, (None, None))
-        return records is not None and known_version == version and not (records.has_problem or records.is_waiting)
+        return records is not None and known_version == version and not records.has_problem
 
 
 def _read_records(task: TaskInstance, stored: Mapping[str, str | None], deadline: float) -> Records:

@@ -46,6 +46,9 @@ _XCOMS: dict[str, Any] = {
     "error": {"error": "QwenImageTimeoutError", "message": "too late"},
     "progress": {"requests": 2, "done": 1, "failed": 0, "in_flight": 1, "consumed_credits": 5, "rows": "rows"},
     "manifest": "manifest",
+    "candidates": [_REQUEST | {"task_id": "n43abcqwenimg", "path": "/images/a-fox.jpg", "label": "Fox"}],
+    "question": {"at_least": 1, "at_most": None, "deadline": 1_795_000_000.0, "problem": None},
+    "verdict": {"chosen": [1], "by": {"id": "7", "name": "Ann"}, "at": "2026-11-25T08:00:00Z", "timed_out": False},
 }
 _ROW = _REQUEST | _RETURNED | {"writer": _WRITER, "stored_at": "2026-11-25T08:00:00+00:00"}
 _SIDECAR = {
@@ -56,8 +59,20 @@ _SIDECAR = {
     "made_by": _INSTANCE,
     "request": _REQUEST,
     "image_urls": ["https://cdn.example/1.jpeg"],
+    "verdicts": [{"chosen": True, "by": None, "at": "2026-11-25T08:00:00Z", "timed_out": True, "task": _INSTANCE}],
 }
-_STATES = (None, "success", "failed", "running", "deferred", "skipped", "upstream_failed", "up_for_retry", "removed")
+_STATES = (
+    None,
+    "success",
+    "failed",
+    "running",
+    "deferred",
+    "awaiting_input",
+    "skipped",
+    "upstream_failed",
+    "up_for_retry",
+    "removed",
+)
 _MOST_ITEM_BYTES = 64 * 1024
 _OK, _SERVER_ERROR = 200, 500
 _IDS = itertools.count(1_000_000)
@@ -126,15 +141,20 @@ def prepare() -> Iterator[Callable[[Forged], None]]:
             for file in (manifest, listed):
                 file.write_bytes(example.manifest.replace(_WRITER.encode(), writer.encode()))
             with _stored(database, run_id, example, _with_real_paths(example.xcoms, manifest, listed, image)):
-                answer = session.get(f"{server.url}/qwenimage/dags/foxes/runs/{run_id}/data?limit=200", timeout=60)
-                assert answer.status_code == _OK, f"{answer.status_code}: {answer.text[:500]}"
-                shown = answer.json()
-                assert len(answer.content) <= _MOST_ITEM_BYTES * (1 + len(shown["items"]) + len(shown["batches"]))
-                for item in shown["items"][:2]:
-                    for address in {item[kind] for kind in ("image", "thumbnail", "details")}:
-                        if isinstance(address, str) and address.startswith("/"):
-                            sent = session.get(f"{server.url}{address}", timeout=60)
-                            assert sent.status_code < _SERVER_ERROR, f"{address}: {sent.status_code}"
+                run = f"{server.url}/qwenimage/dags/foxes/runs/{run_id}"
+                for page in (run, f"{run}/tasks/draw"):
+                    answer = session.get(f"{page}/data?limit=200", timeout=60)
+                    assert answer.status_code == _OK, f"{answer.status_code}: {answer.text[:500]}"
+                    shown = answer.json()
+                    assert len(answer.content) <= _MOST_ITEM_BYTES * (1 + len(shown["items"]) + len(shown["batches"]))
+                    for item in shown["items"][:2]:
+                        for address in {item[kind] for kind in ("image", "thumbnail", "details")}:
+                            if isinstance(address, str) and address.startswith("/"):
+                                sent = session.get(f"{server.url}{address}", timeout=60)
+                                assert sent.status_code < _SERVER_ERROR, f"{address}: {sent.status_code}"
+                for picture in ("1", "note"):
+                    sent = session.get(f"{run}/tasks/draw/candidates/{picture}", timeout=60)
+                    assert sent.status_code == _OK, f"{picture}: {sent.status_code}"
             listed.unlink()
 
         yield check
@@ -186,4 +206,7 @@ def _with_real_paths(xcoms: dict[str, Any], manifest: Path, listed: Path, image:
         found["progress"] = found["progress"] | {"rows": str(listed)}
     if isinstance(found.get("return_value"), dict) and found["return_value"].get("paths") == ["/images/a-fox.jpg"]:
         found["return_value"] = found["return_value"] | {"paths": [str(image)]}
+    offered = found.get("candidates")
+    if isinstance(offered, list) and offered and offered[0] == _XCOMS["candidates"][0]:
+        found["candidates"] = [offered[0] | {"path": str(image)}, *offered[1:]]
     return found

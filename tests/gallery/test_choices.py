@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,16 @@ from PIL import Image
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage import QwenImageGenerateOperator
 from airflow_provider_qwenimage.plugin.candidate_pictures import PICTURES
+from airflow_provider_qwenimage.plugin.choice_records import marked
+from airflow_provider_qwenimage.plugin.image_records import (
+    ChoiceRecord,
+    ImageRecord,
+    Mark,
+    Outcome,
+    Records,
+    Status,
+    TaskInstance,
+)
 from airflow_provider_qwenimage.plugin.runs import RUNS
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
@@ -471,3 +481,51 @@ def test_forged_verdicts_of_a_sidecar_break_no_details(
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"verdicts": verdicts}))
     answer = server.get(f"{owls.path}/tasks/draw/images/1/details", user=owls.dag_id)
     assert (answer.status_code, answer.json()["verdicts"]) == (200, [])
+
+
+def offering(task_id: str, *outcomes: Outcome) -> ChoiceRecord:
+    """Return a choice among images whose paths are /1.png, /2.png, …"""
+    task = TaskInstance(
+        dag_id="foxes",
+        run_id="1",
+        task_id=task_id,
+        map_index=-1,
+        state="success",
+        operator=None,
+        try_number=1,
+        changed_at=None,
+    )
+    candidates = [
+        ImageRecord(
+            task=task,
+            status=Status.DONE,
+            state="success",
+            image_task_id="n43",
+            path=f"/{number}.png",
+            mark=Mark(outcome, number, task),
+        )
+        for number, outcome in enumerate(outcomes, start=1)
+    ]
+    return ChoiceRecord(task=task, candidates=candidates)
+
+
+def test_of_several_choices_among_the_same_images_the_most_important_outcome_counts() -> None:
+    no, maybe, yes = Outcome.NOT_CHOSEN, Outcome.OFFERED, Outcome.CHOSEN
+    choices = [offering("a", no, yes, no, no), offering("b", yes, no, maybe, no)]
+    images = [replace(image, mark=None) for image in choices[0].candidates]
+    others = [replace(images[0], path="/9.png"), replace(images[0], image_task_id="n44"), replace(images[0], path=None)]
+    for order in (choices, choices[::-1]):
+        marks = [image.mark for image in marked([*images, *others], order)]
+        found = [None if mark is None else (mark.task.task_id, mark.outcome) for mark in marks]
+        assert found[:3] == [("b", yes), ("a", yes), ("b", maybe)]
+        assert found[3] is not None
+        assert found[3][1] is no
+        assert found[4:] == [None, None, None]
+
+
+def test_candidates_that_do_not_fit_into_memory_are_left_out() -> None:
+    choice = offering("a", *[Outcome.OFFERED] * 100)
+    records = Records(choices=[choice])
+    assert records.within(10**6).choices == [choice]
+    assert records.within(10**6).weight >= 100 * 1000
+    assert records.within(10**4) == Records(is_cut=True)
