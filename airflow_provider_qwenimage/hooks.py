@@ -301,10 +301,9 @@ class QwenImageAsyncHook(CommonHook):
 
     async def _join(self) -> AiohttpTransport:
         transport = await self._client.join(self._find_connection, self._read_connection)
-        mine, shared = self._settings, transport.settings
-        if mine == shared and mine.ignored == shared.ignored:
-            # One object for thousands of waits.
-            self._settings = shared
+        # All users of a session have equal settings, but for what is not compared: one object for thousands of waits.
+        if self._settings is not None and self._settings.ignored == transport.settings.ignored:
+            self._settings = transport.settings
         return transport
 
     async def get_settings(self) -> ConnectionSettings:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import inspect
 import itertools
 import json
 import time
@@ -300,6 +302,46 @@ def test_a_429_to_one_wait_holds_them_all(sandbox: Sandbox, monkeypatch: pytest.
     assert min(since) >= 1.0 - 1e-6
     assert len(since) >= 20
     assert len(sent) == len(status_reads(sandbox))
+
+
+def test_the_waits_of_a_connection_keep_little_of_their_own(sandbox: Sandbox) -> None:
+    """Python's garbage collection visits every object that one of ten thousand waits keeps."""
+    sandbox.configure(seconds_per_image=3600)
+    (image_task_id,) = submitted(1)
+
+    async def wait_with_both() -> None:
+        async with QwenImageAsyncHook() as one, QwenImageAsyncHook() as other:
+            waits = [asyncio.ensure_future(hook.follow(image_task_id, PollPolicy())) for hook in (one, other)]
+            await asyncio.to_thread(wait_until, lambda: one.last_credits and other.last_credits, "the polls")
+            assert await one.get_settings() is await other.get_settings()
+            assert one.retries is other.retries
+            for hook in (one, other):
+                assert (hook._log, hook.booked_ids) == (None, None)
+                methods = {kept.__name__ for kept in gc.get_referrers(hook) if inspect.ismethod(kept)}
+                assert methods <= {"__aexit__"}
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    run(wait_with_both)
+
+
+def test_a_hook_keeps_settings_that_differ_from_those_of_other_users(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_clients, "_LOOK_UP_SECONDS", -1.0)
+
+    async def read() -> list[tuple[float, bool]]:
+        async with QwenImageAsyncHook() as one, QwenImageAsyncHook(timeout_seconds=7) as two:
+            await one.get_conn()
+            await two.get_conn()
+            change_connection(sandbox, monkeypatch, no_such_option=1)
+            async with QwenImageAsyncHook() as three:
+                await three.get_conn()
+                settings = [await hook.get_settings() for hook in (one, two, three)]
+        return [(each.timeout_seconds, "no_such_option" in each.ignored) for each in settings]
+
+    assert run(read) == [(30, False), (7, False), (30, True)]
 
 
 def test_first_polls_of_many_waits_are_spread(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
