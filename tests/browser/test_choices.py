@@ -12,62 +12,57 @@ from tests.browser import steps
 from tests.browser.conftest import World
 from tests.integration.standalone import wait_for
 
+PICTURES = "[...document.images].filter(image => image.src.includes('/candidates/') && image.naturalWidth === 300)"
 
-def asked(world: World, **conf: Any) -> str:
-    """Run the DAG until it asks; return the run's id."""
+
+def asked(world: World, dag_id: str, task_id: str) -> str:
+    """Run a DAG until one of its tasks asks; return the run's id."""
     world.connect()
     world.api.configure(seconds_per_image=0.2)
-    run_id = world.airflow.trigger("choice", conf)
-    wait_for("the question", lambda: is_waiting(world, run_id))
+    run_id = world.airflow.trigger(dag_id, {})
+
+    def is_waiting() -> bool:
+        return world.airflow.states(dag_id, run_id).get((task_id, -1)) in ("awaiting_input", "deferred")
+
+    wait_for("the question", is_waiting)
     return run_id
 
 
-def is_waiting(world: World, run_id: str) -> bool:
-    return world.airflow.states("choice", run_id).get(("pick", -1)) in ("awaiting_input", "deferred")
-
-
-def used(world: World, run_id: str) -> Any:
-    """Return the seeds of the images that the task after the choice got."""
-    world.airflow.wait_for_run("choice", run_id)
-    return world.airflow.returned("choice", run_id, "use")
-
-
-def test_a_person_chooses_among_pictures_in_the_required_actions_and_then_in_the_gallery(
+def test_a_person_chooses_in_the_gallery_after_an_answer_in_the_required_actions_that_does_not_fit(
     world: World, open_page: Callable[..., Any], photograph: Callable[..., None]
 ) -> None:
-    run_id = asked(world)
-    page = open_page("/required_actions")
-    steps.follow(page, page.get_by_role("link", name="Which images do we print?"), r"/tasks/pick/required_actions")
-    pictures = "[...document.images].filter(image => image.src.includes('/candidates/') && image.naturalWidth === 300)"
-    # A note, and the six candidates.
-    page.wait_for_function(f"{pictures}.length === 7")
-    photograph(page, "required-action")
-
-    # Two of the options, and too many at first.
-    def respond(*numbers: int) -> None:
-        options = page.get_by_role("combobox", name=re.compile("Select"))
-        for number in numbers:
-            options.click()
-            page.get_by_role("option", name=str(number), exact=True).click()
-        page.get_by_role("button", name="Respond").click()
-
-    respond(1, 2, 5, 6)
-    gallery = steps.open_tab(page, f"{steps.run_path('choice', run_id)}/tasks/pick")
-    expect(gallery.get_by_text("4 candidates were chosen; choose 1 to 3.")).to_be_visible()
-
-    # In the gallery, by mouse and by keyboard.
+    run_id = asked(world, "choice", "pick")
+    page = open_page(f"{steps.run_path('choice', run_id)}/tasks/pick")
+    gallery = steps.click_images(page)
     expect(steps.cards(gallery)).to_have_count(6)
     steps.expect_pictures(page, gallery, 6)
     send = gallery.get_by_role("button", name="Choose", exact=True)
     count = gallery.locator("#answer-count")
     expect(count).to_have_text("0 of 1 to 3 chosen")
     expect(send).to_be_disabled()
+    # By mouse and by keyboard.
     gallery.get_by_label("Choose candidate 2", exact=True).check()
     gallery.get_by_label("Choose candidate 3", exact=True).focus()
     page.keyboard.press("Space")
     expect(count).to_have_text("2 of 1 to 3 chosen")
     photograph(page, "choose")
-    for number in (4, 5):
+
+    # Meanwhile somebody answers in the required actions, with too many.
+    other = open_page("/required_actions")
+    steps.follow(other, other.get_by_role("link", name="Which images do we print?"), r"/tasks/pick/required_actions")
+    # A note, and the six candidates.
+    other.wait_for_function(f"{PICTURES}.length === 7")
+    photograph(other, "required-action")
+    options = other.get_by_role("combobox", name=re.compile("Select"))
+    for number in (1, 2, 5, 6):
+        options.click()
+        other.get_by_role("option", name=str(number), exact=True).click()
+    other.get_by_role("button", name="Respond").click()
+
+    # The page notices that it is asked again.
+    expect(gallery.get_by_text("4 candidates were chosen; choose 1 to 3.")).to_be_visible()
+    expect(count).to_have_text("0 of 1 to 3 chosen")
+    for number in (2, 3, 4, 5):
         gallery.get_by_label(f"Choose candidate {number}", exact=True).check()
     expect(count).to_have_text("4 of 1 to 3 chosen")
     expect(send).to_be_disabled()
@@ -77,7 +72,8 @@ def test_a_person_chooses_among_pictures_in_the_required_actions_and_then_in_the
     expect(gallery.get_by_text("2 of 6 candidates chosen")).to_be_visible()
     expect(gallery.get_by_text("2 · Chosen")).to_be_visible()
     expect(gallery.get_by_text("1 · Not chosen")).to_be_visible()
-    assert used(world, run_id) == [2, 5]
+    world.airflow.wait_for_run("choice", run_id)
+    assert world.airflow.returned("choice", run_id, "use") == [2, 5]
 
     # The filter, and who chose.
     gallery = steps.open_tab(page, steps.run_path("choice", run_id))
@@ -85,3 +81,21 @@ def test_a_person_chooses_among_pictures_in_the_required_actions_and_then_in_the
     expect(steps.cards(gallery)).to_have_count(2)
     gallery.get_by_role("button", name="Done, 5 · Chosen").click()
     expect(gallery.get_by_role("dialog").get_by_text(re.compile(r"^Chosen, by .*, in choice, "))).to_be_visible()
+
+
+def test_of_candidates_of_which_one_may_be_chosen_the_last_click_counts(
+    world: World, open_page: Callable[..., Any]
+) -> None:
+    dag_id = "qwenimage_choose"
+    run_id = asked(world, dag_id, "choose")
+    page = open_page(f"{steps.run_path(dag_id, run_id)}/tasks/choose")
+    gallery = steps.click_images(page)
+    for number in (1, 2):
+        gallery.get_by_role("radio", name=f"Choose candidate {number}", exact=True).check()
+    expect(gallery.locator("#answer-count")).to_have_text("1 of 1 chosen")
+    gallery.get_by_role("button", name="Choose", exact=True).click()
+    world.airflow.wait_for_run(dag_id, run_id)
+    drawn = world.airflow.returned(dag_id, run_id, "draw", 1)
+    assert world.airflow.returned(dag_id, run_id, "publish") == drawn["paths"]
+    expect(gallery.get_by_text("2 · Chosen")).to_have_count(1)
+    expect(gallery.get_by_text("Not chosen")).to_have_count(3)
