@@ -102,7 +102,7 @@ def test_the_rows_of_a_batch_that_succeeded_are_candidates(store: Store, tmp_pat
         ([["https://cdn.example.com/x.png"]], r"images\[0\]\[0\] is"),
         ([{"task_id": "n1", "image_urls": ["https://x"], "paths": []}], r"images\[0\] .* no stored image"),
         ([7], "images"),
-        ([[[[[[["deep"]]]]]]], "it must be"),
+        ([[[[[[None]]]]]], "it must be"),
         ([{"paths": "text"}], "list of the paths"),
         ([{"paths": [7]}], "has the path 7"),
         ([{"paths": ["http://10.0.0.1/latest"]}], "from which no images are read"),
@@ -171,9 +171,9 @@ def test_a_verdict_adds_its_field_and_keeps_the_others(store: Store) -> None:
     assert [each | {"verdicts": 0} for each in after] == [each | {"verdicts": 0} for each in before]
     assert [entry["chosen"] for each in after for entry in each["verdicts"]] == [False, True]
 
-    written = [_sidecar(candidate).read_bytes() for candidate in candidates]
+    written = [(_sidecar(each).read_bytes(), _sidecar(each).stat().st_ino) for each in candidates]
     record_verdict(candidates, VERDICT, TASK, "w")
-    assert [_sidecar(candidate).read_bytes() for candidate in candidates] == written
+    assert [(_sidecar(each).read_bytes(), _sidecar(each).stat().st_ino) for each in candidates] == written
 
 
 def test_a_file_that_is_no_longer_the_sidecar_of_that_image_stays_as_it_is(

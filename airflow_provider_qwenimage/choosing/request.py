@@ -1,7 +1,7 @@
 """Writes the request to a person as Airflow shows it: pictures by their numbers, and a form for other numbers.
 
-Airflow keeps the first request of a task instance, also after a Clear. So nothing of it is about today's candidates:
-the server draws their prompts and seeds into the pictures.
+Before 3.4, Airflow keeps the first request of a task instance, also after a Clear. So nothing of it is about today's
+candidates: the server draws their prompts and seeds into the pictures.
 """
 
 from __future__ import annotations

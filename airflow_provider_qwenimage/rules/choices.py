@@ -5,7 +5,7 @@
 - The options are the first numbers of the candidates: ``"1"``, ``"2"``, … up to `MOST_OPTIONS`. The form has one
   optional text, `NUMBERS`. If it is not blank, it is the whole answer, whatever options are chosen: numbers with commas
   or spaces between them, such as ``"3, 70"``. So candidates beyond the options can be chosen, also those that are new
-  after a Clear, when Airflow keeps the options of the first request.
+  after a Clear, when Airflow below 3.4 keeps the options of the first request.
 - `answer_to` returns what a page sends to Airflow's route ``…/hitlDetails``, which refuses an answer without options
   and one with options that it does not know.
 - If an answer does not fit, the task asks again, and the XCom `QUESTION` says why.

@@ -199,12 +199,14 @@ def test_what_is_chosen_goes_downstream_and_a_cleared_task_offers_what_is_there_
     assert [entry["chosen"] for (entry,) in mine] == [False, False, True, False]
     assert mine[2][0] == {"chosen": True, **{name: verdict[name] for name in ("by", "at", "timed_out")}, "task": task}
 
-    # More images, in another order. Airflow keeps the first request.
+    # More images, in another order.
     people.offer(people.images[::-1])
     people.airflow.clear("pick", run_id)
     people.wait_until_asked("pick", run_id)
     assert [each["seed"] for each in people.pushed("pick", run_id, "candidates")] == [5, 4, 3, 2, 1, 0]
-    assert people.request("pick", run_id)["options"] == first["options"]
+    # Before Airflow 3.4, the first request is kept.
+    kept = first["options"] if AIRFLOW < (3, 4) else ["1", "2", "3", "4", "5", "6"]
+    assert people.request("pick", run_id)["options"] == kept
     assert people.answer("pick", run_id, 6) == 200
     people.airflow.wait_for_run("pick", run_id, _PATIENCE_SECONDS)
     assert people.airflow.returned("pick", run_id, "choose") == [people.images[0]]
