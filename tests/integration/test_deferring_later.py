@@ -13,6 +13,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred, task
 
 from airflow_provider_qwenimage import QwenImageGenerateOperator, QwenImageStatusSensor
+from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.exceptions import QwenImageServerError, QwenImageTimeoutError
 from airflow_provider_qwenimage.hooks import QwenImageHook
 from airflow_provider_qwenimage.rules import polling
@@ -221,7 +222,8 @@ def test_a_callback_wakes_a_task_that_is_deferred_later(
 
     (trigger,) = triggers
     assert (draw.state, trigger.polls > 1) == ("success", True)
-    assert trigger.arguments["callback"]
+    # Airflow below 3.1 has nothing that could be called back.
+    assert (trigger.arguments.get("callback") is not None) is HAS_PLUGIN_PAGES
 
 
 def test_a_task_that_a_callback_has_woken_too_early_is_deferred_again_at_once(
