@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,9 @@ def _compare(arguments: argparse.Namespace, postgres: Postgres) -> None:
             used = bench.airflow.triggerer_cpu_seconds()
             time.sleep(_SETTLE_SECONDS)
             idle = (bench.airflow.triggerer_cpu_seconds() - used) / _SETTLE_SECONDS
-    print(f"\n{table(_HEADER, [_cells(WAYS[way], found) for way, found in rounds.items()])}\n")
+    at_once = [Round(list(filter(_was_woken_at_once, each.waits)), each.triggerer_cpu) for each in rounds[CALLED]]
+    rows = {WAYS[CALLED]: rounds[CALLED], "…, not held back": at_once, WAYS[POLLED]: rounds[POLLED]}
+    print(f"\n{table(_HEADER, [_cells(title, found) for title, found in rows.items() if any(_all(found))])}\n")
     print(machine())
     print(
         f"{arguments.images} images in each of {arguments.rounds} runs of each way, which take turns; an image takes "
@@ -287,8 +290,16 @@ def _read(database: sqlalchemy.Engine, query: sqlalchemy.TextClause, run_id: str
         return connection.execute(query, {"run_id": run_id}).all()
 
 
+def _was_woken_at_once(wait: Wait) -> bool:
+    return wait.callbacks == (HTTPStatus.OK,)
+
+
+def _all(rounds: Sequence[Round]) -> list[Wait]:
+    return [wait for each in rounds for wait in each.waits]
+
+
 def _cells(title: str, rounds: Sequence[Round]) -> list[str]:
-    waits = [wait for each in rounds for wait in each.waits]
+    waits = _all(rounds)
     answers = Counter(str(status) for wait in waits for status in wait.callbacks)
     cpu = sum(each.triggerer_cpu for each in rounds) / len(rounds)
     return [
