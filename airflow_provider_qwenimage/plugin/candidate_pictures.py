@@ -15,10 +15,10 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from airflow_provider_qwenimage.configuration import text_option
-from airflow_provider_qwenimage.contract import RANDOM_SEED
 from airflow_provider_qwenimage.lettering.drawn_texts import Lettering, is_right_to_left
 from airflow_provider_qwenimage.lettering.font_files import font_files
 from airflow_provider_qwenimage.plugin.image_records import ImageRecord
+from airflow_provider_qwenimage.rules.image_texts import seed_name
 
 MEDIA_TYPE = "image/webp"
 # Changes with the look of the pictures, since browsers keep them.
@@ -176,9 +176,9 @@ def _add_line(lettering: Lettering, draw: ImageDraw.ImageDraw, line: str, baseli
 
 def _details(request: Mapping[str, Any]) -> str:
     seed = request.get("seed")
-    seed_name = None if seed is None else "random seed" if seed == RANDOM_SEED else f"seed {seed}"
+    name = None if seed is None else seed_name(seed)
     size = str(request.get("size") or "").replace("*", " \N{MULTIPLICATION SIGN} ")
-    return " \N{MIDDLE DOT} ".join(part for part in (seed_name, size, request.get("output_format")) if part)
+    return " \N{MIDDLE DOT} ".join(part for part in (name, size, request.get("output_format")) if part)
 
 
 def _new_card(height: int, mat: int = _PICTURE[1]) -> tuple[Image.Image, ImageDraw.ImageDraw]:

@@ -10,6 +10,7 @@ from typing import Any
 from airflow_provider_qwenimage.contract import RANDOM_SEED
 from airflow_provider_qwenimage.rules.batch_rows import RowStatus
 from airflow_provider_qwenimage.rules.contact_sheets import ROWS_OF_A_PAGE
+from airflow_provider_qwenimage.rules.image_texts import seed_name
 from airflow_provider_qwenimage.rules.made_by import is_mapped, iteration_in
 
 _SIZE = re.compile(r"([1-9]\d{0,4})\*([1-9]\d{0,4})", re.ASCII)
@@ -85,7 +86,8 @@ def cell_of(row: Mapping[str, Any]) -> Cell:
     """Return what is shown of a row of a manifest."""
     image = _image_of(row)
     label = row.get("label") or row.get("prompt") or ""
-    seed = "random seed" if row.get("seed") in (None, RANDOM_SEED) else f"seed {row['seed']}"
+    number = row.get("seed")
+    seed = seed_name(RANDOM_SEED if number is None else number)
     same_as = row.get("same_as")
     more = len(row.get("paths") or ()) - 1
     details = [

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE, RANDOM_SEED
 from airflow_provider_qwenimage.publish.prompt_patterns import MOST_COUNTED, PromptPattern
 from airflow_provider_qwenimage.rules.arguments import is_left_out, read_argument
+from airflow_provider_qwenimage.rules.image_texts import seed_name
 from airflow_provider_qwenimage.rules.numbers import integer_of
 from airflow_provider_qwenimage.rules.request_rows import MAX_ROWS
 from airflow_provider_qwenimage.rules.templates import is_rendered_later, is_template
@@ -195,7 +196,7 @@ def _axis_of(pattern: PromptPattern) -> _Axis:
 def _label(name: str, value: object, number: int) -> str:
     """Return what a label calls a value; by its number, if it is a template, which must not be rendered in a label."""
     if name == "seed" and isinstance(value, int):
-        return "random seed" if value == RANDOM_SEED else f"seed {value}"
+        return seed_name(value)
     if not isinstance(value, str) or is_template(value) or is_blank(value):
         return f"{name.replace('_', ' ')} no. {number}"
     return shorten(printable(value), _MOST_PROMPT_IN_LABEL)

@@ -1,9 +1,10 @@
-"""Checks what a user writes about an image: its label, which people see, and its text, which a dataset has. No I/O."""
+"""What people read about an image: the label and the text that a user writes, and the name of its seed. No I/O."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from airflow_provider_qwenimage.contract import RANDOM_SEED
 from airflow_provider_qwenimage.rules.numbers import text_of_number
 from airflow_provider_qwenimage.text.messages import check_text, is_blank, shown
 
@@ -13,6 +14,11 @@ MAX_TEXT_CHARACTERS = 10_000
 
 A_LABEL = f"a text of at most {MAX_LABEL_CHARACTERS} characters"
 A_TEXT = f"a text of at most {MAX_TEXT_CHARACTERS} characters"
+
+
+def seed_name(seed: object) -> str:
+    """Return what labels and pictures call a seed."""
+    return "random seed" if seed == RANDOM_SEED else f"seed {seed}"
 
 
 def check_label(name: str, value: object) -> str | None:
