@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.api_fastapi.auth.tokens import JWTGenerator
 
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage.contract import GenerateRequest
@@ -150,6 +149,8 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
 
 def token_of(role: str) -> str:
     """Return a token of a user who is named as the role is."""
+    from airflow.api_fastapi.auth.tokens import JWTGenerator
+
     generator = JWTGenerator(secret_key=_SECRET, audience="apache-airflow", valid_for=3600)
     return generator.generate({"sub": role.lower(), "role": role})
 
