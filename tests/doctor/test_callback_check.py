@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 
@@ -98,12 +99,16 @@ def test_an_older_airflow_takes_no_callbacks(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_gallery_takes_a_callback_on_an_api_server_without_the_option(
     airflow_database: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastapi.testclient import TestClient
+    from httpx import ASGITransport, AsyncClient, Response
 
     from airflow_provider_qwenimage.plugin.app import app
 
+    async def post(path: str) -> Response:
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://host") as client:
+            return await client.post(path)
+
     path = callback_url("http://host", uuid.uuid4(), new_secret()).removeprefix(f"http://host{PREFIX}")
-    answer = TestClient(app).post(path)
+    answer = asyncio.run(post(path))
     headers = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
     with RawServer(f"HTTP/1.1 {answer.status_code} .\r\n{headers}\r\n".encode() + answer.content) as server:
         monkeypatch.setenv(OPTION, server.url)

@@ -250,20 +250,34 @@ def test_a_websocket_is_refused() -> None:
     assert waiting.secret not in str(scope)
 
 
-def test_the_log_of_the_server_has_the_task_instance_and_not_the_secret(
-    route: Route, rows: Rows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    for logger in (logging.getLogger("uvicorn.access"), callback_app.log):
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    """Return what the server and the route log, whatever uvicorn has set up for its loggers."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: lines.append(record.getMessage()))
+    loggers = (logging.getLogger("uvicorn.access"), callback_app.log)
+    for logger in loggers:
         # The creation of the database disables them in Airflow 3.1.
         monkeypatch.setattr(logger, "disabled", False)
         caplog.set_level(logging.INFO, logger.name)
+        logger.addHandler(handler)
+    yield lines
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+def test_the_log_of_the_server_has_the_task_instance_and_not_the_secret(
+    route: Route, rows: Rows, logged: list[str]
+) -> None:
     waiting = rows.add(earlier_tries=1)
     for status in (200, 404):
         assert route.call(waiting, params={"a": "b"}).status_code == status
-    wait_until(lambda: caplog.text.count("HTTP/1.1") == 2, "the access log")
-    assert caplog.text.count(f"POST /qwenimage/callback/{waiting.rung_id}/masked?a=b") == 2
-    assert f"has woken the task instance {waiting.id}" in caplog.text
-    assert waiting.secret not in caplog.text
+    wait_until(lambda: "\n".join(logged).count("HTTP/1.1") == 2, "the access log")
+    text = "\n".join(logged)
+    assert text.count(f"POST /qwenimage/callback/{waiting.rung_id}/masked?a=b") == 2
+    assert f"has woken the task instance {waiting.id}" in text
+    assert waiting.secret not in text
 
 
 def test_many_strangers_at_once_are_refused_and_use_two_threads(route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
