@@ -99,3 +99,16 @@ def test_of_candidates_of_which_one_may_be_chosen_the_last_click_counts(
     assert world.airflow.returned(dag_id, run_id, "publish") == drawn["paths"]
     expect(gallery.get_by_text("2 · Chosen")).to_have_count(1)
     expect(gallery.get_by_text("Not chosen")).to_have_count(3)
+
+
+def test_an_answer_in_the_required_actions_goes_on_with_the_chosen_image(
+    world: World, open_page: Callable[..., Any]
+) -> None:
+    dag_id = "qwenimage_choose"
+    run_id = asked(world, dag_id, "choose")
+    page = open_page(f"{steps.run_path(dag_id, run_id)}/tasks/choose/required_actions")
+    page.wait_for_function(f"{PICTURES}.length === 5")
+    page.get_by_role("button", name="3", exact=True).click()
+    world.airflow.wait_for_run(dag_id, run_id)
+    drawn = world.airflow.returned(dag_id, run_id, "draw", 2)
+    assert world.airflow.returned(dag_id, run_id, "publish") == drawn["paths"]
