@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ import sqlalchemy
 
 from airflow_provider_qwenimage.sandbox.access import CONTROL_HEADERS
 from benchmarks.drawn_in import DrawnInSandbox, prompt_of, seconds_of
+from benchmarks.folders import kept_after_a_failure
 from benchmarks.measured_airflow import MeasuredAirflow
 from benchmarks.settings import Settings
 from benchmarks.tables import machine, quantile, table
@@ -176,35 +175,26 @@ def _compare(arguments: argparse.Namespace, postgres: Postgres) -> None:
 
 @contextmanager
 def _start_bench(arguments: argparse.Namespace, postgres: Postgres) -> Iterator[Bench]:
-    folder = Path(tempfile.mkdtemp(prefix="qwenimage-benchmark-"))
     progress = Progress(sys.stderr)
-    keep = False
-    try:
-        with ExitStack() as stack:
-            with progress.step("Starting PostgreSQL, the sandbox and Airflow"):
-                stack.enter_context(postgres)
-                api = stack.enter_context(DrawnInSandbox())
-                settings = Settings(
-                    images=arguments.images, in_flight=1, poll_interval=arguments.poll_interval, folder=str(folder)
-                )
-                home = folder / "airflow"
-                home.mkdir()
-                airflow = CalledAirflow(home, postgres.url, settings, _plan(arguments, api))
-                stack.callback(airflow.stop)
-                airflow.add_dags(["called_back"])
-                airflow.prepare(json.dumps({"qwenimage_default": json.loads(api.connection_json)}))
-                airflow.start(WARM_UP, *WAYS)
-                database = sqlalchemy.create_engine(postgres.url)
-                stack.callback(database.dispose)
-                # Let the start finish, so that it does not delay the first tasks.
-                time.sleep(_SETTLE_SECONDS)
-            yield Bench(airflow, database, api, arguments.images, progress)
-    except (AssertionError, CannotGoOnError) as error:
-        keep = True
-        raise CannotGoOnError(f"{error}\nAirflow's logs are in {folder}") from error
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+    with kept_after_a_failure("Airflow's logs") as folder, ExitStack() as stack:
+        with progress.step("Starting PostgreSQL, the sandbox and Airflow"):
+            stack.enter_context(postgres)
+            api = stack.enter_context(DrawnInSandbox())
+            settings = Settings(
+                images=arguments.images, in_flight=1, poll_interval=arguments.poll_interval, folder=str(folder)
+            )
+            home = folder / "airflow"
+            home.mkdir()
+            airflow = CalledAirflow(home, postgres.url, settings, _plan(arguments, api))
+            stack.callback(airflow.stop)
+            airflow.add_dags(["called_back"])
+            airflow.prepare(json.dumps({"qwenimage_default": json.loads(api.connection_json)}))
+            airflow.start(WARM_UP, *WAYS)
+            database = sqlalchemy.create_engine(postgres.url)
+            stack.callback(database.dispose)
+            # Let the start finish, so that it does not delay the first tasks.
+            time.sleep(_SETTLE_SECONDS)
+        yield Bench(airflow, database, api, arguments.images, progress)
 
 
 def _plan(arguments: argparse.Namespace, api: DrawnInSandbox) -> dict[str, Any]:

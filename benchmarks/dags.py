@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks.folders import kept_after_a_failure
 from benchmarks.image_requests import write_requests
 from benchmarks.measured_airflow import MeasuredAirflow, RunUsage
 from benchmarks.sandbox_process import ROOT, SandboxProcess
@@ -163,37 +162,28 @@ def _compare(arguments: argparse.Namespace, postgres: Postgres) -> None:
 
 @contextmanager
 def _start_bench(arguments: argparse.Namespace, postgres: Postgres, dags: Sequence[str]) -> Iterator[Bench]:
-    folder = Path(tempfile.mkdtemp(prefix="qwenimage-benchmark-"))
     progress = Progress(sys.stderr)
-    keep = False
-    try:
-        with ExitStack() as stack:
-            with progress.step("Starting PostgreSQL, the sandbox and Airflow"):
-                stack.enter_context(postgres)
-                api = stack.enter_context(SandboxProcess(seconds_per_image=arguments.seconds_per_image))
-                settings = Settings(
-                    images=arguments.images,
-                    in_flight=arguments.in_flight,
-                    poll_interval=arguments.poll_interval,
-                    defer_after=arguments.defer_after,
-                    folder=str(folder / "images"),
-                )
-                home = folder / "airflow"
-                home.mkdir()
-                airflow = MeasuredAirflow(home, postgres.url, settings)
-                stack.callback(airflow.stop)
-                airflow.add_dags(dags)
-                airflow.prepare(json.dumps(_connections(api)))
-                airflow.start(*dags)
-                # Let the start finish, so that it is not measured as the usage of an idle Airflow.
-                time.sleep(_SETTLE_SECONDS)
-            yield Bench(airflow, api, settings, progress)
-    except (AssertionError, CannotGoOnError) as error:
-        keep = True
-        raise CannotGoOnError(f"{error}\nAirflow's logs and the images are in {folder}") from error
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+    with kept_after_a_failure("Airflow's logs and the images") as folder, ExitStack() as stack:
+        with progress.step("Starting PostgreSQL, the sandbox and Airflow"):
+            stack.enter_context(postgres)
+            api = stack.enter_context(SandboxProcess(seconds_per_image=arguments.seconds_per_image))
+            settings = Settings(
+                images=arguments.images,
+                in_flight=arguments.in_flight,
+                poll_interval=arguments.poll_interval,
+                defer_after=arguments.defer_after,
+                folder=str(folder / "images"),
+            )
+            home = folder / "airflow"
+            home.mkdir()
+            airflow = MeasuredAirflow(home, postgres.url, settings)
+            stack.callback(airflow.stop)
+            airflow.add_dags(dags)
+            airflow.prepare(json.dumps(_connections(api)))
+            airflow.start(*dags)
+            # Let the start finish, so that it is not measured as the usage of an idle Airflow.
+            time.sleep(_SETTLE_SECONDS)
+        yield Bench(airflow, api, settings, progress)
 
 
 def _connections(api: SandboxProcess) -> dict[str, dict[str, str]]:
