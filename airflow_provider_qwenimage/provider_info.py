@@ -146,7 +146,8 @@ def get_provider_info() -> dict[str, Any]:
         "config": {
             CONFIG_SECTION: {
                 "description": (
-                    "Options of the provider for the Qwen-Image API: its gallery in the Airflow UI, contact sheets.\n"
+                    "Options of the provider for the Qwen-Image API: its gallery in the Airflow UI, contact sheets, "
+                    "callbacks.\n"
                 ),
                 "options": {name: dict(option) for name, option in CONFIG_OPTIONS.items()},
             }
