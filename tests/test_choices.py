@@ -14,7 +14,6 @@ from airflow_provider_qwenimage.rules.choices import (
     Candidate,
     Question,
     UnfitAnswerError,
-    answer_to,
     entry_of,
     new_verdict,
     options_of,
@@ -24,6 +23,7 @@ from airflow_provider_qwenimage.rules.choices import (
     with_entry,
 )
 from airflow_provider_qwenimage.rules.recorded_paths import check_recorded_path
+from tests.answering import answer_to
 
 TASK = {"dag_id": "d", "run_id": "r", "task_id": "choose", "map_index": -1}
 

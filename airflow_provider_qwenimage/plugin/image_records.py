@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from airflow_provider_qwenimage.rules.batch_rows import contact_sheet_name, manifest_name
+from airflow_provider_qwenimage.rules.choices import how_many
 from airflow_provider_qwenimage.rules.made_by import Region, writer_of
 
 ENDED_BADLY = frozenset({"failed", "upstream_failed"})
@@ -274,9 +275,7 @@ class ChoiceRecord:
     @property
     def how_many(self) -> str:
         """How many to choose, in words."""
-        if self.at_least == self.at_most:
-            return str(self.at_least)
-        return f"{self.at_least} to {self.at_most}"
+        return how_many(self.at_least, self.at_most)
 
     @property
     def is_waiting(self) -> bool:

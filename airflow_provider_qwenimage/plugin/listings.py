@@ -14,6 +14,7 @@ from airflow_provider_qwenimage.plugin.image_records import (
     ImageRecord,
     Mark,
     Records,
+    TaskInstance,
     Totals,
     totals_of,
 )
@@ -144,11 +145,7 @@ def _choice(root: str, choice: ChoiceRecord) -> dict[str, Any]:
     task, verdict = choice.task, choice.verdict
     key = task.dag_id, task.run_id, task.task_id, task.map_index
     return {
-        "task_id": task.task_id,
-        "run_id": task.run_id,
-        "map_index": task.map_index,
-        "iteration": task.iteration,
-        "state": task.state,
+        **_instance(root, task),
         "is_waiting": choice.is_waiting,
         "candidates": len(choice.candidates),
         "at_least": choice.at_least,
@@ -158,7 +155,6 @@ def _choice(root: str, choice: ChoiceRecord) -> dict[str, Any]:
         "problem": choice.problem,
         "version": choice.version,
         "verdict": None if verdict is None else asdict(verdict),
-        "task_url": f"{root}{task_page(*key, region=task.region)}",
         "tab_url": f"{root}{task_tab(*key, region=task.region)}",
         "answer_url": f"{root}{answer_path(*key, region=task.region)}",
     }
@@ -167,16 +163,22 @@ def _choice(root: str, choice: ChoiceRecord) -> dict[str, Any]:
 def _batch(root: str, batch: BatchRecord) -> dict[str, Any]:
     task = batch.task
     return {
-        "task_id": task.task_id,
-        "run_id": task.run_id,
-        "map_index": task.map_index,
-        "iteration": task.iteration,
-        "state": task.state,
+        **_instance(root, task),
         "has_ended": task.has_ended,
         "progress": dict(batch.progress),
         "problem": batch.problem,
         "sheets": [_sheet(root, batch, page) for page in range(1, min(batch.sheet_pages, _MOST_SHEETS) + 1)],
         "sheet_pages": batch.sheet_pages,
+    }
+
+
+def _instance(root: str, task: TaskInstance) -> dict[str, Any]:
+    return {
+        "task_id": task.task_id,
+        "run_id": task.run_id,
+        "map_index": task.map_index,
+        "iteration": task.iteration,
+        "state": task.state,
         "task_url": f"{root}{task_page(task.dag_id, task.run_id, task.task_id, task.map_index, region=task.region)}",
     }
 

@@ -6,8 +6,8 @@
   optional text, `NUMBERS`. If it is not blank, it is the whole answer, whatever options are chosen: numbers with commas
   or spaces between them, such as ``"3, 70"``. So candidates beyond the options can be chosen, also those that are new
   after a Clear, when Airflow below 3.4 keeps the options of the first request.
-- `answer_to` returns what a page sends to Airflow's route ``…/hitlDetails``, which refuses an answer without options
-  and one with options that it does not know.
+- Airflow's route ``…/hitlDetails`` refuses an answer without options and one with options that it does not know. So a
+  page sends the chosen numbers as options if it can, and otherwise as `NUMBERS`, with any one option.
 - If an answer does not fit, the task asks again, and the XCom `QUESTION` says why.
 """
 
@@ -145,9 +145,19 @@ class Question:
     @property
     def how_many(self) -> str:
         """How many candidates to choose, in words."""
-        if self.at_most is None:
-            return f"at least {self.at_least}"
-        return str(self.at_least) if self.at_least == self.at_most else f"{self.at_least} to {self.at_most}"
+        return how_many(self.at_least, self.at_most)
+
+
+def how_many(at_least: int, at_most: int | None) -> str:
+    """Return how many candidates to choose, in words.
+
+    Args:
+        at_least: See `Question`.
+        at_most: See `Question`.
+    """
+    if at_most is None:
+        return f"at least {at_least}"
+    return str(at_least) if at_least == at_most else f"{at_least} to {at_most}"
 
 
 def _allowed_numbers(count: int) -> str:
@@ -161,20 +171,6 @@ def _counted(count: int) -> str:
 def options_of(count: int) -> list[str]:
     """Return the options of the request for so many candidates."""
     return [str(number) for number in range(1, min(count, MOST_OPTIONS) + 1)]
-
-
-def answer_to(options: Sequence[str], numbers: Sequence[int], *, multiple: bool) -> dict[str, Any]:
-    """Return the body of the ``PATCH`` request that answers with these numbers.
-
-    Args:
-        options: The options of the request as Airflow has it, which may be of an earlier question; not empty.
-        numbers: The chosen candidates, counted from 1.
-        multiple: Whether the request, as Airflow has it, takes several options.
-    """
-    chosen = [str(number) for number in numbers]
-    if set(chosen) <= set(options) and (multiple or len(chosen) == 1):
-        return {"chosen_options": chosen, "params_input": {NUMBERS: None}}
-    return {"chosen_options": [options[0]], "params_input": {NUMBERS: ", ".join(chosen)}}
 
 
 def read_answer(chosen_options: object, params_input: object) -> list[int]:

@@ -14,6 +14,8 @@ from tests.integration.standalone import wait_for
 
 PICTURES = "[...document.images].filter(image => image.src.includes('/candidates/') && image.naturalWidth === 300)"
 
+EXAMPLE = "qwenimage_choose"
+
 
 def asked(world: World, dag_id: str, task_id: str) -> str:
     """Run a DAG until one of its tasks asks; return the run's id."""
@@ -26,6 +28,13 @@ def asked(world: World, dag_id: str, task_id: str) -> str:
 
     wait_for("the question", is_waiting)
     return run_id
+
+
+def assert_published(world: World, run_id: str, map_index: int) -> None:
+    """Wait for a run of the example, and check that its last task got the image of a task."""
+    world.airflow.wait_for_run(EXAMPLE, run_id)
+    drawn = world.airflow.returned(EXAMPLE, run_id, "draw", map_index)
+    assert world.airflow.returned(EXAMPLE, run_id, "publish") == drawn["paths"]
 
 
 def test_a_person_chooses_in_the_gallery_after_an_answer_in_the_required_actions_that_does_not_fit(
@@ -86,17 +95,14 @@ def test_a_person_chooses_in_the_gallery_after_an_answer_in_the_required_actions
 def test_of_candidates_of_which_one_may_be_chosen_the_last_click_counts(
     world: World, open_page: Callable[..., Any]
 ) -> None:
-    dag_id = "qwenimage_choose"
-    run_id = asked(world, dag_id, "choose")
-    page = open_page(f"{steps.run_path(dag_id, run_id)}/tasks/choose")
+    run_id = asked(world, EXAMPLE, "choose")
+    page = open_page(f"{steps.run_path(EXAMPLE, run_id)}/tasks/choose")
     gallery = steps.click_images(page)
     for number in (1, 2):
         gallery.get_by_role("radio", name=f"Choose candidate {number}", exact=True).check()
     expect(gallery.locator("#answer-count")).to_have_text("1 of 1 chosen")
     gallery.get_by_role("button", name="Choose", exact=True).click()
-    world.airflow.wait_for_run(dag_id, run_id)
-    drawn = world.airflow.returned(dag_id, run_id, "draw", 1)
-    assert world.airflow.returned(dag_id, run_id, "publish") == drawn["paths"]
+    assert_published(world, run_id, map_index=1)
     expect(gallery.get_by_text("2 · Chosen")).to_have_count(1)
     expect(gallery.get_by_text("Not chosen")).to_have_count(3)
 
@@ -104,11 +110,8 @@ def test_of_candidates_of_which_one_may_be_chosen_the_last_click_counts(
 def test_an_answer_in_the_required_actions_goes_on_with_the_chosen_image(
     world: World, open_page: Callable[..., Any]
 ) -> None:
-    dag_id = "qwenimage_choose"
-    run_id = asked(world, dag_id, "choose")
-    page = open_page(f"{steps.run_path(dag_id, run_id)}/tasks/choose/required_actions")
+    run_id = asked(world, EXAMPLE, "choose")
+    page = open_page(f"{steps.run_path(EXAMPLE, run_id)}/tasks/choose/required_actions")
     page.wait_for_function(f"{PICTURES}.length === 5")
     page.get_by_role("button", name="3", exact=True).click()
-    world.airflow.wait_for_run(dag_id, run_id)
-    drawn = world.airflow.returned(dag_id, run_id, "draw", 2)
-    assert world.airflow.returned(dag_id, run_id, "publish") == drawn["paths"]
+    assert_published(world, run_id, map_index=2)

@@ -15,12 +15,12 @@ import pytest
 import airflow_provider_qwenimage
 from airflow_provider_qwenimage.contract import GenerateRequest
 from airflow_provider_qwenimage.hooks import QwenImageHook
-from airflow_provider_qwenimage.rules.choices import answer_to
 from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.sandbox import Sandbox
 from airflow_provider_qwenimage.storage.images import save_images
 from airflow_provider_qwenimage.storage.paths import open_output_path
 from tests.airflows import AIRFLOW
+from tests.answering import answer_to
 from tests.integration.standalone import StandaloneAirflow, wait_for
 
 pytestmark = [
@@ -255,8 +255,8 @@ def test_the_defaults_are_chosen_after_the_timeout_and_without_them_the_task_fai
     assert "Clear it to ask again" in error["message"]
 
 
-@pytest.mark.airflow_feature("choosing", "yes")
-def test_a_try_that_is_killed_after_its_answer_does_not_ask_again(people: People) -> None:
+def _killed_after_its_answer(people: People) -> str:
+    """Return the id of a run in which the first try was answered, and killed."""
     run_id = people.ask("crashing")
     people.wait_until_asked("crashing", run_id)
     assert people.answer("crashing", run_id, 2) == 200
@@ -265,20 +265,19 @@ def test_a_try_that_is_killed_after_its_answer_does_not_ask_again(people: People
         lambda: people.airflow.tasks("crashing", run_id)["choose", -1]["try_number"] == 2,
         _PATIENCE_SECONDS,
     )
+    return run_id
+
+
+@pytest.mark.airflow_feature("choosing", "yes")
+def test_a_try_that_is_killed_after_its_answer_does_not_ask_again(people: People) -> None:
+    run_id = _killed_after_its_answer(people)
     people.airflow.wait_for_run("crashing", run_id, _PATIENCE_SECONDS)
     assert people.airflow.returned("crashing", run_id, "choose") == [people.images[1]]
 
 
 @pytest.mark.airflow_feature("choosing", "in the triggerer")
 def test_a_retry_asks_again_if_nothing_outlives_the_try(people: People) -> None:
-    run_id = people.ask("crashing")
-    people.wait_until_asked("crashing", run_id)
-    assert people.answer("crashing", run_id, 2) == 200
-    wait_for(
-        "the second try",
-        lambda: people.airflow.tasks("crashing", run_id)["choose", -1]["try_number"] == 2,
-        _PATIENCE_SECONDS,
-    )
+    run_id = _killed_after_its_answer(people)
     people.wait_until_asked("crashing", run_id)
     assert people.answer("crashing", run_id, 3) == 200
     people.airflow.wait_for_run("crashing", run_id, _PATIENCE_SECONDS)

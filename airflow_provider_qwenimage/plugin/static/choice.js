@@ -166,7 +166,7 @@ async function answer(address, numbers) {
   return reply.ok ? null : reasonOf(reply);
 }
 
-// As `rules.choices.answer_to`: Airflow refuses options that the question did not have when it was first asked.
+// See `rules.choices`: Airflow refuses options that the question did not have when it was first asked.
 function answerTo(options, numbers, multiple) {
   const chosen = numbers.map(String);
   if (chosen.every((each) => options.includes(each)) && (multiple || chosen.length === 1)) {
