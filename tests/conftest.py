@@ -31,7 +31,7 @@ _HOME = Path(tempfile.mkdtemp(prefix="qwenimage-airflow-"))
 (_HOME / "dags").mkdir()
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 
-# A slow machine must not fail a property. Everything else is Hypothesis' default: in CI, nearly the same examples each time.
+# A slow machine must not fail a property. Everything else is Hypothesis' default: in CI, nearly the same examples.
 settings.register_profile(
     "newest Airflow", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
