@@ -13,6 +13,7 @@ from airflow_provider_qwenimage.cli.doctor.callback_check import check_callbacks
 from airflow_provider_qwenimage.cli.doctor.findings import Check, run_check
 from airflow_provider_qwenimage.rules.callbacks import callback_url, new_secret
 from airflow_provider_qwenimage.rules.gallery_urls import PREFIX
+from tests.contract.test_tls import Authority, authority, tls_server  # noqa: F401  a fixture
 from tests.raw_server import RawServer
 
 OPTION = "AIRFLOW__QWENIMAGE__CALLBACK_BASE_URL"
@@ -87,6 +88,18 @@ def test_an_address_where_nothing_answers_is_a_warning(monkeypatch: pytest.Monke
     monkeypatch.setenv(OPTION, "http://127.0.0.1:1")
     found = check()
     assert (found.state, "the firewall" in found.message) == ("warning", True), found.message
+
+
+@needs_callbacks
+def test_a_certificate_that_is_not_trusted_is_named_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+    authority: Authority,  # noqa: F811
+) -> None:
+    with tls_server(authority) as (server, _):
+        monkeypatch.setenv(OPTION, server.url.replace("http:", "https:"))
+        found = check()
+    assert (found.state, "a certificate of a public authority" in found.message) == ("warning", True), found.message
+    assert "firewall" not in found.message
 
 
 @pytest.mark.skipif(HAS_PLUGIN_PAGES, reason="this Airflow takes callbacks")

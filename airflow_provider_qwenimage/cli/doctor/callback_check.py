@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import uuid
 
 from airflow import __version__ as airflow_version
@@ -38,6 +39,13 @@ def check_callbacks() -> Finding:
     shown = public_url(base_url)
     try:
         answer = ask(callback_url(base_url, uuid.uuid4(), new_secret()), "POST")
+    except ssl.SSLCertVerificationError as error:
+        return Finding(
+            WARNING,
+            f"{shown} has a TLS certificate that is not trusted here: {describe(error)} If the API does not trust it "
+            "either, callbacks do not arrive and tasks poll every 30 s. Give the server, or the proxy in front of it, a "
+            "certificate of a public authority for this name, with its chain.",
+        )
     except (OSError, http.client.HTTPException) as error:
         return Finding(
             WARNING,
