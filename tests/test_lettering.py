@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from airflow_provider_qwenimage.lettering import drawn_texts, font_files
 from airflow_provider_qwenimage.lettering.drawn_texts import Lettering, is_right_to_left
+from airflow_provider_qwenimage.text.wrapping import wrap
 
 CHINESE = "狐狸在雪地里"
 
@@ -40,6 +41,25 @@ def test_a_long_text_has_two_lines_that_fit_and_an_ellipsis() -> None:
     assert fonts.lines("A fox", 20.0, 150, 2) == ["A fox"]
     assert fonts.lines("x" * 100, 20.0, 150, 2)[1].endswith("…")
     assert fonts.lines("", 20.0, 150, 2) == [""]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("A fox 狐狸在雪地里", ["A fox 狐狸", "在雪地里"]),
+        ("A red fox 狐狸在雪地里", ["A red", "fox 狐狸在雪", "地里"]),
+        ("fox, hare 狐狸", ["fox,", "hare 狐狸"]),
+        ("12345678 狐狸在雪地里狐狸在雪地里", ["12345678", "狐狸在雪地里狐狸", "在雪地里"]),
+        ("Fox snowstorm", ["Fox", "snowstor", "m"]),
+    ],
+)
+def test_a_text_without_spaces_begins_on_the_line_of_the_word_before(text: str, lines: list[str]) -> None:
+    assert wrap(text, len, 8) == lines
+
+
+def test_a_mark_without_width_has_a_line() -> None:
+    mark = "\N{IDEOGRAPHIC LEVEL TONE MARK}"
+    assert wrap(f"12345678 {mark}", lambda text: len(text.replace(mark, "")), 8) == ["12345678", mark]
 
 
 def test_characters_that_no_font_has_are_replaced_visibly_and_named_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 
 _ELLIPSIS = "…"
@@ -14,7 +15,8 @@ def wrap(text: str, length: Length, measure: float) -> list[str]:
     """Return the lines of a text.
 
     Args:
-        text: Words with single spaces between them. A word that is too long for a line is split.
+        text: Words with single spaces between them. A word that is too long for a line is split, and one of a script
+            that has no spaces, such as Chinese, may begin on the line before.
         length: Returns how wide a text is.
         measure: How wide a line may be.
     """
@@ -24,9 +26,15 @@ def wrap(text: str, length: Length, measure: float) -> list[str]:
         if length(longer) <= measure:
             lines[-1] = longer
             continue
+        rest = word
         if lines[-1]:
+            if _is_without_spaces(word):
+                begun = word[: _fitting(word, length, measure - length(f"{lines[-1]} "))]
+                if length(f"{lines[-1]} {begun}") <= measure:
+                    lines[-1] += f" {begun}"
+                    rest = word.removeprefix(begun)
             lines.append("")
-        *heads, lines[-1] = _pieces(word, length, measure)
+        *heads, lines[-1] = _pieces(rest, length, measure)
         lines[-1:-1] = heads
     return lines
 
@@ -48,10 +56,21 @@ def cut_off(line: str, length: Length, measure: float) -> str:
 def _pieces(word: str, length: Length, measure: float) -> list[str]:
     """Split a word into pieces that each fit on a line."""
     pieces = []
-    while (width := length(word)) > measure and len(word) > 1:
-        most = max(1, int(len(word) * measure / width))
-        while most > 1 and length(word[:most]) > measure:
-            most -= 1
+    while length(word) > measure and len(word) > 1:
+        most = _fitting(word, length, measure)
         pieces.append(word[:most])
         word = word[most:]
     return [*pieces, word]
+
+
+def _fitting(text: str, length: Length, measure: float) -> int:
+    """Return how many characters of a text that is too long fit on a line; at least 1."""
+    # Marks that are drawn over other characters have no width.
+    most = max(1, int(len(text) * measure / max(1.0, length(text))))
+    while most > 1 and length(text[:most]) > measure:
+        most -= 1
+    return most
+
+
+def _is_without_spaces(word: str) -> bool:
+    return all(unicodedata.east_asian_width(character) in ("W", "F") for character in word)
