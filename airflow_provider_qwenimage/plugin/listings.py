@@ -70,12 +70,14 @@ def listing(
         found = [record for record in found if record.matches(window.status, window.words)]
     if window.only_chosen:
         found = [record for record in found if record.is_chosen]
+    # First those that wait for an answer, so that each has a link.
+    choices = sorted(records.choices, key=lambda choice: not choice.is_waiting)
     return {
         "totals": _totals(totals_of(records)),
         "found": len(found),
         "items": [_item(context, record) for record in found[window.offset : window.offset + window.limit]],
         "batches": [_batch(context.root, batch) for batch in records.batches[:_MOST_BATCHES]],
-        "choices": [_choice(context.root, choice) for choice in records.choices[:_MOST_CHOICES]],
+        "choices": [_choice(context.root, choice) for choice in choices[:_MOST_CHOICES]],
         "is_active": is_active,
         "note": note,
     }
@@ -146,6 +148,7 @@ def _choice(root: str, choice: ChoiceRecord) -> dict[str, Any]:
     key = task.dag_id, task.run_id, task.task_id, task.map_index
     return {
         **_instance(root, task),
+        "try_number": task.try_number,
         "is_waiting": choice.is_waiting,
         "candidates": len(choice.candidates),
         "at_least": choice.at_least,

@@ -17,14 +17,19 @@ PICTURES = "[...document.images].filter(image => image.src.includes('/candidates
 EXAMPLE = "qwenimage_choose"
 
 
-def asked(world: World, dag_id: str, task_id: str) -> str:
-    """Run a DAG until one of its tasks asks; return the run's id."""
+CHANGED = "The question has changed. Look at the candidates again, and choose."
+
+
+def asked(world: World, dag_id: str, task_id: str, *map_indexes: int) -> str:
+    """Run a DAG until one of its tasks asks, or these instances of it; return the run's id."""
     world.connect()
     world.api.configure(seconds_per_image=0.2)
     run_id = world.airflow.trigger(dag_id, {})
 
     def is_waiting() -> bool:
-        return world.airflow.states(dag_id, run_id).get((task_id, -1)) in ("awaiting_input", "deferred")
+        states = world.airflow.states(dag_id, run_id)
+        asking = [states.get((task_id, index)) for index in map_indexes or (-1,)]
+        return all(state in ("awaiting_input", "deferred") for state in asking)
 
     wait_for("the question", is_waiting)
     return run_id
@@ -115,3 +120,64 @@ def test_an_answer_in_the_required_actions_goes_on_with_the_chosen_image(
     page.wait_for_function(f"{PICTURES}.length === 5")
     page.get_by_role("button", name="3", exact=True).click()
     assert_published(world, run_id, map_index=2)
+
+
+def test_instances_of_a_mapped_task_are_answered_each_on_its_own_tab(
+    world: World, open_page: Callable[..., Any]
+) -> None:
+    run_id = asked(world, "sets", "pick", 0, 1)
+    task = f"/qwenimage{steps.run_path('sets', run_id)}/tasks/pick"
+    page = open_page(task)
+    links = page.get_by_role("link", name="Show the candidates")
+    for waiting, (index, number) in enumerate([(1, 2), (0, 1)]):
+        # Those that wait come first. The page of all instances has no buttons, not even for the last that waits.
+        expect(page.locator(".choice[data-waiting=true]")).to_have_count(2 - waiting)
+        expect(steps.cards(page)).to_have_count(4)
+        expect(page.get_by_role("radio")).to_have_count(0)
+        expect(page.get_by_role("heading", name=re.compile(r"^pick\[[01]\]$"))).to_have_count(2)
+        steps.follow(page, links.nth(1 - waiting), rf"/tasks/pick/mapped/{index}/plugin/")
+        gallery = steps.gallery(page)
+        gallery.get_by_role("radio", name=f"Choose candidate {number}", exact=True).check()
+        gallery.get_by_role("button", name="Choose", exact=True).click()
+        expect(gallery.get_by_text("1 of 2 candidates chosen")).to_be_visible()
+        page.goto(task)
+    world.airflow.wait_for_run("sets", run_id)
+    assert world.airflow.returned("sets", run_id, "list_seeds") == [1, 2]
+
+
+def test_a_choice_outlives_its_page_and_is_sent_only_for_candidates_that_were_seen(
+    world: World, open_page: Callable[..., Any]
+) -> None:
+    run_id = asked(world, EXAMPLE, "choose")
+    page = open_page(f"/qwenimage{steps.run_path(EXAMPLE, run_id)}/tasks/choose")
+    methods: list[str] = []
+    page.on("request", lambda request: methods.append(request.method))
+    send = page.get_by_role("button", name="Choose", exact=True)
+    problem = page.locator("#answer-problem")
+    page.get_by_role("radio", name="Choose candidate 2", exact=True).check()
+
+    # The list cannot be loaded again.
+    page.route("**/data?*", lambda route: route.fulfill(status=503))
+    send.click()
+    expect(problem).to_have_text("Airflow responded with HTTP 503. Your choice was not sent.")
+    page.unroute("**/data?*")
+
+    # The task has been cleared since the list was read.
+    def next_try(route: Any) -> None:
+        answer = route.fetch()
+        question = answer.json()
+        question["task_instance"]["try_number"] += 1
+        route.fulfill(response=answer, json=question)
+
+    page.route("**/hitlDetails", next_try)
+    send.click()
+    expect(problem).to_have_text(CHANGED)
+    page.unroute("**/hitlDetails")
+    assert set(methods) == {"GET"}
+
+    page.reload()
+    expect(page.locator("#answer-count")).to_have_text("1 of 1 chosen")
+    expect(page.get_by_role("radio", name="Choose candidate 2", exact=True)).to_be_checked()
+    send.click()
+    assert_published(world, run_id, map_index=1)
+    expect(page.get_by_text("2 · Chosen")).to_have_count(1)

@@ -26,6 +26,7 @@ from airflow_provider_qwenimage.plugin.image_records import (
     Status,
     TaskInstance,
 )
+from airflow_provider_qwenimage.plugin.listings import PageContext, Window, listing
 from airflow_provider_qwenimage.plugin.runs import RUNS
 from tests.gallery.airflow_server import Server
 from tests.gallery.conftest import Shown
@@ -529,3 +530,18 @@ def test_candidates_that_do_not_fit_into_memory_are_left_out() -> None:
     assert records.within(10**6).choices == [choice]
     assert records.within(10**6).weight >= 100 * 1000
     assert records.within(10**4) == Records(is_cut=True)
+
+
+def test_of_many_instances_of_a_choosing_task_those_that_wait_are_listed_first_each_with_its_tab_and_try() -> None:
+    ended = offering("pick", Outcome.CHOSEN)
+    instances = [replace(ended.task, map_index=index, try_number=index) for index in range(300)]
+    waiting = [replace(task, state="deferred") for task in (instances[299], instances[7])]
+    others = [task for task in instances if task.map_index not in (7, 299)]
+    choices = [replace(ended, task=task) for task in (*others, *waiting)]
+    context = PageContext(root="/airflow", own_hosts=frozenset(), is_secure=False)
+    shown = listing(context, Window(0, 60, "", []), Records(choices=choices), is_active=True)["choices"]
+    assert [(each["map_index"], each["try_number"], each["tab_url"]) for each in shown[:3]] == [
+        (index, index, f"/airflow/dags/foxes/runs/1/tasks/pick/mapped/{index}/plugin/qwenimage_task_images")
+        for index in (299, 7, 0)
+    ]
+    assert [each["is_waiting"] for each in shown[:3]] == [True, True, False]

@@ -11,8 +11,8 @@ export const countName = (count) => `${number.format(count)} ${count === 1 ? "ca
 
 const REASONS = {
   401: "You are logged out of Airflow. Log in and reload this page.",
-  403: "You may not answer this question: it is assigned to other users, or your role may not answer required actions.",
-  404: "This task does not ask anything any more. Reload the page.",
+  403: "You may not answer this question: it is assigned to other users, or your role may not answer required actions. Ask somebody who may.",
+  404: "This task no longer waits for a choice, so yours was not sent.",
   409: "Somebody has already answered this question.",
 };
 
@@ -20,7 +20,7 @@ const CHANGED = "The question has changed. Look at the candidates again, and cho
 
 export class Choice {
   // form: The form with the number of chosen candidates and the button.
-  // refresh: Loads the list again.
+  // refresh: Loads the list again; returns why it cannot be loaded, or null.
   constructor(form, refresh) {
     this.form = form;
     this.refresh = refresh;
@@ -28,6 +28,8 @@ export class Choice {
     this.chosen = new Set();
     this.sent = { version: null, at: 0 };
     this.isSending = false;
+    // Whether the user has chosen for a question that is asked no longer.
+    this.isLost = false;
     this.part = (name) => form.querySelector(`#answer-${name}`);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -35,6 +37,7 @@ export class Choice {
     });
     this.part("clear").addEventListener("click", () => {
       this.chosen.clear();
+      this.remember();
       this.say("");
       this.show();
     });
@@ -49,19 +52,22 @@ export class Choice {
     return least === most ? number.format(least) : `${number.format(least)} to ${number.format(most)}`;
   }
 
-  // Takes the choices of the page; one can be answered at a time.
-  update(choices) {
-    const open = choices.filter((choice) => choice.is_waiting);
-    const asked = open.length === 1 ? open[0] : null;
+  // Takes the choice of the page; null if it has none, or several.
+  update(choice) {
+    const asked = choice?.is_waiting ? choice : null;
     if (asked?.version !== this.asked?.version) {
-      const isLost = asked !== null && this.chosen.size > 0;
-      this.chosen.clear();
-      if (isLost) this.say(CHANGED);
-      else if (asked !== null) this.say("");
+      if (this.chosen.size > 0 && this.asked.version !== this.sent.version) this.isLost = true;
       this.asked = asked;
+      this.chosen = this.remembered();
+      if (asked !== null) {
+        this.say(this.isLost ? CHANGED : "");
+        this.isLost = false;
+      } else if (this.isLost && !this.part("problem").textContent) {
+        this.say(REASONS[404]);
+      }
     }
     // The page shows it now.
-    if (asked === null && this.sent.version !== null && choices.some((choice) => choice.verdict)) this.say("");
+    if (asked === null && this.sent.version !== null && choice?.verdict) this.say("");
   }
 
   // The checkbox of a card, or the radio button if only one candidate can be chosen.
@@ -73,7 +79,9 @@ export class Choice {
     input.type = this.asked?.at_most === 1 ? "radio" : "checkbox";
     input.setAttribute("aria-label", `Choose candidate ${item.number}`);
     input.addEventListener("change", () => this.set(item.number, input.checked));
-    label.append(input, "Choose");
+    const text = document.createElement("span");
+    text.textContent = "Choose";
+    label.append(input, text);
     label.hidden = !this.isOpen;
     return label;
   }
@@ -100,6 +108,7 @@ export class Choice {
     if (isChosen && this.asked?.at_most === 1) this.chosen.clear();
     if (isChosen) this.chosen.add(candidate);
     else this.chosen.delete(candidate);
+    this.remember();
     this.say("");
     this.show();
   }
@@ -122,6 +131,29 @@ export class Choice {
     this.part("send").disabled = !fits || this.isSending;
   }
 
+  // What is chosen outlives the page: a link of it, and the login after the end of a session, leave it.
+  get key() {
+    return `qwenimage ${this.asked.answer_url} ${this.asked.version}`;
+  }
+
+  remember() {
+    try {
+      if (this.chosen.size) sessionStorage.setItem(this.key, JSON.stringify([...this.chosen]));
+      else sessionStorage.removeItem(this.key);
+    } catch {
+      // The browser has no storage for the page.
+    }
+  }
+
+  remembered() {
+    try {
+      const numbers = this.asked === null ? [] : JSON.parse(sessionStorage.getItem(this.key));
+      return new Set(numbers);
+    } catch {
+      return new Set();
+    }
+  }
+
   say(text) {
     this.part("problem").textContent = text;
   }
@@ -134,12 +166,16 @@ export class Choice {
     this.show();
     try {
       // The candidates may have changed since the page was loaded.
-      await this.refresh();
+      const unknown = await this.refresh();
+      if (unknown) {
+        this.say(`${unknown} Your choice was not sent.`);
+        return;
+      }
       if (this.asked?.version !== asked.version) {
         this.say(this.asked === null ? REASONS[404] : CHANGED);
         return;
       }
-      const problem = await answer(asked.answer_url, numbers);
+      const problem = await answer(asked, numbers);
       this.say(problem ?? `Your choice was sent: ${numbers.map((each) => number.format(each)).join(", ")}.`);
       if (problem === null) this.sent = { version: asked.version, at: Date.now() };
     } catch {
@@ -153,10 +189,12 @@ export class Choice {
 }
 
 // Sends an answer; returns why it was not taken, or null.
-async function answer(address, numbers) {
+async function answer({ answer_url: address, try_number: tryNumber }, numbers) {
   const question = await fetch(address, { headers: { Accept: "application/json" } });
   if (!question.ok) return reasonOf(question);
-  const { options, multiple, response_received: isAnswered } = await question.json();
+  const { options, multiple, response_received: isAnswered, task_instance: asking } = await question.json();
+  // The task was cleared after the list was read.
+  if (asking.try_number !== tryNumber) return CHANGED;
   if (isAnswered) return REASONS[409];
   const reply = await fetch(address, {
     method: "PATCH",

@@ -27,6 +27,9 @@ const EMPTY = {
   all: ["There are no generated images yet", "Trigger a DAG that uses a Qwen-Image operator: its images appear here."],
 };
 
+// Another part of the list was requested meanwhile.
+const OUTDATED = "The page has been loaded again.";
+
 const EMPTY_CHOICE = ["This task has no candidates yet", "They appear here when the task asks which images to choose."];
 
 const at = (id) => document.getElementById(id);
@@ -47,6 +50,8 @@ let shown = -1;
 let generation = 0;
 let sheetsShown = "[]";
 let choicesShown = "[]";
+// The tabs of the choosing tasks of the page, by the pages of these tasks.
+let tabs = new Map();
 
 // --- Airflow around the page
 
@@ -77,11 +82,13 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
-function taskLink(item, text) {
-  const link = element("a", { href: item.task_url, target: "_top", textContent: text });
+function airflowLink(href, text) {
+  const link = element("a", { href, target: "_top", textContent: text });
   link.addEventListener("click", openInAirflow);
   return link;
 }
+
+const taskLink = (item, text) => airflowLink(item.task_url, text);
 
 function taskName(item) {
   const name = item.map_index < 0 ? item.task_id : `${item.task_id}[${item.map_index}]`;
@@ -171,10 +178,15 @@ function makeCard(index, item) {
   );
 }
 
-function runHeading(item) {
-  const link = element("a", { href: item.run_url, target: "_top", textContent: item.run_id });
-  link.addEventListener("click", openInAirflow);
-  return element("h2", { className: "run" }, scope === "all" ? `${item.dag_id} · ` : null, link);
+// What the cards below a heading have in common: their run, or of several choosing task instances the one that asks.
+function groupOf(item) {
+  if (scope === "run") return null;
+  if (scope !== "task") return { name: item.run_id, address: item.run_url, before: scope === "all" ? `${item.dag_id} · ` : null };
+  return tabs.size > 1 && item.is_candidate ? { name: taskName(item), address: tabs.get(item.task_url) ?? item.task_url } : null;
+}
+
+function headingOf({ name, address, before }) {
+  return element("h2", { className: "group" }, before, airflowLink(address, name));
 }
 
 function put(index, item) {
@@ -197,13 +209,13 @@ function put(index, item) {
 }
 
 function updateHeading(index) {
-  if (scope === "run" || scope === "task") return;
   const { item, card, heading } = slots[index];
-  const before = slots[index - 1]?.item;
   heading?.remove();
   slots[index].heading = null;
-  if (!before || before.run_id !== item.run_id || before.dag_id !== item.dag_id) {
-    slots[index].heading = runHeading(item);
+  const group = groupOf(item);
+  const before = slots[index - 1] && groupOf(slots[index - 1].item);
+  if (group !== null && group.address !== before?.address) {
+    slots[index].heading = headingOf(group);
     card.before(slots[index].heading);
   }
 }
@@ -356,7 +368,7 @@ function sheetLink(batch, sheet, page) {
   return link;
 }
 
-// What is asked and what was chosen; on the pages of runs and DAGs with links to the candidates.
+// What is asked and what was chosen, with links to the candidates unless they are those of the page.
 function showChoices(choices) {
   const text = JSON.stringify(choices);
   if (text === choicesShown) return;
@@ -365,12 +377,11 @@ function showChoices(choices) {
     ...choices
       .filter((each) => each.candidates || each.problem)
       .map((each) => {
-        const link = element("a", { href: each.tab_url, target: "_top", textContent: "Show the candidates" });
-        link.addEventListener("click", openInAirflow);
+        const link = scope === "task" && choices.length === 1 ? null : airflowLink(each.tab_url, "Show the candidates");
         return element(
           "div",
           { className: "choice", dataset: { waiting: String(each.is_waiting) } },
-          element("p", {}, taskLink(each, taskName(each)), element("span", { textContent: choiceName(each) }), scope === "task" ? null : link),
+          element("p", {}, taskLink(each, taskName(each)), element("span", { textContent: choiceName(each) }), link),
           each.is_waiting && each.note ? element("p", { className: "problem", textContent: each.note }) : null,
           each.problem ? element("p", { className: "problem", textContent: each.problem }) : null,
         );
@@ -386,6 +397,7 @@ function choiceName(each) {
     const parts = [`${number.format(verdict.chosen)} of ${all} chosen${by}`, moment(verdict.at), verdict.timed_out ? "nobody answered in time" : null];
     return parts.filter(Boolean).join(" · ");
   }
+  if (each.state === "failed") return `${all} · the task failed, so nothing was chosen`;
   if (!each.is_waiting) return all;
   const until = each.deadline ? moment(each.deadline * 1000) : null;
   return `waits for a choice of ${choice.range(each)} of ${all}${until ? `, until ${until}` : ""}`;
@@ -411,8 +423,9 @@ function showState(listing) {
 
 // --- Loading
 
+// Returns why the page does not show what is stored now, or null.
 async function load(offset, limit) {
-  if (loading) return;
+  if (loading) return OUTDATED;
   loading = true;
   const mine = generation;
   const address = new URL(document.body.dataset.url, location.href);
@@ -423,14 +436,16 @@ async function load(offset, limit) {
   if (filter.chosen) address.searchParams.set("chosen", "true");
   if (filter.text.trim()) address.searchParams.set("text", filter.text.trim());
   try {
-    const answer = await fetch(address, { headers: { Accept: "application/json" } });
-    if (mine !== generation) return;
+    const answer = await request(address);
+    if (mine !== generation) return OUTDATED;
     if (!answer.ok) throw new Error(await problemOf(answer));
     const listing = await answer.json();
-    if (mine !== generation) return;
+    if (mine !== generation) return OUTDATED;
     found = listing.found;
     active = listing.is_active;
-    choice.update(scope === "task" ? listing.choices : []);
+    tabs = new Map(listing.choices.map((each) => [each.task_url, each.tab_url]));
+    // Candidates of several task instances have the same numbers, so each is answered on its own tab.
+    choice.update(scope === "task" && listing.choices.length === 1 ? listing.choices[0] : null);
     listing.items.forEach((item, index) => put(offset + index, item));
     choice.show();
     if (slots.length > found) cut(found);
@@ -440,8 +455,11 @@ async function load(offset, limit) {
     showBatches(listing.batches);
     showSheets(listing.batches);
     showState(listing);
+    return null;
   } catch (error) {
-    if (mine === generation) at("more").textContent = `${error.message || error} Retrying.`;
+    const problem = error.message || String(error);
+    if (mine === generation) at("more").textContent = `${problem} Retrying.`;
+    return problem;
   } finally {
     if (mine === generation) {
       loading = false;
@@ -452,10 +470,22 @@ async function load(offset, limit) {
   }
 }
 
-// Loads the beginning of the list, after what is being loaded.
+// Loads the beginning of the list, after what is being loaded; returns why it cannot be loaded, or null.
 async function reload() {
-  while (loading) await new Promise((done) => { setTimeout(done, 50); });
-  await load(0, PAGE);
+  let problem = OUTDATED;
+  while (problem === OUTDATED) {
+    while (loading) await new Promise((done) => { setTimeout(done, 50); });
+    problem = await load(0, PAGE);
+  }
+  return problem;
+}
+
+async function request(address) {
+  try {
+    return await fetch(address, { headers: { Accept: "application/json" } });
+  } catch {
+    throw new Error("Airflow cannot be reached.");
+  }
 }
 
 async function problemOf(answer) {

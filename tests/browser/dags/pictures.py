@@ -96,6 +96,18 @@ with DAG("choice", schedule=None, start_date=START, params={"number": 6, "folder
 
     use(picked.output)
 
+with DAG("sets", schedule=None, start_date=START):
+    sets = QwenImageBatchOperator.partial(
+        task_id="draw", output_path=f"{FOLDER}/sets", poll_interval=POLL_INTERVAL
+    ).expand(requests=[[{"prompt": name, "seed": seed} for seed in (1, 2)] for name in ("A fox", "A hare")])
+    picked_of_each = QwenImageChooseOperator.partial(task_id="pick", subject="Which one?").expand(images=sets.output)
+
+    @task
+    def list_seeds(chosen: list[list[dict[str, Any]]]) -> list[int]:
+        return [image["seed"] for images in chosen for image in images]
+
+    list_seeds(picked_of_each.output)
+
 with DAG("not_stored", schedule=None, start_date=START):
     QwenImageGenerateOperator(
         task_id="draw",
