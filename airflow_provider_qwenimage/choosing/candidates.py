@@ -165,7 +165,7 @@ def _rows_of(manifest: object, where: str) -> Iterator[tuple[int, Mapping[str, A
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise ValueError(f"Line {number} of {file} is not a row of a batch; run the batch again to write it anew.")
+            raise ValueError(f"Line {number} of {file} is not a row of a batch; run the batch again to write the file.")
         yield number, row
 
 

@@ -51,6 +51,9 @@ def form() -> dict[str, Any]:
             None,
             type=["null", "string"],
             title="Numbers",
-            description="Candidates by their numbers, such as 3, 70. If it is filled in, no chosen option counts.",
+            description=(
+                "Candidates by their numbers, such as 3, 70. If it is filled in, no chosen option counts, but Airflow "
+                "takes no answer without one: choose any."
+            ),
         )
     }

@@ -102,7 +102,7 @@ class Choosing:
         with reporting_failures(self._ti):
             shown = self._shown()
             if shown is None:
-                self._log.warning("The XCom %r of this task is gone, so it asks anew.", CANDIDATES)
+                self._log.warning("The XCom %r of this task is gone, so it asks again.", CANDIDATES)
                 return self.run()
             return self._take(*shown, event)
 

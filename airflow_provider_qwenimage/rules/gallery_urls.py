@@ -94,7 +94,7 @@ def candidate_path(
 ) -> str:
     """Return the path of a picture of a candidate: numbered, with its prompt and seed, at most 300 pixels wide.
 
-    It shows what the task offers when the picture is requested, which a cleared task offers anew.
+    It shows what the task offers when the picture is requested, also after the task was cleared.
 
     Args:
         dag_id: The DAG.
