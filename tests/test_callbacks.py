@@ -69,6 +69,11 @@ def test_the_api_can_be_given_a_url_below_a_base_url(text: str) -> None:
     GenerateRequest(prompt="A fox", callback_url=url)
 
 
+@pytest.mark.parametrize("end", ["/qwenimage/callback", "/qwenimage/callback/"])
+def test_a_base_url_may_end_with_the_path_of_callbacks(end: str) -> None:
+    assert callback_url(f"https://host/airflow{end}", ID, SECRET) == f"https://host/airflow{PATH}"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -68,11 +68,13 @@ def callback_url(base_url: str, task_instance_id: object, secret: str) -> str:
     """Return the URL that wakes a task instance.
 
     Args:
-        base_url: Airflow's address for the API; see `is_base_url`.
+        base_url: Airflow's address for the API; see `is_base_url`. It may already end with the path of callbacks, with
+            which they would reach the route and be answered there as unknown.
         task_instance_id: Airflow's UUID of the task instance.
         secret: See `new_secret`.
     """
-    return f"{base_url.rstrip('/')}{PREFIX}{CALLBACK_PATH}/{quoted(str(task_instance_id))}/{secret}"
+    route = f"{PREFIX}{CALLBACK_PATH}"
+    return f"{base_url.rstrip('/').removesuffix(route)}{route}/{quoted(str(task_instance_id))}/{secret}"
 
 
 @dataclass(frozen=True)
