@@ -42,11 +42,25 @@ def test_an_airflow_that_cannot_ask_is_named_when_the_dag_is_parsed(make: Any) -
         ("response_timeout", timedelta(0)),
         ("assigned_users", "ada"),
         ("assigned_users", [{"id": "1"}]),
+        ("assigned_users", {"id": 1, "name": "Ada"}),
+        ("assigned_users", {"id": " ", "name": "Ada"}),
+        ("assigned_users", [{"id": "1", "name": "Ada"}, None]),
+        # Airflow takes it for everybody.
+        ("assigned_users", []),
+        ("options", ["1"]),
+        ("body", "Look at the hats."),
+        ("multiple", True),
     ],
 )
 def test_a_bad_argument_is_refused_when_the_dag_is_parsed(argument: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{argument} is .*; it must be"):
         QwenImageChooseOperator(**ARGUMENTS | {argument: value})
+
+
+@can_ask
+def test_a_user_that_no_database_can_store_is_refused() -> None:
+    with pytest.raises(ValueError, match="the id of a user in assigned_users is a text whose character 2 cannot"):
+        QwenImageChooseOperator(**ARGUMENTS, assigned_users={"id": "a\0", "name": "Ada"})
 
 
 @can_ask
@@ -72,3 +86,7 @@ def test_arguments_are_converted() -> None:
 def test_mapped_arguments_are_checked_too() -> None:
     with pytest.raises(ValueError, match=r"at_least is 0"):
         QwenImageChooseOperator.partial(task_id="choose", subject="Which?", at_least=0)
+    with pytest.raises(ValueError, match=r"body is 'Look'; it must be left out, because the task writes"):
+        QwenImageChooseOperator.partial(task_id="choose", subject="Which?", body="Look")
+    with pytest.raises(ValueError, match=r"multiple is True; it must be left out, because at_most"):
+        QwenImageChooseOperator.partial(**ARGUMENTS).expand_kwargs([{"multiple": True}])

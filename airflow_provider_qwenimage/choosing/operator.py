@@ -15,6 +15,7 @@ from airflow_provider_qwenimage.rules.arguments import CHOOSE_ARGUMENTS
 from airflow_provider_qwenimage.rules.choices import Question, UnfitAnswerError, options_of
 from airflow_provider_qwenimage.rules.task_arguments import TaskArguments, reads_arguments
 from airflow_provider_qwenimage.tasks.lineage import ReportsLineage
+from airflow_provider_qwenimage.text.messages import shown
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from airflow_provider_qwenimage.rules.arguments import Seconds
     from airflow_provider_qwenimage.rules.task_arguments import Text
 
+# Arguments of Airflow's operator that the task sets, and what to write instead.
+_SET_BY_THE_TASK = {
+    "body": "the task writes the text with the pictures. Put the question into subject",
+    "multiple": "at_most decides whether several can be chosen",
+    "options": "the options are the numbers of the images",
+}
 _MISSING = ""
 if TYPE_CHECKING:
     from airflow.providers.standard.operators.hitl import HITLOperator
@@ -94,6 +101,11 @@ class QwenImageChooseOperator(ReportsLineage, TaskArguments, HITLOperator):
         **kwargs: Any,
     ) -> None:
         _check_airflow()
+        for name in _SET_BY_THE_TASK.keys() & kwargs.keys():
+            try:
+                self.check_argument(name, kwargs.pop(name))
+            except ValueError as error:
+                self.refuse(name, error)
         seconds: Any = response_timeout
         users: Any = assigned_users
         question: Any = subject
@@ -136,6 +148,13 @@ class QwenImageChooseOperator(ReportsLineage, TaskArguments, HITLOperator):
         """Map this operator; see `TaskArguments.partial`."""
         _check_airflow()
         return super().partial(**arguments)
+
+    @classmethod
+    def check_argument(cls, name: str, value: object) -> None:
+        """Check an argument of a mapped task, and refuse those that the task sets itself."""
+        if name in _SET_BY_THE_TASK:
+            raise ValueError(f"{name} is {shown(value)}; it must be left out, because {_SET_BY_THE_TASK[name]}.")
+        super().check_argument(name, value)
 
     @property
     def question(self) -> Question:

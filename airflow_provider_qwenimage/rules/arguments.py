@@ -49,6 +49,7 @@ _MAX_INTEGER = 2**63 - 1
 _MAX_CONN_ID_CHARACTERS = 250
 # The limit of Linux for a path.
 _MAX_PATH_CHARACTERS = 4096
+_USER_FIELDS = ("id", "name")
 _A_FOLDER = "the path or URL of a folder"
 # fsspec and s3fs give these a meaning of their own.
 _NOT_IN_NAMES = ("::", "?versionId=")
@@ -343,14 +344,28 @@ def _subject(name: str, value: object) -> str:
 
 
 def _users(name: str, value: object) -> list[dict[str, str]]:
+    """Return users as Airflow takes them. An empty list is refused: to Airflow it means everybody."""
     users = [value] if isinstance(value, Mapping) else value
-    allowed = "a dict with the id and the name of a user, or a list of them"
-    if not isinstance(users, list | tuple):
-        raise _refused(name, value, allowed)
-    for user in users:
-        if not isinstance(user, Mapping) or not all(isinstance(user.get(key), str) for key in ("id", "name")):
-            raise _refused(name, value, allowed)
-    return [{"id": user["id"], "name": user["name"]} for user in users]
+    if not isinstance(users, list | tuple) or not users or not all(map(_is_user, users)):
+        raise _refused(
+            name,
+            value,
+            "a dict with the id and the name of a user, both strings and the id not blank, a list of at least one of "
+            "them, or None for everybody",
+        )
+    found = [{key: _plain(user[key]) for key in _USER_FIELDS} for user in users]
+    for user in found:
+        for key, text in user.items():
+            check_text(f"the {key} of a user in {name}", text)
+    return found
+
+
+def _is_user(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and all(isinstance(value.get(key), str) for key in _USER_FIELDS)
+        and not is_blank(value["id"])
+    )
 
 
 def _or_none(read: Reader) -> Reader:
