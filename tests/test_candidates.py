@@ -106,6 +106,8 @@ def test_the_rows_of_a_batch_that_succeeded_are_candidates(store: Store, tmp_pat
         ([{"paths": "text"}], "list of the paths"),
         ([{"paths": [7]}], "has the path 7"),
         ([{"paths": ["http://10.0.0.1/latest"]}], "from which no images are read"),
+        ([{"paths": ["cheese://b/x.png"]}], r"cheese://b/x.png', which Airflow cannot open: .*\. Install the provider"),
+        ([{"paths": ["fox.png"]}], "which is neither .* URL; it must be one that a task of this package recorded"),
         ([{"paths": ["/etc/passwd"]}], "must be that of an image"),
         ([{"paths": ["/nowhere/fox.png"]}], "has no sidecar"),
         ([{"manifest": "/etc/passwd"}], "name must be"),

@@ -125,7 +125,7 @@ def _listed_in(images: object) -> Iterator[_Listed]:
 def _in_result(result: Mapping[str, Any], where: str) -> Iterator[_Listed]:
     if "manifest" in result and "paths" not in result:
         for number, row in _rows_of(result["manifest"], where):
-            yield from _in_row(row, f"row {number} of {where}'s manifest")
+            yield from _in_row(row, f"row {number} of the manifest of {where}")
         return
     status = result.get("status", RowStatus.SUCCESS)
     if status != RowStatus.SUCCESS:
@@ -180,11 +180,18 @@ def _open(listed: _Listed) -> ObjectStoragePath:
 
 def _opened(path: object, what: str) -> ObjectStoragePath:
     try:
-        return path_of(check_recorded_path(path))
-    except ImportError as error:
-        raise ValueError(f"{what} {shown(path)}, which Airflow cannot open: {error}.") from error
+        checked = check_recorded_path(path)
     except ValueError as error:
-        raise ValueError(f"{what} {shown(path)}, which {error}.") from error
+        raise ValueError(
+            f"{what} {shown(path)}, which {error}; it must be one that a task of this package recorded."
+        ) from error
+    try:
+        return path_of(checked)
+    except (ValueError, ImportError) as error:
+        raise ValueError(
+            f"{what} {shown(path)}, which Airflow cannot open: {error}. Install the provider of that storage on "
+            "the workers of this task."
+        ) from error
 
 
 def sidecar_of(image: ObjectStoragePath) -> ObjectStoragePath:
