@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from importlib.util import find_spec, module_from_spec
 from typing import Any
 
 import pytest
 from airflow import __version__ as airflow_version
+from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_qwenimage import QwenImageChooseOperator
 from tests.airflows import AIRFLOW
@@ -20,6 +22,26 @@ ARGUMENTS: dict[str, Any] = {"task_id": "choose", "images": [], "subject": "Whic
 def test_an_airflow_that_cannot_ask_is_named_when_the_dag_is_parsed(make: Any) -> None:
     with pytest.raises(RuntimeError, match=rf"needs Airflow 3.1 or later, .* Airflow {airflow_version} is installed"):
         make(**ARGUMENTS)
+
+
+@can_ask
+def test_a_standard_provider_without_time_limits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OlderOperator(BaseOperator):
+        """Takes what the `HITLOperator` of version 1.12.1 takes."""
+
+        def __init__(self, *, subject: str, options: list[str], **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+    monkeypatch.setattr("airflow.providers.standard.operators.hitl.HITLOperator", OlderOperator)
+    spec = find_spec("airflow_provider_qwenimage.choosing.operator")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(
+        RuntimeError, match=r"needs apache-airflow-providers-standard 1\.12\.2 or later, .*; upgrade it"
+    ):
+        module.QwenImageChooseOperator(**ARGUMENTS)
 
 
 @can_ask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -42,7 +43,12 @@ elif HAS_HUMAN_IN_THE_LOOP:
         from airflow.providers.standard.operators.hitl import HITLOperator
     except ImportError:
         HITLOperator = BaseOperator
-        _MISSING = "a newer apache-airflow-providers-standard, which has Airflow's human in the loop; upgrade it"
+    # The first releases of Airflow 3.1 came with one whose operator has no time limit of its own.
+    if "response_timeout" not in inspect.signature(HITLOperator.__init__).parameters:
+        _MISSING = (
+            "apache-airflow-providers-standard 1.12.2 or later, whose HITLOperator has a response_timeout; upgrade it "
+            "where DAGs are parsed and run"
+        )
 else:
     HITLOperator = BaseOperator
     _MISSING = f"Airflow 3.1 or later, which can ask a person; Airflow {airflow_version} is installed"
@@ -71,12 +77,12 @@ class QwenImageChooseOperator(ReportsLineage, TaskArguments, HITLOperator):
             counted from 1, or a list of them. In ``dag.test()``, where nobody can answer, they are chosen at once.
         response_timeout: Seconds to wait for an answer, as a number or a timedelta; None for no limit. Without
             `defaults` the task then fails.
-        assigned_users: Who may answer: a dict with the ``id`` and ``name`` of a user, or a list of them. None for
-            everybody who may answer required actions of the DAG.
+        assigned_users: Who may answer: a dict with the ``id`` and ``name`` of a user, or a list of them. Both
+            are strings. None for everybody who may answer required actions of the DAG.
         **kwargs: What every operator takes, and ``notifiers`` of Airflow's `HITLOperator`.
 
     Raises:
-        RuntimeError: On Airflow below 3.1.
+        RuntimeError: On Airflow below 3.1, or with apache-airflow-providers-standard below 1.12.2.
         ValueError: If an argument is not allowed, or an image is not stored. What depends on the images is checked when
             the task runs; it then fails without a retry.
     """
