@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_qwenimage.choosing.candidates import AT_ONCE, problem_with, sidecar_of
 from airflow_provider_qwenimage.rules.choices import VERDICTS, entry_of, with_entry
 from airflow_provider_qwenimage.rules.recorded_paths import check_recorded_path
-from airflow_provider_qwenimage.storage.files import put_json, read_json
+from airflow_provider_qwenimage.storage.files import update_json
 from airflow_provider_qwenimage.storage.paths import path_of
 from airflow_provider_qwenimage.text.messages import printable
 
@@ -75,15 +75,18 @@ def record_verdict(
 
 def _record(candidate: Candidate, entry: Mapping[str, Any], writer: str) -> None:
     image: ObjectStoragePath = path_of(check_recorded_path(candidate.path))
-    file = sidecar_of(image)
-    sidecar = read_json(file)
-    problem = problem_with(sidecar, image, candidate.task_id)
-    if problem is not None or sidecar is None:
-        raise _ReplacedError(problem)
-    entries = with_entry(sidecar.get(VERDICTS), entry)
-    if entries == sidecar.get(VERDICTS):
-        return
-    described = sidecar | {VERDICTS: entries}
-    if len(json.dumps(described)) > _MOST_BYTES:
-        raise ValueError("The sidecar would be too long.")
-    put_json(described, file, writer=writer, indent=2)
+
+    def with_verdict(sidecar: dict[str, Any] | None) -> dict[str, Any] | None:
+        problem = problem_with(sidecar, image, candidate.task_id)
+        if problem is not None or sidecar is None:
+            raise _ReplacedError(problem)
+        entries = with_entry(sidecar.get(VERDICTS), entry)
+        if entries == sidecar.get(VERDICTS):
+            return None
+        described = sidecar | {VERDICTS: entries}
+        if len(json.dumps(described)) > _MOST_BYTES:
+            raise ValueError("The sidecar would be too long.")
+        return described
+
+    # Tasks of one DAG run may end at the same time, and the image may be drawn again.
+    update_json(sidecar_of(image), with_verdict, writer=writer, indent=2)

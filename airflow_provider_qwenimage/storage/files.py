@@ -28,6 +28,7 @@ from airflow_provider_qwenimage.storage.libraries import (
     is_denied,
     is_object_store,
     is_unsupported,
+    unchanged_arguments,
 )
 from airflow_provider_qwenimage.storage.local_files import CREATE_PAUSE_SECONDS, CREATE_TRIES, HIDDEN_TRIES, local_file
 
@@ -41,6 +42,9 @@ MOST_BYTES = 1024**3
 # A sidecar or a record of a submission has some kilobytes.
 _MOST_JSON_BYTES = 1024**2
 _CHUNK_BYTES = 64 * 1024**2
+# Of as many processes that change a file at the same time, each gets its turn.
+_UPDATE_TRIES = 40
+_UPDATE_PAUSE_SECONDS = 0.1
 
 
 def put_file(local: Path, target: ObjectStoragePath, *, writer: str = "") -> None:
@@ -270,7 +274,10 @@ def read_json(source: ObjectStoragePath) -> dict[str, Any] | None:
     Raises:
         OSError: If it cannot be read, or is not a regular file.
     """
-    written = read_beginning(source, _MOST_JSON_BYTES + 1)
+    return _object_in(read_beginning(source, _MOST_JSON_BYTES + 1))
+
+
+def _object_in(written: bytes | None) -> dict[str, Any] | None:
     if written is None:
         return None
     try:
@@ -278,6 +285,63 @@ def read_json(source: ObjectStoragePath) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def update_json(
+    target: ObjectStoragePath,
+    change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None],
+    *,
+    writer: str = "",
+    indent: int | None = None,
+) -> None:
+    """Replace a JSON object by what a function makes of it.
+
+    On the local disk and on S3, a file that another process has replaced meanwhile is not replaced, but read and
+    changed again. On the local disk, processes that call this function wait for each other, and a file of any other one
+    is compared right before it is replaced. Elsewhere the last writer wins.
+
+    Args:
+        target: The file.
+        change: Takes what `read_json` returns, and returns the new object, or None to leave the file as it is. It may
+            be called again.
+        writer: As for `put_file`.
+        indent: As for `put_json`.
+
+    Raises:
+        OSError: If it cannot be read or written, or is not a regular file.
+    """
+    for _ in range(_UPDATE_TRIES):
+        with explaining(READ, target):
+            condition = unchanged_arguments(target)
+        written = read_beginning(target, _MOST_JSON_BYTES + 1)
+        content = change(_object_in(written))
+        if content is None or _is_replaced(_json_bytes(content, indent), target, writer, written, condition):
+            return
+        time.sleep(random.uniform(0, _UPDATE_PAUSE_SECONDS))  # noqa: S311  no secret
+    raise OSError(errno.EBUSY, "It was replaced each time that it was about to be changed", str(target))
+
+
+def _is_replaced(
+    content: bytes, target: ObjectStoragePath, writer: str, expected: bytes | None, condition: Mapping[str, Any]
+) -> bool:
+    """Replace a file, and return False if it is no longer the one that was read."""
+    if (file := local_file(target)) is not None:
+        with explaining(WRITE, target), local_files.locked(file) as is_locked:
+            return is_locked and local_files.replace(content, file, writer, expected)
+    if condition:
+        try:
+            with explaining(WRITE, target):
+                target.fs.pipe_file(target.path, content, **content_type_arguments(target), **condition)
+        except OSError as error:
+            # It may have been removed meanwhile.
+            if is_conflict(error) or isinstance(error, FileNotFoundError):
+                return False
+            if not is_unsupported(error):
+                raise
+        else:
+            return True
+    put_bytes(content, target, writer=writer)
+    return True
 
 
 def sha256_of(source: ObjectStoragePath, most: int = MOST_BYTES) -> str | None:

@@ -93,7 +93,7 @@ def exclusive_arguments(path: ObjectStoragePath) -> dict[str, Any] | None:
     library = library_of(filesystem)
     if library == "adlfs":
         arguments: dict[str, Any] = {"overwrite": False}
-    elif library == "gcsfs" or (library == "s3fs" and _botocore_knows_conditions()):
+    elif library == "gcsfs" or (library == "s3fs" and _botocore() > (1, 35, 20)):
         arguments = {"mode": "create"}
     else:
         return None
@@ -102,10 +102,31 @@ def exclusive_arguments(path: ObjectStoragePath) -> dict[str, Any] | None:
     return arguments if known.keys() >= arguments.keys() else None
 
 
-def _botocore_knows_conditions() -> bool:
+def unchanged_arguments(path: ObjectStoragePath) -> dict[str, Any]:
+    """Return the arguments of `pipe_file` that replace an object only if it is still the one that is stored now.
+
+    Returns:
+        None of them if there is no object, or if the storage or the installed version of its library cannot do that.
+
+    Raises:
+        Exception: One of the library's own, if the storage cannot be asked.
+    """
+    filesystem = path.fs
+    if library_of(filesystem) != "s3fs" or _botocore() < (1, 36):
+        return {}
+    # Otherwise a listing that is kept in memory answers.
+    filesystem.invalidate_cache(path.path)
+    try:
+        tag = filesystem.info(path.path).get("ETag")
+    except FileNotFoundError:
+        tag = None
+    return {"IfMatch": tag} if tag else {}
+
+
+def _botocore() -> tuple[int, ...]:
     from botocore import __version__ as version  # type: ignore[import-untyped]  # s3fs brings it
 
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3]) > (1, 35, 20)
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def is_object_store(path: ObjectStoragePath) -> bool:

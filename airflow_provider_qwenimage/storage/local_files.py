@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import stat
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,13 +81,18 @@ def check_replaceable(file: str) -> None:
             raise FileExistsError(errno.EEXIST, "It is not a regular file, so it is not replaced; move it away", file)
 
 
-def replace(content: bytes | Path, file: str, writer: str) -> None:
+def replace(content: bytes | Path, file: str, writer: str, expected: bytes | None = None) -> bool:
     """Write a file, whole; one of that name is replaced.
 
     Args:
         content: The content, or the file that has it.
         file: Its final name.
         writer: The Airflow task that writes; see `storage.files.remove_leftovers`.
+        expected: The content that the replaced file has to have, or None for any. It is compared right before the new
+            file gets its name.
+
+    Returns:
+        Whether the file was written. False means that the file of that name has another content.
 
     Raises:
         OSError: If it cannot be written, or something other than a file has that name.
@@ -95,13 +101,45 @@ def replace(content: bytes | Path, file: str, writer: str) -> None:
     for tries_left in reversed(range(HIDDEN_TRIES)):
         hidden = _write_hidden(content, file, writer)
         try:
+            if expected is not None and read(file, 0, len(expected) + 1) != expected:
+                _remove_quietly(hidden)
+                return False
             os.replace(hidden, file)  # noqa: PTH105  a string is at hand
         except BaseException as error:
             _remove_quietly(hidden)
             if not (tries_left and isinstance(error, FileNotFoundError)):
                 raise
         else:
-            return
+            return True
+    raise AssertionError("The last of the tries returns or raises.")
+
+
+@contextmanager
+def locked(file: str) -> Iterator[bool]:
+    """Lock a file against other processes that lock it, and return whether that is so, without waiting for them.
+
+    Where files cannot be locked, it is so for all of them at once. The lock ends with the file, when it is replaced.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield _is_locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some network file systems have no locks.
+        return True
+    return True
 
 
 def create(content: bytes, file: str, writer: str) -> bool:
