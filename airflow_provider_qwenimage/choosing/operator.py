@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -214,6 +214,10 @@ class QwenImageChooseOperator(ReportsLineage, TaskArguments, HITLOperator):
     def lineage_facts(self) -> Mapping[str, Any]:
         """Return the facts about the chosen images for OpenLineage."""
         return self._choosing.facts if self._choosing is not None else {}
+
+    def lineage_folders(self) -> Iterable[str]:
+        """Return the folders of the candidates for OpenLineage."""
+        return self._choosing.folders if self._choosing is not None else ()
 
     def _start(self, context: Context) -> Choosing:
         # Airflow parses DAG files all day: what only a task needs is not loaded for them.

@@ -56,6 +56,7 @@ class Choosing:
 
     Attributes:
         facts: What is known of the chosen images; for lineage.
+        folders: The folders of the candidates; for lineage.
     """
 
     def __init__(self, operator: QwenImageChooseOperator, context: Context) -> None:
@@ -64,6 +65,7 @@ class Choosing:
         self._ti: Any = context["ti"]
         self._log = operator.log
         self.facts: dict[str, Any] = {}
+        self.folders: list[str] = []
 
     def run(self) -> list[dict[str, Any]]:
         """Find the candidates and ask.
@@ -172,6 +174,7 @@ class Choosing:
         record_verdict(candidates, verdict, task, writer_of(description_of(self._ti)))
         self._push(VERDICT, verdict)
         chosen = [candidates[number - 1] for number in verdict["chosen"]]
+        self.folders = list(dict.fromkeys(candidate.path.rpartition("/")[0] for candidate in candidates))
         self.facts = {"task_ids": [candidate.task_id for candidate in chosen], "images": len(chosen)}
         return [candidate.to_result() for candidate in chosen]
 

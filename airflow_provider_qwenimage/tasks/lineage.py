@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from airflow_provider_qwenimage.rules.arguments import path_text, read_argument
@@ -36,6 +36,10 @@ class ReportsLineage:
         """Return what is known of the task's images when it ends: ``task_ids``, ``consumed_credits`` and so on."""
         return {}
 
+    def lineage_folders(self) -> Iterable[str]:
+        """Return the folders of the stored images that the task has read when it ends."""
+        return ()
+
     def get_openlineage_facets_on_start(self) -> Any:
         """Return the datasets of a task that starts."""
         return _lineage(self)
@@ -56,10 +60,11 @@ def _lineage(operator: ReportsLineage, *, ended: bool = False) -> Any:
 
         facets = {}
         facts = operator.lineage_facts() if ended else {}
+        read = [*_read_by(operator), *(_without_passwords(operator.lineage_folders()) if ended else ())]
         if facts:
             facets[FACET] = _facet_class()(**{field: facts.get(name) for name, field in _FIELDS.items()})
         return OperatorLineage(
-            inputs=[InputDataset(namespace=namespace, name=name) for namespace, name in _read_by(operator)],
+            inputs=[InputDataset(namespace=namespace, name=name) for namespace, name in dict.fromkeys(read)],
             outputs=[OutputDataset(namespace=namespace, name=name) for namespace, name in _written_by(operator)],
             run_facets=facets,
         )
@@ -78,12 +83,19 @@ def _written_by(operator: Any) -> Iterator[tuple[str, str]]:
 
 def _read_by(operator: Any) -> Iterator[tuple[str, str]]:
     from airflow_provider_qwenimage.rules.request_rows import file_reader
-    from airflow_provider_qwenimage.text.urls import without_credentials
 
     source = _argument(operator, "requests")
     source = path_text(source) or source
-    if isinstance(source, str) and file_reader(source) is not None and source == without_credentials(source):
-        yield _dataset(source)
+    if isinstance(source, str) and file_reader(source) is not None:
+        yield from _without_passwords([source])
+
+
+def _without_passwords(locations: Iterable[str]) -> Iterator[tuple[str, str]]:
+    from airflow_provider_qwenimage.text.urls import without_credentials
+
+    for location in locations:
+        if location == without_credentials(location):
+            yield _dataset(location)
 
 
 def _argument(operator: Any, name: str) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageGenerateOperator
+from airflow_provider_qwenimage import QwenImageBatchOperator, QwenImageChooseOperator, QwenImageGenerateOperator
 from airflow_provider_qwenimage.sandbox import Sandbox
+from tests.airflows import AIRFLOW
 from tests.integration.dag_runs import TestDag
 
 conf = pytest.importorskip("airflow.providers.openlineage.conf")
@@ -104,3 +105,23 @@ def test_events_name_folder_requests_image_tasks_and_credits(
     assert "secret fox" not in written
     assert "an owl" not in written
     assert connected_api.api_key not in written
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 1), reason="Airflow 3.1 and later can ask a person")
+def test_events_of_a_choice_name_the_folders_of_the_candidates_and_the_chosen_image_tasks(
+    connected_api: Sandbox, events_file: Path, tmp_path: Path
+) -> None:
+    dag = TestDag()
+    with dag:
+        draw = QwenImageGenerateOperator.partial(task_id="draw", prompt="a fox", poll_interval=0.01).expand(
+            output_path=[str(tmp_path / "one"), f"file://{tmp_path}/two", str(tmp_path / "one")]
+        )
+        QwenImageChooseOperator(task_id="choose", images=draw.output, subject="Which?", defaults=2)
+    run = dag.run()
+    (chosen,) = run["choose"].returned
+    events = events_by_task(events_file)
+    assert names(events["choose", "START"]["inputs"]) == []
+    end = events["choose", "COMPLETE"]
+    assert names(end["inputs"]) == [("file", str(tmp_path / "one")), ("file", str(tmp_path / "two"))]
+    assert names(end["outputs"]) == []
+    assert facet_of(end) == {"taskIds": [chosen["task_id"]], "images": 1}
