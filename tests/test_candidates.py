@@ -193,9 +193,25 @@ def test_a_file_that_is_no_longer_the_sidecar_of_that_image_stays_as_it_is(
 def test_a_chosen_image_that_was_replaced_is_an_error(store: Store) -> None:
     candidates = find_candidates([store(1), store(2)])
     store(2, task_id="another")
-    with pytest.raises(ValueError, match=r"replaced since they were shown: 2 .*Clear"):
+    with pytest.raises(ValueError, match=r"replaced or removed since they were shown: 2 .*Clear"):
         record_verdict(candidates, VERDICT, TASK, "w")
     assert "verdicts" in _sidecar(candidates[0]).read_text()
+
+
+def test_a_chosen_image_that_was_removed_is_an_error(store: Store) -> None:
+    candidates = find_candidates([store(1), store(2)])
+    Path(candidates[1].path).unlink()
+    with pytest.raises(ValueError, match=r"or removed since they were shown: 2 \(.*robot-2.png is no longer stored\)"):
+        record_verdict(candidates, VERDICT, TASK, "w")
+    assert "verdicts" in _sidecar(candidates[0]).read_text()
+    assert "verdicts" not in _sidecar(candidates[1]).read_text()
+
+
+def test_an_image_that_was_not_chosen_may_be_removed(store: Store) -> None:
+    candidates = find_candidates([store(1), store(2)])
+    Path(candidates[0].path).unlink()
+    record_verdict(candidates, VERDICT, TASK, "w")
+    assert all("verdicts" in _sidecar(candidate).read_text() for candidate in candidates)
 
 
 def test_a_sidecar_that_cannot_be_written_does_not_lose_the_answer(

@@ -12,6 +12,7 @@ from airflow_provider_qwenimage.choosing.candidates import AT_ONCE, problem_with
 from airflow_provider_qwenimage.rules.choices import VERDICTS, entry_of, with_entry
 from airflow_provider_qwenimage.rules.recorded_paths import check_recorded_path
 from airflow_provider_qwenimage.storage.files import update_json
+from airflow_provider_qwenimage.storage.image_pairs import exists
 from airflow_provider_qwenimage.storage.paths import path_of
 from airflow_provider_qwenimage.text.messages import printable
 
@@ -44,7 +45,7 @@ def record_verdict(
         writer: See `writer_of`.
 
     Raises:
-        ValueError: If a chosen file is no longer the image that was shown. The others are recorded.
+        ValueError: If a chosen file is no longer the image that was shown, or does not exist. The others are recorded.
     """
     replaced: list[str] = []
 
@@ -68,13 +69,16 @@ def record_verdict(
         list(pool.map(record, enumerate(candidates, start=1)))
     if replaced:
         raise ValueError(
-            f"The files of chosen candidates were replaced since they were shown: {', '.join(sorted(replaced))}. Clear "
-            "the task to choose among the images that are stored now."
+            f"The files of chosen candidates were replaced or removed since they were shown: "
+            f"{', '.join(sorted(replaced))}. Clear the task to choose among the images that are stored now."
         )
 
 
 def _record(candidate: Candidate, entry: Mapping[str, Any], writer: str) -> None:
     image: ObjectStoragePath = path_of(check_recorded_path(candidate.path))
+
+    if entry["chosen"] and not exists(image):
+        raise _ReplacedError("is no longer stored")
 
     def with_verdict(sidecar: dict[str, Any] | None) -> dict[str, Any] | None:
         problem = problem_with(sidecar, image, candidate.task_id)
