@@ -13,6 +13,9 @@ import pytest
 from airflow_provider_qwenimage.choosing.candidates import find_candidates
 from airflow_provider_qwenimage.choosing.verdicts import record_verdict
 from airflow_provider_qwenimage.rules.choices import Candidate, new_verdict
+from airflow_provider_qwenimage.storage.files import put_bytes, put_json
+from airflow_provider_qwenimage.storage.paths import path_of
+from tests.s3_server import Bucket
 
 TASK = {"dag_id": "d", "run_id": "r", "task_id": "choose", "map_index": -1}
 VERDICT = new_verdict([2], by=None, at="2026-01-05T09:12:44+00:00", timed_out=True)
@@ -74,6 +77,22 @@ def test_a_file_counts_once(store: Store) -> None:
     drawn = store(1)
     same = drawn | {"paths": [f"file://{drawn['paths'][0]}"]}
     assert seeds([drawn, drawn, same, store(2)]) == [1, 2]
+
+
+def test_an_object_counts_once_by_whatever_connection_and_scheme(bucket: Bucket) -> None:
+    url = f"{bucket.url}/a fox #1, 100%.png"
+    put_bytes(b"an image", path_of(url))
+    drawn = {
+        "image": "a fox #1, 100%.png",
+        "task_id": "n1",
+        "image_url": "https://x",
+        "sha256": "0",
+        "fingerprint": "f",
+    }
+    put_json(drawn, path_of(f"{bucket.url}/a fox #1, 100%.json"))
+    others = [url.replace("s3://", "s3a://"), url.replace("s3@", "s3_without_delete@")]
+    (candidate,) = find_candidates([{"task_id": "n1", "paths": [path]} for path in [url, *others]])
+    assert candidate.path == url
 
 
 def test_each_path_of_a_result_is_a_candidate(store: Store) -> None:

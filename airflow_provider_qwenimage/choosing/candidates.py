@@ -16,7 +16,6 @@ from airflow_provider_qwenimage.rules.choices import MOST_CANDIDATES, MOST_PROMP
 from airflow_provider_qwenimage.rules.recorded_paths import check_recorded_path
 from airflow_provider_qwenimage.storage.files import read_bytes, read_json
 from airflow_provider_qwenimage.storage.image_pairs import exists
-from airflow_provider_qwenimage.storage.local_files import local_file
 from airflow_provider_qwenimage.storage.paths import path_of
 from airflow_provider_qwenimage.storage.sidecars import SUFFIXES, if_valid, is_line, is_number, is_usable
 from airflow_provider_qwenimage.text.messages import shorten, shown
@@ -71,9 +70,8 @@ def find_candidates(images: object) -> list[Candidate]:
     opened: dict[tuple[str, str], tuple[_Listed, ObjectStoragePath]] = {}
     for listed in _listed_in(_from_text(images)):
         path = _open(listed)
-        # A local file has a path and a URL.
-        key = ("file", local) if (local := local_file(path)) is not None else (path.protocol, path.path)
-        opened.setdefault(key, (listed, path))
+        # A local file has a path and a URL, and one in S3 has s3:// and s3a://.
+        opened.setdefault((str(path.fs.protocol), str(path.path)), (listed, path))
         if len(opened) > MOST_CANDIDATES:
             raise ValueError(
                 f"images has more than {MOST_CANDIDATES:,} stored images; it must have at most so many. Choose in "
