@@ -96,7 +96,10 @@ def test_any_text_can_be_shown(text: str) -> None:
     displayed_url(text)
 
 
-@pytest.mark.parametrize("slash", ["/", "\\/", "\\\\/", "%2F", "%2f", "%252F"])
+@pytest.mark.parametrize(
+    "slash",
+    ["/", "\\/", "\\\\/", "\\u002f", "\\\\u002F", "%2F", "%2f", "%252F", "&#x2F;", "&#47;", "&amp;#x2f;", "&sol;"],
+)
 def test_the_secret_of_a_callback_url_is_not_shown(slash: str) -> None:
     secret, instance = "S3cret_-" * 5, "019344f4-2a6e-7c11-b7fb-0123456789ab"
     url = f"https://airflow.example/base/qwenimage/callback/{instance}/".replace("/", slash)

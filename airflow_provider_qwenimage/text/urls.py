@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 # The scheme's slashes, plain or escaped for JSON, and the rest of the URL.
 _URL_IN_TEXT = re.compile(r"(\\{0,16}/\\{0,16}/)([^\s\"'<>]*)")
-# The end of a callback URL of this package is a secret. A slash may be escaped for JSON or for a URL.
-_SLASH = r"(?:\\{0,16}/|%(?:25){0,8}2[Ff])"
+# The end of a callback URL of this package is a secret. A slash may be escaped for JSON, for a URL or for HTML.
+_SLASH = r"(?:\\{0,16}/|\\{1,16}u002[Ff]|%(?:25){0,8}2[Ff]|&(?:amp;){0,8}(?:#0{0,8}47|#[xX]0{0,8}2[Ff]|sol);?)"
 _CALLBACK = re.compile(rf"({_SLASH}qwenimage{_SLASH}callback{_SLASH}[0-9A-Fa-f-]{{1,64}}{_SLASH})[\w-]+", re.ASCII)
 _QUERY_OR_FRAGMENT = re.compile("[?#]")
 # What follows the first colon is a port if it is a number, and otherwise a password.
