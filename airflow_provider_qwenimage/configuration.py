@@ -36,6 +36,18 @@ def text_option(name: str) -> str:
     return value
 
 
+def is_set(name: str) -> bool:
+    """Whether an option is set, also if its value cannot be used.
+
+    Args:
+        name: As for `text_option`.
+    """
+    try:
+        return bool(str(conf.get(CONFIG_SECTION, name, fallback="")).strip())
+    except Exception:  # noqa: BLE001  as in `text_option`
+        return True
+
+
 def whole_option(name: str, at_least: int) -> int:
     """Return an option that is an integer; the declared default if it is anything else.
 

@@ -58,6 +58,7 @@ def test_a_secret_is_43_characters_of_a_url(text: str) -> None:
         "https://airflow.example.com",
         "https://airflow.example.com/",
         "http://10.0.0.7:8080/team/airflow/",
+        "https://airflow.example.com/qwenimage",
         "https://[2001:db8::1]:8443",
     ],
 )

@@ -64,6 +64,16 @@ def test_a_folder_that_no_file_system_can_have_is_reported(
     assert "thumbnails_folder" in caplog.text
 
 
+@pytest.mark.parametrize(("value", "expected"), [("", False), (" ", False), ("a", True), ("a\u200b", True)])
+def test_an_option_is_set_also_if_its_value_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: bool
+) -> None:
+    monkeypatch.setenv("AIRFLOW__QWENIMAGE__THUMBNAILS_FOLDER", value)
+    assert configuration.is_set("thumbnails_folder") is expected
+    monkeypatch.setattr(configuration, "conf", None)
+    assert configuration.is_set("thumbnails_folder")
+
+
 BASE_URL = "AIRFLOW__QWENIMAGE__CALLBACK_BASE_URL"
 
 

@@ -42,6 +42,12 @@ class GalleryApp:
         """Pass a request on to the application."""
         from airflow_provider_qwenimage.plugin.app import app
 
+        if scope["path"].removeprefix(scope.get("root_path", "")).startswith(f"{CALLBACK_PATH}/"):
+            # The option is set for the workers only, so nothing else answers callbacks.
+            from airflow_provider_qwenimage.rules.callbacks import hide_secret
+
+            hide_secret(scope)
+
         await app(scope, receive, send)
 
 

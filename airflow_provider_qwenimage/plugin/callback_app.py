@@ -12,12 +12,11 @@ import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from airflow_provider_qwenimage.plugin import waking
 from airflow_provider_qwenimage.plugin.bounded_cache import BoundedCache
 from airflow_provider_qwenimage.plugin.time_limits import BusyError, Shares
-from airflow_provider_qwenimage.rules.callbacks import read_path, without_secret
+from airflow_provider_qwenimage.rules.callbacks import NO_TASK, hide_secret, read_path
 from airflow_provider_qwenimage.settling import seconds_to_settle, settle
 from airflow_provider_qwenimage.text.messages import printable
 
@@ -53,11 +52,13 @@ _HEADERS = (
 class _Answer:
     status: HTTPStatus
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    detail: str | None = None
 
 
 _WOKEN = _Answer(HTTPStatus.OK)
 _HELD = _Answer(HTTPStatus.ACCEPTED)
 _NOT_FOUND = _Answer(HTTPStatus.NOT_FOUND)
+_NO_TASK = _Answer(HTTPStatus.NOT_FOUND, detail=NO_TASK)
 _NOT_A_POST = _Answer(HTTPStatus.METHOD_NOT_ALLOWED, ((b"allow", b"POST"),))
 _TOO_SLOW = _Answer(HTTPStatus.REQUEST_TIMEOUT)
 _TOO_LARGE = _Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
@@ -76,10 +77,7 @@ class CallbackApp:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request, or refuse a WebSocket."""
-        path = scope["path"]
-        # In place: Airflow's access log, and that of the server, read the same dictionary afterwards.
-        scope["path"] = without_secret(path)
-        scope["raw_path"] = quote(scope["path"]).encode()
+        path = hide_secret(scope)
         if scope["type"] == "http":
             await _send(send, await self._answer(scope, path, receive))
         else:
@@ -97,7 +95,7 @@ class CallbackApp:
             return refusal
         try:
             wait = await self._checks.run("", lambda: waking.find_wait(callback))
-            return _NOT_FOUND if wait is None else await self._ring(wait)
+            return _NO_TASK if wait is None else await self._ring(wait)
         except BusyError:
             return _BUSY
         except Exception as error:  # noqa: BLE001  any database driver's
@@ -155,7 +153,7 @@ async def _drain(scope: Any, receive: Any) -> _Answer | None:
 
 
 async def _send(send: Any, answer: _Answer) -> None:
-    body = json.dumps({"detail": answer.status.phrase}).encode()
+    body = json.dumps({"detail": answer.detail or answer.status.phrase}).encode()
     headers = [*_HEADERS, *answer.headers, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": answer.status.value, "headers": headers})
     await send({"type": "http.response.body", "body": body})

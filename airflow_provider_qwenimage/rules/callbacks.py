@@ -10,12 +10,15 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass, field
-from typing import TypeGuard
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, TypeGuard
+from urllib.parse import quote, urlsplit
 
 from airflow_provider_qwenimage.contract import MAX_URL_CHARACTERS
 from airflow_provider_qwenimage.rules.gallery_urls import CALLBACK_PATH, PREFIX, quoted
 from airflow_provider_qwenimage.text.urls import is_http_url
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
 
 # The class path of the trigger of a task that can be woken.
 TRIGGER = "airflow_provider_qwenimage.triggers.QwenImageStatusTrigger"
@@ -27,6 +30,8 @@ _TASK_INSTANCE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 # No character that the access log of a server would quote.
 _MASKED = "masked"
+# The answer to a callback that resumes nothing. Other servers, and other routes of Airflow, do not give it.
+NO_TASK = "No task is waiting for this callback."
 # The path of a callback, and room for a base URL with a path of its own.
 _MOST_BASE_CHARACTERS = MAX_URL_CHARACTERS // 2
 
@@ -101,6 +106,17 @@ def read_path(path: str) -> Callback | None:
     if _TASK_INSTANCE_ID.fullmatch(task_instance_id) and is_secret(secret):
         return Callback(task_instance_id, secret)
     return None
+
+
+def hide_secret(scope: MutableMapping[str, Any]) -> str:
+    """Mask what may be a secret in the ASGI scope of a request to the route of callbacks, and return its path.
+
+    In place: Airflow's access log, and that of the server, read the same dictionary afterwards.
+    """
+    path: str = scope["path"]
+    scope["path"] = without_secret(path)
+    scope["raw_path"] = quote(scope["path"]).encode()
+    return path
 
 
 def without_secret(path: str) -> str:

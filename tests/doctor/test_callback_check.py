@@ -17,7 +17,9 @@ from tests.contract.test_tls import Authority, authority, tls_server  # noqa: F4
 from tests.raw_server import RawServer
 
 OPTION = "AIRFLOW__QWENIMAGE__CALLBACK_BASE_URL"
-DETAIL = b'{"detail": "Not Found"}'
+DETAIL = b'{"detail": "No task is waiting for this callback."}'
+OTHER_DETAIL = b'{"detail": "Not Found"}'
+FRAMES = "X-Frame-Options: SAMEORIGIN\r\n"
 
 needs_callbacks = pytest.mark.skipif(not HAS_PLUGIN_PAGES, reason="this Airflow takes no callbacks")
 
@@ -36,8 +38,12 @@ def check() -> Check:
     ("answer", "state", "problem"),
     [
         (response("404 Not Found"), "ok", "takes callbacks at"),
+        # Proxies add headers.
+        (response("404 Not Found", more=FRAMES), "ok", "takes callbacks at"),
         # The gallery, on an API server without the option.
-        (response("404 Not Found", more="X-Frame-Options: SAMEORIGIN\r\n"), "failed", "for the API server as well"),
+        (response("404 Not Found", OTHER_DETAIL, more=FRAMES), "failed", "for the API server as well"),
+        # Another server, or another route of Airflow.
+        (response("404 Not Found", OTHER_DETAIL), "failed", "a proxy"),
         (response("503 Service Unavailable"), "warning", "busy"),
         # Airflow without the package.
         (response("405 Method Not Allowed", b'{"detail": "Method Not Allowed"}'), "failed", "not installed"),
@@ -74,7 +80,14 @@ def test_without_the_option_there_is_nothing_to_check(monkeypatch: pytest.Monkey
 
 @needs_callbacks
 @pytest.mark.parametrize(
-    "value", ["airflow.example.com", "https://u:pass-word@host", "https://host/?a=b", "ftp://host"]
+    "value",
+    [
+        "airflow.example.com",
+        "https://u:pass-word@host",
+        "https://host/?a=b",
+        "ftp://host",
+        "https://host\u200b",
+    ],
 )
 def test_an_option_that_cannot_be_used_is_named_with_what_to_do(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OPTION, value)
@@ -84,8 +97,9 @@ def test_an_option_that_cannot_be_used_is_named_with_what_to_do(value: str, monk
 
 
 @needs_callbacks
-def test_an_address_where_nothing_answers_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(OPTION, "http://127.0.0.1:1")
+@pytest.mark.parametrize("value", ["http://127.0.0.1:1", "http://airflow..example", f"https://{'a' * 64}.example"])
+def test_an_address_where_nothing_answers_is_a_warning(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OPTION, value)
     found = check()
     assert (found.state, "the firewall" in found.message) == ("warning", True), found.message
 

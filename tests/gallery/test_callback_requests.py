@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from airflow_provider_qwenimage.plugin import callback_app, waking
+from airflow_provider_qwenimage.plugin import GalleryApp, callback_app, waking
 from airflow_provider_qwenimage.plugin.callback_app import CallbackApp
 from airflow_provider_qwenimage.rules import callbacks, polling
 from airflow_provider_qwenimage.rules.callbacks import new_secret
@@ -58,9 +59,9 @@ class Route:
             return response
 
 
-@pytest.fixture
-def route() -> Iterator[Route]:
-    app = Starlette(routes=[Mount("/qwenimage/callback", app=CallbackApp())])
+@contextmanager
+def _serving(mount: Mount) -> Iterator[Route]:
+    app = Starlette(routes=[mount])
     with socket.create_server(("127.0.0.1", 0)) as bound:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="info", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
@@ -69,6 +70,12 @@ def route() -> Iterator[Route]:
         yield Route(bound.getsockname()[1])
         server.should_exit = True
         thread.join(20)
+
+
+@pytest.fixture
+def route() -> Iterator[Route]:
+    with _serving(Mount("/qwenimage/callback", app=CallbackApp())) as route:
+        yield route
 
 
 @pytest.fixture
@@ -278,6 +285,14 @@ def test_the_log_of_the_server_has_the_task_instance_and_not_the_secret(
     assert text.count(f"POST /qwenimage/callback/{waiting.rung_id}/masked?a=b") == 2
     assert f"has woken the task instance {waiting.id}" in text
     assert waiting.secret not in text
+
+
+def test_a_server_without_the_option_logs_no_secret_either(airflow_database: None, logged: list[str]) -> None:
+    waiting = Waiting(uuid.uuid4(), uuid.uuid4(), new_secret())
+    with _serving(Mount("/qwenimage", app=GalleryApp())) as gallery:
+        assert gallery.call(waiting).status_code == 404
+        wait_until(lambda: "HTTP/1.1" in "\n".join(logged), "the access log")
+    assert f"POST /qwenimage/callback/{waiting.rung_id}/masked" in "\n".join(logged)
 
 
 def test_many_strangers_at_once_are_refused_and_use_two_threads(route: Route, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,9 @@ def test_no_other_task_is_resumed_and_the_answer_does_not_tell_why(
     unknown = Waiting(uuid.uuid4(), uuid.uuid4(), new_secret())
     answers = [one.call(rung) for rung in (waiting, unknown)]
     answers.append(one.call(rows.add(), new_secret()))
-    assert {(answer.status_code, answer.text) for answer in answers} == {(404, '{"detail": "Not Found"}')}
+    assert {(answer.status_code, answer.text) for answer in answers} == {
+        (404, '{"detail": "No task is waiting for this callback."}')
+    }
     assert len({frozenset({*answer.headers}) for answer in answers}) == 1
     assert rows.look(waiting) == before
 

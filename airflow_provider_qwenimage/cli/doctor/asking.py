@@ -53,6 +53,10 @@ def ask(url: str, method: str = "GET") -> Answered:
     else:
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TEST_SECONDS)
     with closing(connection):
-        connection.request(method, quote(parts.path, safe="/%"))
+        try:
+            connection.request(method, quote(parts.path, safe="/%"))
+        except UnicodeError as error:
+            # Such as one with two dots in a row.
+            raise OSError(f"{parts.hostname!r} is not the name of a host.") from error
         response = connection.getresponse()
         return Answered(response.status, response.headers, response.read(_MOST_BYTES))

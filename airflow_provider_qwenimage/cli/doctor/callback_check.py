@@ -13,13 +13,13 @@ from airflow_provider_qwenimage.airflow_versions import HAS_PLUGIN_PAGES
 from airflow_provider_qwenimage.cli.doctor.asking import Answered, ask
 from airflow_provider_qwenimage.cli.doctor.findings import FAILED, OK, SKIPPED, WARNING, Finding
 from airflow_provider_qwenimage.client.diagnosis import describe
-from airflow_provider_qwenimage.configuration import callback_base_url, text_option
-from airflow_provider_qwenimage.rules.callbacks import callback_url, new_secret
+from airflow_provider_qwenimage.configuration import callback_base_url, is_set
+from airflow_provider_qwenimage.rules.callbacks import NO_TASK, callback_url, new_secret
 from airflow_provider_qwenimage.text.urls import public_url
 
 _OPTION = "callback_base_url"
 _NOT_FOUND, _TOO_MANY, _BUSY = 404, 429, 503
-# The gallery of an API server without the option answers in the same way, but with headers for its pages.
+# An API server without the option answers with the gallery, whose answers have headers for its pages.
 _HEADER_OF_THE_GALLERY = "X-Frame-Options"
 
 
@@ -27,7 +27,7 @@ def check_callbacks() -> Finding:
     """Check that a callback for a task that does not exist gets the answer of this package."""
     if not HAS_PLUGIN_PAGES:
         return Finding(SKIPPED, f"Airflow {airflow_version} takes no callbacks of the API; they need Airflow 3.1.")
-    if not text_option(_OPTION):
+    if not is_set(_OPTION):
         return Finding(SKIPPED, f"The option [qwenimage] {_OPTION} is not set: deferred tasks poll.")
     base_url = callback_base_url()
     if base_url is None:
@@ -43,8 +43,8 @@ def check_callbacks() -> Finding:
         return Finding(
             WARNING,
             f"{shown} has a TLS certificate that is not trusted here: {describe(error)} If the API does not trust it "
-            "either, callbacks do not arrive and tasks poll every 30 s. Give the server, or the proxy in front of it, a "
-            "certificate of a public authority for this name, with its chain.",
+            "either, callbacks do not arrive and tasks poll every 30 s. Give the server, or the proxy in front of it, "
+            "a certificate of a public authority for this name, with its chain.",
         )
     except (OSError, http.client.HTTPException) as error:
         return Finding(
@@ -56,15 +56,15 @@ def check_callbacks() -> Finding:
 
 
 def _judge(shown: str, answer: Answered) -> Finding:
-    if _is_ours(answer):
+    if answer.status == _NOT_FOUND and _detail(answer) == NO_TASK:
         return Finding(OK, f"The API server takes callbacks at {shown}, as seen from here.")
-    if _is_json(answer) and answer.status in (_TOO_MANY, _BUSY):
+    if answer.status in (_TOO_MANY, _BUSY) and _detail(answer) is not None:
         return Finding(
             WARNING,
             f"{shown} answered HTTP {answer.status} to a callback, so it is busy, or cannot read Airflow's database. "
             "Read the log of the API server, and try again.",
         )
-    if _is_json(answer) and answer.status == _NOT_FOUND:
+    if answer.status == _NOT_FOUND and _detail(answer) is not None and _HEADER_OF_THE_GALLERY in answer.headers:
         return Finding(
             FAILED,
             f"The API server at {shown} has this package but takes no callbacks. Set [qwenimage] {_OPTION} for the "
@@ -79,14 +79,10 @@ def _judge(shown: str, answer: Answered) -> Finding:
     )
 
 
-def _is_ours(answer: Answered) -> bool:
-    return answer.status == _NOT_FOUND and _is_json(answer) and answer.headers.get(_HEADER_OF_THE_GALLERY) is None
-
-
-def _is_json(answer: Answered) -> bool:
-    """Whether the body is the JSON object with which this package, and Airflow, describe an error."""
+def _detail(answer: Answered) -> object:
+    """Return what the JSON object says with which this package, and Airflow, describe an error; None if it is none."""
     try:
         body = json.loads(answer.body)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(body, dict) and set(body) == {"detail"}
+        return None
+    return body["detail"] if isinstance(body, dict) and set(body) == {"detail"} else None
