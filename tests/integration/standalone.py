@@ -92,6 +92,8 @@ class StandaloneAirflow:
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             # A supervisor notices a change of its task this soon; a trigger needs 3 seconds more.
             "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+            # On a busy machine, a worker whose request takes 5 seconds would fail its task before it begins.
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
             **({"AIRFLOW__QWENIMAGE__CALLBACK_BASE_URL": self.url} if is_called_back else {}),
             **(settings or {}),
         }
@@ -203,6 +205,9 @@ class StandaloneAirflow:
     def mark_failed(self, dag_id: str, run_id: str, task_id: str) -> None:
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
         self._call("PATCH", path, {"new_state": "failed"})
+
+    def mark_run_succeeded(self, dag_id: str, run_id: str) -> None:
+        self._call("PATCH", f"dags/{dag_id}/dagRuns/{run_id}", {"state": "success"})
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         return str(self._call("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"])
