@@ -37,6 +37,12 @@ TASK = {"dag_id": "d", "run_id": "r", "task_id": "choose", "map_index": -1}
         (["1"], {"numbers": " "}, [1]),
         (["1"], {"numbers": "70"}, [70]),
         (["1"], {"numbers": " 3, 70 ;5\n"}, [3, 5, 70]),
+        # In full width: 3, 70, 5 10; 2
+        (
+            ["1"],
+            {"numbers": "\u3000\uff13\uff0c\uff17\uff10\u3001\uff15\u3000\uff11\uff10\uff1b\uff12 "},
+            [2, 3, 5, 10, 70],
+        ),
         (["1"], {"numbers": [4, "5"]}, [4, 5]),
         (["1"], {"numbers": 7}, [7]),
         (["2"], {"another": "field"}, [2]),

@@ -39,6 +39,10 @@ MOST_OPTIONS = 50
 MOST_VERDICTS = 20
 MOST_PROMPT_CHARACTERS = 200
 
+# Chinese and Japanese keyboards write digits, commas and spaces of their own.
+_FULL_WIDTH = str.maketrans(
+    {0xFF10 + digit: str(digit) for digit in range(10)} | dict.fromkeys((0xFF0C, 0xFF1B, 0x3001, 0x3000), ",")
+)
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 # Longer than the numbers of all candidates.
 _MOST_ANSWER_CHARACTERS = 10_000
@@ -193,7 +197,7 @@ def _numbers_of(value: object) -> list[int]:
     if isinstance(value, str):
         if len(value) > _MOST_ANSWER_CHARACTERS:
             raise UnfitAnswerError(f"The answer has {len(value)} characters; write the numbers of candidates.")
-        parts: Iterable[Any] = re.split(r"[\s,;]+", value.strip(" \t\r\n,;"))
+        parts: Iterable[Any] = re.split(r"[\s,;]+", value.translate(_FULL_WIDTH).strip(" \t\r\n,;"))
     elif isinstance(value, list | tuple):
         if len(value) > _MOST_ANSWER_CHARACTERS:
             raise UnfitAnswerError(f"The answer has {len(value)} entries; choose among the candidates.")
