@@ -19,6 +19,7 @@ from airflow_provider_qwenimage.rules.choices import (
     options_of,
     read_answer,
     read_defaults,
+    unreadable_form,
     user_of,
     with_entry,
 )
@@ -56,6 +57,16 @@ def test_numbers_in_the_form_replace_the_options(options: Any, form: Any, number
 def test_an_answer_without_numbers_is_refused(written: Any) -> None:
     with pytest.raises(UnfitAnswerError):
         read_answer(["1"], {"numbers": written})
+
+
+def test_a_form_that_airflow_refused_is_named_in_one_short_line() -> None:
+    refused = unreadable_form(
+        f"Invalid input for param numbers: 3 is not of type 'string'\n\nOn instance:\0{'3' * 9999}"
+    )
+    assert str(refused) == (
+        "The form could not be read (Invalid input for param numbers: 3 is not of type 'string' On instance:"
+        "\N{REPLACEMENT CHARACTER}3333333333333333333333333333…); write numbers as a text, such as 3, 7."
+    )
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text() | st.floats(), st.lists))

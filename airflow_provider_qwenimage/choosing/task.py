@@ -27,6 +27,7 @@ from airflow_provider_qwenimage.rules.choices import (
     digest_text,
     new_verdict,
     read_answer,
+    unreadable_form,
     user_of,
 )
 from airflow_provider_qwenimage.rules.made_by import description_of, instance_of, iteration_of, writer_of
@@ -227,7 +228,7 @@ class Choosing:
 def _read(answer: Mapping[str, Any], question: Question, count: int) -> list[int]:
     """Return the numbers of an answer that fits."""
     if "error" in answer:
-        raise UnfitAnswerError(f"The form could not be read: {answer['error']}")
+        raise unreadable_form(answer["error"])
     numbers = read_answer(answer.get("chosen_options"), answer.get("params_input"))
     question.check(numbers, count)
     return numbers

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from airflow_provider_qwenimage.contract import TaskStatus
-from airflow_provider_qwenimage.text.messages import shorten, shown
+from airflow_provider_qwenimage.text.messages import printable, shorten, shown
 from airflow_provider_qwenimage.text.storable import storable_text
 
 # The keys of the XComs of a task that chooses: what can be chosen, how it asks, and what was chosen.
@@ -47,6 +47,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 # Longer than the numbers of all candidates.
 _MOST_ANSWER_CHARACTERS = 10_000
 _MOST_NAMED = 10
+_MOST_REASON_CHARACTERS = 100
 
 
 class UnfitAnswerError(ValueError):
@@ -191,6 +192,12 @@ def read_answer(chosen_options: object, params_input: object) -> list[int]:
     if written is not None and (not isinstance(written, str) or written.strip()):
         return _numbers_of(written)
     return _numbers_of(chosen_options)
+
+
+def unreadable_form(error: object) -> UnfitAnswerError:
+    """Return the error for an answer whose form Airflow refused, which it does with many lines about its schema."""
+    reason = shorten(printable(str(error)), _MOST_REASON_CHARACTERS)
+    return UnfitAnswerError(f"The form could not be read ({reason}); write numbers as a text, such as 3, 7.")
 
 
 def _numbers_of(value: object) -> list[int]:
