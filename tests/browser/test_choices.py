@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from playwright.sync_api import expect
@@ -17,7 +18,16 @@ PICTURES = "[...document.images].filter(image => image.src.includes('/candidates
 EXAMPLE = "qwenimage_choose"
 
 
+ENDED = "This task no longer waits for a choice, so yours was not sent."
 CHANGED = "The question has changed. Look at the candidates again, and choose."
+
+
+def change_task(changes: dict[str, Any], route: Any) -> None:
+    """Change what Airflow says of the task instance that asks."""
+    answer = route.fetch()
+    question = answer.json()
+    question["task_instance"] |= changes
+    route.fulfill(response=answer, json=question)
 
 
 def asked(world: World, dag_id: str, task_id: str, *map_indexes: int) -> str:
@@ -162,17 +172,12 @@ def test_a_choice_outlives_its_page_and_is_sent_only_for_candidates_that_were_se
     expect(problem).to_have_text("Airflow responded with HTTP 503. Your choice was not sent.")
     page.unroute("**/data?*")
 
-    # The task has been cleared since the list was read.
-    def next_try(route: Any) -> None:
-        answer = route.fetch()
-        question = answer.json()
-        question["task_instance"]["try_number"] += 1
-        route.fulfill(response=answer, json=question)
-
-    page.route("**/hitlDetails", next_try)
-    send.click()
-    expect(problem).to_have_text(CHANGED)
-    page.unroute("**/hitlDetails")
+    # The task has been cleared since the list was read, and has not asked again, or has.
+    for changes, words in (({"state": "scheduled"}, ENDED), ({"try_number": 2}, CHANGED)):
+        page.route("**/hitlDetails", partial(change_task, changes))
+        send.click()
+        expect(problem).to_have_text(words)
+        page.unroute("**/hitlDetails")
     assert set(methods) == {"GET"}
 
     page.reload()

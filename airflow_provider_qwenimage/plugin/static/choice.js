@@ -188,6 +188,9 @@ export class Choice {
   }
 }
 
+// Airflow takes answers to the question of a cleared task too, and then loses them.
+const WAITING = ["awaiting_input", "deferred"];
+
 // Sends an answer; returns why it was not taken, or null.
 async function answer({ answer_url: address, try_number: tryNumber }, numbers) {
   const question = await fetch(address, { headers: { Accept: "application/json" } });
@@ -196,6 +199,7 @@ async function answer({ answer_url: address, try_number: tryNumber }, numbers) {
   // The task was cleared after the list was read.
   if (asking.try_number !== tryNumber) return CHANGED;
   if (isAnswered) return REASONS[409];
+  if (!WAITING.includes(asking.state)) return REASONS[404];
   const reply = await fetch(address, {
     method: "PATCH",
     headers: { Accept: "application/json", "Content-Type": "application/json" },

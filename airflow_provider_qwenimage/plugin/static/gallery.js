@@ -90,9 +90,10 @@ function airflowLink(href, text) {
 
 const taskLink = (item, text) => airflowLink(item.task_url, text);
 
+const mappedName = (item) => (item.map_index >= 0 ? `${item.task_id}[${item.map_index}]` : item.task_id);
+
 function taskName(item) {
-  const name = item.map_index < 0 ? item.task_id : `${item.task_id}[${item.map_index}]`;
-  return item.iteration === null ? name : `${name}, iteration ${item.iteration}`;
+  return item.iteration === null ? mappedName(item) : `${mappedName(item)}, iteration ${item.iteration}`;
 }
 const stateName = (item) => STATES[item.state] ?? STATUSES[item.status];
 const credits = (count) => `${number.format(count)} ${count === 1 ? "credit" : "credits"}`;
@@ -605,7 +606,7 @@ function verdictFacts(sidecar) {
   return Object.fromEntries(
     verdicts.map((each, index) => {
       const by = each.by?.name ? `by ${each.by.name}` : each.timed_out ? "nobody answered in time" : null;
-      const where = each.task ? `in ${[each.task.dag_id, each.task.run_id, each.task.task_id].filter(Boolean).join(", ")}` : null;
+      const where = each.task ? `in ${[each.task.dag_id, each.task.run_id, mappedName(each.task)].filter(Boolean).join(", ")}` : null;
       const text = [each.chosen ? "Chosen" : "Not chosen", by, moment(each.at), where].filter(Boolean).join(", ");
       return [verdicts.length > 1 ? `Verdict ${index + 1}` : "Verdict", text];
     }),
@@ -616,7 +617,7 @@ function showFacts(item, sidecar) {
   const facts = {
     Status: stateName(item),
     Label: item.label,
-    Choice: item.mark ? `${markName(item.mark)}${item.is_candidate ? "" : ` (${item.mark.task_id})`}` : null,
+    Choice: item.mark ? `${markName(item.mark)}${item.is_candidate ? "" : ` (${mappedName(item.mark)})`}` : null,
     ...verdictFacts(sidecar),
     Error: item.error ? `${item.error}: ${item.message ?? ""}` : null,
     Size: item.size?.replace("*", " × "),
