@@ -106,6 +106,7 @@ OLDEST_AND_NEWEST = (
     # Storage: Airflow 2.11, 3.0 and 3.1 come with universal-pathlib 0.2, later ones with 0.3.
     "object_storage",
     "test_candidates.py",
+    "test_changed_files.py",
     "test_created_files.py",
     "test_files_in_the_way.py",
     "test_images.py",
