@@ -80,7 +80,9 @@ def test_a_url_is_shown_without_credentials(url: str, shown: str) -> None:
     assert displayed_url(url) == shown
 
 
-@pytest.mark.parametrize("text", ["\\", "/", "//@", ":", "a@", "//a?", "\\/", "//user:pass", "?"])
+@pytest.mark.parametrize(
+    "text", ["\\", "/", "//@", ":", "a@", "//a?", "\\/", "//user:pass", "?", "&amp;", "&#0", "%25", "&#x2F;", "\\u"]
+)
 def test_a_long_text_is_read_at_once(text: str) -> None:
     # It would take minutes if the time grew with more than the length.
     long = text * (1_000_000 // len(text))
@@ -96,10 +98,22 @@ def test_any_text_can_be_shown(text: str) -> None:
     displayed_url(text)
 
 
-@pytest.mark.parametrize(
+of_every_slash = pytest.mark.parametrize(
     "slash",
     ["/", "\\/", "\\\\/", "\\u002f", "\\\\u002F", "%2F", "%2f", "%252F", "&#x2F;", "&#47;", "&amp;#x2f;", "&sol;"],
 )
+
+
+@of_every_slash
+@pytest.mark.parametrize("mark", ["?", "#", "%3F", "%23", "%253f", "\\u003F", "&#63;", "&#x3f;", "&amp;quest;"])
+def test_an_escaped_url_in_a_text_is_shown_without_credentials_and_query(mark: str, slash: str) -> None:
+    url = "https://user:Secret@cdn.example/images/a.png".replace("/", slash)
+    assert without_access(f"cannot read {url}{mark}Signature=Secret again") == (
+        f"cannot read {url.replace('user:Secret@', '')} again"
+    )
+
+
+@of_every_slash
 def test_the_secret_of_a_callback_url_is_not_shown(slash: str) -> None:
     secret, instance = "S3cret_-" * 5, "019344f4-2a6e-7c11-b7fb-0123456789ab"
     url = f"https://airflow.example/base/qwenimage/callback/{instance}/".replace("/", slash)

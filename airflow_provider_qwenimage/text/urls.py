@@ -6,10 +6,16 @@ import re
 from typing import TypeGuard
 from urllib.parse import urlsplit
 
-# The scheme's slashes, plain or escaped for JSON, and the rest of the URL.
-_URL_IN_TEXT = re.compile(r"(\\{0,16}/\\{0,16}/)([^\s\"'<>]*)")
-# The end of a callback URL of this package is a secret. A slash may be escaped for JSON, for a URL or for HTML.
+# A slash, plain or escaped for JSON, for a URL or for HTML.
 _SLASH = r"(?:\\{0,16}/|\\{1,16}u002[Ff]|%(?:25){0,8}2[Ff]|&(?:amp;){0,8}(?:#0{0,8}47|#[xX]0{0,8}2[Ff]|sol);?)"
+# The scheme's slashes, and the rest of the URL.
+_URL_IN_TEXT = re.compile(rf"({_SLASH}{_SLASH})([^\s\"'<>]*)")
+# Where the query or fragment of a URL in a text begins. Its slashes may have a number sign.
+_QUERY_IN_TEXT = re.compile(
+    r"\?|\\u003[Ff]|%(?:25){0,8}(?:3[Ff]|23)|&(?:amp;){0,8}(?:#0{0,8}63|#[xX]0{0,8}3[Ff]|quest)"
+    r"|#(?!0{0,8}47|[xX]0{0,8}2[Ff])"
+)
+# The end of a callback URL of this package is a secret.
 _CALLBACK = re.compile(rf"({_SLASH}qwenimage{_SLASH}callback{_SLASH}[0-9A-Fa-f-]{{1,64}}{_SLASH})[\w-]+", re.ASCII)
 _QUERY_OR_FRAGMENT = re.compile("[?#]")
 # What follows the first colon is a port if it is a number, and otherwise a password.
@@ -37,7 +43,11 @@ def public_url(url: str) -> str:
 def without_access(text: str) -> str:
     """Return a text with `public_url` applied to each URL in it, and without the secrets of callback URLs."""
     without_secrets = _CALLBACK.sub(r"\1***", text)
-    return _URL_IN_TEXT.sub(lambda url: url[1] + public_url(f"//{url[2]}")[2:], without_secrets)
+    return _URL_IN_TEXT.sub(lambda url: f"{url[1]}{_public_in_text(url[2])}", without_secrets)
+
+
+def _public_in_text(rest: str) -> str:
+    return _USER.sub(r"\1", f"//{_QUERY_IN_TEXT.split(rest, maxsplit=1)[0]}", count=1)[2:]
 
 
 def without_user(url: str) -> str:
