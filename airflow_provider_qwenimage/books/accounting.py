@@ -37,6 +37,7 @@ from airflow_provider_qwenimage.rules.budgets import (
 # SQLite allows 999 parameters in its older versions.
 MOST_IDS = 500
 _LAST_PRICES = 3
+_SPEND_TRIES = 5
 _COLUMNS = (
     SUBMISSIONS.c.submission_id,
     SUBMISSIONS.c.account,
@@ -86,12 +87,7 @@ def reserve(connection: Any, reservations: Sequence[Reservation], budgets: Budge
     price = max(row["credits_reserved"] for row in rows)
     limits = {period: budgets.limit_of(period) for period in periods_of(now)}
     for period, limit in limits.items():
-        if _count(connection, account, period.key, amount, limit):
-            continue
-        before = _used(connection, account, [period.key]).get(period.key)
-        if before is None or limit is None:
-            raise PeriodMissingError
-        raise RefusedError(Refusal(period, limit, before, price))
+        _spend(connection, account, period, amount, limit, price)
     limited = {period: limit for period, limit in limits.items() if limit is not None}
     used = _used(connection, account, [period.key for period in limited]) if limited else {}
     return [
@@ -99,6 +95,18 @@ def reserve(connection: Any, reservations: Sequence[Reservation], budgets: Budge
         for period, limit in limited.items()
         if is_nearly_spent(limit, used[period.key] - amount, used[period.key])
     ]
+
+
+def _spend(connection: Any, account: str, period: Period, amount: float, limit: float | None, price: float) -> None:
+    for tries_left in reversed(range(_SPEND_TRIES)):
+        if _count(connection, account, period.key, amount, limit):
+            return
+        before = _used(connection, account, [period.key]).get(period.key)
+        if before is None or limit is None:
+            raise PeriodMissingError
+        # Since the statement before, another process may have begun the period, or given credits back.
+        if before + amount > limit + TOLERANCE or not tries_left:
+            raise RefusedError(Refusal(period, limit, before, price))
 
 
 def _count(connection: Any, account: str, period: str, amount: float, limit: float | None) -> bool:

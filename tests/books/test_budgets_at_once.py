@@ -5,11 +5,16 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
 
 from airflow_provider_qwenimage.books import accounting
-from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change
+from airflow_provider_qwenimage.books.database import BooksDatabase
+from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, Reservation
 from airflow_provider_qwenimage.rules.budgets import Budgets
-from tests.books.databases import counted_in, deadlocks_in, rows_in, used_in
+from tests.books.databases import counted_in, deadlocks_in, on_servers, rows_in, used_in
 from tests.books.keepers import Work, at_once
 from tests.books.writing import EVENING, WrittenBooks
 from tests.databases.server import Database
@@ -35,6 +40,35 @@ def test_an_end_that_several_report_at_once_is_counted_once(database: Database) 
     with ThreadPoolExecutor(reporters) as pool:
         list(pool.map(settle, map(float, range(6, 6 + reporters))))
     assert used_in(database) == counted_in(database)
+
+
+@on_servers
+@pytest.mark.parametrize("budgets", [Budgets(), Budgets(per_day=10), Budgets(per_month=10)])
+def test_a_period_that_another_process_begins_at_the_same_moment_refuses_nothing(
+    database: Database, budgets: Budgets
+) -> None:
+    engine = sa.create_engine(database.url, poolclass=sa.pool.QueuePool)
+    begun: list[str] = []
+
+    @sa.event.listens_for(engine, "after_cursor_execute")
+    def begin_periods(_: Any, cursor: Any, statement: str, *_rest: object) -> None:
+        if statement.startswith("UPDATE") and cursor.rowcount == 0 and not begun:
+            begun.append(statement)
+            with WrittenBooks.at(database.url) as others:
+                others.submit()
+
+    books = WrittenBooks(BooksDatabase("books", engine))
+    reservation = Reservation(submission_id="mine", account="qwen", credits=5, fingerprint="f")
+    try:
+        books.do(accounting.reserve, [reservation], budgets, EVENING)
+    except accounting.PeriodMissingError:
+        # As the keeper does.
+        books.do(accounting.add_periods, "qwen", EVENING)
+        books.do(accounting.reserve, [reservation], budgets, EVENING)
+    books.database.close()
+
+    assert begun
+    assert set(used_in(database).values()) == {10}
 
 
 def test_processes_reserve_exactly_what_the_budget_allows_and_one_reports_that_it_is_nearly_spent(
