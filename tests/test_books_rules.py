@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_qwenimage.rules.book_rows import BookRow, BookStatus, Change
-from airflow_provider_qwenimage.rules.budgets import Refusal, is_nearly_spent, periods_of
+from airflow_provider_qwenimage.rules.budgets import Refusal, budget_error, is_nearly_spent, nearly_spent, periods_of
+from airflow_provider_qwenimage.text.messages import shown_credits
 
 NOON = datetime.fromisoformat("2026-11-27T12:00")
 ZONES = st.none() | st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
@@ -117,3 +119,21 @@ def test_a_row_counts_what_is_known_and_never_less_than_nothing(changes: list[Ch
 def test_two_changes_that_are_queued_end_as_one_after_the_other(first: Change, second: Change) -> None:
     row = new_row()
     assert row.changed(second.after(first)) == row.changed(first).changed(second)
+
+
+def test_large_amounts_are_shown_with_all_of_their_digits() -> None:
+    day, _ = periods_of(NOON)
+    refusal = Refusal(day, limit=12_345_678.0, used=12_345_677.4, price=5.25)
+    assert (
+        "has 0.6 credits left of its credits_per_day = 12345678 for 2026-11-27 (UTC), and an image costs 5.25. Nothing "
+        "was submitted. Spent or reserved by: foxes 12345672.4, cats 5."
+    ) in str(budget_error("qwen", refusal, [("foxes", 12_345_672.4), ("cats", 5.0)], NOON.replace(tzinfo=UTC)))
+    assert nearly_spent("qwen", refusal).startswith("12345677.4 of the 12345678 credits")
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0, "0"), (5, "5"), (5.0, "5"), (0.1 + 0.2, "0.3"), (1e6, "1000000"), (999_999.999999, "999999.999999")],
+)
+def test_an_amount_of_credits_is_shown_as_a_decimal_number(amount: float, text: str) -> None:
+    assert shown_credits(amount) == text

@@ -25,6 +25,7 @@ from airflow_provider_qwenimage.tasks.drawing import EFFORT, answer_seconds
 from airflow_provider_qwenimage.tasks.failures import logging_errors, reporting_failures
 from airflow_provider_qwenimage.tasks.lineage import MAX_TASK_IDS
 from airflow_provider_qwenimage.tasks.opening import mark_of, warn_about_other_hosts
+from airflow_provider_qwenimage.text.messages import shown_credits
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -144,7 +145,7 @@ class BatchTask:
             progress["failed"],
             progress["in_flight"],
             progress["consumed_credits"],
-            f" and {progress['at_risk']:g} at risk" if progress["at_risk"] else "",
+            f" and {shown_credits(progress['at_risk'])} at risk" if progress["at_risk"] else "",
             progress["images_per_second"],
             f", about {seconds_left:.0f} s left" if seconds_left else "",
         )

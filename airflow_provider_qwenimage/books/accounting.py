@@ -87,26 +87,31 @@ def reserve(connection: Any, reservations: Sequence[Reservation], budgets: Budge
     price = max(row["credits_reserved"] for row in rows)
     limits = {period: budgets.limit_of(period) for period in periods_of(now)}
     for period, limit in limits.items():
-        _spend(connection, account, period, amount, limit, price)
+        used = _spend(connection, account, period.key, amount, limit)
+        if used is not None and limit is not None:
+            raise RefusedError(Refusal(period, limit, used, price))
     limited = {period: limit for period, limit in limits.items() if limit is not None}
-    used = _used(connection, account, [period.key for period in limited]) if limited else {}
+    now_used = _used(connection, account, [period.key for period in limited]) if limited else {}
     return [
-        BudgetState(period, limit, used[period.key])
+        BudgetState(period, limit, now_used[period.key])
         for period, limit in limited.items()
-        if is_nearly_spent(limit, used[period.key] - amount, used[period.key])
+        if is_nearly_spent(limit, now_used[period.key] - amount, now_used[period.key])
     ]
 
 
-def _spend(connection: Any, account: str, period: Period, amount: float, limit: float | None, price: float) -> None:
-    for tries_left in reversed(range(_SPEND_TRIES)):
-        if _count(connection, account, period.key, amount, limit):
-            return
-        before = _used(connection, account, [period.key]).get(period.key)
-        if before is None or limit is None:
+def _spend(connection: Any, account: str, period: str, amount: float, limit: float | None) -> float | None:
+    """Count credits against a budget; if there is no room for them, return what counts already."""
+    used = None
+    for _ in range(_SPEND_TRIES):
+        if _count(connection, account, period, amount, limit):
+            return None
+        used = _used(connection, account, [period]).get(period)
+        if used is None or limit is None:
             raise PeriodMissingError
-        # Since the statement before, another process may have begun the period, or given credits back.
-        if before + amount > limit + TOLERANCE or not tries_left:
-            raise RefusedError(Refusal(period, limit, before, price))
+        # Otherwise another process has begun the period, or given credits back, since the statement before.
+        if used + amount > limit + TOLERANCE:
+            break
+    return used
 
 
 def _count(connection: Any, account: str, period: str, amount: float, limit: float | None) -> bool:

@@ -18,7 +18,7 @@ from airflow_provider_qwenimage.exceptions import (
     is_permanent,
 )
 from airflow_provider_qwenimage.rules.batch_rows import NAMED_ROWS, RowNumbers
-from airflow_provider_qwenimage.text.messages import printable, shorten
+from airflow_provider_qwenimage.text.messages import printable, shorten, shown_credits
 
 _BRIEF_CHARACTERS = 500
 
@@ -170,8 +170,8 @@ class Ending:
         return f"First error: {sentence(first)}" if first and not is_said else ""
 
     def _cost(self) -> str:
-        more = f", and up to {self.at_risk:g} more may have been charged" if self.at_risk else ""
-        return f"The batch cost {self.spent:g} credits{more}."
+        more = f", and up to {shown_credits(self.at_risk)} more may have been charged" if self.at_risk else ""
+        return f"The batch cost {shown_credits(self.spent)} credits{more}."
 
     def _advice(self) -> str:
         if self.unrecorded:
@@ -204,7 +204,7 @@ class Ending:
         if compare:
             return compare
         if self.max_credits is not None and self.price > self.max_credits:
-            return [f"raise max_credits to {self.price:g} at least"]
+            return [f"raise max_credits to {shown_credits(self.price)} at least"]
         return []
 
     @property
@@ -240,7 +240,9 @@ class Ending:
         ):
             if rows:
                 unit = "" if steps else " credits"
-                steps.append(f"{rows} {'is' if len(rows) == 1 else 'are'} {verb} ({price * len(rows):g}{unit})")
+                steps.append(
+                    f"{rows} {'is' if len(rows) == 1 else 'are'} {verb} ({shown_credits(price * len(rows))}{unit})"
+                )
         return ", ".join(steps)
 
 

@@ -18,6 +18,7 @@ from airflow_provider_qwenimage.exceptions import (
 from airflow_provider_qwenimage.rules.batch_endings import Ending, Missing, brief, why_missing
 from airflow_provider_qwenimage.rules.batch_rows import RowNumbers, RowStatus
 from airflow_provider_qwenimage.rules.prices import assumed_price, described_price, is_within
+from airflow_provider_qwenimage.text.messages import shown_credits
 
 _STATUSES = {Missing.UNKNOWN: RowStatus.UNKNOWN, Missing.UNFINISHED: RowStatus.UNFINISHED}
 
@@ -118,7 +119,8 @@ class BatchTotals:
             return None
         least = " (each image counts as the documented price at least)" if self._counted > self.spent else ""
         return (
-            f"max_credits is {limit:g}, {counted:g} are spent{least}, and an image costs {described_price(self.price)}"
+            f"max_credits is {shown_credits(limit)}, {shown_credits(counted)} are spent{least}, and an image costs "
+            f"{described_price(self.price)}"
         )
 
     @property

@@ -16,7 +16,7 @@ from airflow_provider_qwenimage.rules.connection_extra import (
     positive_number,
 )
 from airflow_provider_qwenimage.rules.prices import assumed_price, described_price
-from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten
+from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten, shown_credits
 
 # A budget that is spent to this share is reported once, so that somebody can react before it is spent.
 WARNING_SHARE = 0.8
@@ -162,8 +162,8 @@ def is_nearly_spent(limit: float, before: float, after: float) -> bool:
 def nearly_spent(account: str, state: BudgetState) -> str:
     """Return the log line about a budget that is nearly spent."""
     return (
-        f"{state.used:g} of the {state.limit:g} credits that {state.period.option} of connection {_shown(account)} "
-        f"allows for {state.period.key} (UTC) are spent or reserved."
+        f"{shown_credits(state.used)} of the {shown_credits(state.limit)} credits that {state.period.option} of "
+        f"connection {_shown(account)} allows for {state.period.key} (UTC) are spent or reserved."
     )
 
 
@@ -182,19 +182,20 @@ def budget_error(
     lowest = assumed_price(None)
     if refusal.limit + TOLERANCE < lowest:
         too_low = QwenImageBudgetError(
-            f"Connection {_shown(account)} has {period.option} = {refusal.limit:g}, and an image costs "
+            f"Connection {_shown(account)} has {period.option} = {shown_credits(refusal.limit)}, and an image costs "
             f"{described_price(lowest)}. Nothing was submitted.",
-            advice=f"Raise {period.option} in the connection's extra to {lowest:g} at least.",
+            advice=f"Raise {period.option} in the connection's extra to {shown_credits(lowest)} at least.",
             left=refusal.left,
         )
         # It will never have room for an image.
         too_low.permanent = True
         return too_low
     seconds = max(1.0, (period.ends - now.astimezone(UTC)).total_seconds())
-    by = ", ".join(f"{shorten(printable(dag_id)) or 'no DAG'} {amount:g}" for dag_id, amount in spenders)
+    by = ", ".join(f"{shorten(printable(dag_id)) or 'no DAG'} {shown_credits(amount)}" for dag_id, amount in spenders)
     return QwenImageBudgetError(
-        f"Connection {_shown(account)} has {refusal.left:g} credits left of its {period.option} = {refusal.limit:g} "
-        f"for {period.key} (UTC), and an image costs {refusal.price:g}. Nothing was submitted."
+        f"Connection {_shown(account)} has {shown_credits(refusal.left)} credits left of its {period.option} = "
+        f"{shown_credits(refusal.limit)} for {period.key} (UTC), and an image costs {shown_credits(refusal.price)}. "
+        "Nothing was submitted."
         f"{f' Spent or reserved by: {by}.' if by else ''}",
         advice=(
             f"The budget resets at {period.ends:%Y-%m-%d %H:%M} UTC, in {_duration(seconds)}: a retry after that "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from airflow_provider_qwenimage.contract import CREDITS_PER_IMAGE
+from airflow_provider_qwenimage.text.messages import shown_credits
 
 
 def assumed_price(charged: float | None) -> float:
@@ -30,4 +31,6 @@ def is_within(limit: float | None, counted: float, price: float, images: int = 1
 
 def described_price(price: float) -> str:
     """Return an assumed price for a message, with its source."""
-    return f"{price:g} credits ({'as documented' if price == CREDITS_PER_IMAGE else 'as was last charged'})"
+    return (
+        f"{shown_credits(price)} credits ({'as documented' if price == CREDITS_PER_IMAGE else 'as was last charged'})"
+    )

@@ -19,7 +19,7 @@ from airflow_provider_qwenimage.exceptions import (
     QwenImageTaskFailedError,
 )
 from airflow_provider_qwenimage.rules.task_ids import MAX_TASK_ID_CHARACTERS, is_usable, printable_id
-from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten
+from airflow_provider_qwenimage.text.messages import printable, safe_repr, shorten, shown_credits
 from airflow_provider_qwenimage.text.urls import is_http_url, without_access
 
 _MAX_CREDITS = 10**9
@@ -192,7 +192,7 @@ def _undocumented(name: str, text: str, allowed: str) -> QwenImageContractError:
 def task_failure(snapshot: TaskSnapshot) -> QwenImageTaskFailedError:
     """Return the error of a FAILED snapshot, with the API's reason and the cost."""
     reason = printable(shorten(without_access(snapshot.reason), _REASON_CHARACTERS)) or "the API gave no reason"
-    cost = "an unknown number of" if snapshot.consumed_credits is None else f"{snapshot.consumed_credits:g}"
+    cost = "an unknown number of" if snapshot.consumed_credits is None else shown_credits(snapshot.consumed_credits)
     summary = f"Image task {snapshot.task_id} failed: {reason}. It cost {cost} credits."
     # The documented text is "Content policy violation detected".
     if "policy" in snapshot.reason.lower():

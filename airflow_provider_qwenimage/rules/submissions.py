@@ -23,6 +23,7 @@ from airflow_provider_qwenimage.rules.image_identity import ImageIdentity
 from airflow_provider_qwenimage.rules.submission_facts import End, EndKind, Submission
 from airflow_provider_qwenimage.rules.task_ids import printable_id
 from airflow_provider_qwenimage.rules.tries import Try
+from airflow_provider_qwenimage.text.messages import shown_credits
 
 _YEAR_FIRST = re.compile(r"\d{4}-", re.ASCII)
 # How often a submission may be answered by a plain code 500, which the documentation says to try again.
@@ -301,7 +302,7 @@ def what_stays_paid(image_task_id: str, consumed_credits: float | None) -> str:
     """
     paid = f"{CREDITS_PER_IMAGE} credits, as documented"
     if consumed_credits is not None:
-        paid = f"{consumed_credits:g} credits, as the API last reported"
+        paid = f"{shown_credits(consumed_credits)} credits, as the API last reported"
     return (
         f"Airflow ends this wait (or moves it). Image task {printable_id(image_task_id)} goes on: the API cannot "
         f"cancel it, and it stays paid ({paid}). To get the image, clear this task, or wait for that id with a "

@@ -65,6 +65,7 @@ from airflow_provider_qwenimage.tasks.opening import (
     try_of,
     warn_about_other_hosts,
 )
+from airflow_provider_qwenimage.text.messages import shown_credits
 from airflow_provider_qwenimage.text.storable import storable
 from airflow_provider_qwenimage.triggers import event_has_books, image_task_id_of, snapshot_of
 
@@ -360,8 +361,8 @@ class Generating:
         price = assumed_price(try_in_process.charged or step.charged)
         if not is_within(limit, counted, price):
             raise ValueError(
-                f"max_credits is {limit:g}; an image costs {described_price(price)}, and this task spent "
-                f"{counted:g} before. Nothing was submitted. Raise max_credits to allow it."
+                f"max_credits is {shown_credits(limit)}; an image costs {described_price(price)}, and this task spent "
+                f"{shown_credits(counted)} before. Nothing was submitted. Raise max_credits to allow it."
             )
 
     def _follow(self, hook: QwenImageHook, submitted: Submitted) -> Any:

@@ -15,6 +15,9 @@ _UNSEEN_LETTERS = re.compile(
 )
 
 _EXCERPT_CHARACTERS = 200
+# Of an amount of credits: its decimals, and all digits that a float has right.
+_CREDIT_DECIMALS = 6
+_CREDIT_DIGITS = 15
 
 
 def shown(value: object) -> str:
@@ -86,3 +89,8 @@ def check_text(name: str, text: str) -> None:
             f"{name} is a text whose character {bad.start() + 1} cannot be sent or stored ({excerpt!a}); it must not "
             "contain NUL or lone surrogates, which are halves of characters such as emoji."
         )
+
+
+def shown_credits(amount: float) -> str:
+    """Return an amount of credits for a message: 1000000 and not 1e+06, and 0.3 also if it is a sum of floats."""
+    return f"{round(amount, _CREDIT_DECIMALS):.{_CREDIT_DIGITS}g}"

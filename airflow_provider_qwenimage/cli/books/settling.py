@@ -14,7 +14,7 @@ from airflow_provider_qwenimage.exceptions import QwenImageContractError, QwenIm
 from airflow_provider_qwenimage.rules.book_rows import BookStatus, Change, change_of, recorded_change
 from airflow_provider_qwenimage.tasks.drawing import answer_seconds
 from airflow_provider_qwenimage.tasks.folder_facts import FolderFacts, Recorded
-from airflow_provider_qwenimage.text.messages import printable, shorten
+from airflow_provider_qwenimage.text.messages import printable, shorten, shown_credits
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.books.database import BooksDatabase
@@ -243,5 +243,9 @@ def _name(row: Submission) -> str:
 def _line(row: Submission, change: Change) -> str:
     cost = ""
     if change.status in (BookStatus.DONE, BookStatus.FAILED):
-        cost = ": cost not reported" if change.credits_consumed is None else f": {change.credits_consumed:g} credits"
+        cost = (
+            ": cost not reported"
+            if change.credits_consumed is None
+            else f": {shown_credits(change.credits_consumed)} credits"
+        )
     return f"{change.status:<9} {_name(row)}{cost}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_qwenimage.cli.doctor.findings import OK, SKIPPED, WARNING, Finding
 from airflow_provider_qwenimage.rules.prices import assumed_price
+from airflow_provider_qwenimage.text.messages import shown_credits
 
 if TYPE_CHECKING:
     from airflow_provider_qwenimage.client.connection import ConnectionSettings
@@ -37,7 +38,10 @@ def check_books(settings: ConnectionSettings | None, conn_id: str) -> Finding:
                 f"user may; if not, run `airflow qwenimage books init --conn-id {conn_id}` with one who may.",
             )
         states = database.read(lambda one: budget_states(one, conn_id, budgets, datetime.now(UTC)))
-    left = ", ".join(f"{state.left:g} of {state.limit:g} credits are left of {state.period.option}" for state in states)
+    left = ", ".join(
+        f"{shown_credits(state.left)} of {shown_credits(state.limit)} credits are left of {state.period.option}"
+        for state in states
+    )
     message = f"Connection {books_conn_id!r} has books of version {version}{f'; {left}' if left else ''}."
     if any(state.left < assumed_price(None) for state in states):
         return Finding(WARNING, f"{message} Nothing more is submitted until the budget resets, or is raised.")
