@@ -107,7 +107,7 @@ class QwenImageChooseOperator(ReportsLineage, TaskArguments, HITLOperator):
         **kwargs: Any,
     ) -> None:
         _check_airflow()
-        for name in _SET_BY_THE_TASK.keys() & kwargs.keys():
+        for name in [each for each in _SET_BY_THE_TASK if each in kwargs]:
             try:
                 self.check_argument(name, kwargs.pop(name))
             except ValueError as error:

@@ -37,17 +37,17 @@ def is_http_url(value: object) -> TypeGuard[str]:
 
 def public_url(url: str) -> str:
     """Return a URL, or a text instead of one, without user, password, query and fragment."""
-    return _USER.sub(r"\1", _QUERY_OR_FRAGMENT.split(url, maxsplit=1)[0], count=1)
+    return _public(url, _QUERY_OR_FRAGMENT)
 
 
 def without_access(text: str) -> str:
     """Return a text with `public_url` applied to each URL in it, and without the secrets of callback URLs."""
     without_secrets = _CALLBACK.sub(r"\1***", text)
-    return _URL_IN_TEXT.sub(lambda url: f"{url[1]}{_public_in_text(url[2])}", without_secrets)
+    return _URL_IN_TEXT.sub(lambda url: url[1] + _public(f"//{url[2]}", _QUERY_IN_TEXT)[2:], without_secrets)
 
 
-def _public_in_text(rest: str) -> str:
-    return _USER.sub(r"\1", f"//{_QUERY_IN_TEXT.split(rest, maxsplit=1)[0]}", count=1)[2:]
+def _public(url: str, query: re.Pattern[str]) -> str:
+    return _USER.sub(r"\1", query.split(url, maxsplit=1)[0], count=1)
 
 
 def without_user(url: str) -> str:
